@@ -1,0 +1,75 @@
+"""Composable parts for self-supervised pretraining objectives of vision transformers."""
+
+from ssl_blocks import encoders
+from ssl_blocks.attention import explicit_attention
+from ssl_blocks.decoders import Decoder, SegmentDecoder
+from ssl_blocks.encoders import TimmViT, TokenEncoder
+from ssl_blocks.losses import predicted_mse
+from ssl_blocks.masks import MaskBuilder, SegmentCausalMask
+from ssl_blocks.objectives import Objective, ObjectiveModule, SegmentAutoregression
+from ssl_blocks.partitioners import (
+    BlobPartitioner,
+    SegmentPartitioner,
+    ShuffledPartitioner,
+    SquarePartitioner,
+    SubsetPartitioner,
+    TokenPartitioner,
+)
+from ssl_blocks.positions import PositionTable, sincos_table
+from ssl_blocks.routers import LastLayerRouter, LearnedSkipRouter, SkipMemoryRouter
+from ssl_blocks.serializers import OrderedSerializer, RandomSerializer, Serializer
+from ssl_blocks.targets import PixelTarget, Target
+from ssl_blocks.tokenizers import PatchTokenizer, Tokenizer
+from ssl_blocks.values import (
+    AttentionMasks,
+    Encoded,
+    Grid,
+    ObjectiveOutput,
+    Progress,
+    Segments,
+    Serialization,
+    gather_tokens,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AttentionMasks",
+    "BlobPartitioner",
+    "Decoder",
+    "Encoded",
+    "Grid",
+    "LastLayerRouter",
+    "LearnedSkipRouter",
+    "MaskBuilder",
+    "Objective",
+    "ObjectiveModule",
+    "ObjectiveOutput",
+    "OrderedSerializer",
+    "PatchTokenizer",
+    "PixelTarget",
+    "PositionTable",
+    "Progress",
+    "RandomSerializer",
+    "SegmentAutoregression",
+    "SegmentCausalMask",
+    "SegmentDecoder",
+    "SegmentPartitioner",
+    "Segments",
+    "Serialization",
+    "Serializer",
+    "ShuffledPartitioner",
+    "SkipMemoryRouter",
+    "SquarePartitioner",
+    "SubsetPartitioner",
+    "Target",
+    "TimmViT",
+    "TokenEncoder",
+    "TokenPartitioner",
+    "Tokenizer",
+    "encoders",
+    "explicit_attention",
+    "gather_tokens",
+    "predicted_mse",
+    "sincos_table",
+]

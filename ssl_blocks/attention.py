@@ -1,0 +1,108 @@
+"""The one seam for attention: the same result by the kernel that is fastest here.
+
+Blocks call ``torch.nn.functional.scaled_dot_product_attention`` and never learn of this. On CPU, 16-bit inputs
+are better served by matmul, softmax, matmul (measured in docs/results.md); all else stays with torch.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+_SIXTEEN_BIT = (torch.bfloat16, torch.float16)
+_UNSUPPORTED = ("is_causal", "enable_gqa")
+
+
+def explicit_attention(
+    query: Float[Tensor, "b h q d"],
+    key: Float[Tensor, "b h k d"],
+    value: Float[Tensor, "b h k e"],
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    scale: float | None = None,
+) -> Float[Tensor, "b h q e"]:
+    """Compute attention in plain operations, which keep nothing but the probabilities for the backward pass.
+
+    Args:
+        query: ``[B, H, Q, d]``.
+        key: ``[B, H, K, d]``.
+        value: ``[B, H, K, e]``.
+        attn_mask: bool (``True`` = may attend) or additive, broadcastable to ``[B, H, Q, K]``. A row that may
+            attend to nothing yields 0.
+        dropout_p: probability of dropping a weight.
+        scale: factor on the scores; ``None`` means ``d ** -0.5``.
+
+    Returns:
+        ``[B, H, Q, e]``.
+    """
+    scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-2, -1)
+    empty = None
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask, empty = split_empty_rows(attn_mask)
+        scores = scores.masked_fill(~attn_mask, float("-inf"))
+    elif attn_mask is not None:
+        scores = scores + attn_mask
+    weights = scores.softmax(dim=-1)
+    if dropout_p:
+        weights = F.dropout(weights, dropout_p)
+    out = weights @ value
+    return out if empty is None else out.masked_fill(empty, 0.0)
+
+
+def split_empty_rows(mask: Bool[Tensor, "*b q k"]) -> tuple[Bool[Tensor, "*b q k"], Bool[Tensor, "*b q 1"]]:
+    """Let rows that may attend to nothing attend to everything, and say which they were.
+
+    Softmax over nothing is NaN; the caller sets those rows to 0 afterwards.
+    """
+    empty = ~mask.any(-1, keepdim=True)
+    return mask | empty, empty
+
+
+class _ExplicitOnCpu(TorchFunctionMode):
+    """While active, 16-bit attention on CPU runs as plain operations; every call is counted."""
+
+    def __init__(self, seen: list[int]) -> None:
+        super().__init__()
+        self.seen = seen  # a list: Dynamo does not follow other state of a mode
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        self.seen.append(1)
+        if args[0].dtype not in _SIXTEEN_BIT or any(kwargs.get(name) for name in _UNSUPPORTED) or len(args) > 5:
+            return func(*args, **kwargs)
+        kept = {name: value for name, value in kwargs.items() if name not in _UNSUPPORTED}
+        return explicit_attention(*args, **kept)
+
+
+def wants_seam(x: Tensor) -> bool:
+    """Whether blocks that get ``x`` will attend in 16 bits on CPU."""
+    if x.device.type != "cpu":
+        return False
+    return x.dtype in _SIXTEEN_BIT or torch.is_autocast_enabled("cpu")
+
+
+def run_block(block: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Call ``block(x, ...)`` with the attention that suits the device, the precision and the shape.
+
+    Raises:
+        RuntimeError: if the block did not call torch's attention, so that the choice would have had no effect.
+    """
+    if not wants_seam(x):
+        return block(x, *args, **kwargs)
+    seen: list[int] = []
+    with _ExplicitOnCpu(seen):
+        out = block(x, *args, **kwargs)
+    if not seen:
+        raise RuntimeError(
+            f"{type(block).__name__} did not call torch.nn.functional.scaled_dot_product_attention: for timm models "
+            "keep fused attention on (TIMM_FUSED_ATTN must not be 0)"
+        )
+    return out

@@ -1,0 +1,26 @@
+"""Encoder adapters: any vision transformer behind one protocol."""
+
+from torch import nn
+
+from ssl_blocks.encoders.protocol import TokenEncoder
+from ssl_blocks.encoders.timm import TimmViT, timm_vit
+
+__all__ = ["TimmViT", "TokenEncoder", "timm_vit", "wrap"]
+
+
+def wrap(module: nn.Module) -> TokenEncoder:
+    """Pick the adapter that fits a model.
+
+    Args:
+        module: the model; it is not changed.
+
+    Raises:
+        TypeError: if no adapter fits, with the reason.
+        ValueError: if the model was built with options that no objective can work with.
+
+    Example:
+        >>> import timm
+        >>> type(wrap(timm.create_model("vit_tiny_patch16_224", num_classes=0))).__name__
+        'TimmViT'
+    """
+    return TimmViT(module)

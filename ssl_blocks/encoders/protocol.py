@@ -1,0 +1,63 @@
+"""What an objective asks of an encoder."""
+
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from ssl_blocks.values import Encoded, Grid
+
+
+@runtime_checkable
+class TokenEncoder(Protocol):
+    """A vision transformer seen as pixels → tokens → features, with positions and masks from outside.
+
+    Attributes:
+        module: the user's own model, unpatched; saving its ``state_dict`` is the export.
+        norm: the model's final norm.
+        dim: width of a token, ``D``.
+        depth: number of blocks.
+        grid: tokens of an image.
+        patch: height and width of a patch in pixels.
+        channels: colour channels of the images.
+        num_prefix: class and register tokens in front of the sequence, ``P``.
+    """
+
+    module: nn.Module
+    dim: int
+    depth: int
+    grid: Grid
+    patch: tuple[int, int]
+    channels: int
+    num_prefix: int
+
+    @property
+    def norm(self) -> nn.Module:
+        """The model's final norm."""
+        ...
+
+    def embed(self, x: Float[Tensor, "..."]) -> Float[Tensor, "b n d"]:
+        """Turn images ``[B, C, H, W]`` or patches ``[B, n, C, p, q]`` into tokens without positions.
+
+        Token i sees the pixels of patch i alone.
+        """
+        ...
+
+    def encode(
+        self,
+        tokens: Float[Tensor, "b n d"],
+        index: Int[Tensor, "b n"] | None,
+        mask: Bool[Tensor, "_ 1 s s"] | None = None,
+    ) -> Encoded:
+        """Run the blocks over tokens in any order and number.
+
+        Args:
+            tokens: ``[B, n, D]`` out of ``embed``.
+            index: raster position of every token, ``[B, n]``; ``None`` means no positions at all.
+            mask: ``[1|B, 1, P+n, P+n]``, ``True`` = may attend; ``None`` lets all see all.
+        """
+        ...
+
+    def features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
+        """Mean over the patch tokens of the normalised output, ``[B, D]``."""
+        ...

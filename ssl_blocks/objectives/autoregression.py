@@ -1,0 +1,141 @@
+"""Autoregression over segments: RandSAC and its relatives."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ssl_blocks.decoders import Decoder
+from ssl_blocks.encoders.protocol import TokenEncoder
+from ssl_blocks.losses import predicted_mse
+from ssl_blocks.masks import MaskBuilder, SegmentCausalMask
+from ssl_blocks.objectives.protocol import ObjectiveModule, check_tokenizer
+from ssl_blocks.partitioners import SegmentPartitioner
+from ssl_blocks.routers import SkipMemoryRouter
+from ssl_blocks.serializers import RandomSerializer, Serializer
+from ssl_blocks.targets import Target
+from ssl_blocks.tokenizers import Tokenizer
+from ssl_blocks.values import ObjectiveOutput, Serialization
+
+
+class SegmentAutoregression(ObjectiveModule):
+    """Predict each segment of an image from the segments before it, all tokens of a segment at once.
+
+    Hua et al., "Self-supervision through Random Segments with Autoregressive Coding (RandSAC)", Sec. 3. The
+    first segment enters as context only, and the last as target only. The loss is the mean squared error over
+    all predicted values of the batch.
+
+    Args:
+        encoder: any token encoder.
+        tokenizer: cuts the images into the encoder's patches.
+        partitioner: draws the segments.
+        target: what is predicted of every patch.
+        router: what each decoder layer attends to.
+        decoder: predicts at the positions asked for.
+        serializer: order of the segments; random by default.
+        mask: who may attend to whom; causal over segments by default.
+        head: from the decoder's width to the target's; ``None`` means one Linear.
+        predict_first: also predict the first segment, from the encoder's prefix tokens alone.
+
+    Raises:
+        ValueError: if tokenizer and encoder do not fit, or ``predict_first`` is asked of an encoder without
+            prefix tokens.
+
+    Example:
+        >>> import ssl_blocks as sb
+        >>> encoder = sb.encoders.timm_vit(image_size=32, patch_size=4, depth=2)
+        >>> tokenizer = sb.PatchTokenizer(image_size=32, patch_size=4)
+        >>> objective = SegmentAutoregression(
+        ...     encoder=encoder,
+        ...     tokenizer=tokenizer,
+        ...     partitioner=sb.SquarePartitioner(sides=(2, 4)),
+        ...     target=sb.PixelTarget(tokenizer, normalize=True),
+        ...     router=sb.LearnedSkipRouter(encoder_depth=2, decoder_depth=1),
+        ...     decoder=sb.SegmentDecoder(grid=encoder.grid, dim=192, depth=1, num_heads=3),
+        ... )
+        >>> objective(torch.rand(2, 3, 32, 32)).predictions.shape  # 64 tokens less the first segment's 4
+        torch.Size([2, 60, 48])
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: TokenEncoder,
+        tokenizer: Tokenizer,
+        partitioner: SegmentPartitioner,
+        target: Target,
+        router: SkipMemoryRouter,
+        decoder: Decoder,
+        serializer: Serializer | None = None,
+        mask: MaskBuilder | None = None,
+        head: nn.Module | None = None,
+        predict_first: bool = False,
+    ) -> None:
+        super().__init__()
+        check_tokenizer(tokenizer, encoder)
+        if predict_first and not encoder.num_prefix:
+            raise ValueError("predict_first=True needs an encoder with a prefix token: the first segment sees no other")
+        self.encoder, self.tokenizer, self.partitioner, self.target = encoder, tokenizer, partitioner, target
+        self.router, self.decoder = router, decoder
+        self.serializer = RandomSerializer() if serializer is None else serializer
+        self.mask = SegmentCausalMask() if mask is None else mask
+        self.head = nn.Linear(decoder.dim, target.dim) if head is None else head
+        self.predict_first = predict_first
+
+    def draw(self, images: Float[Tensor, "b c h w"], *, generator: torch.Generator | None = None) -> Serialization:
+        """Draw segments and their order for every image.
+
+        Args:
+            images: ``[B, C, H, W]``; only their number and device matter.
+            generator: source of randomness on the images' device; ``None`` uses torch's default.
+
+        Raises:
+            ValueError: if the generator is on another device, or each image is one single segment by
+                construction, which leaves nothing to predict.
+        """
+        segments = self.partitioner(images.shape[0], self.tokenizer.grid, generator=generator, device=images.device)
+        if segments.counts[0] == 1 and not self.predict_first:
+            raise ValueError(
+                f"{type(self.partitioner).__name__} makes one segment of the {self.tokenizer.grid} grid: the first "
+                "segment is context only, so nothing is left to predict. Use smaller or more segments"
+            )
+        return self.serializer(segments, generator=generator)
+
+    def forward(self, images: Float[Tensor, "b c h w"], draw: Serialization | None = None) -> ObjectiveOutput:
+        """Predict every segment but the first.
+
+        Args:
+            images: ``[B, C, H, W]``.
+            draw: the random choices; ``None`` makes them here.
+
+        Returns:
+            Rows for the predicted slots, in sequence order. Where segments differ in size from image to image
+            there is a row for every slot, and ``is_target`` leaves out the first segment's.
+
+        Raises:
+            ValueError: if the images do not fit the tokenizer.
+        """
+        patches = self.tokenizer(images)
+        if draw is None:
+            draw = self.draw(images)
+        encoded, predicted = draw.windows(self.predict_first)
+        masks = self.mask(draw, encoded, predicted, self.encoder.num_prefix, self.predict_first)
+        index, memory_index = draw.order[:, predicted], draw.order[:, encoded]
+
+        tokens = self.encoder.embed(draw.take(patches, encoded))
+        states = self.encoder.encode(tokens, memory_index, masks.source)
+        memories = self.router(states.hidden, self.encoder.norm)
+        decoded = self.decoder(memories, masks, query_index=index, memory_index=memory_index)
+        predictions = self.head(decoded)
+
+        targets = draw.take(self.target(images), predicted)
+        step = draw.step[:, predicted]
+        is_target = step >= (0 if self.predict_first else 1)
+        return ObjectiveOutput(
+            loss=predicted_mse(predictions, targets, is_target),
+            predictions=predictions,
+            targets=targets,
+            index=index,
+            step=step,
+            is_target=is_target,
+            draw=draw,
+        )

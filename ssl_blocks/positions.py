@@ -1,0 +1,82 @@
+"""Position tables: one row per grid cell, looked up by raster index."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ssl_blocks.values import Grid
+
+
+def sincos_table(grid: Grid, dim: int) -> Float[Tensor, "n d"]:
+    """Fixed two-dimensional sine-cosine table, ``[N, D]`` (MAE's, used for RandSAC as well).
+
+    The first half of the channels codes the column, the second the row; each half holds its sines, then its
+    cosines, with wavelengths from 2π to 10,000·2π tokens.
+
+    Raises:
+        ValueError: if ``dim`` is not a multiple of 4.
+
+    Example:
+        >>> sincos_table(Grid(2, 2), 4)[1]
+        tensor([0.8415, 0.5403, 0.0000, 1.0000])
+    """
+    if dim < 4 or dim % 4:
+        raise ValueError(f"dim={dim} must be a positive multiple of 4 for sine-cosine positions")
+    frequency = 10_000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+
+    def axis(coordinate: Tensor) -> Tensor:
+        angle = coordinate.double()[:, None] * frequency
+        return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+    cells = torch.arange(grid.num_tokens)
+    table = torch.cat([axis(cells % grid.width), axis(cells // grid.width)], dim=1)
+    return table.to(torch.get_default_dtype())
+
+
+class PositionTable(nn.Module):
+    """Look up positions in a table that is fixed (a tensor) or learned (a parameter, may be shared).
+
+    A parameter stays the caller's own: giving the encoder's ``pos_embed`` makes encoder and decoder share it.
+
+    Args:
+        table: ``[N, D]`` or ``[1, N, D]``, or with prefix rows first ``[1, num_prefix + N, D]``.
+        num_prefix: rows at the start that belong to prefix tokens and are passed over.
+
+    Example:
+        >>> PositionTable(sincos_table(Grid(4, 4), 8))(torch.tensor([[3, 0]])).shape
+        torch.Size([1, 2, 8])
+    """
+
+    table: Tensor
+
+    def __init__(self, table: Tensor, *, num_prefix: int = 0) -> None:
+        super().__init__()
+        if isinstance(table, nn.Parameter):
+            self.table = table
+        else:
+            # computed anew at construction, so checkpoints of another grid stay loadable
+            self.register_buffer("table", table, persistent=False)
+        self.num_prefix = num_prefix
+
+    @classmethod
+    def sincos(cls, grid: Grid, dim: int) -> "PositionTable":
+        """Fixed sine-cosine table of a grid."""
+        return cls(sincos_table(grid, dim))
+
+    @classmethod
+    def learned(cls, grid: Grid, dim: int) -> "PositionTable":
+        """Learned table of a grid, drawn from N(0, 0.02)."""
+        return cls(nn.Parameter(torch.randn(grid.num_tokens, dim) * 0.02))
+
+    @property
+    def num_positions(self) -> int:
+        """Rows that can be looked up."""
+        return self.table.shape[-2] - self.num_prefix
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of own parameters that weight decay must spare."""
+        return {"table"}
+
+    def forward(self, index: Int[Tensor, "b m"]) -> Float[Tensor, "b m d"]:
+        """Return the rows of positions ``index``, ``[B, m, D]``."""
+        return self.table.reshape(-1, self.table.shape[-1])[self.num_prefix :][index]

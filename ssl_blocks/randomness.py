@@ -1,0 +1,31 @@
+"""Random draws that follow one generator on one device."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def check_generator(generator: torch.Generator | None, device: torch.device | str | None) -> None:
+    """Refuse a generator that cannot draw on ``device``, before torch fails deep inside.
+
+    Raises:
+        ValueError: if the generator lives on another kind of device, or on another accelerator.
+    """
+    if generator is None:
+        return
+    wanted = torch.device("cpu" if device is None else device)
+    have = generator.device
+    same_index = wanted.index is None or have.index is None or wanted.index == have.index
+    if have.type != wanted.type or not same_index:
+        raise ValueError(f"generator is on {have}, but the draw is made on {wanted}: give one on that device")
+
+
+def random_ranks(
+    batch: int, count: int, *, generator: torch.Generator | None, device: torch.device | str | None
+) -> Int[Tensor, "batch count"]:
+    """Draw one random permutation of ``0..count-1`` per image, ``[batch, count]`` int64.
+
+    Sorting noise needs no loop over images and no synchronisation (MAE draws its masks so, too).
+    """
+    noise: Float[Tensor, "batch count"] = torch.rand(batch, count, generator=generator, device=device)
+    return noise.argsort(dim=1, stable=True)

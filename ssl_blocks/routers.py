@@ -1,0 +1,73 @@
+"""Skip-memory routers decide what each decoder layer attends to."""
+
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+Hidden = tuple[Float[Tensor, "b n d"], ...]
+
+
+class SkipMemoryRouter(Protocol):
+    """Turns the encoder's hidden states into one memory per decoder layer."""
+
+    def __call__(self, hidden: Hidden, norm: nn.Module, /) -> Hidden:
+        """Return one ``[B, n, D]`` memory per decoder layer.
+
+        Args:
+            hidden: residual stream after every encoder block, not normalised.
+            norm: the encoder's final norm.
+        """
+        ...
+
+
+class LearnedSkipRouter(nn.Module):
+    """Give every decoder layer its own learned mixture of all encoder layers (RandSAC, Sec. 3.5).
+
+    The encoder's final norm is applied to every layer's states, then one Linear over the layer axis mixes them,
+    with a bias and without a softmax, as the paper's pseudocode has it (the text's formula has no bias).
+
+    Args:
+        encoder_depth: encoder layers.
+        decoder_depth: decoder layers.
+
+    Example:
+        >>> hidden = tuple(torch.randn(2, 5, 8) for _ in range(4))
+        >>> [tuple(m.shape) for m in LearnedSkipRouter(encoder_depth=4, decoder_depth=2)(hidden, nn.LayerNorm(8))]
+        [(2, 5, 8), (2, 5, 8)]
+    """
+
+    def __init__(self, *, encoder_depth: int, decoder_depth: int) -> None:
+        super().__init__()
+        self.mix = nn.Linear(encoder_depth, decoder_depth)
+
+    def forward(self, hidden: Hidden, norm: nn.Module) -> Hidden:
+        """Mix the layers.
+
+        Raises:
+            ValueError: if the number of hidden states is not ``encoder_depth``.
+        """
+        if len(hidden) != self.mix.in_features:
+            raise ValueError(f"encoder_depth={self.mix.in_features} must be the encoder's depth, {len(hidden)}")
+        states = norm(torch.stack(hidden, dim=1))  # [B, L_enc, n, D]
+        # a product per image: the weight's gradient is then reduced per sample and summed in its own precision
+        # (one 16-bit product over the whole batch is inexact, and kills one-thread CPU processes)
+        weight = self.mix.weight.expand(states.shape[0], -1, -1)
+        mixed = torch.bmm(weight, states.flatten(2)).unflatten(2, states.shape[2:])
+        return (mixed + self.mix.bias[:, None, None].to(mixed.dtype)).unbind(1)
+
+
+class LastLayerRouter:
+    """Give every decoder layer the encoder's normalised output: the plain transformer (RandSAC, Table 10).
+
+    Args:
+        decoder_depth: decoder layers.
+    """
+
+    def __init__(self, *, decoder_depth: int) -> None:
+        self.decoder_depth = decoder_depth
+
+    def __call__(self, hidden: Hidden, norm: nn.Module) -> Hidden:
+        """Return the same memory ``decoder_depth`` times."""
+        return (norm(hidden[-1]),) * self.decoder_depth

@@ -1,0 +1,90 @@
+"""Targets say what is predicted of every patch."""
+
+from typing import Protocol
+
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from ssl_blocks.tokenizers import Tokenizer
+
+_EPS = 1e-6  # inside the root: MAE's formula
+
+
+class Target(Protocol):
+    """Computes the value to predict for every position."""
+
+    dim: int
+
+    def __call__(self, images: Float[Tensor, "b c h w"], /) -> Float[Tensor, "b n p"]:
+        """Return targets ``[B, N, dim]`` in raster order."""
+        ...
+
+    def to_pixels(
+        self, predictions: Float[Tensor, "b n p"], images: Float[Tensor, "b c h w"], /
+    ) -> Float[Tensor, "b c h w"]:
+        """Turn predictions ``[B, N, dim]`` of ``images`` into pictures."""
+        ...
+
+
+class PixelTarget:
+    """Predict the pixels of each patch, raw or normalised by the patch's own mean and deviation.
+
+    The values of a patch go row by row, channels last ``(y, x, c)`` (MAE and RandSAC). Normalising uses the
+    unbiased variance with 1e-6 inside the root (MAE, "norm_pix"; RandSAC from Table 10 on; raw before).
+
+    Args:
+        tokenizer: cuts the images; its crop applies.
+        normalize: whether to normalise each patch.
+
+    Raises:
+        ValueError: if a patch of one value shall be normalised.
+
+    Example:
+        >>> import torch
+        >>> from ssl_blocks import PatchTokenizer
+        >>> target = PixelTarget(PatchTokenizer(image_size=8, patch_size=4))
+        >>> images = torch.rand(1, 3, 8, 8)
+        >>> target(images).shape, torch.equal(target.to_pixels(target(images), images), images)
+        (torch.Size([1, 4, 48]), True)
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, normalize: bool = False) -> None:
+        self.tokenizer, self.normalize = tokenizer, normalize
+        self.dim = tokenizer.channels * tokenizer.patch[0] * tokenizer.patch[1]
+        if normalize and self.dim < 2:
+            raise ValueError("normalize=True needs patches of at least 2 values: one value has no deviation")
+
+    def _flat(self, images: Tensor) -> Float[Tensor, "b n p"]:
+        return rearrange(self.tokenizer(images), "b n c p q -> b n (p q c)")
+
+    def __call__(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n p"]:
+        """Return targets ``[B, N, p*q*C]`` of images ``[B, C, H, W]``."""
+        flat = self._flat(images)
+        if not self.normalize:
+            return flat
+        return (flat - flat.mean(-1, keepdim=True)) / _deviation(flat)
+
+    def to_pixels(
+        self, predictions: Float[Tensor, "b n p"], images: Float[Tensor, "b c h w"]
+    ) -> Float[Tensor, "b c h w"]:
+        """Undo the normalisation with the statistics of ``images``, and put the patches together.
+
+        Args:
+            predictions: ``[B, N, p*q*C]`` in raster order.
+            images: ``[B, C, H, W]`` that the predictions are of.
+
+        Returns:
+            Images ``[B, C, H, W]`` in the same units as ``images``.
+        """
+        if self.normalize:
+            flat = self._flat(images)
+            predictions = predictions * _deviation(flat) + flat.mean(-1, keepdim=True)
+        patches = rearrange(
+            predictions, "b n (p q c) -> b n c p q", p=self.tokenizer.patch[0], q=self.tokenizer.patch[1]
+        )
+        return self.tokenizer.untokenize(patches)
+
+
+def _deviation(flat: Float[Tensor, "b n p"]) -> Float[Tensor, "b n 1"]:
+    return (flat.var(-1, keepdim=True) + _EPS).sqrt()

@@ -1,0 +1,243 @@
+"""The values that travel between parts: each part receives some of them and returns others."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Height and width of an image in tokens.
+
+    Raises:
+        ValueError: if a side is smaller than 1.
+
+    Example:
+        >>> str(Grid(4, 6)), Grid(4, 6).num_tokens
+        ('4x6', 24)
+    """
+
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        if self.height < 1 or self.width < 1:
+            raise ValueError(f"Grid(height={self.height}, width={self.width}): both sides must be at least 1")
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of cells, ``N`` in every shape of this library."""
+        return self.height * self.width
+
+    def __str__(self) -> str:
+        return f"{self.height}x{self.width}"
+
+
+def gather_tokens(x: Shaped[Tensor, "b n *rest"], index: Int[Tensor, "b m"]) -> Shaped[Tensor, "b m *rest"]:
+    """Pick tokens by position, per image.
+
+    Args:
+        x: ``[B, N, ...]`` values in raster order.
+        index: ``[B, m]`` positions, in any order and number.
+
+    Returns:
+        ``[B, m, ...]``.
+
+    Example:
+        >>> gather_tokens(torch.tensor([[10, 11, 12]]), torch.tensor([[2, 0]]))
+        tensor([[12, 10]])
+    """
+    shape = (*index.shape, *x.shape[2:])
+    return x.gather(1, index.reshape(*index.shape, *[1] * (x.ndim - 2)).expand(shape))
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Which segment every position belongs to, per level of a hierarchy.
+
+    Args:
+        levels: ids ``[B, N]`` int64, finest level first. Ids may have gaps: an id that no token
+            carries is an empty segment and takes no part.
+        counts: per level, ids lie in ``[0, count)``.
+        step_sizes: tokens in each finest segment by ascending id where that is the same in every
+            image (squares, tokens, subsets), else ``None`` (blobs).
+
+    Raises:
+        ValueError: if levels and counts differ in number, or levels differ in shape.
+
+    Example:
+        >>> Segments(levels=(torch.tensor([[0, 0, 1, 1]]),), counts=(2,), step_sizes=(2, 2)).num_tokens
+        4
+    """
+
+    levels: tuple[Int[Tensor, "b n"], ...]
+    counts: tuple[int, ...]
+    step_sizes: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.levels or len(self.levels) != len(self.counts):
+            raise ValueError(f"counts={self.counts} must name one count for each of the {len(self.levels)} levels")
+        shapes = {tuple(level.shape) for level in self.levels}
+        if len(shapes) > 1:
+            raise ValueError(f"levels must share one shape [B, N], got {sorted(shapes)}")
+        if self.step_sizes is not None and sum(self.step_sizes) != self.num_tokens:
+            raise ValueError(f"step_sizes={self.step_sizes} must add up to the {self.num_tokens} tokens of an image")
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens per image, ``N``."""
+        return self.levels[0].shape[1]
+
+    def check(self) -> None:
+        """Look at the ids themselves, which makes an accelerator wait.
+
+        Raises:
+            ValueError: if an id lies outside its count, or a segment lies in two partitions.
+        """
+        for level, (ids, count) in enumerate(zip(self.levels, self.counts, strict=True)):
+            low, high = int(ids.min()), int(ids.max())
+            if low < 0 or high >= count:
+                raise ValueError(f"ids of level {level} must lie in [0, {count}), got {low}..{high}")
+        for level, (fine, coarse) in enumerate(zip(self.levels[:-1], self.levels[1:], strict=True)):
+            count = self.counts[level]
+            parent = torch.full((fine.shape[0], count), -1, dtype=coarse.dtype, device=coarse.device)
+            parent = parent.scatter(1, fine, coarse)
+            if not torch.equal(gather_tokens(parent, fine), coarse):
+                raise ValueError(f"levels must be nested: a segment of level {level} lies in two of level {level + 1}")
+
+
+@dataclass(frozen=True)
+class Serialization:
+    """A reading order of the tokens and the decoding step of each.
+
+    Args:
+        order: ``[B, N]`` int64, ``order[b, slot]`` is the raster position read at that slot.
+        step: ``[B, N]`` int64 decoding step of each slot, from 0, never falling along the sequence.
+        step_sizes: tokens per step where that is the same in every image, else ``None``.
+
+    Example:
+        >>> s = Serialization(order=torch.tensor([[2, 0, 1]]), step=torch.tensor([[0, 1, 1]]), step_sizes=(1, 2))
+        >>> s.take(torch.tensor([[10, 11, 12]]))
+        tensor([[12, 10, 11]])
+        >>> s.windows()
+        (slice(0, 1, None), slice(1, 3, None))
+    """
+
+    order: Int[Tensor, "b n"]
+    step: Int[Tensor, "b n"]
+    step_sizes: tuple[int, ...] | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens per image, ``N``."""
+        return self.order.shape[1]
+
+    @property
+    def rank(self) -> Int[Tensor, "b n"]:
+        """Slot of every position: the inverse of ``order``."""
+        slots = torch.arange(self.num_tokens, device=self.order.device).expand_as(self.order)
+        return torch.empty_like(self.order).scatter(1, self.order, slots)
+
+    def take(self, x: Shaped[Tensor, "b n *rest"], window: slice = slice(None)) -> Shaped[Tensor, "b m *rest"]:
+        """Put raster values ``[B, N, ...]`` in sequence order, and keep the slots of ``window``."""
+        return gather_tokens(x, self.order[:, window])
+
+    def put(self, x: Shaped[Tensor, "b m *rest"], window: slice = slice(None)) -> Shaped[Tensor, "b n *rest"]:
+        """Put the values of the slots of ``window`` back in raster order; other positions hold 0."""
+        index = self.order[:, window]
+        blank = x.new_zeros(x.shape[0], self.num_tokens, *x.shape[2:])
+        return blank.scatter(1, index.reshape(*index.shape, *[1] * (x.ndim - 2)).expand_as(x), x)
+
+    def windows(self, predict_first: bool = False) -> tuple[slice, slice]:
+        """The slots that enter the encoder and the slots that are predicted.
+
+        Where steps have the same size in every image, the last step is left out of the encoder (nothing may
+        see it) and the first out of the decoder. Otherwise both windows are the whole sequence, and the masks
+        do the same work.
+
+        Args:
+            predict_first: also predict the first step, from prefix tokens alone.
+
+        Returns:
+            ``(encoded, predicted)``: a prefix and a suffix of the sequence.
+        """
+        n = self.num_tokens
+        if self.step_sizes is None:
+            return slice(0, n), slice(0, n)
+        return slice(0, n - self.step_sizes[-1]), slice(0 if predict_first else self.step_sizes[0], n)
+
+
+@dataclass(frozen=True)
+class AttentionMasks:
+    """Who may attend to whom: bool, ``True`` = may attend.
+
+    A leading 1 instead of ``B`` means that all images share the mask. ``P`` prefix tokens come before the
+    ``e`` encoded ones; ``t`` tokens are predicted.
+
+    Args:
+        source: encoder self-attention ``[1|B, 1, P+e, P+e]``.
+        target: decoder self-attention ``[1|B, 1, t, t]``.
+        memory: cross-attention of decoder queries to encoder tokens ``[1|B, 1, t, P+e]``.
+    """
+
+    source: Bool[Tensor, "_ 1 s s"]
+    target: Bool[Tensor, "_ 1 t t"]
+    memory: Bool[Tensor, "_ 1 t s"]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What a token encoder returns.
+
+    Args:
+        hidden: residual stream after every block, not normalised: ``depth`` times ``[B, P+n, D]``.
+        final: the model's own final norm over the last of them, ``[B, P+n, D]``.
+    """
+
+    hidden: tuple[Float[Tensor, "b n d"], ...]
+    final: Float[Tensor, "b n d"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training run stands, handed to an objective's ``before_step``.
+
+    Args:
+        step: optimizer steps done so far.
+        epoch: epochs done so far, integer.
+        num_steps: optimizer steps of the whole run.
+        steps_per_epoch: optimizer steps of one epoch.
+    """
+
+    step: int
+    epoch: int
+    num_steps: int
+    steps_per_epoch: int
+
+
+@dataclass(frozen=True)
+class ObjectiveOutput:
+    """What an objective returns; rows are aligned and in sequence order.
+
+    Args:
+        loss: scalar, to call ``backward`` on.
+        predictions: ``[B, t, P]``.
+        targets: ``[B, t, P]``.
+        index: ``[B, t]`` raster position that each row speaks of.
+        step: ``[B, t]`` decoding step of each row.
+        is_target: ``[B, t]``, ``True`` where the row counts in the loss.
+        draw: the random choices that were used; giving them back to ``forward`` repeats the result.
+        metrics: scalars worth logging, not part of the loss.
+    """
+
+    loss: Float[Tensor, ""]
+    predictions: Float[Tensor, "b t p"]
+    targets: Float[Tensor, "b t p"]
+    index: Int[Tensor, "b t"]
+    step: Int[Tensor, "b t"]
+    is_target: Bool[Tensor, "b t"]
+    draw: Any
+    metrics: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
