@@ -1,6 +1,6 @@
 """Skip-memory routers decide what each decoder layer attends to."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 Hidden = tuple[Float[Tensor, "b n d"], ...]
 
 
+@runtime_checkable
 class SkipMemoryRouter(Protocol):
     """Turns the encoder's hidden states into one memory per decoder layer."""
 
@@ -54,8 +55,9 @@ class LearnedSkipRouter(nn.Module):
         # a product per image: the weight's gradient is then reduced per sample and summed in its own precision
         # (one 16-bit product over the whole batch is inexact, and kills one-thread CPU processes)
         weight = self.mix.weight.expand(states.shape[0], -1, -1)
-        mixed = torch.bmm(weight, states.flatten(2)).unflatten(2, states.shape[2:])
-        return (mixed + self.mix.bias[:, None, None].to(mixed.dtype)).unbind(1)
+        mixed = torch.bmm(weight, states.flatten(2))
+        mixed = mixed + self.mix.bias[:, None].to(mixed.dtype)
+        return tuple(memory.reshape(hidden[0].shape) for memory in mixed.unbind(1))
 
 
 class LastLayerRouter:

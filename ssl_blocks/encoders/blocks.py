@@ -1,6 +1,7 @@
 """The one loop over blocks that all adapters share."""
 
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float
@@ -29,7 +30,9 @@ def run_blocks(
     hidden = []
     for block in blocks:
         if recompute:
-            x = checkpoint(run_block, block, x, attn_mask=mask, use_reentrant=False)
+            # Dynamo can enter no function mode inside a checkpoint, so there attention stays with torch
+            run = block if torch.compiler.is_compiling() else partial(run_block, block)
+            x = checkpoint(run, x, attn_mask=mask, use_reentrant=False)
         else:
             x = run_block(block, x, attn_mask=mask)
         hidden.append(x)

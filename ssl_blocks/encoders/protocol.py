@@ -23,13 +23,17 @@ class TokenEncoder(Protocol):
         num_prefix: class and register tokens in front of the sequence, ``P``.
     """
 
-    module: nn.Module
     dim: int
     depth: int
     grid: Grid
     patch: tuple[int, int]
     channels: int
     num_prefix: int
+
+    @property
+    def module(self) -> nn.Module:
+        """The user's own model, unpatched."""
+        ...
 
     @property
     def norm(self) -> nn.Module:

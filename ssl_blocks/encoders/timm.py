@@ -1,6 +1,7 @@
 """Adapter for timm's plain vision transformers (vit_*, deit*, CLIP, SigLIP, DINOv2)."""
 
 import inspect
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import timm
@@ -22,6 +23,8 @@ class TimmViT(nn.Module):
 
     Args:
         module: the model. Build it with ``num_classes=0``: an unused head would stall distributed training.
+        model_args: arguments that ``timm.create_model`` needs to build it again, noted in exports. ``timm_vit``
+            fills them in, and timm 1.0.31 remembers them by itself.
 
     Raises:
         TypeError: if it is no plain vision transformer: its stem mixes patches, its attention carries relative
@@ -35,8 +38,9 @@ class TimmViT(nn.Module):
         (1, '8x8', torch.Size([1, 192]))
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, *, model_args: Mapping[str, Any] | None = None) -> None:
         super().__init__()
+        self.model_args = dict(model_args or {})
         vit = _refuse_unfit(module)
         self.module: VisionTransformer = vit
         height, width = vit.patch_embed.grid_size
@@ -139,8 +143,8 @@ def _refuse_unfit(module: nn.Module) -> VisionTransformer:
         raise TypeError(f"{name} is not a timm VisionTransformer such as vit_base_patch16_224")
     if type(module.patch_embed) is not PatchEmbed:
         raise TypeError(
-            f"{name} has a {type(module.patch_embed).__name__} stem, which mixes pixels of neighbouring patches: hidden "
-            "patches would leak into visible ones. Use a model with a plain patch embedding"
+            f"{name} has a {type(module.patch_embed).__name__} stem, which mixes pixels of neighbouring patches: "
+            "hidden patches would leak into visible ones. Use a model with a plain patch embedding"
         )
     if isinstance(module.patch_drop, PatchDropout):
         raise ValueError("patch_drop_rate must be 0: the objective decides which patches the encoder sees")
@@ -193,23 +197,30 @@ def timm_vit(
     if positions not in ("sincos", "learned", "none"):
         raise ValueError(f"positions={positions!r} must be 'sincos', 'learned' or 'none'")
     _check_model(name, image_size, patch_size, model_args)
-    model_args = {"global_pool": "avg", "fc_norm": False, "num_classes": 0, **model_args}
-    model = timm.create_model(
-        name,
-        img_size=image_size,
-        patch_size=patch_size,
-        in_chans=channels,
-        class_token=class_token,
-        pos_embed="none" if positions == "none" else "learn",
+    arguments = {
+        "img_size": pair(image_size),
+        "patch_size": pair(patch_size),
+        "in_chans": channels,
+        "class_token": class_token,
+        "pos_embed": "none" if positions == "none" else "learn",
+        "global_pool": "avg",
+        "fc_norm": False,
+        "num_classes": 0,
         **model_args,
-    )
-    encoder = TimmViT(model)
+    }
+    try:
+        model = timm.create_model(name, **arguments)
+    except TypeError as error:  # another family: say why it does not fit, rather than which argument it lacks
+        _refuse_unfit(timm.create_model(name))
+        raise TypeError(f"name={name!r} cannot be built with these sizes: {error}") from None
+    encoder = TimmViT(model, model_args=arguments)
     if positions == "sincos":
-        table = sincos_table(encoder.grid, encoder.dim)
-        rows = model.pos_embed.shape[1] - encoder.grid.num_tokens
-        with torch.no_grad():  # prefix rows stay zero, as in MAE
-            model.pos_embed.copy_(torch.cat([table.new_zeros(rows, encoder.dim), table])[None])
-        model.pos_embed.requires_grad_(False)
+        table = encoder.module.pos_embed
+        assert table is not None
+        table.requires_grad_(False)
+        with torch.no_grad():  # prefix rows are zero, as in MAE
+            table.zero_()
+            table[0, -encoder.grid.num_tokens :] = sincos_table(encoder.grid, encoder.dim)
     return encoder
 
 

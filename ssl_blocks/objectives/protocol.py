@@ -1,5 +1,6 @@
 """What a training loop asks of an objective, and the plain answers to it."""
 
+from abc import ABC, abstractmethod
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -40,13 +41,22 @@ class Objective(Protocol):
         ...
 
 
-class ObjectiveModule(nn.Module):
+class ObjectiveModule(nn.Module, ABC):
     """The life cycle of an objective that follows no schedule and keeps no teacher. Inherit to write your own.
 
-    A subclass sets ``self.encoder`` and defines ``draw`` and ``forward``.
+    A subclass sets ``self.encoder`` and ``self.tokenizer``, and defines ``draw`` and ``forward``.
     """
 
     encoder: TokenEncoder
+    tokenizer: Tokenizer
+
+    @abstractmethod
+    def draw(self, images: Float[Tensor, "b c h w"], *, generator: torch.Generator | None = None) -> Any:
+        """Make every random choice for a batch of images ``[B, C, H, W]``."""
+
+    @abstractmethod
+    def forward(self, images: Float[Tensor, "b c h w"], draw: Any = None) -> ObjectiveOutput:
+        """Compute loss and predictions; deterministic where ``draw`` is given."""
 
     def before_step(self, progress: Progress) -> None:
         """Follow no schedule."""

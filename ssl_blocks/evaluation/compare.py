@@ -1,0 +1,55 @@
+"""Scores of several feature extractors beside each other."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from ssl_blocks.evaluation.knn import knn_accuracy
+from ssl_blocks.evaluation.probe import ProbeScore, fewshot_probe
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one kind of features is worth.
+
+    Args:
+        name: what the features are.
+        knn: accuracy of nearest neighbours with all training labels, 0..1.
+        fewshot: accuracy of a linear probe on few labels per class; ``None`` where a class has too few.
+        shots: labels per class of that probe.
+    """
+
+    name: str
+    knn: float
+    fewshot: ProbeScore | None
+    shots: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def score_features(
+    name: str,
+    train: Float[Tensor, "n d"],
+    train_labels: Int[Tensor, " n"],
+    test: Float[Tensor, "m d"],
+    test_labels: Int[Tensor, " m"],
+    *,
+    shots: int = 10,
+) -> Scores:
+    """Score features of training and test images, ``[N, D]`` and ``[M, D]``, by kNN and a few-shot probe.
+
+    kNN looks at 20 neighbours, or at all where the training set has fewer.
+    """
+    knn = knn_accuracy(train, train_labels, test, test_labels, k=min(20, len(train)))
+    enough = int(train_labels.bincount().min()) >= shots
+    probe = fewshot_probe(train, train_labels, test, test_labels, shots=shots) if enough else None
+    return Scores(name=name, knn=knn, fewshot=probe, shots=shots)
+
+
+def raw_pixels(images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
+    """Pixels on the 0..1 scale as features ``[N, C*H*W]``: what a method must beat to be of use."""
+    return images.flatten(1).float() / 255

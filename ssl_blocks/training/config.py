@@ -1,0 +1,158 @@
+"""Configuration: the sub-models that recipes share, and the parts and encoders they describe."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+
+from ssl_blocks.encoders import TimmViT, timm_vit
+from ssl_blocks.partitioners import (
+    BlobPartitioner,
+    SegmentPartitioner,
+    ShuffledPartitioner,
+    SquarePartitioner,
+    TokenPartitioner,
+)
+
+
+class StrictModel(BaseModel):
+    """A configuration in which an unknown field is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EncoderConfig(StrictModel):
+    """The vision transformer to pretrain, built by timm."""
+
+    name: str = Field("vit_tiny_patch16_224", description="timm model that gives all sizes not set here")
+    patch_size: PositiveInt = Field(4, description="side of a patch in pixels")
+    width: PositiveInt | None = Field(None, description="token width; default: the model's")
+    depth: PositiveInt | None = Field(None, description="number of blocks; default: the model's")
+    heads: PositiveInt | None = Field(None, description="attention heads; default: the model's")
+    positions: Literal["sincos", "learned", "none"] = Field("sincos", description="position table")
+    class_token: bool = Field(False, description="put a class token in front (it sees no patch while pretraining)")
+
+    def build(self, *, image_size: int, channels: int) -> TimmViT:
+        """Build the encoder for images of this size.
+
+        Raises:
+            ValueError: if sizes do not fit each other or the name is unknown.
+            TypeError: if the model is no plain vision transformer.
+        """
+        sizes = {"embed_dim": self.width, "depth": self.depth, "num_heads": self.heads}
+        return timm_vit(
+            self.name,
+            image_size=image_size,
+            patch_size=self.patch_size,
+            channels=channels,
+            positions=self.positions,
+            class_token=self.class_token,
+            **{name: size for name, size in sizes.items() if size is not None},
+        )
+
+
+class DecoderConfig(StrictModel):
+    """The decoder, thrown away after pretraining."""
+
+    depth: PositiveInt = Field(4, description="number of layers")
+    width: PositiveInt | None = Field(None, description="token width; default: the encoder's")
+    heads: PositiveInt = Field(3, description="attention heads")
+    positions: Literal["sincos", "learned"] = Field("sincos", description="position table of the queries")
+
+
+class TokenSegments(StrictModel):
+    """Every token is a segment of its own."""
+
+    kind: Literal["token"] = "token"
+
+    def build(self) -> SegmentPartitioner:
+        """Build the partitioner."""
+        return TokenPartitioner()
+
+
+class SquareSegments(StrictModel):
+    """Squares of tokens, and squares of squares."""
+
+    kind: Literal["square"] = "square"
+    sides: tuple[PositiveInt, ...] = Field((2,), description="side of the squares in tokens, finest level first")
+
+    def build(self) -> SegmentPartitioner:
+        """Build the partitioner."""
+        return SquarePartitioner(sides=self.sides)
+
+
+class BlobSegments(StrictModel):
+    """Irregular regions around random Gaussians."""
+
+    kind: Literal["blob"] = "blob"
+    counts: tuple[PositiveInt, ...] = Field((7,), description="number of Gaussians, finest level first")
+    mean_range: tuple[float, float] = Field((-2.0, 2.0), description="lowest and highest mean; the grid spans -2..2")
+    std_range: tuple[float, float] = Field((0.5, 1.5), description="lowest and highest standard deviation")
+    shuffled: bool = Field(False, description="scatter the tokens of the blobs: the incoherent control")
+
+    def build(self) -> SegmentPartitioner:
+        """Build the partitioner."""
+        blobs = BlobPartitioner(counts=self.counts, mean_range=self.mean_range, std_range=self.std_range)
+        return ShuffledPartitioner(base=blobs) if self.shuffled else blobs
+
+
+SegmentsConfig = Annotated[TokenSegments | SquareSegments | BlobSegments, Field(discriminator="kind")]
+
+
+class DataConfig(StrictModel):
+    """Where images come from, and how they are varied."""
+
+    name: str = Field("digits", description="digits, cifar10 or imagefolder:PATH")
+    image_size: PositiveInt | None = Field(None, description="side in pixels; default: the images' own")
+    root: Path = Field(Path(".data"), description="folder for downloads")
+    max_train: PositiveInt | None = Field(None, description="train on this many images, drawn class by class")
+    max_test: PositiveInt | None = Field(None, description="test on this many images, drawn class by class")
+    crop_scale: tuple[float, float] = Field((0.2, 1.0), description="share of the area that a random crop keeps")
+    flip: bool = Field(True, description="mirror half of the images")
+
+
+class OptimizerConfig(StrictModel):
+    """AdamW with a linear warm-up and a cosine to ``min_lr``, step by step."""
+
+    base_lr: PositiveFloat = Field(1e-3, description="learning rate per 256 images of a batch")
+    batch_size: PositiveInt = Field(256, description="images per step")
+    weight_decay: float = Field(0.05, ge=0, description="not applied to norms, biases, positions and tokens")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's decay rates")
+    warmup_epochs: float = Field(10.0, ge=0, description="epochs of linear warm-up")
+    min_lr: float = Field(0.0, ge=0, description="learning rate at the end")
+    clip_grad: PositiveFloat | None = Field(None, description="largest gradient norm; default: no clipping")
+
+    @property
+    def lr(self) -> float:
+        """Peak learning rate: the base rate scaled linearly with the batch (MAE)."""
+        return self.base_lr * self.batch_size / 256
+
+
+class TrainerConfig(StrictModel):
+    """How long, how precisely and on what."""
+
+    epochs: PositiveInt = Field(100, description="passes over the training images")
+    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the hardware has it")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
+    compile: bool = Field(False, description="compile the objective (worth it on a GPU)")
+    knn_every: PositiveInt | None = Field(None, description="kNN on the test images every so many epochs")
+    knn_bank: PositiveInt = Field(5000, description="training images that kNN while training looks at")
+    checkpoint_every: PositiveInt = Field(10, description="epochs between checkpoints")
+
+
+class RunConfig(StrictModel):
+    """What every recipe's configuration has."""
+
+    name: str = Field(description="the run's folder below output_dir", min_length=1, pattern=r"^[\w.+=-]+$")
+    output_dir: Path = Field(Path("runs"), description="folder of all runs")
+    seed: int = Field(0, ge=0, description="seed of weights, data order and draws")
+    note: str = Field("", description="a remark printed before the final table")
+    data: DataConfig = DataConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    trainer: TrainerConfig = TrainerConfig()
+
+    @property
+    def folder(self) -> Path:
+        """Where the run is written."""
+        return self.output_dir / self.name

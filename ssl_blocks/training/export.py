@@ -1,0 +1,71 @@
+"""Save a pretrained encoder so that plain timm loads it."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from timm.models import save_for_hf
+
+from ssl_blocks.encoders import TimmViT
+from ssl_blocks.tokenizers import Tokenizer
+
+FORMAT_VERSION = 1
+
+
+def export_encoder(
+    encoder: TimmViT, folder: Path, *, tokenizer: Tokenizer, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Path:
+    """Write ``config.json`` and ``model.safetensors``; an existing folder is replaced only when both are there.
+
+    ``timm.create_model("local-dir:FOLDER", pretrained=True)`` then returns the model, and calling it returns the
+    mean over normalised patch tokens: the same features as the encoder's.
+
+    Args:
+        encoder: what to save.
+        folder: where to.
+        tokenizer: how pretraining cut the images, noted in the configuration.
+        mean: per channel on the 0..1 scale.
+        std: likewise.
+
+    Returns:
+        The folder.
+    """
+    fresh = folder.with_name(folder.name + ".incomplete")
+    shutil.rmtree(fresh, ignore_errors=True)
+    notes = {
+        "format_version": FORMAT_VERSION,
+        "encoder": type(encoder).__name__,
+        "patch": list(tokenizer.patch),
+        "crop": getattr(tokenizer, "crop", 0),
+        "channels": tokenizer.channels,
+        "mean": list(mean),
+        "std": list(std),
+        "pooling": "mean of normalised patch tokens",
+    }
+    save_for_hf(
+        encoder.module,
+        str(fresh),
+        model_config={"ssl_blocks": notes},
+        model_args=dict(encoder.model_args),
+        safe_serialization=True,
+    )
+    _note_preprocessing(fresh / "config.json", encoder, mean, std)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(fresh, folder)
+    return folder
+
+
+def _note_preprocessing(path: Path, encoder: TimmViT, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """Put what timm's own data pipeline asks for where it looks."""
+    config: dict[str, Any] = json.loads(path.read_text())
+    size = (encoder.grid.height * encoder.patch[0], encoder.grid.width * encoder.patch[1])
+    config["pretrained_cfg"] |= {
+        "input_size": [encoder.channels, *size],
+        "mean": list(mean),
+        "std": list(std),
+        "crop_pct": 1.0,
+        "num_classes": 0,
+    }
+    path.write_text(json.dumps(config, indent=2) + "\n")

@@ -1,0 +1,20 @@
+"""The recipes in examples/, imported as modules."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "examples" / "configs"
+
+
+def load_recipe(name: str):
+    spec = importlib.util.spec_from_file_location(f"recipe_{name}", ROOT / "examples" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+_randsac = load_recipe("randsac")
+RandSACConfig, assemble = _randsac.RandSACConfig, _randsac.assemble

@@ -1,0 +1,151 @@
+"""A whole run on the digits, small: folder, logs, weights, repeatability."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import yaml
+
+from ssl_blocks.data import load, to_float
+from ssl_blocks.training import Run, load_config
+from tests.examples import CONFIGS, RandSACConfig, assemble
+
+SMALL = [
+    "--preset=randsac_digits",
+    "--data.max_train=256",
+    "--data.max_test=64",
+    "--encoder.depth=2",
+    "--encoder.width=16",
+    "--encoder.heads=2",
+    "--decoder.depth=1",
+    "--decoder.heads=2",
+    "--trainer.epochs=3",
+    "--trainer.knn_every=1",
+    "--optimizer.warmup_epochs=1",
+    "--trainer.device=cpu",
+]
+
+
+def run(folder: Path, *more: str) -> Run:
+    config = load_config(RandSACConfig, [*SMALL, f"--output_dir={folder}", *more], presets=CONFIGS)
+    prepared = Run.prepare(config, assemble)
+    prepared.fit()
+    return prepared
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return run(tmp_path_factory.mktemp("runs"))
+
+
+def test_run_folder_holds_what_the_docs_promise(finished: Run) -> None:
+    folder = finished.config.folder
+    names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert {
+        "config.yaml",
+        "metrics.csv",
+        "results.json",
+        "checkpoints/last.ckpt",
+        "encoder/config.json",
+        "encoder/model.safetensors",
+        "figures/segments.png",
+        "figures/reading_order.gif",
+        "figures/reconstructions.png",
+    } <= names
+    assert any(n.startswith("tensorboard/events") for n in names)
+    assert not any("incomplete" in n or n.endswith(".tmp") for n in names)
+
+
+def test_resolved_config_makes_the_same_run_again(finished: Run) -> None:
+    path = finished.config.folder / "config.yaml"
+    assert yaml.safe_load(path.read_text())["trainer"]["epochs"] == 3
+    again = load_config(RandSACConfig, [f"--preset={path}"], presets=CONFIGS)
+    assert again == finished.config
+
+
+def test_metrics_tell_loss_rate_and_knn(finished: Run) -> None:
+    rows = list(csv.DictReader((finished.config.folder / "metrics.csv").open()))
+    losses = [float(r["loss"]) for r in rows if r["loss"]]
+    assert len(losses) == 3
+    assert all(0 < x < 10 for x in losses)
+    assert sum(bool(r["knn"]) for r in rows) == 3
+    assert all(0 <= float(r["knn"]) <= 1 for r in rows if r["knn"])
+
+
+def test_results_compare_pixels_random_and_pretrained(finished: Run) -> None:
+    results = json.loads((finished.config.folder / "results.json").read_text())
+    assert [s["name"] for s in results["scores"]] == ["raw pixels", "random encoder", "pretrained encoder"]
+    assert all(0 < s["knn"] <= 1 and 0 < s["fewshot"]["mean"] <= 1 for s in results["scores"])
+
+
+def test_training_moved_the_weights(finished: Run, tmp_path: Path) -> None:
+    config = load_config(RandSACConfig, [*SMALL, f"--output_dir={tmp_path}"], presets=CONFIGS)
+    fresh = Run.prepare(config, assemble).module.objective.state_dict()
+    trained = finished.module.objective.state_dict()
+    moved = {k for k in fresh if not torch.equal(fresh[k], trained[k])}
+    assert {"router.mix.weight", "head.weight", "encoder.module.patch_embed.proj.weight"} <= moved
+
+
+def test_plain_timm_loads_the_encoder_with_identical_features(finished: Run) -> None:
+    model = timm.create_model(f"local-dir:{finished.config.folder / 'encoder'}", pretrained=True).eval()
+    encoder = finished.module.objective.export_encoder()
+    encoder.module.eval()
+    data = load("digits", max_train=256, max_test=64)
+    images = to_float(data.test.images, data.mean, data.std)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), encoder.features(images), rtol=1e-5, atol=1e-6)
+    assert model.pretrained_cfg["mean"] == pytest.approx(data.mean)
+    assert model.pretrained_cfg["std"] == pytest.approx(data.std)
+    assert tuple(model.pretrained_cfg["input_size"]) == (1, 8, 8)
+
+
+def test_export_notes_what_evaluation_needs(finished: Run) -> None:
+    notes = json.loads((finished.config.folder / "encoder" / "config.json").read_text())["ssl_blocks"]
+    assert notes["format_version"] == 1
+    assert notes["patch"] == [2, 2]
+    assert notes["channels"] == 1
+    assert notes["crop"] == 0
+
+
+def test_same_seed_same_weights_other_seed_other_weights(finished: Run, tmp_path: Path) -> None:
+    same = run(tmp_path / "a").module.objective.state_dict()
+    other = run(tmp_path / "b", "--seed=1").module.objective.state_dict()
+    first = finished.module.objective.state_dict()
+    assert all(torch.equal(first[k], same[k]) for k in first)
+    assert not torch.equal(first["head.weight"], other["head.weight"])
+
+
+def test_run_leaves_the_global_random_state_alone(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    config = load_config(RandSACConfig, [*SMALL, f"--output_dir={tmp_path}"], presets=CONFIGS)
+    Run.prepare(config, assemble)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_images_without_labels_train_without_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from torchvision.io import write_png
+
+    folder = tmp_path / "flat"
+    folder.mkdir()
+    for i in range(64):
+        image = torch.randint(0, 256, (3, 8, 8), generator=torch.Generator().manual_seed(i), dtype=torch.uint8)
+        write_png(image, str(folder / f"{i}.png"))
+    finished = run(tmp_path / "runs", f"--data.name=imagefolder:{folder}", "--optimizer.batch_size=32")
+    assert json.loads((finished.config.folder / "results.json").read_text())["scores"] == []
+    assert "no scores" in capsys.readouterr().out
+
+
+def test_precision_and_device_resolve(tmp_path: Path) -> None:
+    config = load_config(
+        RandSACConfig, [*SMALL, f"--output_dir={tmp_path}", "--trainer.precision=fp32"], presets=CONFIGS
+    )
+    assert Run.prepare(config, assemble).autocast_dtype is None
+    config = load_config(
+        RandSACConfig, [*SMALL, f"--output_dir={tmp_path}", "--trainer.precision=bf16"], presets=CONFIGS
+    )
+    prepared = Run.prepare(config, assemble)
+    assert (prepared.device, prepared.autocast_dtype) == ("cpu", torch.bfloat16)
