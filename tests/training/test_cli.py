@@ -63,7 +63,10 @@ def test_every_preset_is_valid_and_carries_its_own_name(path: Path) -> None:
     [
         (("--preset", "randsac_digit"), "did you mean 'randsac_digits'.*randsac_cifar_small"),
         (("--preset", "nowhere.yaml"), "'nowhere.yaml' is neither a preset nor a YAML file"),
-        (("--preset", "randsac_digits", "--trainer.epoch", "3"), "--trainer.epoch is no known option.*--trainer.epochs"),
+        (
+            ("--preset", "randsac_digits", "--trainer.epoch", "3"),
+            "--trainer.epoch is no known option.*--trainer.epochs",
+        ),
         (("--preset", "randsac_digits", "--trainer.epochs", "0"), "trainer.epochs='0': .*greater than 0"),
         (("--preset", "randsac_digits", "--trainer.epochs", "many"), "trainer.epochs='many': .*integer"),
         (("--preset", "randsac_digits", "--trainer.precision", "fp8"), "fp8"),
@@ -127,7 +130,11 @@ def test_help_documents_every_field(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_wrong_wish_is_one_line_and_exit_code_2_and_writes_nothing(
-    argv: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    argv: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     runs = tmp_path / "runs"

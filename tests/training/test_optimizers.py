@@ -6,14 +6,15 @@ import pytest
 import torch
 from torch import nn
 
+import ssl_blocks as sb
 from ssl_blocks.training import OptimizerConfig, adamw, parameter_groups, warmup_cosine
 from tests.recipes import build
 
-import ssl_blocks as sb
-
 
 def test_norms_biases_positions_and_tokens_do_not_decay() -> None:
-    objective = build(sb.SquarePartitioner(sides=(2,)), class_token=True, positions="learned", decoder_positions="learned")
+    objective = build(
+        sb.SquarePartitioner(sides=(2,)), class_token=True, positions="learned", decoder_positions="learned"
+    )
     names = {id(p): n for n, p in objective.named_parameters()}
     decay, spare = parameter_groups(objective, weight_decay=0.1, no_weight_decay=objective.no_weight_decay())
     assert decay["weight_decay"] == 0.1

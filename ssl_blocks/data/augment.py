@@ -1,0 +1,227 @@
+"""Augmentation and normalisation of whole batches, on the device where they are."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from ssl_blocks.randomness import check_generator
+
+NUM_ATTEMPTS = 10
+
+
+class RandomResizedCropFlip:
+    """Cut a random box out of every image, resize it, and mirror it half of the time.
+
+    The boxes follow torchvision's ``RandomResizedCrop``: whole pixels, area and log ratio uniform, the first
+    of ten draws that lies inside the image, else the largest centred box of an allowed ratio. Bilinear,
+    without a low-pass filter: images more than about twice as large as ``size`` should be resized beforehand.
+
+    Args:
+        size: height and width of the result in pixels; one number means a square.
+        scale: smallest and largest area of the box, as a share of the image.
+        ratio: smallest and largest width / height of the box.
+        flip: whether half of the images are mirrored left to right.
+
+    Raises:
+        ValueError: if a size is below 1, or a range is not ascending (scale: within (0, 1]; ratio: above 0).
+
+    Example:
+        >>> crop = RandomResizedCropFlip(4, scale=(0.5, 1.0))
+        >>> crop(torch.rand(2, 3, 8, 6), generator=torch.Generator().manual_seed(0)).shape
+        torch.Size([2, 3, 4, 4])
+    """
+
+    def __init__(
+        self,
+        size: int | tuple[int, int],
+        scale: tuple[float, float] = (0.2, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        flip: bool = True,
+    ) -> None:
+        self.size = (size, size) if isinstance(size, int) else (size[0], size[1])
+        self.scale, self.ratio, self.flip = scale, ratio, flip
+        if min(self.size) < 1:
+            raise ValueError(f"size={size} must be at least 1 pixel in height and width")
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError(f"scale={scale} must be (smallest, largest) share of the area, within (0, 1]")
+        if not 0 < ratio[0] <= ratio[1] < math.inf:
+            raise ValueError(f"ratio={ratio} must be (smallest, largest) width / height, both above 0")
+
+    def __call__(
+        self, images: Float[Tensor, "b c h w"], *, generator: torch.Generator | None = None
+    ) -> Float[Tensor, "b c p q"]:
+        """Augment a batch, every image with a box of its own.
+
+        Args:
+            images: ``[B, C, H, W]``, floating point.
+            generator: source of randomness on the images' device; ``None`` uses torch's default.
+
+        Returns:
+            ``[B, C, height, width]`` of ``size``, in the images' dtype.
+
+        Raises:
+            TypeError: if the images are not floating point.
+            ValueError: if the generator is on another device.
+        """
+        if not images.is_floating_point():
+            raise TypeError(f"images of {images.dtype} must be floating point: see to_float")
+        check_generator(generator, images.device)
+        batch, _, height, width = images.shape
+        if self._keeps(height, width):
+            return images.clone()
+        boxes = self._draw_boxes(batch, height, width, generator, images.device)
+        sign = torch.ones(batch, device=images.device)
+        if self.flip:
+            sign -= 2 * (torch.rand(batch, generator=generator, device=images.device) < 0.5).float()
+        # half precision cannot name the pixels of a large image
+        wide = images if images.dtype in (torch.float32, torch.float64) else images.float()
+        return resample(wide, boxes, sign, self.size).to(images.dtype)
+
+    def _keeps(self, height: int, width: int) -> bool:
+        # known beforehand, and interpolation would only add rounding errors
+        whole = self.scale == self.ratio == (1, 1) and height == width
+        return whole and not self.flip and self.size == (height, width)
+
+    def _draw_boxes(
+        self, batch: int, height: int, width: int, generator: torch.Generator | None, device: torch.device
+    ) -> Float[Tensor, "b 4"]:
+        """Boxes as (top, left, height, width) in pixels."""
+        u = torch.rand(4, batch, NUM_ATTEMPTS, generator=generator, device=device)
+        area = height * width * (self.scale[0] + (self.scale[1] - self.scale[0]) * u[0])
+        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
+        ratio = (low + (high - low) * u[1]).exp()
+        w, h = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
+        fits = (w >= 1) & (w <= width) & (h >= 1) & (h <= height)
+        first = fits.int().argmax(1, keepdim=True)  # argmax returns the first of equal values
+        h, w, u_top, u_left = (x.gather(1, first)[:, 0] for x in (h, w, u[2], u[3]))
+        # a draw just below 1 may be rounded up to the first place outside
+        top = torch.minimum((u_top * (height - h + 1)).floor(), height - h)
+        left = torch.minimum((u_left * (width - w + 1)).floor(), width - w)
+        drawn = torch.stack((top, left, h, w), dim=1)
+        central = torch.tensor(self._central_box(height, width), device=device)
+        return torch.where(fits.any(1, keepdim=True), drawn, central)
+
+    def _central_box(self, height: int, width: int) -> tuple[float, float, float, float]:
+        h, w = height, width
+        if width / height < self.ratio[0]:
+            h = max(1, round(width / self.ratio[0]))
+        elif width / height > self.ratio[1]:
+            w = max(1, round(height * self.ratio[1]))
+        return float((height - h) // 2), float((width - w) // 2), float(h), float(w)
+
+
+def resample(
+    images: Float[Tensor, "b c h w"],
+    boxes: Float[Tensor, "b 4"],
+    sign: Float[Tensor, " b"],
+    size: tuple[int, int],
+) -> Float[Tensor, "b c p q"]:
+    """Cut boxes and resize them bilinearly, as a crop and then ``interpolate(antialias=False)`` would do.
+
+    Args:
+        images: ``[B, C, H, W]`` float32 or float64.
+        boxes: ``[B, 4]``: top, left, height, width in pixels.
+        sign: ``[B]``: -1 mirrors left to right, 1 does not.
+        size: height and width of the result in pixels.
+
+    Returns:
+        ``[B, C, *size]``.
+    """
+    batch, channels, height, width = images.shape
+    whole = torch.tensor((width, height), device=images.device)
+    start, extent = boxes[:, [1, 0]], boxes[:, [3, 2]]  # x before y, as grid_sample has it
+    scale = extent / whole
+    theta = torch.diag_embed(scale * torch.stack((sign, torch.ones_like(sign)), dim=1))
+    theta = torch.cat((theta, ((2 * start + extent) / whole - 1)[:, :, None]), dim=2)
+    grid = F.affine_grid(theta, [batch, channels, *size], align_corners=False)
+    # the centres of the box's outer pixels: beyond them its edge is repeated, not its surroundings shown
+    lowest = (2 * start + 1) / whole - 1
+    highest = (2 * (start + extent) - 1) / whole - 1
+    grid = grid.clamp(lowest[:, None, None], highest[:, None, None])
+    return F.grid_sample(images, grid.to(images.dtype), mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def to_float(images: UInt8[Tensor, "b c h w"], mean: Sequence[float], std: Sequence[float]) -> Float[Tensor, "b c h w"]:
+    """Normalise uint8 images: scale to 0..1, subtract the mean, divide by the standard deviation.
+
+    Args:
+        images: ``[B, C, H, W]`` uint8.
+        mean: one number per channel on the 0..1 scale.
+        std: the same.
+
+    Returns:
+        ``[B, C, H, W]`` float32.
+
+    Raises:
+        ValueError: if mean and std are not one number per channel, or a std is not above 0.
+
+    Example:
+        >>> to_float(torch.tensor([[[[0, 255]]]], dtype=torch.uint8), mean=(0.5,), std=(0.5,))
+        tensor([[[[-1.,  1.]]]])
+    """
+    center, spread = _per_channel(images, mean, std)
+    return (images.float() / 255 - center) / spread
+
+
+def denormalize(
+    images: Float[Tensor, "b c h w"], mean: Sequence[float], std: Sequence[float]
+) -> Float[Tensor, "b c h w"]:
+    """Undo the normalisation of `to_float`.
+
+    Args:
+        images: ``[B, C, H, W]`` normalised.
+        mean: one number per channel on the 0..1 scale.
+        std: the same.
+
+    Returns:
+        ``[B, C, H, W]`` on the 0..1 scale, not clamped.
+
+    Raises:
+        ValueError: if mean and std are not one number per channel, or a std is not above 0.
+
+    Example:
+        >>> denormalize(torch.tensor([[[[-1.0, 1.0]]]]), mean=(0.5,), std=(0.5,))
+        tensor([[[[0., 1.]]]])
+    """
+    center, spread = _per_channel(images, mean, std)
+    return images * spread + center
+
+
+def _per_channel(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
+    channels = images.shape[1]
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) != channels:
+            raise ValueError(f"{name}={tuple(values)} must be one number for each of {channels} channels")
+    if min(std) <= 0:
+        raise ValueError(f"std={tuple(std)} must be above 0")
+    center, spread = (torch.tensor(tuple(x), device=images.device)[:, None, None] for x in (mean, std))
+    return center, spread
+
+
+def channel_statistics(images: UInt8[Tensor, "n c h w"]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel on the 0..1 scale; a constant channel's deviation reads 1.
+
+    Args:
+        images: ``[N, C, H, W]`` uint8.
+
+    Returns:
+        Mean and std, each of C numbers.
+
+    Example:
+        >>> channel_statistics(torch.full((2, 1, 4, 4), 255, dtype=torch.uint8))
+        ((1.0,), (1.0,))
+    """
+    values = torch.arange(256, dtype=torch.float64) / 255
+    histogram = torch.zeros(images.shape[1], 256, dtype=torch.float64)
+    for start in range(0, len(images), 256):  # in parts, as one channel of all images would be a large copy
+        for channel, counts in enumerate(histogram):
+            counts += images[start : start + 256, channel].flatten().bincount(minlength=256)
+    share = histogram / histogram.sum(1, keepdim=True)
+    mean = share @ values
+    std = (share * (values - mean[:, None]).square()).sum(1).sqrt()
+    std = torch.where(std < 1e-6, 1.0, std)
+    return tuple(mean.tolist()), tuple(std.tolist())
