@@ -1,6 +1,6 @@
 """Decoders turn memories into one vector per predicted token."""
 
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -15,6 +15,7 @@ from ssl_blocks.values import AttentionMasks, Grid
 Memories = tuple[Float[Tensor, "b s m"], ...]
 
 
+@runtime_checkable
 class Decoder(Protocol):
     """Predicts at asked-for positions from one memory per layer."""
 
@@ -141,7 +142,8 @@ class SegmentDecoder(nn.Module):
         self.memory_proj = nn.Identity() if self.memory_dim == dim else nn.Linear(self.memory_dim, dim)
         self.layers = nn.ModuleList(_SegmentLayer(dim, num_heads, mlp_ratio, eps) for _ in range(depth))
         self.norm = nn.LayerNorm(dim, eps=eps)
-        self.apply(_init_linear)
+        for own in (self.memory_proj, self.layers):  # not the positions: they may be the caller's
+            own.apply(_init_linear)
 
     def forward(
         self,

@@ -23,7 +23,6 @@ def predicted_mse(
         tensor(1.)
     """
     dtype = torch.promote_types(predictions.dtype, torch.float32)
-    error = (predictions.to(dtype) - targets.to(dtype)).square().mean(-1)
-    # a where, not a product: a row that does not count may hold anything
-    total = torch.where(is_target, error, 0.0).sum()
-    return total / is_target.sum().clamp(min=1)
+    # a where, not a product, and before the square: a row that does not count may hold anything, NaN included
+    error = torch.where(is_target[..., None], predictions.to(dtype) - targets.to(dtype), 0.0)
+    return error.square().mean(-1).sum() / is_target.sum().clamp(min=1)

@@ -1,6 +1,6 @@
 """Mask builders say who may attend to whom."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,7 @@ from ssl_blocks.values import AttentionMasks, Serialization
 PREFIX_STEP = -1
 
 
+@runtime_checkable
 class MaskBuilder(Protocol):
     """Derives the three attention masks of a serialization."""
 
@@ -63,7 +64,7 @@ class SegmentCausalMask:
         source = F.pad(step[:, encoded], (num_prefix, 0), value=PREFIX_STEP)
         target = step[:, predicted]
         seen = target[:, None, :] <= target[:, :, None]
-        if serialization.step_sizes is None and not predict_first:
+        if not predict_first:
             itself = torch.eye(target.shape[1], dtype=torch.bool, device=target.device)
             seen = itself | (seen & (target > 0)[:, None, :])
         return AttentionMasks(

@@ -1,7 +1,7 @@
 """Partitioners say which segment every token belongs to."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -13,6 +13,7 @@ from ssl_blocks.values import Grid, Segments, gather_tokens
 Device = torch.device | str | None
 
 
+@runtime_checkable
 class SegmentPartitioner(Protocol):
     """Draws one partition of the grid per image."""
 

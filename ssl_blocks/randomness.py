@@ -41,5 +41,5 @@ def seeded_generator(device: torch.device | str, *key: int) -> torch.Generator:
         >>> torch.equal(torch.rand(2, generator=a), torch.rand(2, generator=b))
         True
     """
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=7).digest()
+    digest = hashlib.blake2b(repr(tuple(int(number) for number in key)).encode(), digest_size=7).digest()
     return torch.Generator(device=device).manual_seed(int.from_bytes(digest, "big"))

@@ -1,7 +1,7 @@
 """Serializers put segments into a reading order."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -11,6 +11,7 @@ from ssl_blocks.randomness import check_generator, random_ranks
 from ssl_blocks.values import Segments, Serialization
 
 
+@runtime_checkable
 class Serializer(Protocol):
     """Turns segments into an order of tokens and a step for each."""
 
@@ -36,7 +37,8 @@ class OrderedSerializer:
         """
         _check_on_cpu(segments)
         # step_sizes go by ascending id of the finest level, which a hierarchy visits in another order
-        sizes = segments.step_sizes if len(segments.levels) == 1 else _equal(segments.step_sizes)
+        sizes = _of_steps(segments.step_sizes)
+        sizes = sizes if len(segments.levels) == 1 else _equal(sizes)
         return _serialize(segments.levels, segments.counts, sizes)
 
 
@@ -73,12 +75,17 @@ class RandomSerializer:
         keys = []
         for ids, count in zip(segments.levels, segments.counts, strict=True):
             keys.append(random_ranks(batch, count, generator=generator, device=device).gather(1, ids))
-        return _serialize(keys, segments.counts, _equal(segments.step_sizes))
+        return _serialize(keys, segments.counts, _equal(_of_steps(segments.step_sizes)))
 
 
 def _check_on_cpu(segments: Segments) -> None:
     if segments.levels[0].device.type == "cpu":
         segments.check()
+
+
+def _of_steps(step_sizes: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """Sizes of the segments that become a step: empty ones are left out."""
+    return None if step_sizes is None else tuple(size for size in step_sizes if size)
 
 
 def _equal(step_sizes: tuple[int, ...] | None) -> tuple[int, ...] | None:

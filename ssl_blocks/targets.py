@@ -1,6 +1,6 @@
 """Targets say what is predicted of every patch."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from einops import rearrange
 from jaxtyping import Float
@@ -11,6 +11,7 @@ from ssl_blocks.tokenizers import Tokenizer
 _EPS = 1e-6  # inside the root: MAE's formula
 
 
+@runtime_checkable
 class Target(Protocol):
     """Computes the value to predict for every position."""
 

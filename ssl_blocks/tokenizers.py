@@ -1,6 +1,6 @@
 """Tokenizers cut images into patches."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch.nn.functional as F
 from einops import rearrange
@@ -10,6 +10,7 @@ from torch import Tensor
 from ssl_blocks.values import Grid
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """Cuts images into patches in raster order, and puts them together again."""
 
@@ -48,6 +49,7 @@ class PatchTokenizer:
         ValueError: if the patch does not divide the image, or the crop leaves no pixel of it.
 
     Example:
+        >>> import torch
         >>> tokenizer = PatchTokenizer(image_size=(32, 48), patch_size=8, channels=3)
         >>> patches = tokenizer(torch.zeros(2, 3, 32, 48))
         >>> patches.shape, str(tokenizer.grid)

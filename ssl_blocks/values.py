@@ -54,7 +54,7 @@ def gather_tokens(x: Shaped[Tensor, "b n *rest"], index: Int[Tensor, "b m"]) -> 
     return x.gather(1, index.reshape(*index.shape, *[1] * (x.ndim - 2)).expand(shape))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Segments:
     """Which segment every position belongs to, per level of a hierarchy.
 
@@ -95,12 +95,15 @@ class Segments:
         """Look at the ids themselves, which makes an accelerator wait.
 
         Raises:
-            ValueError: if an id lies outside its count, or a segment lies in two partitions.
+            ValueError: if an id lies outside its count, sizes are not ``step_sizes``, or a segment lies in two
+                partitions.
         """
         for level, (ids, count) in enumerate(zip(self.levels, self.counts, strict=True)):
             low, high = int(ids.min()), int(ids.max())
             if low < 0 or high >= count:
                 raise ValueError(f"ids of level {level} must lie in [0, {count}), got {low}..{high}")
+        if self.step_sizes is not None:
+            self._check_sizes(self.step_sizes)
         for level, (fine, coarse) in enumerate(zip(self.levels[:-1], self.levels[1:], strict=True)):
             count = self.counts[level]
             parent = torch.full((fine.shape[0], count), -1, dtype=coarse.dtype, device=coarse.device)
@@ -108,8 +111,15 @@ class Segments:
             if not torch.equal(gather_tokens(parent, fine), coarse):
                 raise ValueError(f"levels must be nested: a segment of level {level} lies in two of level {level + 1}")
 
+    def _check_sizes(self, expected: tuple[int, ...]) -> None:
+        ids = self.levels[0]
+        sizes = ids.new_zeros(ids.shape[0], self.counts[0]).scatter_add(1, ids, torch.ones_like(ids))
+        fits = len(expected) == self.counts[0] and bool((sizes == sizes.new_tensor(expected)).all())
+        if not fits:
+            raise ValueError(f"step_sizes={expected} must be the sizes in every image, but these are {sizes.tolist()}")
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Serialization:
     """A reading order of the tokens and the decoding step of each.
 
@@ -170,7 +180,7 @@ class Serialization:
         return slice(0, n - self.step_sizes[-1]), slice(0 if predict_first else self.step_sizes[0], n)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AttentionMasks:
     """Who may attend to whom: bool, ``True`` = may attend.
 
@@ -188,7 +198,7 @@ class AttentionMasks:
     memory: Bool[Tensor, "_ 1 t s"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Encoded:
     """What a token encoder returns.
 
@@ -218,7 +228,7 @@ class Progress:
     steps_per_epoch: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ObjectiveOutput:
     """What an objective returns; rows are aligned and in sequence order.
 

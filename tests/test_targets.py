@@ -1,0 +1,74 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ssl_blocks import PatchTokenizer, PixelTarget, Target
+from tests.reference import cut_patches, pixel_target
+
+
+@given(
+    st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    st.sampled_from([1, 3, 4]),
+    st.integers(0, 2),
+    st.booleans(),
+    st.integers(0, 1000),
+)
+def test_targets_equal_those_by_loop(cell, channels, crop, normalize, seed):
+    crop = min(crop, min(cell) - 1)
+    if normalize and channels * (cell[0] - crop) * (cell[1] - crop) < 2:
+        return
+    tokenizer = PatchTokenizer(image_size=(2 * cell[0], 3 * cell[1]), patch_size=cell, channels=channels, crop=crop)
+    shape = (2, channels, *tokenizer.image_size)
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    target = PixelTarget(tokenizer, normalize=normalize)
+    values = target(images)
+    torch.testing.assert_close(values, pixel_target(cut_patches(images, cell, crop), normalize=normalize))
+    assert values.shape[-1] == target.dim
+
+
+def test_values_go_row_by_row_with_channels_last():
+    image = torch.tensor([[[0.0, 1.0], [2.0, 3.0]], [[10.0, 11.0], [12.0, 13.0]]])[None]
+    target = PixelTarget(PatchTokenizer(image_size=2, patch_size=2, channels=2))
+    assert target(image).tolist() == [[[0, 10, 1, 11, 2, 12, 3, 13]]]
+
+
+def test_normalised_patches_have_mean_zero_and_unbiased_variance_one(generator):
+    images = 5 * torch.rand(2, 3, 8, 8, generator=generator) + 3
+    values = PixelTarget(PatchTokenizer(image_size=8, patch_size=4), normalize=True)(images)
+    torch.testing.assert_close(values.mean(-1), torch.zeros(2, 4), rtol=0, atol=1e-5)
+    torch.testing.assert_close(values.var(-1), torch.ones(2, 4))
+
+
+def test_a_flat_patch_is_normalised_to_zero_not_nan():
+    values = PixelTarget(PatchTokenizer(image_size=4, patch_size=2), normalize=True)(torch.full((1, 3, 4, 4), 0.7))
+    torch.testing.assert_close(values, torch.zeros(1, 4, 12), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_to_pixels_inverts_the_target(generator, normalize, channels):
+    tokenizer = PatchTokenizer(image_size=(8, 12), patch_size=(2, 4), channels=channels)
+    target = PixelTarget(tokenizer, normalize=normalize)
+    images = torch.rand(2, channels, 8, 12, generator=generator)
+    torch.testing.assert_close(target.to_pixels(target(images), images), images)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_to_pixels_of_cropped_patches_leaves_the_frame_zero(generator, normalize):
+    tokenizer = PatchTokenizer(image_size=8, patch_size=4, crop=1)
+    target = PixelTarget(tokenizer, normalize=normalize)
+    images = torch.rand(2, 3, 8, 8, generator=generator)
+    expected = tokenizer.untokenize(tokenizer(images))
+    torch.testing.assert_close(target.to_pixels(target(images), images), expected)
+
+
+def test_a_pixel_target_fills_the_role():
+    assert isinstance(PixelTarget(PatchTokenizer(image_size=4, patch_size=2)), Target)
+
+
+def test_normalising_single_values_is_refused():
+    one = PatchTokenizer(image_size=4, patch_size=1, channels=1)
+    with pytest.raises(ValueError, match="normalize=True needs patches of at least 2 values: one value has no"):
+        PixelTarget(one, normalize=True)
+    assert PixelTarget(one).dim == 1

@@ -1,0 +1,104 @@
+import re
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ssl_blocks import Grid, PatchTokenizer, Tokenizer
+from tests.reference import cut_patches
+
+
+@given(st.data())
+def test_patches_equal_those_cut_by_loop(data):
+    cell = (data.draw(st.integers(1, 5)), data.draw(st.integers(1, 5)))
+    grid = Grid(data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3)))
+    crop = data.draw(st.integers(0, min(cell) - 1))
+    batch, channels = data.draw(st.integers(1, 3)), data.draw(st.sampled_from([1, 3, 5]))
+    image_size = (grid.height * cell[0], grid.width * cell[1])
+    tokenizer = PatchTokenizer(image_size=image_size, patch_size=cell, channels=channels, crop=crop)
+    images = torch.arange(batch * channels * image_size[0] * image_size[1]).reshape(batch, channels, *image_size)
+
+    patches = tokenizer(images)
+
+    assert torch.equal(patches, cut_patches(images, cell, crop))
+    assert tokenizer.grid == grid
+    assert patches.shape == (batch, grid.num_tokens, channels, *tokenizer.patch)
+    if not crop:
+        assert torch.equal(tokenizer.untokenize(patches), images)
+
+
+@pytest.mark.parametrize("crop", range(8))
+def test_crop_offsets_equal_torchvisions_centre_crop(generator, crop):
+    images = torch.rand(2, 3, 16, 24, generator=generator)
+    tokenizer = PatchTokenizer(image_size=(16, 24), patch_size=8, crop=crop)
+    assert torch.equal(tokenizer(images), cut_patches(images, (8, 8), crop))
+
+
+@pytest.mark.parametrize(("crop", "offset"), [(1, 0), (2, 1), (3, 2), (4, 2), (5, 2), (6, 3), (7, 4)])
+def test_odd_crops_are_off_centre_by_turns(crop, offset):
+    image = torch.arange(8).expand(8, 8)[None, None]  # every pixel says its column
+    for picture in (image, image.mT):
+        assert PatchTokenizer(image_size=8, patch_size=8, channels=1, crop=crop)(picture).min() == offset
+
+
+@pytest.mark.parametrize("crop", [1, 2, 3])
+def test_untokenize_puts_cropped_patches_in_place_and_leaves_the_frame_zero(generator, crop):
+    tokenizer = PatchTokenizer(image_size=(8, 12), patch_size=4, channels=2, crop=crop)
+    images = torch.rand(2, 2, 8, 12, generator=generator) + 1
+    back = tokenizer.untokenize(tokenizer(images))
+    kept = back != 0
+    assert torch.equal(back[kept], images[kept])
+    assert kept.sum() == 2 * 2 * 6 * (4 - crop) ** 2
+    assert torch.equal(tokenizer(back), tokenizer(images))
+
+
+def test_one_pixel_patches_are_pixels_in_raster_order():
+    images = torch.arange(12).reshape(1, 1, 3, 4)
+    assert PatchTokenizer(image_size=(3, 4), patch_size=1, channels=1)(images).flatten().tolist() == list(range(12))
+
+
+def test_sizes_are_read_height_first_and_one_number_means_a_square():
+    tokenizer = PatchTokenizer(image_size=(32, 48), patch_size=(16, 8))
+    assert (tokenizer.grid, tokenizer.patch, tokenizer.channels) == (Grid(2, 6), (16, 8), 3)
+    square = PatchTokenizer(image_size=32, patch_size=8)
+    assert (square.grid, square.patch, square.image_size) == (Grid(4, 4), (8, 8), (32, 32))
+    assert PatchTokenizer(image_size=32, patch_size=(16, 8), crop=4).patch == (12, 4)
+
+
+def test_a_patch_tokenizer_fills_the_role():
+    assert isinstance(PatchTokenizer(image_size=8, patch_size=4), Tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"image_size": (32, 30), "patch_size": 8},
+            "patch_size=8 must divide image_size=(32, 30) (width 30 is not a multiple of 8)",
+        ),
+        (
+            {"image_size": 30, "patch_size": (7, 5)},
+            "patch_size=(7, 5) must divide image_size=30 (height 30 is not a multiple of 7)",
+        ),
+        ({"image_size": 8, "patch_size": 0}, "patch_size=0 must divide image_size=8"),
+        ({"image_size": 0, "patch_size": 1}, "patch_size=1 must divide image_size=0"),
+        (
+            {"image_size": 8, "patch_size": (4, 2), "crop": 2},
+            "crop=2 must be at least 0 and smaller than patch_size=(4, 2)",
+        ),
+        ({"image_size": 8, "patch_size": 4, "crop": -1}, "crop=-1 must be at least 0"),
+        ({"image_size": 8, "patch_size": 4, "channels": 0}, "channels=0 must be at least 1"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        PatchTokenizer(**arguments)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 8, 12), (2, 3, 12, 8), (2, 3, 8, 8)])
+def test_images_of_another_shape_are_refused(shape):
+    tokenizer = PatchTokenizer(image_size=(8, 12), patch_size=4)
+    message = f"images of shape {shape} do not fit this tokenizer: expected [B, 3, 8, 12]"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        tokenizer(torch.zeros(shape))

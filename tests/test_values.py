@@ -1,0 +1,167 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ssl_blocks import Grid, Segments, Serialization, gather_tokens
+from tests.reference import hierarchies
+
+
+def serialization(batch: int = 3, sizes: tuple[int, ...] = (2, 3, 1)) -> Serialization:
+    """A random order with the same step sizes in every image."""
+    generator = torch.Generator().manual_seed(1)
+    order = torch.rand(batch, sum(sizes), generator=generator).argsort(1)
+    step = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).expand(batch, -1)
+    return Serialization(order=order, step=step, step_sizes=sizes)
+
+
+def test_grid_counts_height_times_width_and_prints_height_first():
+    assert Grid(2, 5).num_tokens == 10
+    assert str(Grid(2, 5)) == "2x5"
+
+
+@pytest.mark.parametrize("sides", [(0, 3), (3, 0), (-1, 2)])
+def test_grid_without_cells_is_refused(sides):
+    with pytest.raises(
+        ValueError, match=rf"Grid\(height={sides[0]}, width={sides[1]}\): both sides must be at least 1"
+    ):
+        Grid(*sides)
+
+
+@pytest.mark.parametrize("rest", [(), (2,), (3, 2, 2)])
+def test_gather_tokens_picks_rows_as_indexing_does(generator, rest):
+    x = torch.rand(2, 5, *rest, generator=generator)
+    index = torch.randint(0, 5, (2, 7), generator=generator)
+    picked = gather_tokens(x, index)
+    assert picked.shape == (2, 7, *rest)
+    for b in range(2):
+        for slot in range(7):
+            assert torch.equal(picked[b, slot], x[b, index[b, slot]])
+
+
+@given(st.data())
+def test_rank_is_the_inverse_of_order(data):
+    n = data.draw(st.integers(1, 9))
+    order = torch.tensor([data.draw(st.permutations(range(n))) for _ in range(data.draw(st.integers(1, 3)))])
+    s = Serialization(order=order, step=torch.zeros_like(order))
+    for b in range(order.shape[0]):
+        assert [order[b, slot].item() for slot in s.rank[b]] == list(range(n))
+
+
+@pytest.mark.parametrize("window", [slice(None), slice(0, 4), slice(2, None), slice(0, 0)])
+def test_put_inverts_take_and_leaves_zero_elsewhere(generator, window):
+    s = serialization()
+    x = torch.rand(3, 6, 2, 2, generator=generator) + 1
+    back = s.put(s.take(x, window), window)
+    for b in range(3):
+        inside = s.order[b, window].tolist()
+        for position in range(6):
+            expected = x[b, position] if position in inside else torch.zeros(2, 2)
+            assert torch.equal(back[b, position], expected)
+
+
+def test_take_reads_in_sequence_order():
+    s = Serialization(order=torch.tensor([[2, 0, 1], [1, 2, 0]]), step=torch.zeros(2, 3, dtype=torch.long))
+    assert s.take(torch.tensor([[10, 11, 12], [20, 21, 22]])).tolist() == [[12, 10, 11], [21, 22, 20]]
+
+
+def test_take_and_put_pass_gradients_only_through_their_window():
+    s = serialization()
+    x = torch.rand(3, 6, requires_grad=True)
+    s.put(s.take(x, slice(0, 4)), slice(0, 4)).sum().backward()
+    expected = s.put(torch.ones(3, 4), slice(0, 4))
+    assert torch.equal(x.grad, expected)
+
+
+def test_windows_leave_out_the_last_step_of_the_encoder_and_the_first_of_the_decoder():
+    assert serialization(sizes=(2, 3, 1)).windows() == (slice(0, 5), slice(2, 6))
+    assert serialization(sizes=(16, 48)).windows() == (slice(0, 16), slice(16, 64))  # MAE: 16 encoded, 48 predicted
+
+
+def test_windows_predict_every_step_when_the_first_is_predicted_too():
+    assert serialization(sizes=(2, 3, 1)).windows(predict_first=True) == (slice(0, 5), slice(0, 6))
+
+
+def test_windows_are_the_whole_sequence_where_sizes_differ_between_images():
+    order = torch.arange(6).expand(2, -1)
+    s = Serialization(order=order, step=order // 2)
+    assert s.windows() == s.windows(predict_first=True) == (slice(0, 6), slice(0, 6))
+
+
+def test_one_single_step_encodes_nothing_and_predicts_nothing():
+    encoded, predicted = serialization(sizes=(4,)).windows()
+    assert list(range(4))[encoded] == list(range(4))[predicted] == []
+
+
+@given(hierarchies())
+def test_check_accepts_every_nested_hierarchy(hierarchy):
+    levels, counts = hierarchy
+    Segments(levels=tuple(torch.tensor(level) for level in levels), counts=tuple(counts)).check()
+
+
+@given(hierarchies(), st.data())
+def test_check_accepts_a_second_level_exactly_when_no_segment_lies_in_two_partitions(hierarchy, data):
+    (fine, *_), counts = hierarchy
+    coarse = [[data.draw(st.integers(0, 1)) for _ in ids] for ids in fine]
+    nested = all(
+        a == b
+        for ids, parents in zip(fine, coarse, strict=True)
+        for i, a in zip(ids, parents, strict=True)
+        for j, b in zip(ids, parents, strict=True)
+        if i == j
+    )
+    segments = Segments(levels=(torch.tensor(fine), torch.tensor(coarse)), counts=(counts[0], 2))
+    if nested:
+        segments.check()
+    else:
+        with pytest.raises(ValueError, match="levels must be nested: a segment of level 0 lies in two of level 1"):
+            segments.check()
+
+
+def test_check_names_the_level_that_is_not_nested():
+    a, b, c = torch.tensor([[0, 1, 2, 3]]), torch.tensor([[0, 0, 1, 1]]), torch.tensor([[0, 1, 1, 1]])
+    with pytest.raises(ValueError, match="a segment of level 1 lies in two of level 2"):
+        Segments(levels=(a, b, c), counts=(4, 2, 2)).check()
+
+
+@pytest.mark.parametrize(("ids", "span"), [([[0, 1, 2]], r"0\.\.2"), ([[0, -1, 1]], r"-1\.\.1")])
+def test_check_catches_ids_out_of_range(ids, span):
+    with pytest.raises(ValueError, match=rf"ids of level 0 must lie in \[0, 2\), got {span}"):
+        Segments(levels=(torch.tensor(ids),), counts=(2,)).check()
+
+
+def test_check_catches_ids_out_of_range_in_a_coarser_level():
+    with pytest.raises(ValueError, match=r"ids of level 1 must lie in \[0, 1\), got 0\.\.1"):
+        Segments(levels=(torch.tensor([[0, 1]]), torch.tensor([[0, 1]])), counts=(2, 1)).check()
+
+
+@pytest.mark.parametrize(("levels", "counts"), [(1, (2, 1)), (2, (2,)), (0, ())])
+def test_segments_need_one_count_per_level(levels, counts):
+    ids = torch.zeros(1, 2, dtype=torch.long)
+    names = str(counts).replace("(", r"\(").replace(")", r"\)")
+    with pytest.raises(ValueError, match=rf"counts={names} must name one count for each of the {levels} levels"):
+        Segments(levels=(ids,) * levels, counts=counts)
+
+
+def test_segments_need_levels_of_one_shape():
+    with pytest.raises(ValueError, match=r"levels must share one shape \[B, N\], got \[\(1, 2\), \(1, 3\)\]"):
+        Segments(levels=(torch.zeros(1, 2).long(), torch.zeros(1, 3).long()), counts=(1, 1))
+
+
+def test_segments_need_step_sizes_that_add_up():
+    with pytest.raises(ValueError, match=r"step_sizes=\(1, 2\) must add up to the 4 tokens of an image"):
+        Segments(levels=(torch.tensor([[0, 0, 1, 1]]),), counts=(2,), step_sizes=(1, 2))
+
+
+@pytest.mark.parametrize("sizes", [(1, 3), (3, 1), (4,)])
+def test_check_compares_step_sizes_with_the_ids(sizes):
+    segments = Segments(levels=(torch.tensor([[0, 1, 0, 1]]),), counts=(2,), step_sizes=sizes)
+    with pytest.raises(ValueError, match=rf"step_sizes=\({sizes[0]},.*but these are \[\[2, 2\]\]"):
+        segments.check()
+
+
+def test_values_that_hold_tensors_compare_by_identity():
+    segments = Segments(levels=(torch.tensor([[0, 1]]),), counts=(2,))
+    assert segments == segments
+    assert segments != Segments(levels=(torch.tensor([[0, 1]]),), counts=(2,))
+    assert len({segments}) == 1
