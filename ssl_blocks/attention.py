@@ -39,18 +39,32 @@ def explicit_attention(
     Returns:
         ``[B, H, Q, e]``.
     """
-    scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-2, -1)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = query @ key.transpose(-2, -1)
     empty = None
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        attn_mask, empty = split_empty_rows(attn_mask)
-        scores = scores.masked_fill(~attn_mask, float("-inf"))
-    elif attn_mask is not None:
-        scores = scores + attn_mask
+    if attn_mask is None:
+        scores = scores * scale
+    else:
+        if attn_mask.dtype == torch.bool:
+            attn_mask, empty = split_empty_rows(attn_mask)
+            attn_mask = torch.zeros_like(attn_mask, dtype=scores.dtype).masked_fill(~attn_mask, float("-inf"))
+        else:
+            empty = (attn_mask == float("-inf")).all(-1, keepdim=True)
+            attn_mask = attn_mask.masked_fill(empty, 0.0)
+        # scale and mask in one pass, of which the backward pass needs only the scale
+        scores = torch.add(attn_mask.to(scores.dtype), scores, alpha=scale)
     weights = scores.softmax(dim=-1)
     if dropout_p:
         weights = F.dropout(weights, dropout_p)
     out = weights @ value
-    return out if empty is None else out.masked_fill(empty, 0.0)
+    return out.masked_fill(empty, 0.0) if empty is not None and _may_hold(empty) else out
+
+
+def _may_hold(flags: Bool[Tensor, "..."]) -> bool:
+    """Whether any flag may be set: looked up where that costs nothing, else assumed."""
+    if torch.compiler.is_compiling() or flags.device.type != "cpu":
+        return True
+    return bool(flags.any())
 
 
 def split_empty_rows(mask: Bool[Tensor, "*b q k"]) -> tuple[Bool[Tensor, "*b q k"], Bool[Tensor, "*b q 1"]]:
@@ -76,7 +90,8 @@ class _ExplicitOnCpu(TorchFunctionMode):
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
         self.seen.append(1)
-        if args[0].dtype not in _SIXTEEN_BIT or any(kwargs.get(name) for name in _UNSUPPORTED) or len(args) > 5:
+        query = args[0] if args else kwargs["query"]
+        if query.dtype not in _SIXTEEN_BIT or any(kwargs.get(name) for name in _UNSUPPORTED) or len(args) > 5:
             return func(*args, **kwargs)
         kept = {name: value for name, value in kwargs.items() if name not in _UNSUPPORTED}
         return explicit_attention(*args, **kept)

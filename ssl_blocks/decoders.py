@@ -114,7 +114,7 @@ class SegmentDecoder(nn.Module):
     Raises:
         ValueError: if ``num_heads`` does not divide ``dim``, or the depth is smaller than 1.
 
-    Example:
+    Examples:
         >>> SegmentDecoder(grid=Grid(8, 8), dim=64, depth=2, num_heads=4, memory_dim=96).dim
         64
     """

@@ -18,7 +18,7 @@ def predicted_mse(
         targets: ``[B, t, P]``.
         is_target: ``[B, t]``, ``True`` where a row counts.
 
-    Example:
+    Examples:
         >>> predicted_mse(torch.ones(1, 2, 3), torch.zeros(1, 2, 3), torch.tensor([[True, False]]))
         tensor(1.)
     """

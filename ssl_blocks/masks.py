@@ -42,7 +42,7 @@ class SegmentCausalMask:
     that saw patches would pass on the future from the second layer on. Queries of a step that is not predicted
     are seen by no one but themselves, so the full-length path equals the sliced one.
 
-    Example:
+    Examples:
         >>> s = Serialization(order=torch.tensor([[0, 1, 2]]), step=torch.tensor([[0, 1, 2]]), step_sizes=(1, 1, 1))
         >>> SegmentCausalMask()(s, slice(0, 2), slice(1, 3), num_prefix=0).memory[0, 0].int()
         tensor([[1, 0],

@@ -32,9 +32,9 @@ class SegmentPartitioner(Protocol):
 
 
 class TokenPartitioner:
-    """Make every token a segment of its own (patch-raster, patch-random and pixel-raster in RandSAC, Table 1).
+    """Make every token a segment of its own (pixel-raster, patch-raster and patch-random in RandSAC, Tables 1 and 2).
 
-    Example:
+    Examples:
         >>> TokenPartitioner()(1, Grid(2, 2)).levels[0]
         tensor([[0, 1, 2, 3]])
     """
@@ -58,7 +58,7 @@ class SquarePartitioner:
     Raises:
         ValueError: if a side is smaller than 1, does not divide the next, or (when called) the grid.
 
-    Example:
+    Examples:
         >>> SquarePartitioner(sides=(1, 2))(1, Grid(2, 4)).levels[1]
         tensor([[0, 0, 1, 1, 0, 0, 1, 1]])
     """
@@ -111,7 +111,7 @@ class BlobPartitioner:
         ValueError: if a count is smaller than 1 or grows from level to level, or a range is not ascending
             (standard deviations: positive).
 
-    Example:
+    Examples:
         >>> segments = BlobPartitioner(counts=(7, 3))(4, Grid(8, 8), generator=torch.Generator().manual_seed(0))
         >>> segments.levels[0].shape, segments.counts
         (torch.Size([4, 64]), (7, 3))
@@ -180,7 +180,7 @@ class SubsetPartitioner:
     Raises:
         ValueError: if the ratios do not add up to 1, or (when called) a subset would get no token.
 
-    Example:
+    Examples:
         >>> segments = SubsetPartitioner(ratios=(0.25, 0.75))(2, Grid(8, 8))
         >>> segments.step_sizes, int((segments.levels[0][0] == 0).sum())
         ((16, 48), 16)
@@ -216,7 +216,7 @@ class ShuffledPartitioner:
     Args:
         base: the partitioner whose segments are scattered.
 
-    Example:
+    Examples:
         >>> segments = ShuffledPartitioner(base=SquarePartitioner(sides=(2,)))(1, Grid(4, 4))
         >>> torch.bincount(segments.levels[0][0]).tolist()
         [4, 4, 4, 4]

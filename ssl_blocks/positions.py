@@ -16,7 +16,7 @@ def sincos_table(grid: Grid, dim: int) -> Float[Tensor, "n d"]:
     Raises:
         ValueError: if ``dim`` is not a multiple of 4.
 
-    Example:
+    Examples:
         >>> sincos_table(Grid(2, 2), 4)[1]
         tensor([0.8415, 0.5403, 0.0000, 1.0000])
     """
@@ -42,7 +42,7 @@ class PositionTable(nn.Module):
         table: ``[N, D]`` or ``[1, N, D]``, or with prefix rows first ``[1, num_prefix + N, D]``.
         num_prefix: rows at the start that belong to prefix tokens and are passed over.
 
-    Example:
+    Examples:
         >>> PositionTable(sincos_table(Grid(4, 4), 8))(torch.tensor([[3, 0]])).shape
         torch.Size([1, 2, 8])
     """

@@ -36,7 +36,7 @@ def random_ranks(
 def seeded_generator(device: torch.device | str, *key: int) -> torch.Generator:
     """Make a generator that depends on every number of ``key``, such as (seed, rank, step), and on nothing else.
 
-    Example:
+    Examples:
         >>> a, b = (seeded_generator("cpu", 0, 0, step) for step in (3, 3))
         >>> torch.equal(torch.rand(2, generator=a), torch.rand(2, generator=b))
         True

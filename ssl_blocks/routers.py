@@ -33,7 +33,7 @@ class LearnedSkipRouter(nn.Module):
         encoder_depth: encoder layers.
         decoder_depth: decoder layers.
 
-    Example:
+    Examples:
         >>> hidden = tuple(torch.randn(2, 5, 8) for _ in range(4))
         >>> [tuple(m.shape) for m in LearnedSkipRouter(encoder_depth=4, decoder_depth=2)(hidden, nn.LayerNorm(8))]
         [(2, 5, 8), (2, 5, 8)]

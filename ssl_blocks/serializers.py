@@ -23,7 +23,7 @@ class Serializer(Protocol):
 class OrderedSerializer:
     """Read segments by ascending id, partition by partition: raster order of tokens or squares; MAE's visible first.
 
-    Example:
+    Examples:
         >>> segments = Segments(levels=(torch.tensor([[1, 0, 1, 0]]),), counts=(2,))
         >>> OrderedSerializer()(segments)
         Serialization(order=tensor([[1, 3, 0, 2]]), step=tensor([[0, 0, 1, 1]]), step_sizes=None)
@@ -48,7 +48,7 @@ class RandomSerializer:
     RandSAC, Sec. 3.3 and 3.4. Every image gets an order of its own. Tokens of one segment share a step and are
     predicted together; empty segments are left out.
 
-    Example:
+    Examples:
         >>> from ssl_blocks import Grid, SquarePartitioner
         >>> segments = SquarePartitioner(sides=(2, 4))(1, Grid(8, 8))
         >>> RandomSerializer()(segments).step[0, -1].item()

@@ -41,7 +41,7 @@ class PixelTarget:
     Raises:
         ValueError: if a patch of one value shall be normalised.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from ssl_blocks import PatchTokenizer
         >>> target = PixelTarget(PatchTokenizer(image_size=8, patch_size=4))

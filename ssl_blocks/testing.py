@@ -1,8 +1,8 @@
 """Checks for users' own parts and objectives: does a prediction see what it must not?"""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ssl_blocks.tokenizers import Tokenizer
-from ssl_blocks.values import ObjectiveOutput, gather_tokens
+from ssl_blocks.values import ObjectiveOutput, Serialization, gather_tokens
 
 _CONTEXT = -1  # step of tokens that are never predicted: they are given
 
@@ -30,11 +30,28 @@ class _Case:
 
     def steps(self) -> list[int]:
         """Steps that occur, the given tokens' -1 included."""
-        return [int(s) for s in self.step_of.unique()]
+        return [int(s) for s in torch.unique(self.step_of)]
 
     def per_token(self, values: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n"]:
         """Largest absolute pixel value per token."""
         return self.tokenizer(values).abs().flatten(2).amax(-1)
+
+    def outside(self) -> Bool[Tensor, "1 c h w"]:
+        """Pixels that belong to no patch: those that the tokenizer crops."""
+        return self.tokenizer.untokenize(self.tokenizer(torch.ones_like(self.images[:1]))) == 0
+
+    @torch.no_grad()
+    def predict(self, images: Float[Tensor, "b c h w"], draw: Any = None) -> Float[Tensor, "b t p"]:
+        """Predict with the same dropout in every call, and leave buffers as they were."""
+        buffers = list(self.objective.buffers()) if isinstance(self.objective, nn.Module) else []
+        state = [buffer.clone() for buffer in buffers]
+        with torch.random.fork_rng(devices=[images.device] if images.device.type == "cuda" else []):
+            torch.manual_seed(0)
+            predictions: Tensor = self.objective(images, self.draw if draw is None else draw).predictions
+        for buffer, was in zip(buffers, state, strict=True):
+            if not torch.equal(buffer, was):
+                buffer.copy_(was)
+        return predictions
 
 
 def assert_no_leak(
@@ -42,19 +59,22 @@ def assert_no_leak(
     images: Float[Tensor, "b c h w"],
     *,
     generator: torch.Generator | None = None,
-    tolerance: float = 1e-5,
+    tolerance: float = 1e-6,
 ) -> None:
     """Prove that no prediction of step s depends on pixels of step s or later, and each does on every earlier step.
 
     Looks twice: by gradient, and by putting noise in place of pixels (which also finds leaks that pass no
-    gradient). Both have a positive control: every earlier step must matter, so a check of a dead model cannot
-    pass. Tokens that are never predicted count as given, before all steps. Also checks that images do not see
-    each other, and that each target row is the target of its own ``index``.
+    gradient). Both have a positive control: every earlier token must matter, so a check of a dead model cannot
+    pass. Tokens that are never predicted count as given, before all steps. Dropout is off, but noise is put in
+    once more in training mode, where layers such as batch norm mix what they keep apart otherwise. Also checks
+    that images do not see each other, that predictions do not know in which order later tokens will be read
+    (where the draw is a ``Serialization``), that each target row is the target of its own ``index``, and that
+    the loss counts the rows that ``is_target`` says.
 
     Args:
         objective: an objective with ``tokenizer`` and ``target``, whose output is an ``ObjectiveOutput``.
         images: ``[B, C, H, W]`` with ``B`` ≥ 2 to look across images; a handful, and a small model: the check
-            runs the objective about three times per step. Plain noise will do.
+            runs the objective twice per step, and backwards once per step and image. Plain noise will do.
         generator: source of randomness for draw and noise, on the images' device.
         tolerance: how much a prediction may move relative to its largest permitted move.
 
@@ -62,7 +82,7 @@ def assert_no_leak(
         LeakError: (an ``AssertionError``) naming the first image, step and kind of dependence that is wrong.
         ValueError: if nothing is predicted in this draw, so that nothing could be checked.
 
-    Example:
+    Examples:
         >>> import ssl_blocks as sb
         >>> encoder = sb.encoders.timm_vit(image_size=8, patch_size=2, depth=2, embed_dim=16, num_heads=2)
         >>> tokenizer = sb.PatchTokenizer(image_size=8, patch_size=2)
@@ -76,23 +96,26 @@ def assert_no_leak(
         ... )
         >>> assert_no_leak(objective, torch.randn(2, 3, 8, 8))
     """
-    with _evaluating(objective):
+    precise = torch.autocast(images.device.type, enabled=False)
+    with precise, torch.enable_grad(), _modes_kept(objective) as set_training:
+        set_training(False)
         case = _prepare(objective, images, generator)
         _check_targets(case)
+        _check_loss(case)
         _check_gradients(case, generator, tolerance)
-        _check_images_apart(case, tolerance)
         _check_noise(case, generator, tolerance)
+        _check_places(case, tolerance)
+        set_training(True)
+        _check_noise(case, generator, tolerance, when=" in training mode")
 
 
 @contextmanager
-def _evaluating(objective: Any) -> Iterator[None]:
-    """Switch dropout and the like off for the check, module by module, and back on as it was."""
+def _modes_kept(objective: Any) -> Iterator[Callable[[bool], object]]:
+    """Give out the switch between training and evaluation, and put every module back as it was afterwards."""
     modules = list(objective.modules()) if isinstance(objective, nn.Module) else []
     training = [m.training for m in modules]
-    for module in modules:
-        module.training = False
     try:
-        yield
+        yield objective.train if modules else lambda mode: None
     finally:
         for module, was in zip(modules, training, strict=True):
             module.training = was
@@ -108,7 +131,12 @@ def _prepare(objective: Any, images: Tensor, generator: torch.Generator | None) 
     step_of = torch.full((images.shape[0], tokenizer.grid.num_tokens), _CONTEXT, device=images.device)
     rows, slots = out.is_target.nonzero(as_tuple=True)
     step_of[rows, out.index[rows, slots]] = out.step[rows, slots]
-    return _Case(objective, tokenizer, images, draw, out, step_of)
+    case = _Case(objective, tokenizer, images, draw, out, step_of)
+    if not torch.allclose(case.predict(images), out.predictions, rtol=1e-3, atol=1e-4):
+        raise LeakError(
+            "predictions differ between two calls with the same images and draw: does forward use its draw?"
+        )
+    return case
 
 
 def _check_targets(case: _Case) -> None:
@@ -121,84 +149,122 @@ def _check_targets(case: _Case) -> None:
         )
 
 
-def _rows_of(case: _Case, step: int) -> Bool[Tensor, "b t"]:
-    return case.out.is_target & (case.out.step == step)
+def _check_loss(case: _Case) -> None:
+    (gradient,) = torch.autograd.grad(case.out.loss, case.out.predictions, retain_graph=True, allow_unused=True)
+    if gradient is None:
+        raise LeakError("the loss is not computed from the predictions of the output, so nothing can be said of it")
+    counts = (gradient != 0).any(-1)
+    for image, row in (counts != case.out.is_target).nonzero()[:1].tolist():
+        said = "is no target" if counts[image, row] else "is a target"
+        does = "counts" if counts[image, row] else "does not count"
+        raise LeakError(f"row {row} of image {image} {said} by is_target, but {does} in the loss")
 
 
 def _check_gradients(case: _Case, generator: torch.Generator | None, tolerance: float) -> None:
-    out = case.out
+    out, outside = case.out, case.outside()
     weights = torch.randn(out.predictions.shape, generator=generator, device=out.predictions.device)
     for step in [s for s in case.steps() if s != _CONTEXT]:
-        rows = _rows_of(case, step)
-        total = (out.predictions * weights * rows[..., None]).sum()
-        (gradient,) = torch.autograd.grad(total, case.images, retain_graph=True, allow_unused=True)
-        if gradient is None:
-            gradient = torch.zeros_like(case.images)
-        _judge(case, case.per_token(gradient), rows.any(1), step, "by gradient", tolerance)
+        rows = out.is_target & (out.step == step)
+        for image in rows.any(1).nonzero().flatten().tolist():
+            total = (out.predictions[image] * weights[image] * rows[image, :, None]).sum()
+            (gradient,) = torch.autograd.grad(total, case.images, retain_graph=True, allow_unused=True)
+            if gradient is None:
+                gradient = torch.zeros_like(case.images)
+            _judge(case, case.per_token(gradient), image, step, tolerance)
+            if bool((gradient * outside).any()):
+                raise LeakError(f"{_who(step, image)} depends on pixels that the tokenizer crops")
 
 
-def _judge(case: _Case, felt: Tensor, active: Tensor, step: int, how: str, tolerance: float) -> None:
-    """Compare what predictions of ``step`` feel per token, ``[B, N]``, with what they may and must feel."""
-    scale = felt.amax(1, keepdim=True)
-    moved = felt > tolerance * scale
-    for image in active.nonzero().flatten().tolist():
-        later = moved[image] & (case.step_of[image] >= step)
-        if bool(later.any()):
-            position = int(later.nonzero()[0])
-            raise LeakError(
-                f"{how}: the prediction of step {step} in image {image} depends on position {position}, which has "
-                f"step {int(case.step_of[image, position])}"
-            )
-        for earlier in case.step_of[image].unique().tolist():
-            if earlier < step and not bool(moved[image][case.step_of[image] == earlier].any()):
-                raise LeakError(
-                    f"{how}: the prediction of step {step} in image {image} does not depend on any pixel of "
-                    f"{_name(earlier)}, which it should see (are weights zero? is a mask too strict?)"
-                )
+def _judge(case: _Case, felt: Float[Tensor, "b n"], image: int, step: int, tolerance: float) -> None:
+    """Compare the tokens that predictions of ``step`` in ``image`` feel with those that they may and must feel."""
+    moved = felt > tolerance * felt.max()
+    who, step_of = _who(step, image), case.step_of[image]
+    for other in moved.any(1).nonzero().flatten().tolist():
+        if other != image:
+            raise LeakError(f"{who} depends on pixels of image {other} in the same batch")
+    for position in (moved[image] & (step_of >= step)).nonzero().flatten().tolist():
+        raise LeakError(f"{who} depends on position {position}, which has step {int(step_of[position])}")
+    for position in (~moved[image] & (step_of < step)).nonzero().flatten().tolist():
+        raise LeakError(
+            f"{who} does not depend on position {position} of {_name(int(step_of[position]))}, which it should see "
+            "(are weights zero? is a mask too strict?)"
+        )
 
 
 def _name(step: int) -> str:
     return "the given tokens" if step == _CONTEXT else f"step {step}"
 
 
-def _check_images_apart(case: _Case, tolerance: float) -> None:
-    image = int(case.out.is_target.any(1).nonzero()[0])
-    total = (case.out.predictions[image] * case.out.is_target[image, :, None]).square().sum()
-    (gradient,) = torch.autograd.grad(total, case.images, retain_graph=True, allow_unused=True)
-    if gradient is None:
-        return  # nothing depends on pixels: the first step of a fully predicted image, say
-    felt = case.per_token(gradient).amax(1)
-    for other in (felt > tolerance * felt[image]).nonzero().flatten().tolist():
-        if other != image:
-            raise LeakError(f"predictions of image {image} depend on pixels of image {other} in the same batch")
+def _who(step: int, image: int) -> str:
+    return f"by gradient: the prediction of step {step} in image {image}"
 
 
-@torch.no_grad()
-def _check_noise(case: _Case, generator: torch.Generator | None, tolerance: float) -> None:
-    """Exchange the pixels of one step at a time, and see which predictions move."""
+def _check_noise(case: _Case, generator: torch.Generator | None, tolerance: float, when: str = "") -> None:
+    """Put noise on some pixels at a time, and see which predictions move.
+
+    With ``when``, only leaks are looked for: dropout may well cut what should be felt.
+    """
     images, out = case.images.detach(), case.out
-    patches = case.tokenizer(images)
-    noise = torch.randn(patches.shape, generator=generator, device=patches.device, dtype=patches.dtype)
-    before = case.objective(images, case.draw).predictions
-    for changed in case.steps():
-        where = (case.step_of == changed)[..., None, None, None]
-        delta = case.tokenizer.untokenize(torch.where(where, noise, torch.zeros_like(patches)))
-        moved = (case.objective(images + delta, case.draw).predictions - before).abs().amax(-1)
+    noise = torch.randn(images.shape, generator=generator, device=images.device, dtype=images.dtype)
+    before = case.predict(images)
+    for change in _changes(case):
+        moved = (case.predict(images + noise * change.where) - before).abs().amax(-1)
         scale = torch.where(out.is_target, moved, 0.0).amax(1, keepdim=True)
-        may_move = out.step > changed
-        touched = (case.step_of == changed).any(1)
-        leak = out.is_target & ~may_move & (moved > _floor(before, scale, tolerance))
-        dead = out.is_target & may_move & touched[:, None] & (moved <= _floor(before, scale, tolerance))
-        for image, row in leak.nonzero()[:1].tolist():
-            raise LeakError(
-                f"by noise: the prediction of step {int(out.step[image, row])} in image {image} changes with pixels "
-                f"of {_name(changed)}"
-            )
-        for image, row in dead.nonzero()[:1].tolist():
-            raise LeakError(
-                f"by noise: the prediction of step {int(out.step[image, row])} in image {image} does not change with "
-                f"pixels of {_name(changed)}, which it should see"
-            )
+        has_moved = moved > _floor(before, scale, tolerance)
+        leak = out.is_target & ~change.may_move & has_moved
+        dead = out.is_target & change.must_move & ~has_moved
+        for wrong, does in ((leak, "changes with"), (dead, "does not change with")):
+            for image, row in [] if when and wrong is dead else wrong.nonzero()[:1].tolist():
+                raise LeakError(
+                    f"by noise{when}: the prediction of step {int(out.step[image, row])} in image {image} {does} "
+                    f"{change.name}" + (", which it should see" if wrong is dead else "")
+                )
+
+
+@dataclass(frozen=True)
+class _Change:
+    name: str
+    where: Bool[Tensor, "_ _ h w"]
+    may_move: Bool[Tensor, "b t"]
+    must_move: Bool[Tensor, "b t"]
+
+
+def _changes(case: _Case) -> Iterator[_Change]:
+    """Pixels to change: those of no patch, those of one image, and those of one step."""
+    out, nothing = case.out, torch.zeros_like(case.out.is_target)
+    images = torch.arange(len(out.step), device=out.step.device)
+    outside = case.outside()
+    yield _Change("pixels that the tokenizer crops", outside, nothing, nothing)
+    for image in images.tolist():
+        own = images == image
+        name = f"pixels of image {image} in the same batch"
+        yield _Change(name, own[:, None, None, None], own[:, None] | nothing, nothing)
+    patches = torch.ones_like(case.tokenizer(case.images.detach()))
+    for step in case.steps():
+        changed = case.step_of == step
+        where = case.tokenizer.untokenize(patches * changed[:, :, None, None, None]) != 0
+        later = out.step > step
+        yield _Change(f"pixels of {_name(step)}", where, later, later & changed.any(1)[:, None])
+
+
+def _check_places(case: _Case, tolerance: float) -> None:
+    """Exchange the last two steps of the draw: no earlier prediction may know where later tokens lie."""
+    draw, images, out = case.draw, case.images.detach(), case.out
+    if not isinstance(draw, Serialization) or len({*(draw.step_sizes or ())[-2:]}) > 1:
+        return
+    last = draw.step.amax(1, keepdim=True)
+    key, slots = (draw.step + 2 * (draw.step == last - 1)).sort(dim=1, stable=True)
+    step = torch.where(key == last, last - 1, key.minimum(last))
+    before = case.predict(images)
+    after = case.predict(images, replace(draw, order=draw.order.gather(1, slots), step=step))
+    moved = (after - before).abs().amax(-1)
+    early = out.is_target & (out.step < last - 1)
+    leak = early & (moved > _floor(before, moved.amax(1, keepdim=True), tolerance))
+    for image, row in leak.nonzero()[:1].tolist():
+        raise LeakError(
+            f"the prediction of step {int(out.step[image, row])} in image {image} changes when the last two steps are "
+            "exchanged: it knows where later tokens lie"
+        )
 
 
 def _floor(before: Tensor, scale: Tensor, tolerance: float) -> Tensor:

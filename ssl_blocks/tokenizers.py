@@ -48,7 +48,7 @@ class PatchTokenizer:
     Raises:
         ValueError: if the patch does not divide the image, or the crop leaves no pixel of it.
 
-    Example:
+    Examples:
         >>> import torch
         >>> tokenizer = PatchTokenizer(image_size=(32, 48), patch_size=8, channels=3)
         >>> patches = tokenizer(torch.zeros(2, 3, 32, 48))

@@ -15,7 +15,7 @@ class Grid:
     Raises:
         ValueError: if a side is smaller than 1.
 
-    Example:
+    Examples:
         >>> str(Grid(4, 6)), Grid(4, 6).num_tokens
         ('4x6', 24)
     """
@@ -46,7 +46,7 @@ def gather_tokens(x: Shaped[Tensor, "b n *rest"], index: Int[Tensor, "b m"]) -> 
     Returns:
         ``[B, m, ...]``.
 
-    Example:
+    Examples:
         >>> gather_tokens(torch.tensor([[10, 11, 12]]), torch.tensor([[2, 0]]))
         tensor([[12, 10]])
     """
@@ -68,7 +68,7 @@ class Segments:
     Raises:
         ValueError: if levels and counts differ in number, or levels differ in shape.
 
-    Example:
+    Examples:
         >>> Segments(levels=(torch.tensor([[0, 0, 1, 1]]),), counts=(2,), step_sizes=(2, 2)).num_tokens
         4
     """
@@ -128,7 +128,7 @@ class Serialization:
         step: ``[B, N]`` int64 decoding step of each slot, from 0, never falling along the sequence.
         step_sizes: tokens per step where that is the same in every image, else ``None``.
 
-    Example:
+    Examples:
         >>> s = Serialization(order=torch.tensor([[2, 0, 1]]), step=torch.tensor([[0, 1, 1]]), step_sizes=(1, 2))
         >>> s.take(torch.tensor([[10, 11, 12]]))
         tensor([[12, 10, 11]])

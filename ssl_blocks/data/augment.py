@@ -29,7 +29,7 @@ class RandomResizedCropFlip:
     Raises:
         ValueError: if a size is below 1, or a range is not ascending (scale: within (0, 1]; ratio: above 0).
 
-    Example:
+    Examples:
         >>> crop = RandomResizedCropFlip(4, scale=(0.5, 1.0))
         >>> crop(torch.rand(2, 3, 8, 6), generator=torch.Generator().manual_seed(0)).shape
         torch.Size([2, 3, 4, 4])
@@ -159,7 +159,7 @@ def to_float(images: UInt8[Tensor, "b c h w"], mean: Sequence[float], std: Seque
     Raises:
         ValueError: if mean and std are not one number per channel, or a std is not above 0.
 
-    Example:
+    Examples:
         >>> to_float(torch.tensor([[[[0, 255]]]], dtype=torch.uint8), mean=(0.5,), std=(0.5,))
         tensor([[[[-1.,  1.]]]])
     """
@@ -183,7 +183,7 @@ def denormalize(
     Raises:
         ValueError: if mean and std are not one number per channel, or a std is not above 0.
 
-    Example:
+    Examples:
         >>> denormalize(torch.tensor([[[[-1.0, 1.0]]]]), mean=(0.5,), std=(0.5,))
         tensor([[[[0., 1.]]]])
     """
@@ -211,7 +211,7 @@ def channel_statistics(images: UInt8[Tensor, "n c h w"]) -> tuple[tuple[float, .
     Returns:
         Mean and std, each of C numbers.
 
-    Example:
+    Examples:
         >>> channel_statistics(torch.full((2, 1, 4, 4), 255, dtype=torch.uint8))
         ((1.0,), (1.0,))
     """

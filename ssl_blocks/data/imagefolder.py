@@ -159,7 +159,7 @@ def _decode(file: Path, image_size: int | None) -> UInt8[Tensor, "3 h w"]:
 def fit_images(images: UInt8[Tensor, "*batch c h w"], size: int) -> UInt8[Tensor, "*batch c s s"]:
     """Resize the shorter side to ``size`` pixels with antialiasing, and crop the centre.
 
-    Example:
+    Examples:
         >>> fit_images(torch.zeros(3, 20, 40, dtype=torch.uint8), 10).shape
         torch.Size([3, 10, 10])
     """

@@ -27,7 +27,7 @@ class EpochBatches(Dataset[Tensor]):
         ValueError: if a number is out of range, a global batch needs more images than there are, or, with
             ``drop_last=False``, the last global batch has fewer images than there are processes.
 
-    Example:
+    Examples:
         >>> batches = EpochBatches(torch.zeros(10, 3, 8, 8, dtype=torch.uint8), 4, seed=0)
         >>> len(batches), batches[0].shape
         (2, torch.Size([4, 3, 8, 8]))

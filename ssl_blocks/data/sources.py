@@ -103,7 +103,7 @@ def load(
         ValueError: if the name is unknown, a number is out of range, a folder or a file in it cannot be used,
             or the images would need more than ``max_bytes``.
 
-    Example:
+    Examples:
         >>> data = load("digits", image_size=16, max_train=100)
         >>> data.train.images.shape, len(data.test)
         (torch.Size([100, 1, 16, 16]), 500)

@@ -18,7 +18,7 @@ def wrap(module: nn.Module) -> TokenEncoder:
         TypeError: if no adapter fits, with the reason.
         ValueError: if the model was built with options that no objective can work with.
 
-    Example:
+    Examples:
         >>> import timm
         >>> type(wrap(timm.create_model("vit_tiny_patch16_224", num_classes=0))).__name__
         'TimmViT'

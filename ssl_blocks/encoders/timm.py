@@ -31,7 +31,7 @@ class TimmViT(nn.Module):
             position biases, or its blocks take no mask.
         ValueError: if it drops patches at random, or its final norm sits behind the pooling.
 
-    Example:
+    Examples:
         >>> vit = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=4, depth=2, num_classes=0)
         >>> encoder = TimmViT(vit)
         >>> encoder.num_prefix, str(encoder.grid), encoder.features(torch.zeros(1, 3, 32, 32)).shape
@@ -42,11 +42,19 @@ class TimmViT(nn.Module):
         super().__init__()
         self.model_args = dict(model_args or {})
         vit = _refuse_unfit(module)
-        self.module: VisionTransformer = vit
+        self._modules["module"] = vit
         height, width = vit.patch_embed.grid_size
         self.dim, self.depth, self.num_prefix = vit.embed_dim, len(vit.blocks), vit.num_prefix_tokens
         self.grid, self.patch = Grid(height, width), pair(vit.patch_embed.patch_size)
         self.channels = vit.patch_embed.proj.in_channels
+
+    @property
+    def module(self) -> VisionTransformer:
+        """The user's own model, unpatched."""
+        # a property: from Python 3.12 on, isinstance of a protocol passes over what nn.Module keeps elsewhere
+        vit = self._modules["module"]
+        assert isinstance(vit, VisionTransformer)
+        return vit
 
     @property
     def norm(self) -> nn.Module:
@@ -189,7 +197,7 @@ def timm_vit(
             heads, or ``positions`` is none of the three.
         TypeError: if the model is no plain vision transformer.
 
-    Example:
+    Examples:
         >>> encoder = timm_vit(image_size=32, patch_size=4, depth=2)
         >>> encoder.num_prefix, encoder.module.pos_embed.requires_grad
         (0, False)
@@ -214,6 +222,11 @@ def timm_vit(
         _refuse_unfit(timm.create_model(name))
         raise TypeError(f"name={name!r} cannot be built with these sizes: {error}") from None
     encoder = TimmViT(model, model_args=arguments)
+    for token in (model.cls_token, model.reg_token):
+        if token is not None:
+            # as in MAE; of timm's 1e-6 the first layer norm would make a gradient of thousands, for under a causal
+            # mask prefix tokens see only each other
+            nn.init.normal_(token, std=0.02)
     if positions == "sincos":
         table = encoder.module.pos_embed
         assert table is not None

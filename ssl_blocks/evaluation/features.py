@@ -38,7 +38,7 @@ def extract_features(
         ValueError: if ``batch_size`` is below 1, there are no images, ``encode`` returns another shape, or a
             feature is NaN or infinite.
 
-    Example:
+    Examples:
         >>> images = torch.full((3, 1, 2, 2), 255, dtype=torch.uint8)
         >>> extract_features(lambda x: x.mean((2, 3)), images, mean=(0.5,), std=(0.5,))
         tensor([[1.],

@@ -38,7 +38,7 @@ def knn_accuracy(
         ValueError: if ``k`` is not within 1..N, ``temperature`` or ``chunk`` is not positive, shapes do not
             fit together, or a label is negative.
 
-    Example:
+    Examples:
         >>> bank = torch.eye(2)
         >>> knn_accuracy(bank, torch.tensor([0, 1]), bank, torch.tensor([0, 0]), k=1)
         0.5

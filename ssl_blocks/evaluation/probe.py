@@ -56,7 +56,7 @@ def fewshot_probe(
         ValueError: if a number is out of range, there are no seeds, shapes do not fit together, fewer than
             two classes exist, or a class (of the test labels, too) has fewer labels than ``shots``.
 
-    Example:
+    Examples:
         >>> x, y = torch.tensor([[0.0], [0.1], [5.0], [5.1]]), torch.tensor([0, 0, 1, 1])
         >>> fewshot_probe(x, y, x, y, shots=1, seeds=(0,)).mean
         1.0

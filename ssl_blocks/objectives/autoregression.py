@@ -40,7 +40,7 @@ class SegmentAutoregression(ObjectiveModule):
         ValueError: if tokenizer and encoder do not fit, or ``predict_first`` is asked of an encoder without
             prefix tokens.
 
-    Example:
+    Examples:
         >>> import ssl_blocks as sb
         >>> encoder = sb.encoders.timm_vit(image_size=32, patch_size=4, depth=2)
         >>> tokenizer = sb.PatchTokenizer(image_size=32, patch_size=4)

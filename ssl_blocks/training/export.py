@@ -1,8 +1,11 @@
 """Save a pretrained encoder so that plain timm loads it."""
 
 import json
+import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +47,30 @@ def export_encoder(
         "std": list(std),
         "pooling": "mean of normalised patch tokens",
     }
-    save_for_hf(
-        encoder.module,
-        str(fresh),
-        model_config={"ssl_blocks": notes},
-        model_args=dict(encoder.model_args),
-        safe_serialization=True,
-    )
+    with _mean_and_std_follow():
+        save_for_hf(
+            encoder.module,
+            str(fresh),
+            model_config={"ssl_blocks": notes},
+            model_args=dict(encoder.model_args),
+            safe_serialization=True,
+        )
     _note_preprocessing(fresh / "config.json", encoder, mean, std)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(fresh, folder)
     return folder
+
+
+@contextmanager
+def _mean_and_std_follow() -> Iterator[None]:
+    """Silence timm's remark that its default mean and std do not suit the channels; ours are written next."""
+    logger = logging.getLogger("timm.data.config")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _note_preprocessing(path: Path, encoder: TimmViT, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
