@@ -15,9 +15,8 @@ BIN := .venv/bin
 	$(BIN)/python -m pip install --quiet --editable ".[dev,docs]"
 	touch $@
 
-demo: .venv/installed  ## pretrain on the bundled digits and show what came of it (3 minutes on 2 CPU cores)
-	rm -rf runs/randsac_digits
-	$(BIN)/python examples/randsac.py --preset randsac_digits
+demo: .venv/installed  ## pretrain on the bundled digits and show what came of it (2 minutes on 2 CPU cores)
+	$(BIN)/python examples/randsac.py --preset randsac_digits --name demo-$$(date +%Y%m%d-%H%M%S)
 
 test: .venv/installed-dev  ## the whole test suite
 	$(BIN)/python -m pytest

@@ -222,7 +222,7 @@ def timm_vit(
         _refuse_unfit(timm.create_model(name))
         raise TypeError(f"name={name!r} cannot be built with these sizes: {error}") from None
     encoder = TimmViT(model, model_args=arguments)
-    for token in (model.cls_token, model.reg_token):
+    for token in (encoder.module.cls_token, encoder.module.reg_token):
         if token is not None:
             # as in MAE; of timm's 1e-6 the first layer norm would make a gradient of thousands, for under a causal
             # mask prefix tokens see only each other

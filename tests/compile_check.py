@@ -1,0 +1,63 @@
+"""Compile every kind of objective in one graph, and print what came of it as JSON. Run by test_compile.py.
+
+A process of its own: shape checks on every call are no part of what is compiled.
+"""
+
+import json
+from typing import Any
+
+import torch
+import torch._dynamo.utils
+
+import ssl_blocks as sb
+from tests.recipes import build, images
+
+CASES: dict[str, tuple[sb.SegmentPartitioner, dict[str, Any]]] = {
+    "squares": (sb.SquarePartitioner(sides=(2, 4)), {"normalize": True}),
+    "blobs": (sb.BlobPartitioner(counts=(7,)), {}),
+    "class token": (sb.SquarePartitioner(sides=(4,)), {"class_token": True, "predict_first": True}),
+    "class token, blobs": (sb.BlobPartitioner(counts=(7, 3)), {"class_token": True, "reg_tokens": 2}),
+    "plain decoder, shared positions": (
+        sb.SquarePartitioner(sides=(2,)),
+        {"skips": False, "positions": "learned", "decoder_positions": "shared"},
+    ),
+}
+
+
+def run(objective: Any, forward: Any, draw: sb.Serialization, *, autocast: bool) -> tuple[float, list[torch.Tensor]]:
+    objective.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = forward(images(2), draw).loss
+    loss.backward()
+    return loss.item(), [p.grad.clone() for p in objective.parameters() if p.grad is not None]
+
+
+def check(name: str, *, autocast: bool = False, checkpointing: bool = False) -> dict[str, float]:
+    """Differences between compiled and eager, relative to the largest gradient."""
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    partitioner, options = CASES[name]
+    objective = build(partitioner, **options)
+    if checkpointing:
+        objective.encoder.module.set_grad_checkpointing()
+    draw = objective.draw(images(2), generator=torch.Generator().manual_seed(0))
+    loss, gradients = run(objective, objective, draw, autocast=autocast)
+    compiled = torch.compile(objective, fullgraph=True, backend="eager")
+    compiled_loss, compiled_gradients = run(objective, compiled, draw, autocast=autocast)
+    pairs = list(zip(gradients, compiled_gradients, strict=True))
+    return {
+        "loss": abs(loss - compiled_loss),
+        "gradients": max(float((a - b).abs().max() / a.abs().max()) for a, b in pairs),
+        "parameters": len(pairs),
+        "graphs": torch._dynamo.utils.counters["stats"]["unique_graphs"],
+    }
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    results = {name: check(name) for name in CASES}
+    results["squares, bf16"] = check("squares", autocast=True)
+    results["blobs, bf16"] = check("blobs", autocast=True)
+    results["squares, checkpointing"] = check("squares", checkpointing=True)
+    results["blobs, checkpointing, bf16"] = check("blobs", autocast=True, checkpointing=True)
+    print(json.dumps(results))

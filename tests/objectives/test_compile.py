@@ -1,0 +1,47 @@
+"""Objectives compile into one graph, and compute the same."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EXACT = (
+    "squares",
+    "blobs",
+    "class token",
+    "class token, blobs",
+    "plain decoder, shared positions",
+    "squares, checkpointing",
+)
+SIXTEEN_BIT = ("squares, bf16", "blobs, bf16", "blobs, checkpointing, bf16")
+
+
+@pytest.fixture(scope="module")
+def results():
+    """What the script found: one process for all cases, for it is the start that takes long."""
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.compile_check"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
+
+
+def test_every_case_is_one_graph(results):
+    assert set(results) == {*EXACT, *SIXTEEN_BIT}
+    assert {result["graphs"] for result in results.values()} == {1}
+    assert all(result["parameters"] > 50 for result in results.values())
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_compiled_loss_and_gradients_equal_eager(results, name):
+    assert results[name]["loss"] < 1e-6
+    assert results[name]["gradients"] < 1e-4
+
+
+@pytest.mark.parametrize("name", SIXTEEN_BIT)
+def test_compiled_loss_and_gradients_under_autocast_are_near_eager(results, name):
+    assert results[name]["loss"] < 5e-3
+    assert results[name]["gradients"] < 0.1
