@@ -79,7 +79,8 @@ class RandomResizedCropFlip:
             sign -= 2 * (torch.rand(batch, generator=generator, device=images.device) < 0.5).float()
         # half precision cannot name the pixels of a large image
         wide = images if images.dtype in (torch.float32, torch.float64) else images.float()
-        return resample(wide, boxes, sign, self.size).to(images.dtype)
+        with torch.autocast(images.device.type, enabled=False):  # affine_grid would round its product to 16 bits
+            return resample(wide, boxes, sign, self.size).to(images.dtype)
 
     def _keeps(self, height: int, width: int) -> bool:
         # known beforehand, and interpolation would only add rounding errors

@@ -142,6 +142,15 @@ def test_dtype_is_kept(dtype: torch.dtype) -> None:
     torch.testing.assert_close(result.float(), crop(images, generator=seeded()), atol=1e-2, rtol=0)
 
 
+def test_autocast_does_not_blur_the_boxes() -> None:
+    images = torch.rand(4, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    augment = RandomResizedCropFlip(224)
+    plain = augment(images, generator=torch.Generator().manual_seed(1))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under = augment(images, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(plain, under)
+
+
 @pytest.mark.parametrize("scale", [(0.0, 1.0), (0.5, 0.2), (0.5, 1.5)])
 def test_wrong_scale(scale: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match=rf"scale=\({scale[0]}, {scale[1]}\) must be .* within \(0, 1\]"):
