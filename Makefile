@@ -30,8 +30,9 @@ check: .venv/installed-dev  ## lint, format, spelling and strict types
 docs: .venv/installed-dev  ## build the documentation into site/
 	$(BIN)/mkdocs build --strict --quiet
 
-bench: .venv/installed-dev  ## time a training step against the paper's pseudocode
+bench: .venv/installed-dev  ## time a training step and its attention
 	$(BIN)/python -m examples.benchmarks.speed
+	$(BIN)/python -m examples.benchmarks.attention
 
 clean:
 	rm -rf .venv site .mypy_cache .pytest_cache .ruff_cache .hypothesis
