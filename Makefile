@@ -28,7 +28,7 @@ check: .venv/installed-dev  ## lint, format, spelling and strict types
 	$(BIN)/mypy
 
 docs: .venv/installed-dev  ## build the documentation into site/
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: .venv/installed-dev  ## time a training step and its attention
 	$(BIN)/python -m examples.benchmarks.speed

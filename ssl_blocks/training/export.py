@@ -64,7 +64,7 @@ def export_encoder(
 @contextmanager
 def _mean_and_std_follow() -> Iterator[None]:
     """Silence timm's remark that its default mean and std do not suit the channels; ours are written next."""
-    logger = logging.getLogger("timm.data.config")
+    logger = logging.getLogger("timm.data")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:

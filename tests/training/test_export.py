@@ -45,6 +45,14 @@ def test_a_wrapped_model_of_the_users_own_is_exported_too(tmp_path: Path) -> Non
         torch.testing.assert_close(model(images), encoder.features(images))
 
 
+def test_one_channel_is_exported_without_a_remark(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    encoder = encoders.timm_vit(image_size=8, patch_size=2, channels=1, depth=1, embed_dim=16, num_heads=2)
+    tokenizer = PatchTokenizer(image_size=8, patch_size=2, channels=1)
+    folder = export_encoder(encoder, tmp_path / "encoder", tokenizer=tokenizer, mean=(0.5,), std=(0.25,))
+    assert json.loads((folder / "config.json").read_text())["pretrained_cfg"]["mean"] == [0.5]
+    assert not caplog.records
+
+
 def test_preprocessing_is_noted_where_timm_looks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = save(small(), tmp_path / "encoder")
     config = timm.data.resolve_model_data_config(timm.create_model(f"local-dir:{folder}", pretrained=True))
@@ -52,7 +60,7 @@ def test_preprocessing_is_noted_where_timm_looks(tmp_path: Path, caplog: pytest.
     assert tuple(config["std"]) == HALF
     assert tuple(config["input_size"]) == (3, 16, 24)
     assert not caplog.records
-    assert logging.getLogger("timm.data.config").level == logging.NOTSET
+    assert logging.getLogger("timm.data").level == logging.NOTSET
 
 
 def test_failed_export_leaves_the_old_one_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
