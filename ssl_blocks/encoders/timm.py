@@ -139,11 +139,8 @@ class TimmViT(nn.Module):
 def _refuse_unfit(module: nn.Module) -> VisionTransformer:
     name = type(module).__name__
     if not isinstance(module, VisionTransformer):
-        if (
-            hasattr(module, "rel_pos_bias")
-            or "RelPos" in name
-            or any("rel_pos" in n for n, _ in module.named_modules())
-        ):
+        names = [*dict(module.named_modules()), *dict(module.named_parameters())]
+        if any("rel_pos" in n or "relative_position" in n for n in names):
             raise TypeError(
                 f"{name} adds relative position biases for a full raster grid; segments in another order would get "
                 "wrong ones. Use a model with absolute positions, such as vit_base_patch16_224"

@@ -1,5 +1,7 @@
 """Configuration: the sub-models that recipes share, and the parts and encoders they describe."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,6 +15,16 @@ from ssl_blocks.partitioners import (
     SquarePartitioner,
     TokenPartitioner,
 )
+
+
+@contextmanager
+def section(name: str) -> Iterator[None]:
+    """Say in errors which section of the configuration they are about: several have a ``name``."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        kind = next(k for k in (ValueError, TypeError, OSError) if isinstance(error, k))
+        raise kind(f"{name}: {error}") from error
 
 
 class StrictModel(BaseModel):
@@ -40,15 +52,16 @@ class EncoderConfig(StrictModel):
             TypeError: if the model is no plain vision transformer.
         """
         sizes = {"embed_dim": self.width, "depth": self.depth, "num_heads": self.heads}
-        return timm_vit(
-            self.name,
-            image_size=image_size,
-            patch_size=self.patch_size,
-            channels=channels,
-            positions=self.positions,
-            class_token=self.class_token,
-            **{name: size for name, size in sizes.items() if size is not None},
-        )
+        with section("encoder"):
+            return timm_vit(
+                self.name,
+                image_size=image_size,
+                patch_size=self.patch_size,
+                channels=channels,
+                positions=self.positions,
+                class_token=self.class_token,
+                **{name: size for name, size in sizes.items() if size is not None},
+            )
 
 
 class DecoderConfig(StrictModel):

@@ -33,7 +33,8 @@ class PretrainModule(pl.LightningModule):
         self.objective, self.data, self.config = objective, data, config
         size = (data.train.images.shape[2], data.train.images.shape[3])
         self.augment = RandomResizedCropFlip(size, scale=config.data.crop_scale, flip=config.data.flip)
-        self.step_function: Any = torch.compile(objective) if config.trainer.compile else objective
+        # a function, not a module: that would be registered, and be saved, a second time
+        self.step_function = torch.compile(objective.forward) if config.trainer.compile else objective.forward
         self.batches: EpochBatches | None = None
 
     def check(self) -> None:

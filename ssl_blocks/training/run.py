@@ -22,7 +22,7 @@ from ssl_blocks.encoders import TimmViT
 from ssl_blocks.evaluation import Scores, extract_features, raw_pixels, score_features
 from ssl_blocks.objectives import ObjectiveModule
 from ssl_blocks.training.callbacks import OnlineKnn, RichRunProgress
-from ssl_blocks.training.config import RunConfig
+from ssl_blocks.training.config import RunConfig, section
 from ssl_blocks.training.export import export_encoder
 from ssl_blocks.training.module import PretrainModule
 from ssl_blocks.training.report import print_report, write_figures
@@ -62,14 +62,15 @@ class Run(Generic[C]):
         check_folder(config.folder)
         device, autocast_dtype = choose_device(config)
         settings = config.data
-        data = load(
-            settings.name,
-            image_size=settings.image_size,
-            root=settings.root,
-            max_train=settings.max_train,
-            max_test=settings.max_test,
-            seed=config.seed,
-        )
+        with section("data"):
+            data = load(
+                settings.name,
+                image_size=settings.image_size,
+                root=settings.root,
+                max_train=settings.max_train,
+                max_test=settings.max_test,
+                seed=config.seed,
+            )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             objective = assemble(config, data)

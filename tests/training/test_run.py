@@ -127,6 +127,11 @@ def test_run_leaves_the_global_random_state_alone(tmp_path: Path) -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_checkpoint_holds_every_weight_once_and_nothing_to_unpickle(finished: Run) -> None:
+    saved = torch.load(finished.config.folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert set(saved) == {f"objective.{name}" for name in finished.module.objective.state_dict()}
+
+
 def test_images_without_labels_train_without_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "flat"
     folder.mkdir()
