@@ -4,8 +4,6 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from timm.models import save_for_hf
 
 from ssl_blocks.encoders import TimmViT
 from ssl_blocks.tokenizers import Tokenizer
+from ssl_blocks.training.logs import quiet
 
 FORMAT_VERSION = 1
 
@@ -47,7 +46,7 @@ def export_encoder(
         "std": list(std),
         "pooling": "mean of normalised patch tokens",
     }
-    with _mean_and_std_follow():
+    with quiet("timm.data", logging.ERROR):  # it remarks on a mean and std that are replaced below
         save_for_hf(
             encoder.module,
             str(fresh),
@@ -59,18 +58,6 @@ def export_encoder(
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(fresh, folder)
     return folder
-
-
-@contextmanager
-def _mean_and_std_follow() -> Iterator[None]:
-    """Silence timm's remark that its default mean and std do not suit the channels; ours are written next."""
-    logger = logging.getLogger("timm.data")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _note_preprocessing(path: Path, encoder: TimmViT, mean: tuple[float, ...], std: tuple[float, ...]) -> None:

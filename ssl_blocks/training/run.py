@@ -24,6 +24,7 @@ from ssl_blocks.objectives import ObjectiveModule
 from ssl_blocks.training.callbacks import OnlineKnn, RichRunProgress
 from ssl_blocks.training.config import RunConfig, section
 from ssl_blocks.training.export import export_encoder
+from ssl_blocks.training.logs import quiet
 from ssl_blocks.training.module import PretrainModule
 from ssl_blocks.training.report import print_report, write_figures
 
@@ -90,8 +91,8 @@ class Run(Generic[C]):
         seconds = time.perf_counter() - started
         self.module.to("cpu")
         scores += self._score_encoder("pretrained encoder")
-        figures = write_figures(self.module.objective, self.data, folder / "figures")
         self._export(folder / "encoder")
+        figures = write_figures(self.module.objective, self.data, folder / "figures")
         results = {"seconds": round(seconds, 1), "scores": [score.as_dict() for score in scores]}
         (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
         print_report(console, config, scores, figures, seconds=seconds)
@@ -211,17 +212,11 @@ def _has_bf16(device: str) -> bool:
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
     """Silence what does not concern the user here: loader workers, hardware notes, deprecations of its own."""
-    logger = logging.getLogger("pytorch_lightning")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            for message in (
-                ".*does not have many workers.*",
-                "Experiment logs directory .* exists and is not empty.*",  # config.yaml is there already
-                ".*LeafSpec.*is deprecated.*",
-            ):
-                warnings.filterwarnings("ignore", message=message)
-            yield
-    finally:
-        logger.setLevel(level)
+    with quiet("pytorch_lightning", logging.WARNING), warnings.catch_warnings():
+        for message in (
+            ".*does not have many workers.*",
+            "Experiment logs directory .* exists and is not empty.*",  # config.yaml is there already
+            ".*LeafSpec.*is deprecated.*",
+        ):
+            warnings.filterwarnings("ignore", message=message)
+        yield

@@ -378,7 +378,7 @@ class MasklessBlock(nn.Module):
             "swin_tiny_patch4_window7_224",
             {"depths": (1, 1), "num_heads": (1, 1), "embed_dim": 16},
             TypeError,
-            "SwinTransformer is not a timm VisionTransformer such as",
+            "SwinTransformer adds relative position biases",
         ),
         ("resnet18", {}, TypeError, "ResNet is not a timm VisionTransformer such as"),
         ("vit_tiny_patch16_224", {"patch_drop_rate": 0.5, "depth": 1}, ValueError, "patch_drop_rate must be 0"),
