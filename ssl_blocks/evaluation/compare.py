@@ -1,11 +1,13 @@
 """Scores of several feature extractors beside each other."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from ssl_blocks.data import to_float
 from ssl_blocks.evaluation.knn import knn_accuracy
 from ssl_blocks.evaluation.probe import ProbeScore, fewshot_probe
 
@@ -50,6 +52,11 @@ def score_features(
     return Scores(name=name, knn=knn, fewshot=probe, shots=shots)
 
 
-def raw_pixels(images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
-    """Pixels on the 0..1 scale as features ``[N, C*H*W]``: what a method must beat to be of use."""
-    return images.flatten(1).float() / 255
+def raw_pixels(
+    images: UInt8[Tensor, "n c h w"], *, mean: Sequence[float], std: Sequence[float]
+) -> Float[Tensor, "n d"]:
+    """Normalised pixels as features ``[N, C*H*W]``: what an encoder is given, and must beat to be of use.
+
+    Without their mean taken off, all images would point the same way, and cosines would tell little.
+    """
+    return to_float(images, mean, std).flatten(1)

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -137,7 +138,7 @@ class Run(Generic[C]):
         return self.data.train.labels is not None and self.data.test is not None and self.data.test.labels is not None
 
     def _score_pixels(self) -> list[Scores]:
-        return self._score("raw pixels", raw_pixels)
+        return self._score("raw pixels", partial(raw_pixels, mean=self.data.mean, std=self.data.std))
 
     def _score_encoder(self, name: str) -> list[Scores]:
         encoder = self.module.objective.export_encoder()
