@@ -191,7 +191,7 @@ def timm_vit(
 
     Raises:
         ValueError: if the name is unknown, the patch does not divide the image, the width does not divide into
-            heads, or ``positions`` is none of the three.
+            heads, ``positions`` is none of the three, or would overwrite pretrained ones.
         TypeError: if the model is no plain vision transformer.
 
     Examples:
@@ -201,6 +201,8 @@ def timm_vit(
     """
     if positions not in ("sincos", "learned", "none"):
         raise ValueError(f"positions={positions!r} must be 'sincos', 'learned' or 'none'")
+    if model_args.get("pretrained") and positions == "sincos":
+        raise ValueError("positions='sincos' would overwrite those of pretrained=True: use positions='learned'")
     _check_model(name, image_size, patch_size, model_args)
     arguments = {
         "img_size": pair(image_size),
@@ -217,8 +219,12 @@ def timm_vit(
         model = timm.create_model(name, **arguments)
     except TypeError as error:  # another family: say why it does not fit, rather than which argument it lacks
         _refuse_unfit(timm.create_model(name))
-        raise TypeError(f"name={name!r} cannot be built with these sizes: {error}") from None
+        raise TypeError(f"name={name!r} cannot be built with these arguments: {error}") from None
+    except AssertionError as error:  # timm's way to say that heads do not divide the width, and the like
+        raise ValueError(f"name={name!r} cannot be built with {model_args}: {error}") from None
     encoder = TimmViT(model, model_args=arguments)
+    if model_args.get("pretrained"):
+        return encoder
     for token in (encoder.module.cls_token, encoder.module.reg_token):
         if token is not None:
             # as in MAE; of timm's 1e-6 the first layer norm would make a gradient of thousands, for under a causal

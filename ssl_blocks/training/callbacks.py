@@ -108,6 +108,8 @@ class OnlineKnn(pl.Callback):
     def score(self, module: PretrainModule) -> float:
         """KNN accuracy of the encoder as it stands."""
         encoder = module.objective.export_encoder()
+        training = encoder.module.training
+        encoder.module.eval()
         features = [
             extract_features(
                 encoder.features,
@@ -119,6 +121,7 @@ class OnlineKnn(pl.Callback):
             )
             for split in (self.bank, self.test)
         ]
+        encoder.module.train(training)
         assert self.bank.labels is not None
         assert self.test.labels is not None
         return knn_accuracy(features[0], self.bank.labels, features[1], self.test.labels, k=min(20, len(features[0])))

@@ -142,7 +142,7 @@ class Run(Generic[C]):
 
     def _score_encoder(self, name: str) -> list[Scores]:
         encoder = self.module.objective.export_encoder()
-        module = encoder.module.to(self.device)
+        module = encoder.module.to(self.device).eval()
 
         def encode(images: torch.Tensor) -> torch.Tensor:
             return extract_features(
@@ -155,7 +155,7 @@ class Run(Generic[C]):
             )
 
         scores = self._score(name, encode)
-        module.to("cpu")
+        module.to("cpu").train()
         return scores
 
     def _score(self, name: str, encode: Callable[[torch.Tensor], torch.Tensor]) -> list[Scores]:

@@ -117,6 +117,10 @@ def test_help_documents_every_field(capsys: pytest.CaptureFixture[str]) -> None:
         (("--segments.sides", "[4]"), "nothing is left to predict"),
         (("--encoder.patch_size", "3"), "patch_size=3 must divide image_size=8"),
         (("--encoder.heads", "5"), "num_heads=5 must divide embed_dim=64"),
+        (
+            ("--preset", "randsac_cifar_small", "--data.name", "digits", "--encoder.width", "100"),
+            "num_heads=3 must divide",
+        ),
         (("--decoder.heads", "5"), "num_heads=5 must divide dim=64"),
         (("--encoder.name", "vit_tiny_patch17"), "encoder: name='vit_tiny_patch17' is no timm model"),
         (("--encoder.name", "beit_base_patch16_224"), "relative position biases"),

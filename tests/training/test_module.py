@@ -169,4 +169,12 @@ def test_online_knn_equals_knn_of_the_features_afterwards(tmp_path: Path) -> Non
     with torch.no_grad():
         bank, test = (encoder.features(to_float(s.images, data.mean, data.std)) for s in (data.train, data.test))
     assert logged == pytest.approx(knn_accuracy(bank, data.train.labels, test, data.test.labels, k=20))
-    assert not module.training or module.objective.training  # scoring leaves the mode as it was
+
+
+def test_scoring_switches_dropout_off_and_on_again() -> None:
+    data, objective = some_data(), small_objective()
+    objective.encoder.module.pos_drop = torch.nn.Dropout(0.5)
+    module = PretrainModule(objective, data, some_config()).train()
+    knn = OnlineKnn(data, every=1, bank_size=40, autocast_dtype=None)
+    assert knn.score(module) == knn.score(module)
+    assert all(part.training for part in objective.encoder.module.modules())
