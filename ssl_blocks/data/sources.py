@@ -86,7 +86,8 @@ def load(
     Args:
         name: ``digits`` (8x8 grey digits that come with scikit-learn), ``cifar10`` (torchvision downloads
             it), or ``imagefolder:PATH``: class folders below PATH or below PATH/train and PATH/test (or val),
-            or a flat folder of images without labels. Labelled data without a test split has 10 % held out.
+            or a flat folder of images without labels. Labelled data without a test split has 10 % held out, but
+            never the last image of a class.
         image_size: side in pixels; shorter sides are resized to it, then the centre is cropped. ``None``
             keeps the size of the data.
         root: folder for downloads.
@@ -116,6 +117,7 @@ def load(
     if test is None and train.labels is not None and len(train.items) > 1:
         num_test = max(1, round(HELD_OUT_SHARE * len(train.items)))
         train, test = _hold_out(train, num_test, generator)
+        test = test if len(test.items) else None  # one image per class: none to spare
     train = _subset(train, max_train, generator)
     parts = [train] if test is None else [train, _subset(test, max_test, generator)]
     splits = _read(parts, image_size, max_bytes)
@@ -185,12 +187,14 @@ def _shuffled_ranks(labels: Tensor, generator: torch.Generator) -> tuple[Tensor,
 
 
 def _hold_out(part: _Part, num_test: int, generator: torch.Generator) -> tuple[_Part, _Part]:
-    """Split off a stratified share: of each class what is due to it, rounded up or down at random."""
+    """Split off a stratified share: of each class what is due to it, rounded up or down at random, but never all."""
     assert part.labels is not None
     _, rank = _shuffled_ranks(part.labels, generator)
     counts = part.labels.bincount()
     share = (rank + torch.rand(len(counts), generator=generator)[part.labels]) / counts[part.labels]
-    index = share.argsort(stable=True)
+    last = rank == counts[part.labels] - 1
+    index = share.masked_fill(last, torch.inf).argsort(stable=True)
+    num_test = min(num_test, len(index) - int(last.sum()))
     return part.take(index[num_test:].sort().values), part.take(index[:num_test].sort().values)
 
 

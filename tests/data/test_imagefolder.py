@@ -83,12 +83,6 @@ class TestImageFolder:
         make_classes(tmp_path, {"bus": 3, "train": 3})
         assert load(f"imagefolder:{tmp_path}").class_names == ("bus", "train")
 
-    def test_single_images_per_class_can_be_split(self, tmp_path: Path) -> None:
-        make_classes(tmp_path, {f"c{i:02}": 1 for i in range(5)})
-        data = load(f"imagefolder:{tmp_path}")
-        assert data.test is not None
-        assert (len(data.train), len(data.test)) == (4, 1)
-
     def test_one_image_is_all_for_training(self, tmp_path: Path) -> None:
         data = load(f"imagefolder:{make_classes(tmp_path, {'ant': 1})}")
         assert (len(data.train), data.test) == (1, None)
@@ -235,3 +229,21 @@ class TestKindsOfImages:
         Image.fromarray(values16).save(tmp_path / "deep.png")
         images = load(f"imagefolder:{tmp_path}").train.images
         assert torch.equal(images[0, 0], (torch.arange(64).view(8, 8) * 1000 // 256).to(torch.uint8))
+
+
+class TestHeldOut:
+    def test_every_class_keeps_an_image_to_train_on(self, tmp_path: Path) -> None:
+        make_classes(tmp_path, {"ant": 1, "bee": 1, "cat": 30})
+        for seed in range(10):
+            data = load(f"imagefolder:{tmp_path}", seed=seed)
+            assert data.train.labels is not None
+            assert data.test is not None
+            assert data.train.labels.unique().tolist() == [0, 1, 2]
+            assert data.test.labels is not None
+            assert data.test.labels.unique().tolist() == [2]
+
+    def test_one_image_per_class_leaves_no_test_split(self, tmp_path: Path) -> None:
+        make_classes(tmp_path, {"ant": 1, "bee": 1, "cat": 1})
+        data = load(f"imagefolder:{tmp_path}")
+        assert data.test is None
+        assert len(data.train) == 3
