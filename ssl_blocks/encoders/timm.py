@@ -62,11 +62,6 @@ class TimmViT(nn.Module):
         norm: nn.Module = self.module.norm
         return norm
 
-    @property
-    def has_positions(self) -> bool:
-        """Whether the model owns a position table."""
-        return self.module.pos_embed is not None
-
     def embed(self, x: Float[Tensor, "..."]) -> Float[Tensor, "b n d"]:
         """Turn images ``[B, C, H, W]`` or patches ``[B, n, C, p, q]`` into tokens ``[B, n, D]``.
 
@@ -223,21 +218,26 @@ def timm_vit(
     except AssertionError as error:  # timm's way to say that heads do not divide the width, and the like
         raise ValueError(f"name={name!r} cannot be built with {model_args}: {error}") from None
     encoder = TimmViT(model, model_args=arguments)
-    if model_args.get("pretrained"):
-        return encoder
-    for token in (encoder.module.cls_token, encoder.module.reg_token):
+    if not model_args.get("pretrained"):
+        _initialize(encoder, fixed_positions=positions == "sincos")
+    return encoder
+
+
+def _initialize(encoder: TimmViT, *, fixed_positions: bool) -> None:
+    """Draw prefix tokens, and set up a fixed position table, as MAE does."""
+    vit = encoder.module
+    for token in (vit.cls_token, vit.reg_token):
         if token is not None:
-            # as in MAE; of timm's 1e-6 the first layer norm would make a gradient of thousands, for under a causal
-            # mask prefix tokens see only each other
+            # of timm's 1e-6 the first layer norm would make a gradient of thousands, for under a causal mask prefix
+            # tokens see only each other
             nn.init.normal_(token, std=0.02)
-    if positions == "sincos":
-        table = encoder.module.pos_embed
+    if fixed_positions:
+        table = vit.pos_embed
         assert table is not None
         table.requires_grad_(False)
-        with torch.no_grad():  # prefix rows are zero, as in MAE
-            table.zero_()
+        with torch.no_grad():
+            table.zero_()  # the rows of prefix tokens stay so
             table[0, -encoder.grid.num_tokens :] = sincos_table(encoder.grid, encoder.dim)
-    return encoder
 
 
 def _check_model(

@@ -214,7 +214,7 @@ def test_no_index_means_no_positions():
 
 def test_an_encoder_without_a_table_knows_no_positions():
     encoder = small(positions="none")
-    assert not encoder.has_positions
+    assert encoder.module.pos_embed is None
     tokens = encoder.embed(images_for(encoder))
     assert torch.equal(encoder.encode(tokens, raster(encoder)).final, encoder.encode(tokens, None).final)
 
