@@ -71,6 +71,9 @@ def assert_no_leak(
     (where the draw is a ``Serialization``), that each target row is the target of its own ``index``, and that
     the loss counts the rows that ``is_target`` says.
 
+    What it cannot see: rows whose index and target are exchanged alike inside one step, a further term of the loss
+    that does not pass through ``predictions``, and a draw that looks at pixels.
+
     Args:
         objective: an objective with ``tokenizer`` and ``target``, whose output is an ``ObjectiveOutput``.
         images: ``[B, C, H, W]`` with ``B`` ≥ 2 to look across images; a handful, and a small model: the check
