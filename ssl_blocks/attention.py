@@ -1,7 +1,8 @@
 """The one seam for attention: the same result by the kernel that is fastest here.
 
-Blocks call ``torch.nn.functional.scaled_dot_product_attention`` and never learn of this. On CPU, 16-bit inputs
-are better served by matmul, softmax, matmul (measured in docs/results.md); all else stays with torch.
+Blocks call ``torch.nn.functional.scaled_dot_product_attention`` and never learn of this. On CPU, bfloat16
+inputs are better served by matmul, softmax, matmul (measured in docs/results.md); all else stays with torch, float16
+too, whose scores could overflow before they are scaled.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-_SIXTEEN_BIT = (torch.bfloat16, torch.float16)
 _UNSUPPORTED = ("is_causal", "enable_gqa")
 
 
@@ -77,7 +77,7 @@ def split_empty_rows(mask: Bool[Tensor, "*b q k"]) -> tuple[Bool[Tensor, "*b q k
 
 
 class _ExplicitOnCpu(TorchFunctionMode):
-    """While active, 16-bit attention on CPU runs as plain operations; every call is counted."""
+    """While active, bfloat16 attention on CPU runs as plain operations; every call is counted."""
 
     def __init__(self, seen: list[int]) -> None:
         super().__init__()
@@ -91,17 +91,17 @@ class _ExplicitOnCpu(TorchFunctionMode):
             return func(*args, **kwargs)
         self.seen.append(1)
         query = args[0] if args else kwargs["query"]
-        if query.dtype not in _SIXTEEN_BIT or any(kwargs.get(name) for name in _UNSUPPORTED) or len(args) > 5:
+        if query.dtype != torch.bfloat16 or any(kwargs.get(name) for name in _UNSUPPORTED) or len(args) > 5:
             return func(*args, **kwargs)
         kept = {name: value for name, value in kwargs.items() if name not in _UNSUPPORTED}
         return explicit_attention(*args, **kept)
 
 
 def wants_seam(x: Tensor) -> bool:
-    """Whether blocks that get ``x`` will attend in 16 bits on CPU."""
+    """Whether blocks that get ``x`` may attend in bfloat16 on CPU."""
     if x.device.type != "cpu":
         return False
-    return x.dtype in _SIXTEEN_BIT or torch.is_autocast_enabled("cpu")
+    return x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
 
 
 def run_block(block: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

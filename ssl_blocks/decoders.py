@@ -3,7 +3,7 @@
 from typing import Literal, Protocol, runtime_checkable
 
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from timm.layers import Mlp
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
@@ -61,12 +61,10 @@ class _CrossAttention(nn.Module):
         self.num_heads = num_heads
         self.query, self.memory, self.proj = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, memory: Tensor, mask: Tensor, empty: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, memory: Tensor, mask: Tensor, empty: Tensor) -> Tensor:
         query = self._heads(self.query(x), 1)[0]
         key, value = self._heads(self.memory(memory), 2)
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        if empty is not None:
-            out = out.masked_fill(empty, 0.0)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).masked_fill(empty, 0.0)
         projected: Tensor = self.proj(out.transpose(1, 2).flatten(2))
         return projected
 
@@ -85,9 +83,7 @@ class _SegmentLayer(nn.Module):
         self.cross_attn = _CrossAttention(dim, num_heads)
         self.mlp = Mlp(dim, hidden_features=int(dim * mlp_ratio))
 
-    def forward(
-        self, x: Tensor, memory: Tensor, target_mask: Tensor, memory_mask: Tensor, empty: Tensor | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, memory: Tensor, target_mask: Tensor, memory_mask: Tensor, empty: Tensor) -> Tensor:
         x = x + self.self_attn(self.norm1(x), attn_mask=target_mask)
         x = x + self.cross_attn(self.norm2(x), memory, memory_mask, empty)
         out: Tensor = x + self.mlp(self.norm3(x))
@@ -160,7 +156,7 @@ class SegmentDecoder(nn.Module):
         """
         if len(memories) != self.depth:
             raise ValueError(f"depth={self.depth} needs one memory per layer, got {len(memories)}")
-        empty: Bool[Tensor, "_ 1 t 1"]
+        # no kernel is asked about rows that may attend to nothing: some answer NaN
         memory_mask, empty = split_empty_rows(masks.memory)
         x = self.positions(query_index)
         for layer, memory in zip(self.layers, memories, strict=True):

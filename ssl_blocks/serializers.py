@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 
@@ -33,7 +34,7 @@ class OrderedSerializer:
         """Order the segments; nothing is drawn.
 
         Raises:
-            ValueError: if the levels are not nested (looked at on CPU only, as an accelerator would have to wait).
+            ValueError: if ``segments.check()`` finds a fault (on CPU only, as an accelerator would have to wait).
         """
         _check_on_cpu(segments)
         # step_sizes go by ascending id of the finest level, which a hierarchy visits in another order
@@ -66,8 +67,8 @@ class RandomSerializer:
             Serialization with ``order`` and ``step`` of shape ``[B, N]``.
 
         Raises:
-            ValueError: if the levels are not nested (looked at on CPU only, as an accelerator would have to
-                wait), or the generator is on another device.
+            ValueError: if ``segments.check()`` finds a fault, such as levels that are not nested (on CPU only, as
+                an accelerator would have to wait), or the generator is on another device.
         """
         batch, device = segments.levels[0].shape[0], segments.levels[0].device
         check_generator(generator, device)
@@ -102,5 +103,5 @@ def _serialize(
         combined = combined * count + key
     ordered, order = combined.sort(dim=1, stable=True)
     starts = (ordered[:, 1:] != ordered[:, :-1]).long()
-    step = torch.nn.functional.pad(starts.cumsum(1), (1, 0))
+    step = F.pad(starts.cumsum(1), (1, 0))
     return Serialization(order=order, step=step, step_sizes=step_sizes)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import ssl_blocks as sb
+from ssl_blocks.data import ImageData, ImageSplit
 
 DIM = 16
 
@@ -95,3 +96,19 @@ def gradients(
     missing = {name for name, p in objective.named_parameters() if p.requires_grad} - set(found)
     assert not missing, f"no gradient reaches {sorted(missing)}"
     return loss.detach(), found
+
+
+def some_data(num: int = 40) -> ImageData:
+    """Noise with labels, 3x16x16."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (num, 3, 16, 16), dtype=torch.uint8, generator=generator)
+    labels = torch.arange(num) % 4
+    split = ImageSplit(images=images, labels=labels)
+    return ImageData(
+        name="noise",
+        train=split,
+        test=ImageSplit(images=images[:8], labels=labels[:8]),
+        class_names=("a", "b", "c", "d"),
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+    )

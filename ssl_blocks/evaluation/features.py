@@ -7,6 +7,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ssl_blocks.data.augment import to_float
+from ssl_blocks.encoders import TokenEncoder
 
 
 def extract_features(
@@ -68,6 +69,39 @@ def extract_features(
     joined = torch.cat(rows)
     _check_finite(joined, autocast_dtype)
     return joined
+
+
+def encoder_features(
+    encoder: TokenEncoder,
+    images: UInt8[Tensor, "n c h w"],
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: torch.device | str = "cpu",
+    autocast_dtype: torch.dtype | None = None,
+) -> Float[Tensor, "n d"]:
+    """Features of a token encoder in evaluation mode; its module is left in the mode that it was in.
+
+    Args:
+        encoder: whose module lies on ``device``.
+        images: ``[N, C, H, W]`` uint8, on any device.
+        mean: one number per channel on the 0..1 scale.
+        std: the same.
+        device: where the encoder runs.
+        autocast_dtype: its precision under autocast; ``None`` switches autocast off.
+
+    Returns:
+        ``[N, D]`` float32 on the CPU.
+    """
+    modes = [(part, part.training) for part in encoder.module.modules()]
+    encoder.module.eval()
+    try:
+        return extract_features(
+            encoder.features, images, mean=mean, std=std, device=device, autocast_dtype=autocast_dtype
+        )
+    finally:
+        for part, mode in modes:
+            part.training = mode
 
 
 def _check_finite(features: Tensor, autocast_dtype: torch.dtype | None) -> None:

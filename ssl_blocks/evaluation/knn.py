@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ssl_blocks.evaluation.checks import check_labels
+
 
 def knn_accuracy(
     bank: Float[Tensor, "n d"],
@@ -90,11 +92,7 @@ def nearest(
 
 def _check(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor) -> None:
     for name, features, labels in (("bank", bank, bank_labels), ("query", queries, query_labels)):
-        if len(features) == 0 or labels.shape != features.shape[:1]:
-            raise ValueError(
-                f"{name}_labels of shape {tuple(labels.shape)} must be one for each of the features, which "
-                f"have shape {tuple(features.shape)}, and at least one"
-            )
+        check_labels(f"{name}_labels", features, labels)
         if int(labels.min()) < 0:
             raise ValueError(f"{name}_labels must be class indices from 0, but the smallest is {int(labels.min())}")
     if bank.shape[1:] != queries.shape[1:]:

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ssl_blocks.evaluation.checks import check_labels
+
 MAX_ITERATIONS = 1000
 
 
@@ -103,12 +105,8 @@ def draw_shots(
 
 
 def _check(features: Tensor, labels: Tensor, test_features: Tensor, test_labels: Tensor) -> None:
-    for prefix, x, y in (("", features, labels), ("test_", test_features, test_labels)):
-        if len(x) == 0 or y.shape != x.shape[:1]:
-            raise ValueError(
-                f"{prefix}labels of shape {tuple(y.shape)} must be one for each of {prefix}features, which "
-                f"have shape {tuple(x.shape)}, and at least one"
-            )
+    check_labels("labels", features, labels)
+    check_labels("test_labels", test_features, test_labels)
     if features.shape[1:] != test_features.shape[1:]:
         raise ValueError(
             f"test_features of shape {tuple(test_features.shape)} must have as many features as {tuple(features.shape)}"

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ssl_blocks.data import ImageData, ImageSplit
-from ssl_blocks.evaluation import extract_features, knn_accuracy
+from ssl_blocks.evaluation import encoder_features, knn_accuracy
 from ssl_blocks.training.module import PretrainModule
 
 
@@ -108,11 +108,9 @@ class OnlineKnn(pl.Callback):
     def score(self, module: PretrainModule) -> float:
         """KNN accuracy of the encoder as it stands."""
         encoder = module.objective.export_encoder()
-        training = encoder.module.training
-        encoder.module.eval()
-        features = [
-            extract_features(
-                encoder.features,
+        bank, test = (
+            encoder_features(
+                encoder,
                 split.images,
                 mean=self.mean,
                 std=self.std,
@@ -120,8 +118,7 @@ class OnlineKnn(pl.Callback):
                 autocast_dtype=self.autocast_dtype,
             )
             for split in (self.bank, self.test)
-        ]
-        encoder.module.train(training)
+        )
         assert self.bank.labels is not None
         assert self.test.labels is not None
-        return knn_accuracy(features[0], self.bank.labels, features[1], self.test.labels, k=min(20, len(features[0])))
+        return knn_accuracy(bank, self.bank.labels, test, self.test.labels, k=min(20, len(bank)))

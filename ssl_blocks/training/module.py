@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from ssl_blocks.data import EpochBatches, ImageData, RandomResizedCropFlip, to_float
 from ssl_blocks.objectives import ObjectiveModule
 from ssl_blocks.randomness import seeded_generator
-from ssl_blocks.training.config import RunConfig
+from ssl_blocks.training.config import RunConfig, section
 from ssl_blocks.training.optimizers import adamw, check_warmup, warmup_cosine
 from ssl_blocks.values import Progress
 
@@ -32,7 +32,8 @@ class PretrainModule(pl.LightningModule):
         super().__init__()
         self.objective, self.data, self.config = objective, data, config
         size = (data.train.images.shape[2], data.train.images.shape[3])
-        self.augment = RandomResizedCropFlip(size, scale=config.data.crop_scale, flip=config.data.flip)
+        with section("data.crop_scale"):
+            self.augment = RandomResizedCropFlip(size, scale=config.data.crop_scale, flip=config.data.flip)
         # a function, not a module: that would be registered, and be saved, a second time
         self.step_function = torch.compile(objective.forward) if config.trainer.compile else objective.forward
         self.batches: EpochBatches | None = None

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from ssl_blocks.data import ImageData, load
 from ssl_blocks.encoders import TimmViT
-from ssl_blocks.evaluation import Scores, extract_features, raw_pixels, score_features
+from ssl_blocks.evaluation import Scores, encoder_features, raw_pixels, score_features
 from ssl_blocks.objectives import ObjectiveModule
 from ssl_blocks.training.callbacks import OnlineKnn, RichRunProgress
 from ssl_blocks.training.config import RunConfig, section
@@ -142,20 +142,17 @@ class Run(Generic[C]):
 
     def _score_encoder(self, name: str) -> list[Scores]:
         encoder = self.module.objective.export_encoder()
-        module = encoder.module.to(self.device).eval()
-
-        def encode(images: torch.Tensor) -> torch.Tensor:
-            return extract_features(
-                encoder.features,
-                images,
-                mean=self.data.mean,
-                std=self.data.std,
-                device=self.device,
-                autocast_dtype=self.autocast_dtype,
-            )
-
+        encoder.module.to(self.device)
+        encode = partial(
+            encoder_features,
+            encoder,
+            mean=self.data.mean,
+            std=self.data.std,
+            device=self.device,
+            autocast_dtype=self.autocast_dtype,
+        )
         scores = self._score(name, encode)
-        module.to("cpu").train()
+        encoder.module.to("cpu")
         return scores
 
     def _score(self, name: str, encode: Callable[[torch.Tensor], torch.Tensor]) -> list[Scores]:

@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ssl_blocks import encoders
 from ssl_blocks.data import to_float
-from ssl_blocks.evaluation import extract_features
+from ssl_blocks.evaluation import encoder_features, extract_features
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
 
@@ -91,3 +92,15 @@ def test_import_leaves_heavy_libraries_alone() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
+
+
+def test_encoder_features_are_those_in_evaluation_mode() -> None:
+    encoder = encoders.timm_vit(image_size=8, patch_size=4, depth=1, embed_dim=16, num_heads=2, pos_drop_rate=0.5)
+    images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    statistics = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
+    encoder.train()
+    features = encoder_features(encoder, images, **statistics)
+    assert all(part.training for part in encoder.modules())
+    encoder.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(features, encoder.features(to_float(images, **statistics)))

@@ -130,6 +130,7 @@ def test_help_documents_every_field(capsys: pytest.CaptureFixture[str]) -> None:
         (("--data.name", "digit"), "data: name='digit' must be one of digits, cifar10"),
         (("--data.name", "imagefolder:nowhere"), "nowhere"),
         (("--optimizer.batch_size", "5000"), "batch_size=5000"),
+        (("--data.crop_scale", "0.5,2"), "data.crop_scale: scale=(0.5, 2.0) must be"),
         (("--optimizer.warmup_epochs", "1000"), "warmup_epochs"),
         (("--trainer.device", "cuda"), "trainer.device='cuda' needs a CUDA GPU"),
         (("--bogus", "1"), "--bogus is no known option"),
