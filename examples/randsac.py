@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import Field
 
 import ssl_blocks as sb
-from ssl_blocks.data import ImageData
+from ssl_blocks.data import ImageShape
 from ssl_blocks.training import DecoderConfig, RunConfig, SegmentsConfig, SquareSegments, main
 
 
@@ -28,9 +28,9 @@ class RandSACConfig(RunConfig):
     normalize_target: bool = Field(True, description="normalise each target patch (the paper's Table 10 and later)")
 
 
-def assemble(config: RandSACConfig, data: ImageData) -> sb.SegmentAutoregression:
+def assemble(config: RandSACConfig, shape: ImageShape) -> sb.SegmentAutoregression:
     """Put the objective together from its parts."""
-    channels, image_size = data.train.images.shape[1], data.train.images.shape[2]
+    channels, image_size = shape.channels, (shape.height, shape.width)
     encoder = config.encoder.build(image_size=image_size, channels=channels)
     tokenizer = sb.PatchTokenizer(image_size=image_size, patch_size=config.encoder.patch_size, channels=channels)
     depth = config.decoder.depth

@@ -4,9 +4,6 @@ Matplotlib and Pillow are imported where they are used, so importing this module
 ``Figure`` objects: no window system and none of pyplot's global state.
 """
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -16,6 +13,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from torch import Tensor  # plain in the signatures: shapes are checked here, with messages of their own
 
+from ssl_blocks.files import atomically
 from ssl_blocks.values import AttentionMasks, Grid, Segments, Serialization
 
 if TYPE_CHECKING:
@@ -205,7 +203,7 @@ def reading_order_gif(
     frames += [frame(step > s, step == s, f"step {s}  ({s + 1} of {count})") for s in range(count)]
     frames.append(frame(step < 0, step < 0, f"all {count} steps read"))
     duration = [milliseconds] * (count + 1) + [4 * milliseconds]
-    with _atomically(path) as temporary:
+    with atomically(path) as temporary:
         frames[0].save(temporary, "GIF", save_all=True, append_images=frames[1:], duration=duration, loop=0)
 
 
@@ -216,20 +214,8 @@ def save_figure(figure: "matplotlib.figure.Figure", path: str | Path) -> None:
         figure: any matplotlib figure.
         path: where to write; folders are made as needed, an existing file is replaced.
     """
-    with _atomically(path) as temporary:
+    with atomically(path) as temporary:
         figure.savefig(temporary, format="png", dpi=DPI, facecolor=PAPER)
-
-
-@contextmanager
-def _atomically(path: str | Path) -> Iterator[Path]:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _check(name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> None:

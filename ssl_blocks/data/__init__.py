@@ -2,11 +2,12 @@
 
 from ssl_blocks.data.augment import RandomResizedCropFlip, denormalize, to_float
 from ssl_blocks.data.memory import EpochBatches
-from ssl_blocks.data.sources import ImageData, ImageSplit, load
+from ssl_blocks.data.sources import ImageData, ImageShape, ImageSplit, load
 
 __all__ = [
     "EpochBatches",
     "ImageData",
+    "ImageShape",
     "ImageSplit",
     "RandomResizedCropFlip",
     "denormalize",

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Int, UInt8
@@ -14,6 +15,14 @@ from ssl_blocks.data.imagefolder import check_memory, decode_files, fit_images, 
 
 HELD_OUT_SHARE = 0.1
 CHUNK = 1024  # images resized at a time
+
+
+class ImageShape(NamedTuple):
+    """Channels, height and width of the images that training sees."""
+
+    channels: int
+    height: int
+    width: int
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,11 @@ class ImageData:
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    @property
+    def shape(self) -> ImageShape:
+        """Shape of one image."""
+        return ImageShape(*self.train.images.shape[1:])
 
 
 @dataclass(frozen=True)

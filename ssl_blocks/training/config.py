@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from ssl_blocks.encoders import TimmViT, timm_vit
 from ssl_blocks.partitioners import (
@@ -44,7 +44,7 @@ class EncoderConfig(StrictModel):
     positions: Literal["sincos", "learned", "none"] = Field("sincos", description="position table")
     class_token: bool = Field(False, description="put a class token in front (it sees no patch while pretraining)")
 
-    def build(self, *, image_size: int, channels: int) -> TimmViT:
+    def build(self, *, image_size: int | tuple[int, int], channels: int) -> TimmViT:
         """Build the encoder for images of this size.
 
         Raises:
@@ -115,20 +115,30 @@ SegmentsConfig = Annotated[TokenSegments | SquareSegments | BlobSegments, Field(
 class DataConfig(StrictModel):
     """Where images come from, and how they are varied."""
 
-    name: str = Field("digits", description="digits, cifar10 or imagefolder:PATH")
+    name: str = Field("digits", description="data set by name, or imagefolder:PATH")
     image_size: PositiveInt | None = Field(None, description="side in pixels; default: the images' own")
+    channels: PositiveInt | None = Field(
+        None, description="1 makes images grey; default: the data set's own, 3 for files"
+    )
     root: Path = Field(Path(".data"), description="folder for downloads")
     max_train: PositiveInt | None = Field(None, description="train on this many images, drawn class by class")
     max_test: PositiveInt | None = Field(None, description="test on this many images, drawn class by class")
     crop_scale: tuple[float, float] = Field((0.2, 1.0), description="share of the area that a random crop keeps")
     flip: bool = Field(True, description="mirror half of the images")
+    storage: Literal["auto", "memory", "stream"] = Field(
+        "auto", description="decode once into memory, or anew every epoch; auto: memory where max_memory_gib suffices"
+    )
+    max_memory_gib: PositiveFloat = Field(8.0, description="most memory that decoded images may take, per process")
+    workers: NonNegativeInt | None = Field(None, description="decoding processes; default: one per CPU core")
+    corrupt: Literal["error", "skip"] = Field("error", description="what to do about an image that cannot be read")
 
 
 class OptimizerConfig(StrictModel):
     """AdamW with a linear warm-up and a cosine to ``min_lr``, step by step."""
 
     base_lr: PositiveFloat = Field(1e-3, description="learning rate per 256 images of a batch")
-    batch_size: PositiveInt = Field(256, description="images per step")
+    batch_size: PositiveInt = Field(256, description="images per step, over all processes and accumulated batches")
+    accumulate: PositiveInt = Field(1, description="take a step's images in this many parts, to save memory")
     weight_decay: float = Field(0.05, ge=0, description="not applied to norms, biases, positions and tokens")
     betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's decay rates")
     warmup_epochs: float = Field(10.0, ge=0, description="epochs of linear warm-up")
@@ -147,10 +157,16 @@ class TrainerConfig(StrictModel):
     epochs: PositiveInt = Field(100, description="passes over the training images")
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the hardware has it")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
+    devices: PositiveInt | None = Field(None, description="processes on this machine; default: torchrun's, else 1")
+    num_nodes: PositiveInt | None = Field(None, description="machines; default: torchrun's, else 1")
+    strategy: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="several processes: whole copies of the model (ddp), or its blocks in shards (fsdp)"
+    )
     compile: bool = Field(False, description="compile the objective (worth it on a GPU)")
     knn_every: PositiveInt | None = Field(None, description="kNN on the test images every so many epochs")
     knn_bank: PositiveInt = Field(5000, description="training images that kNN while training looks at")
-    checkpoint_every: PositiveInt = Field(10, description="epochs between checkpoints")
+    checkpoint_every: PositiveFloat = Field(1.0, description="epochs between checkpoints; 0.5 is twice an epoch")
+    keep_checkpoints: PositiveInt = Field(2, description="how many of the newest checkpoints are kept")
 
 
 class RunConfig(StrictModel):

@@ -18,7 +18,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from rich.console import Console
 
-from ssl_blocks.data import ImageData, load
+from ssl_blocks.data import ImageData, ImageShape, load
 from ssl_blocks.encoders import TimmViT
 from ssl_blocks.evaluation import Scores, encoder_features, raw_pixels, score_features
 from ssl_blocks.objectives import ObjectiveModule
@@ -30,7 +30,7 @@ from ssl_blocks.training.module import PretrainModule
 from ssl_blocks.training.report import print_report, write_figures
 
 C = TypeVar("C", bound=RunConfig)
-Assemble = Callable[[C, ImageData], ObjectiveModule]
+Assemble = Callable[[C, ImageShape], ObjectiveModule]
 SHOTS = 10
 
 
@@ -75,7 +75,7 @@ class Run(Generic[C]):
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            objective = assemble(config, data)
+            objective = assemble(config, data.shape)
         module = PretrainModule(objective, data, config)
         module.check()
         return cls(config, data, module, device, autocast_dtype)
@@ -104,7 +104,10 @@ class Run(Generic[C]):
         callbacks: list[pl.Callback] = [
             RichRunProgress(console),
             ModelCheckpoint(
-                folder / "checkpoints", every_n_epochs=config.trainer.checkpoint_every, save_last=True, save_top_k=1
+                folder / "checkpoints",
+                every_n_epochs=max(1, round(config.trainer.checkpoint_every)),
+                save_last=True,
+                save_top_k=1,
             ),
         ]
         if config.trainer.knn_every is not None and self._has_labels():

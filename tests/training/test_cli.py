@@ -115,7 +115,7 @@ def test_help_documents_every_field(capsys: pytest.CaptureFixture[str]) -> None:
         (("--segments.sides", "3"), "sides=(3,) must divide the grid 4x4"),
         (("--segments.kind", "blob", "--segments.counts", "3,7"), "counts=(3, 7) must fall"),
         (("--segments.sides", "[4]"), "nothing is left to predict"),
-        (("--encoder.patch_size", "3"), "patch_size=3 must divide image_size=8"),
+        (("--encoder.patch_size", "3"), "patch_size=3 must divide image_size=(8, 8)"),
         (("--encoder.heads", "5"), "num_heads=5 must divide embed_dim=64"),
         (
             ("--preset", "randsac_cifar_small", "--data.name", "digits", "--encoder.width", "100"),
