@@ -41,5 +41,10 @@ def seeded_generator(device: torch.device | str, *key: int) -> torch.Generator:
         >>> torch.equal(torch.rand(2, generator=a), torch.rand(2, generator=b))
         True
     """
+    return torch.Generator(device=device).manual_seed(mix_seed(*key))
+
+
+def mix_seed(*key: int) -> int:
+    """Make one seed out of several numbers; keys that differ anywhere, or in length, make unrelated seeds."""
     digest = hashlib.blake2b(repr(tuple(int(number) for number in key)).encode(), digest_size=7).digest()
-    return torch.Generator(device=device).manual_seed(int.from_bytes(digest, "big"))
+    return int.from_bytes(digest, "big")

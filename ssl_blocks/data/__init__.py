@@ -1,16 +1,22 @@
-"""Images by name, in memory, and their augmentation in batches on any device."""
+"""Images by name, in memory or in files, and their augmentation in batches on any device."""
 
 from ssl_blocks.data.augment import RandomResizedCropFlip, denormalize, to_float
-from ssl_blocks.data.memory import EpochBatches
-from ssl_blocks.data.sources import ImageData, ImageShape, ImageSplit, load
+from ssl_blocks.data.decode import UnreadableImageError
+from ssl_blocks.data.loader import RunSampler, train_loader
+from ssl_blocks.data.sources import find_shape, load
+from ssl_blocks.data.splits import FileSplit, ImageData, ImageShape, ImageSplit
 
 __all__ = [
-    "EpochBatches",
+    "FileSplit",
     "ImageData",
     "ImageShape",
     "ImageSplit",
     "RandomResizedCropFlip",
+    "RunSampler",
+    "UnreadableImageError",
     "denormalize",
+    "find_shape",
     "load",
     "to_float",
+    "train_loader",
 ]

@@ -4,10 +4,11 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from ssl_blocks.data.decode import Box
+from ssl_blocks.data.resample import resample
 from ssl_blocks.randomness import check_generator
 
 NUM_ATTEMPTS = 10
@@ -18,7 +19,7 @@ class RandomResizedCropFlip:
 
     The boxes follow torchvision's ``RandomResizedCrop``: whole pixels, area and log ratio uniform, the first
     of ten draws that lies inside the image, else the largest centred box of an allowed ratio. Bilinear,
-    without a low-pass filter: images more than about twice as large as ``size`` should be resized beforehand.
+    with antialiasing where a box is larger than ``size``.
 
     Args:
         size: height and width of the result in pixels; one number means a square.
@@ -82,6 +83,13 @@ class RandomResizedCropFlip:
         with torch.autocast(images.device.type, enabled=False):  # affine_grid would round its product to 16 bits
             return resample(wide, boxes, sign, self.size).to(images.dtype)
 
+    def draw_box(self, height: int, width: int, *, generator: torch.Generator) -> Box:
+        """Draw the box of one image on CPU, of the same distribution."""
+        box = self._draw_boxes(1, height, width, generator, torch.device("cpu"))[0].tolist()
+        mirror = self.flip and torch.rand((), generator=generator).item() < 0.5
+        top, left, h, w = (int(length) for length in box)
+        return Box(top, left, h, w, mirror)
+
     def _keeps(self, height: int, width: int) -> bool:
         # known beforehand, and interpolation would only add rounding errors
         whole = self.scale == self.ratio == (1, 1) and height == width
@@ -113,37 +121,6 @@ class RandomResizedCropFlip:
         elif width / height > self.ratio[1]:
             w = max(1, round(height * self.ratio[1]))
         return float((height - h) // 2), float((width - w) // 2), float(h), float(w)
-
-
-def resample(
-    images: Float[Tensor, "b c h w"],
-    boxes: Float[Tensor, "b 4"],
-    sign: Float[Tensor, " b"],
-    size: tuple[int, int],
-) -> Float[Tensor, "b c p q"]:
-    """Cut boxes and resize them bilinearly, as a crop and then ``interpolate(antialias=False)`` would do.
-
-    Args:
-        images: ``[B, C, H, W]`` float32 or float64.
-        boxes: ``[B, 4]``: top, left, height, width in pixels.
-        sign: ``[B]``: -1 mirrors left to right, 1 does not.
-        size: height and width of the result in pixels.
-
-    Returns:
-        ``[B, C, *size]``.
-    """
-    batch, channels, height, width = images.shape
-    whole = torch.tensor((width, height), device=images.device)
-    start, extent = boxes[:, [1, 0]], boxes[:, [3, 2]]  # x before y, as grid_sample has it
-    scale = extent / whole
-    theta = torch.diag_embed(scale * torch.stack((sign, torch.ones_like(sign)), dim=1))
-    theta = torch.cat((theta, ((2 * start + extent) / whole - 1)[:, :, None]), dim=2)
-    grid = F.affine_grid(theta, [batch, channels, *size], align_corners=False)
-    # the centres of the box's outer pixels: beyond them its edge is repeated, not its surroundings shown
-    lowest = (2 * start + 1) / whole - 1
-    highest = (2 * (start + extent) - 1) / whole - 1
-    grid = grid.clamp(lowest[:, None, None], highest[:, None, None])
-    return F.grid_sample(images, grid.to(images.dtype), mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def to_float(images: UInt8[Tensor, "b c h w"], mean: Sequence[float], std: Sequence[float]) -> Float[Tensor, "b c h w"]:

@@ -7,7 +7,8 @@ from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 
 from ssl_blocks.data import RandomResizedCropFlip, denormalize, to_float
-from ssl_blocks.data.augment import channel_statistics, resample
+from ssl_blocks.data.augment import channel_statistics
+from ssl_blocks.data.resample import resample
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -26,7 +27,7 @@ def reference(image: Tensor, box: list[int], is_flipped: bool, size: tuple[int, 
     """Crop, resize and mirror one image."""
     top, left, height, width = box
     part = image[None, :, top : top + height, left : left + width]
-    part = F.interpolate(part, size, mode="bilinear", align_corners=False)[0]
+    part = F.interpolate(part, size, mode="bilinear", align_corners=False, antialias=True)[0]
     return part.flip(2) if is_flipped else part
 
 

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ssl_blocks.data import ImageSplit, imagefolder, load
+from ssl_blocks.data import ImageSplit, decode, load, splits
 
 
 def picture(value: int, height: int = 8, width: int = 8) -> Tensor:
@@ -38,11 +38,11 @@ def spy_on_decoding(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     open_image = Image.open
 
-    def spy(file: Path) -> Image.Image:
+    def spy(file: Path, **options) -> Image.Image:
         opened.append(str(file))
-        return open_image(file)
+        return open_image(file, **options)
 
-    monkeypatch.setattr(imagefolder.Image, "open", spy)
+    monkeypatch.setattr(decode.Image, "open", spy)
     return opened
 
 
@@ -113,7 +113,7 @@ class TestImageFolder:
         assert len(data.train) + len(data.test) == 4
 
     def test_pool_of_threads_keeps_the_order(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(imagefolder, "FILES_PER_JOB", 3)
+        monkeypatch.setattr(splits, "FILES_PER_JOB", 3)
         make_classes(tmp_path, {"flat": 40})
         assert values(load(f"imagefolder:{tmp_path / 'flat'}").train) == list(range(40))
 
@@ -182,13 +182,13 @@ class TestErrors:
     def test_undecodable_image_is_named(self, tmp_path: Path, content: bytes) -> None:
         make_classes(tmp_path, {"flat": 3})
         (tmp_path / "flat" / "broken.png").write_bytes(content)
-        with pytest.raises(ValueError, match=r"broken.png must be a readable image \(.jpg"):
+        with pytest.raises(ValueError, match=r"broken.png must be a readable image: "):
             load(f"imagefolder:{tmp_path / 'flat'}")
 
     def test_two_sizes_without_image_size(self, tmp_path: Path) -> None:
         make_classes(tmp_path / "train", {"ant": 1})
         make_classes(tmp_path / "test", {"ant": 1}, height=6, width=9)
-        message = "image_size=None .*train/ant/000.png is 8x8 and .*test/ant/000.png is 6x9 .*: give image_size"
+        message = "image_size=None .*train/ant/000.png is 3x8x8 and .*test/ant/000.png is 3x6x9 .*: give image_size"
         with pytest.raises(ValueError, match=message):
             load(f"imagefolder:{tmp_path}")
         assert load(f"imagefolder:{tmp_path}", image_size=6).train.images.shape == (1, 3, 6, 6)

@@ -84,7 +84,7 @@ class TestCifar10:
             raise URLError("no route to host")
 
         monkeypatch.setattr(torchvision.datasets.CIFAR10, "download", fail)
-        with pytest.raises(FileNotFoundError, match=r"root='.*cifar-10-batches-py.*no route.*imagefolder:PATH"):
+        with pytest.raises(FileNotFoundError, match=r"root='.*the download failed .*no route.*imagefolder:PATH"):
             load("cifar10", root=tmp_path)
 
     def test_broken_files_are_one_clear_error(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +120,7 @@ class TestErrors:
     def test_unknown_name(self, name: str, nearest: str) -> None:
         with pytest.raises(
             ValueError,
-            match=f"name='{name}' must be one of digits, cifar10, imagefolder:PATH; did you mean '{nearest}",
+            match=f"name='{name}' must be one of digits, .*, imagefolder:PATH; did you mean '{nearest}",
         ):
             load(name)
 

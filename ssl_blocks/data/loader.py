@@ -1,0 +1,202 @@
+"""Batches of a whole run, from any step on, for any number of processes."""
+
+import os
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ssl_blocks.data.augment import RandomResizedCropFlip
+from ssl_blocks.data.splits import FileSplit, ImageSplit
+from ssl_blocks.randomness import seeded_generator
+
+
+class Place(NamedTuple):
+    """Which image, and where in the run it comes: what its augmentation is drawn from."""
+
+    image: int
+    epoch: int
+    slot: int
+
+
+class RunSampler(Sampler[list[Place]]):
+    """Which images every batch of a run holds, for one process.
+
+    The order of an epoch is a pure function of ``(seed, epoch)``. Every process takes its own part of every step, so
+    that together they see what one process would, and a run that goes on sees what it would have seen. Images that
+    do not fill a step are left out; they are other ones in every epoch.
+
+    Args:
+        num_images: of the data set.
+        batch_size: images per optimizer step, over all processes and accumulated parts.
+        seed: with the epoch, decides the order; at least 0.
+        epochs: of the run.
+        first_step: optimizer steps done already.
+        rank: number of this process, from 0.
+        world_size: number of processes.
+        accumulate: batches per step and process.
+
+    Raises:
+        ValueError: if a number is out of range, a step needs more images than there are, or its images cannot be
+            dealt out evenly.
+
+    Examples:
+        >>> sampler = RunSampler(10, 4, seed=0, epochs=3, world_size=2)
+        >>> len(sampler), [len(batch) for batch in sampler]
+        (6, [2, 2, 2, 2, 2, 2])
+    """
+
+    def __init__(
+        self,
+        num_images: int,
+        batch_size: int,
+        *,
+        seed: int,
+        epochs: int = 1,
+        first_step: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulate: int = 1,
+    ) -> None:
+        lowest = {"batch_size": 1, "epochs": 1, "world_size": 1, "accumulate": 1, "seed": 0, "first_step": 0, "rank": 0}
+        for name, least in lowest.items():
+            if (value := locals()[name]) < least:
+                raise ValueError(f"{name}={value} must be at least {least}")
+        if rank >= world_size:
+            raise ValueError(f"rank={rank} must be below world_size={world_size}")
+        if batch_size > num_images:
+            raise ValueError(f"batch_size={batch_size} must not exceed the data ({num_images} images)")
+        if batch_size % (world_size * accumulate):
+            raise ValueError(
+                f"batch_size={batch_size} must be a multiple of world_size x accumulate = {world_size} x {accumulate}"
+            )
+        self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
+        self.rank, self.world_size, self.accumulate = rank, world_size, accumulate
+        self.steps_per_epoch = num_images // batch_size
+        self.first_step, self.num_steps = first_step, self.steps_per_epoch * epochs
+
+    def __len__(self) -> int:
+        """Batches of the whole run, those done already included."""
+        return self.num_steps * self.accumulate
+
+    def __iter__(self) -> Iterator[list[Place]]:
+        epoch, order = -1, torch.empty(0)
+        for step in range(self.first_step, self.num_steps):
+            if step // self.steps_per_epoch != epoch:
+                epoch = step // self.steps_per_epoch
+                order = epoch_order(self.num_images, self.seed, epoch)
+            start = step % self.steps_per_epoch * self.batch_size
+            slots = torch.arange(start, start + self.batch_size)
+            for part in slots.tensor_split(self.accumulate):
+                mine = part.tensor_split(self.world_size)[self.rank].tolist()
+                yield [Place(image, epoch, slot) for image, slot in zip(order[mine].tolist(), mine, strict=True)]
+
+
+def epoch_order(num_images: int, seed: int, epoch: int) -> Tensor:
+    """Order of the images in an epoch, ``[N]``."""
+    # mixed, not added: (seed 0, epoch 1) and (seed 1, epoch 0) are different orders
+    state = int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0])
+    return torch.randperm(num_images, generator=torch.Generator().manual_seed(state >> 1))  # torch wants 63 bits
+
+
+class _Picks(Dataset[Tensor]):
+    """Whole batches out of memory."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def __getitem__(self, places: list[Place]) -> Tensor:
+        return self.images[torch.tensor([place.image for place in places], device=self.images.device)]
+
+
+class _Crops(Dataset[Any]):
+    """Single images out of files, augmented. An error is an item, so that it arrives whole and in one line."""
+
+    def __init__(self, split: FileSplit, crop: RandomResizedCropFlip, seed: int) -> None:
+        self.split, self.crop, self.seed = split, crop, seed
+
+    def __getitem__(self, place: Place) -> Tensor | Exception:
+        generator = seeded_generator("cpu", self.seed, place.epoch, place.slot)
+        try:
+            return self.split.crop(place.image, lambda h, w: self.crop.draw_box(h, w, generator=generator))
+        except ValueError as error:
+            return type(error)(str(error))
+
+
+def _collate(items: list[Tensor | Exception]) -> Tensor | Exception:
+    return next((item for item in items if isinstance(item, Exception)), None) or torch.stack(items)  # type: ignore[arg-type]
+
+
+class _Loader(DataLoader[Any]):
+    """A loader whose workers' errors are raised as they are, without the workers' traceback."""
+
+    def __iter__(self) -> Any:
+        for batch in super().__iter__():
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+
+
+def train_loader(
+    split: ImageSplit | FileSplit,
+    *,
+    batch_size: int,
+    seed: int,
+    crop: RandomResizedCropFlip,
+    epochs: int = 1,
+    first_step: int = 0,
+    accumulate: int = 1,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int | None = None,
+    device: torch.device | str = "cpu",
+) -> DataLoader[UInt8[Tensor, "b c h w"]]:
+    """Load the batches of a run from a step on.
+
+    Images in memory are moved to ``device`` once and come as they are: augment them there, in batches. Images in
+    files come on CPU, cropped and mirrored already; what an image's crop is drawn from is its place in the epoch,
+    whatever the number of workers and processes.
+
+    Args:
+        split: images.
+        batch_size: images per optimizer step, over all processes and accumulated parts.
+        seed: of order and crops.
+        crop: how images in files are augmented.
+        epochs: of the run.
+        first_step: optimizer steps done already.
+        accumulate: batches per step and process.
+        rank: number of this process, from 0.
+        world_size: number of processes.
+        workers: decoding processes, each with one thread; 0 decodes in this one, ``None`` takes one per CPU core.
+        device: of the training step.
+
+    Returns:
+        A loader of ``[b, C, H, W]`` uint8 whose length counts the whole run.
+
+    Raises:
+        ValueError: see `RunSampler`.
+        UnreadableImageError: while loading, if a file is unreadable and ``split.corrupt`` is ``"error"``.
+    """
+    sampler = RunSampler(
+        len(split),
+        batch_size,
+        seed=seed,
+        epochs=epochs,
+        first_step=first_step,
+        rank=rank,
+        world_size=world_size,
+        accumulate=accumulate,
+    )
+    if isinstance(split, ImageSplit):
+        return DataLoader(_Picks(split.images.to(device)), sampler=sampler, batch_size=None)
+    return _Loader(
+        _Crops(split, crop, seed),
+        batch_sampler=sampler,
+        collate_fn=_collate,
+        num_workers=len(os.sched_getaffinity(0)) if workers is None else workers,
+        pin_memory=torch.device(device).type == "cuda",
+    )

@@ -1,0 +1,76 @@
+"""Resizing: boxes of a whole batch at once, each image with a box of its own; whole images to one size."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torchvision.transforms.v2 import functional as TF
+
+
+def resample(
+    images: Float[Tensor, "b c h w"],
+    boxes: Float[Tensor, "b 4"],
+    sign: Float[Tensor, " b"],
+    size: tuple[int, int],
+) -> Float[Tensor, "b c p q"]:
+    """Cut boxes and resize them as a crop and then ``interpolate(mode="bilinear", antialias=True)`` would do.
+
+    Two matrix products with weights of each image's own; where nothing can shrink, one ``grid_sample``.
+
+    Args:
+        images: ``[B, C, H, W]`` float32 or float64.
+        boxes: ``[B, 4]``: top, left, height, width in pixels.
+        sign: ``[B]``: -1 mirrors left to right, 1 does not.
+        size: height and width of the result in pixels.
+
+    Returns:
+        ``[B, C, *size]``.
+    """
+    height, width = images.shape[2:]
+    if size[0] >= height and size[1] >= width:  # no box can be larger than its result: nothing to smooth
+        return _interpolate(images, boxes, sign, size)
+    rows = _weights(boxes[:, 0], boxes[:, 2], height, size[0]).to(images.dtype)
+    columns = _weights(boxes[:, 1], boxes[:, 3], width, size[1])
+    columns = torch.where(sign[:, None, None] < 0, columns.flip(1), columns).to(images.dtype)
+    return rows[:, None] @ images @ columns[:, None].transpose(2, 3)
+
+
+def fit_images(images: UInt8[Tensor, "*batch c h w"], size: tuple[int, int]) -> UInt8[Tensor, "*batch c p q"]:
+    """Resize images with antialiasing until they just cover ``size`` (height, width), and crop the centre.
+
+    Examples:
+        >>> fit_images(torch.zeros(3, 20, 40, dtype=torch.uint8), (10, 10)).shape
+        torch.Size([3, 10, 10])
+    """
+    height, width = images.shape[-2:]
+    factor = max(size[0] / height, size[1] / width)
+    cover = [max(size[0], round(height * factor)), max(size[1], round(width * factor))]
+    fitted: Tensor = TF.center_crop(TF.resize(images, cover, antialias=True), list(size))
+    return fitted
+
+
+def _weights(
+    start: Float[Tensor, " b"], extent: Float[Tensor, " b"], length: int, count: int
+) -> Float[Tensor, "b {count} {length}"]:
+    """Share of every pixel of a row in every pixel of the result: a triangle as wide as the pixels of the result."""
+    scale = (extent / count)[:, None, None]
+    center = start[:, None, None] + (torch.arange(count, device=start.device)[:, None] + 0.5) * scale
+    pixel = torch.arange(length, device=start.device) + 0.5
+    inside = (pixel > start[:, None, None]) & (pixel < (start + extent)[:, None, None])
+    weights = (1 - (pixel - center).abs() / scale.clamp(min=1)).clamp(min=0) * inside
+    return weights / weights.sum(-1, keepdim=True)
+
+
+def _interpolate(images: Tensor, boxes: Tensor, sign: Tensor, size: tuple[int, int]) -> Tensor:
+    batch, channels, height, width = images.shape
+    whole = torch.tensor((width, height), device=images.device)
+    start, extent = boxes[:, [1, 0]], boxes[:, [3, 2]]  # x before y, as grid_sample has it
+    scale = extent / whole
+    theta = torch.diag_embed(scale * torch.stack((sign, torch.ones_like(sign)), dim=1))
+    theta = torch.cat((theta, ((2 * start + extent) / whole - 1)[:, :, None]), dim=2)
+    grid = F.affine_grid(theta, [batch, channels, *size], align_corners=False)
+    # the centres of the box's outer pixels: beyond them its edge is repeated, not its surroundings shown
+    lowest = (2 * start + 1) / whole - 1
+    highest = (2 * (start + extent) - 1) / whole - 1
+    grid = grid.clamp(lowest[:, None, None], highest[:, None, None])
+    return F.grid_sample(images, grid.to(images.dtype), mode="bilinear", padding_mode="border", align_corners=False)

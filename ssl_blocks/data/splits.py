@@ -1,0 +1,269 @@
+"""Images in memory, images in files, and data sets made of them."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Int, UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ssl_blocks.data.decode import BoxChooser, UnreadableImageError, read_crop, read_image
+
+FILES_PER_JOB = 64
+Corrupt = Literal["error", "skip"]
+
+
+class ImageShape(NamedTuple):
+    """Channels, height and width of the images that training sees."""
+
+    channels: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class ImageSplit:
+    """Images in memory, and their labels where there are any.
+
+    Args:
+        images: ``[N, C, H, W]`` uint8.
+        labels: ``[N]`` int64 class indices, -1 for an image without one; or ``None``.
+        skipped: files that were left out because they could not be read.
+
+    Raises:
+        TypeError: if the images are not uint8.
+        ValueError: if they are not ``[N, C, H, W]``, or the labels are not one per image.
+    """
+
+    images: UInt8[Tensor, "n c h w"]
+    labels: Int[Tensor, " n"] | None
+    skipped: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8:
+            raise TypeError(f"images of {self.images.dtype} must be uint8, 0..255")
+        if self.images.ndim != 4:
+            raise ValueError(f"images of shape {tuple(self.images.shape)} must be [N, C, H, W]")
+        if self.labels is not None and self.labels.shape != self.images.shape[:1]:
+            raise ValueError(f"labels of shape {tuple(self.labels.shape)} must be one for each of {len(self)} images")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def shape(self) -> ImageShape:
+        """Shape of one image."""
+        return ImageShape(*self.images.shape[1:])
+
+    def read(self, index: Int[Tensor, " k"]) -> UInt8[Tensor, "k c h w"]:
+        """Images at these places."""
+        return self.images[index]
+
+    def take(self, index: Int[Tensor, " k"]) -> "ImageSplit":
+        """Images and labels at these places."""
+        return ImageSplit(self.images[index], None if self.labels is None else self.labels[index])
+
+
+@dataclass(frozen=True, eq=False)
+class FileSplit:
+    """Images in files, decoded anew whenever they are asked for.
+
+    Args:
+        files: paths; kept as one array of bytes, which worker processes share.
+        labels: ``[N]`` int64 class indices, -1 for an image without one; or ``None``.
+        size: height and width of what is read, in pixels.
+        channels: of what is read.
+        corrupt: ``"error"``, or ``"skip"``: the next readable file takes the place of one that is not.
+    """
+
+    files: NDArray[Any]
+    labels: Int[Tensor, " n"] | None
+    size: tuple[int, int]
+    channels: int
+    corrupt: Corrupt = "error"
+    unreadable: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        # shared, so that the main process knows what its workers met
+        object.__setattr__(self, "unreadable", _shared_flags(len(self.files)))
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @property
+    def shape(self) -> ImageShape:
+        """Shape of one image."""
+        return ImageShape(self.channels, *self.size)
+
+    @property
+    def skipped(self) -> tuple[Path, ...]:
+        """Files met so far that could not be read."""
+        return tuple(self.path(i) for i in self.unreadable.nonzero()[:, 0].tolist())
+
+    def path(self, index: int) -> Path:
+        """File of an image."""
+        return Path(os.fsdecode(bytes(self.files[index])))
+
+    def crop(self, index: int, box_of: BoxChooser) -> UInt8[Tensor, "c h w"]:
+        """Decode a part of an image, resized to ``size``.
+
+        Raises:
+            UnreadableImageError: if the file, or with ``corrupt="skip"`` every file, is unreadable.
+        """
+        for _ in range(len(self)):
+            try:
+                return read_crop(self.path(index), box_of, self.size, channels=self.channels)
+            except UnreadableImageError:
+                if self.corrupt == "error":
+                    raise
+                self.unreadable[index] = True
+                index = (index + 1) % len(self)
+        raise UnreadableImageError("corrupt='skip' must leave at least one image, but none can be read")
+
+    def read(self, index: Int[Tensor, " k"]) -> UInt8[Tensor, "m c h w"]:
+        """Decode images, resized and cropped around their centres; fewer where unreadable ones are skipped."""
+        return self.take(index).images
+
+    def take(self, index: Int[Tensor, " k"]) -> ImageSplit:
+        """Decode images and keep their labels; unreadable ones are left out, or an error."""
+        places = index.tolist()
+        images, bad = decode_files(
+            [self.path(i) for i in places], size=self.size, channels=self.channels, corrupt=self.corrupt
+        )
+        self.unreadable[[places[i] for i in bad]] = True
+        keep = torch.tensor([i for i in range(len(places)) if i not in set(bad)], dtype=torch.int64)
+        return ImageSplit(images, None if self.labels is None else self.labels[index[keep]])
+
+
+def _shared_flags(count: int) -> Tensor:
+    flags = torch.zeros(count, dtype=torch.bool)
+    flags.share_memory_()  # type: ignore[no-untyped-call]
+    return flags
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set: its splits, class names, and per-channel mean and std of train on the 0..1 scale."""
+
+    name: str
+    train: ImageSplit | FileSplit
+    test: ImageSplit | FileSplit | None
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def shape(self) -> ImageShape:
+        """Shape of one image."""
+        return self.train.shape
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether images are decoded whenever they are asked for."""
+        return isinstance(self.train, FileSplit)
+
+    @property
+    def skipped(self) -> tuple[Path, ...]:
+        """Files met so far that could not be read, and were passed over."""
+        return self.train.skipped + (() if self.test is None else self.test.skipped)
+
+    def sample(self, num_train: int | None = None, num_test: int | None = None) -> "ImageData":
+        """A part of the data in memory, drawn class by class and always the same; without unlabelled images.
+
+        Args:
+            num_train: most images of train; ``None`` means all.
+            num_test: most images of test; ``None`` means all.
+        """
+        train, test = _sample(self.train, num_train), None if self.test is None else _sample(self.test, num_test)
+        return ImageData(self.name, train, test, self.class_names, self.mean, self.std)
+
+
+def _sample(split: ImageSplit | FileSplit, count: int | None) -> ImageSplit:
+    labels = torch.zeros(len(split), dtype=torch.int64) if split.labels is None else split.labels
+    known = (labels >= 0).nonzero()[:, 0]
+    if isinstance(split, ImageSplit) and len(known) == len(split) and (count is None or count >= len(split)):
+        return split
+    order, rank = shuffled_ranks(labels[known], torch.Generator().manual_seed(0))
+    return split.take(known[order[rank[order].argsort(stable=True)][:count].sort().values])
+
+
+def shuffled_ranks(labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A random order of all items, and every item's place in a random order of its class."""
+    order = torch.randperm(len(labels), generator=generator)
+    by_class = order[labels[order].argsort(stable=True)]
+    counts = labels.bincount()
+    rank = torch.empty_like(order)
+    rank[by_class] = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[by_class]]
+    return order, rank
+
+
+def decode_files(
+    files: Sequence[Path], *, size: tuple[int, int] | None, channels: int | None, corrupt: Corrupt
+) -> tuple[UInt8[Tensor, "n c h w"], list[int]]:
+    """Decode image files in a pool of threads.
+
+    Args:
+        files: at least one path.
+        size: height and width in pixels to which images are resized and cropped; ``None`` keeps them as they are,
+            and then all must have one size.
+        channels: see `ssl_blocks.data.decode.read_image`.
+        corrupt: whether an unreadable file is an error or left out.
+
+    Returns:
+        The images that could be read, and the places of those that could not.
+
+    Raises:
+        UnreadableImageError: if a file, or with ``corrupt="skip"`` every file, is unreadable.
+        ValueError: if shapes differ.
+    """
+
+    def decode(file: Path) -> Tensor | UnreadableImageError:
+        try:
+            return read_image(file, channels=channels, size=size)
+        except UnreadableImageError as error:
+            return error
+
+    start, first = 0, decode(files[0])
+    while not isinstance(first, Tensor):
+        start += 1
+        if corrupt == "error":
+            raise first
+        if start == len(files):
+            raise UnreadableImageError(f"corrupt='skip' must leave at least one image, but none can be read: {first}")
+        first = decode(files[start])
+    images, bad, shape = torch.empty(len(files), *first.shape, dtype=torch.uint8), [], first.shape
+
+    def fill(begin: int) -> None:
+        for i in range(begin, min(begin + FILES_PER_JOB, len(files))):
+            image = decode(files[i])
+            if not isinstance(image, Tensor):
+                if corrupt == "error":
+                    raise image
+                bad.append(i)
+                continue
+            if image.shape != shape:
+                raise ValueError(
+                    f"image_size=None must come with images of one shape, but {files[start]} is "
+                    f"{_size(shape)} and {files[i]} is {_size(image.shape)} (channels x height x width): "
+                    "give image_size"
+                )
+            images[i] = image
+
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        for _ in pool.map(fill, range(0, len(files), FILES_PER_JOB)):
+            pass
+    finally:
+        pool.shutdown(cancel_futures=True)  # after an error, the rest need not be decoded
+    if bad:
+        images = images[[i for i in range(len(files)) if i not in set(bad)]]
+    return images, sorted(bad)
+
+
+def _size(shape: torch.Size) -> str:
+    return "x".join(map(str, shape))
