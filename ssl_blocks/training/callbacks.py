@@ -11,6 +11,29 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ssl_blocks.data import ImageData, ImageSplit
 from ssl_blocks.evaluation import encoder_features, knn_accuracy
 from ssl_blocks.training.module import PretrainModule
+from ssl_blocks.training.parallel import whole_weights
+
+
+class StepLog(pl.Callback):
+    """Log loss, learning rate and what else an objective reports, every so many steps.
+
+    It comes before whatever saves checkpoints: Lightning's own logging would come after, and a run that is killed
+    in between would lose the row.
+
+    Args:
+        every: optimizer steps between two rows.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Log where it is due; reading the values makes a GPU wait."""
+        assert isinstance(pl_module, PretrainModule)
+        if pl_module.step_is_done and trainer.global_step % self.every == 0:
+            values = {name: float(value) for name, value in pl_module.latest.items()}
+            for logger in trainer.loggers:
+                logger.log_metrics(values, trainer.global_step - 1)
 
 
 class RichRunProgress(pl.Callback):
@@ -20,10 +43,11 @@ class RichRunProgress(pl.Callback):
 
     Args:
         console: where to print.
+        knn: whose latest score is shown.
     """
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    def __init__(self, console: Console, knn: "OnlineKnn | None" = None) -> None:
+        self.console, self.knn = console, knn
         self.bar: Progress | None = None
         self.task: Any = None
         self.started = 0.0
@@ -53,6 +77,8 @@ class RichRunProgress(pl.Callback):
         """Refresh now and then: reading the loss makes a GPU wait."""
         assert isinstance(pl_module, PretrainModule)
         step, total = trainer.global_step, pl_module.num_steps
+        if not pl_module.step_is_done:
+            return
         if self.bar is not None and (step % 20 == 0 or step == total):
             self.bar.update(self.task, completed=step, state=self._state(trainer, pl_module))
         elif self.bar is None and (step * 10 // total > (step - 1) * 10 // total or step == total):
@@ -60,11 +86,12 @@ class RichRunProgress(pl.Callback):
             self.console.print(f"step {step}/{total}  {self._state(trainer, pl_module)}  left {left:.0f} s")
 
     def _state(self, trainer: pl.Trainer, module: PretrainModule) -> str:
-        shown = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        shown = {name: float(module.latest[name]) for name in ("loss", "lr")}
         seen = (trainer.global_step - self.first_step) * module.config.optimizer.batch_size
         speed = seen / (time.perf_counter() - self.started)
-        text = f"loss {shown.get('loss', float('nan')):.4f}  lr {shown.get('lr', 0):.1e}  {speed:,.0f} images/s"
-        return text + (f"  kNN {shown['knn']:.1%}" if "knn" in shown else "")
+        text = f"loss {shown['loss']:.4f}  lr {shown['lr']:.1e}  {speed:,.0f} images/s"
+        score = None if self.knn is None else self.knn.latest
+        return text if score is None else f"{text}  kNN {score:.1%}"
 
     def _close(self) -> None:
         if self.bar is not None:
@@ -84,41 +111,45 @@ class OnlineKnn(pl.Callback):
     """Watch what the features are worth while they form: kNN accuracy on the test images.
 
     Args:
-        data: with labels in both splits.
-        every: epochs between two looks.
-        bank_size: training images to look among; the first of a shuffled order.
+        data: in memory, with labels in both splits.
+        every: optimizer steps between two looks; there is one after the last step, too.
         autocast_dtype: precision of the encoder.
     """
 
-    def __init__(self, data: ImageData, *, every: int, bank_size: int, autocast_dtype: torch.dtype | None) -> None:
-        assert data.test is not None
-        chosen = torch.randperm(len(data.train.images), generator=torch.Generator().manual_seed(0))[:bank_size]
-        assert data.train.labels is not None
-        self.bank = ImageSplit(images=data.train.images[chosen], labels=data.train.labels[chosen])
-        self.test, self.mean, self.std = data.test, data.mean, data.std
-        self.every, self.autocast_dtype = every, autocast_dtype
+    def __init__(self, data: ImageData, *, every: int, autocast_dtype: torch.dtype | None) -> None:
+        self.data, self.every, self.autocast_dtype = data, every, autocast_dtype
+        self.latest: float | None = None
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Score and log, every so many epochs and after the last."""
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Score and log where it is due."""
         assert isinstance(pl_module, PretrainModule)
-        epoch = trainer.current_epoch + 1
-        if trainer.is_global_zero and (epoch % self.every == 0 or epoch == trainer.max_epochs):
-            pl_module.log("knn", self.score(pl_module), rank_zero_only=True)
+        step = trainer.global_step
+        if not pl_module.step_is_done or (step % self.every and step != trainer.max_steps):
+            return
+        # where the weights are dealt out, every process has to help in putting them together
+        if trainer.is_global_zero or pl_module.device_mesh is not None:
+            with whole_weights(pl_module.objective):
+                self.latest = self.score(pl_module)
+            for logger in trainer.loggers:
+                logger.log_metrics({"knn": self.latest, "epoch": step / pl_module.steps_per_epoch}, step - 1)
 
     def score(self, module: PretrainModule) -> float:
         """KNN accuracy of the encoder as it stands."""
         encoder = module.objective.export_encoder()
-        bank, test = (
+        train, test = self.data.train, self.data.test
+        assert isinstance(train, ImageSplit)
+        assert isinstance(test, ImageSplit)
+        assert train.labels is not None
+        assert test.labels is not None
+        bank, queries = (
             encoder_features(
                 encoder,
                 split.images,
-                mean=self.mean,
-                std=self.std,
+                mean=self.data.mean,
+                std=self.data.std,
                 device=module.device,
                 autocast_dtype=self.autocast_dtype,
             )
-            for split in (self.bank, self.test)
+            for split in (train, test)
         )
-        assert self.bank.labels is not None
-        assert self.test.labels is not None
-        return knn_accuracy(bank, self.bank.labels, test, self.test.labels, k=min(20, len(bank)))
+        return knn_accuracy(bank, train.labels, queries, test.labels, k=min(20, len(bank)))

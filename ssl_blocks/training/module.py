@@ -1,5 +1,7 @@
 """The objective and its data as a Lightning module."""
 
+import time
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -8,35 +10,48 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ssl_blocks.data import EpochBatches, ImageData, RandomResizedCropFlip, to_float
+from ssl_blocks.data import ImageData, RandomResizedCropFlip, to_float, train_loader
 from ssl_blocks.objectives import ObjectiveModule
-from ssl_blocks.randomness import seeded_generator
+from ssl_blocks.randomness import mix_seed, seeded_generator
+from ssl_blocks.training.checkpoints import FORMAT_VERSION, MARK
 from ssl_blocks.training.config import RunConfig, section
 from ssl_blocks.training.optimizers import adamw, check_warmup, warmup_cosine
+from ssl_blocks.training.parallel import shard, sum_over_processes
+from ssl_blocks.training.watch import LossWatch
 from ssl_blocks.values import Progress
 
 
 class PretrainModule(pl.LightningModule):
     """Feed an objective with augmented batches, seeded per step.
 
-    Each step draws from a generator made of (seed, process rank, step), so that a resumed run draws what the
-    uninterrupted one would have drawn.
+    Each batch draws from a generator made of (seed, process rank, batch number), so that a resumed run draws what
+    the uninterrupted one would have drawn. Losses are averaged over what is predicted in a whole step: by all
+    processes, in all accumulated batches.
 
     Args:
-        objective: what is trained.
-        data: images in memory.
+        objective: what is trained; its loss is the mean over the rows of its output that are targets.
+        data: images.
         config: sizes and rates.
+        world_size: number of processes.
     """
 
-    def __init__(self, objective: ObjectiveModule, data: ImageData, config: RunConfig) -> None:
+    def __init__(self, objective: ObjectiveModule, data: ImageData, config: RunConfig, *, world_size: int = 1) -> None:
         super().__init__()
-        self.objective, self.data, self.config = objective, data, config
-        size = (data.train.images.shape[2], data.train.images.shape[3])
+        self.objective, self.data, self.config, self.world = objective, data, config, world_size
+        shape = data.shape
         with section("data.crop_scale"):
-            self.augment = RandomResizedCropFlip(size, scale=config.data.crop_scale, flip=config.data.flip)
-        # a function, not a module: that would be registered, and be saved, a second time
-        self.step_function = torch.compile(objective.forward) if config.trainer.compile else objective.forward
-        self.batches: EpochBatches | None = None
+            self.augment = RandomResizedCropFlip(
+                (shape.height, shape.width), scale=config.data.crop_scale, flip=config.data.flip
+            )
+        if config.trainer.compile:
+            objective.compile()  # in place: a compiled copy would be registered, and be saved, a second time
+        self.watch = LossWatch(config.folder)
+        self.resumed_step = 0
+        self._seconds_before: float = 0.0
+        self._started: float | None = None
+        self.counted: Tensor | None = None  # of the step under way: summed loss, predicted rows
+        self.rows, self.parts_done = 0, 0
+        self.latest: dict[str, Any] = {}  # what the last step is worth logging for
 
     def check(self) -> None:
         """Try everything once on two images, on CPU.
@@ -44,13 +59,18 @@ class PretrainModule(pl.LightningModule):
         Raises:
             ValueError: if a part does not fit another, or the data is too small for a batch.
         """
-        settings = self.config.optimizer
-        EpochBatches(self.data.train.images, settings.batch_size, seed=self.config.seed)
+        if not self.steps_per_epoch:
+            raise ValueError(
+                f"optimizer.batch_size={self.config.optimizer.batch_size} must not exceed the "
+                f"{len(self.data.train)} training images"
+            )
         check_warmup(self.num_steps, self.warmup_steps)
-        images = to_float(self.data.train.images[:2], self.data.mean, self.data.std)
+        images = to_float(self.data.train.read(torch.arange(2)), self.data.mean, self.data.std)
         generator = seeded_generator("cpu", self.config.seed)
+        self.objective.eval()  # statistics of norms are for training images
         with torch.no_grad():
             self.objective(images, self.objective.draw(images, generator=generator))
+        self.objective.train()
 
     @property
     def warmup_steps(self) -> int:
@@ -60,49 +80,109 @@ class PretrainModule(pl.LightningModule):
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps of one epoch."""
-        world = self.trainer.world_size if self._trainer is not None else 1
-        return len(self.data.train.images) // (self.config.optimizer.batch_size // world * world)
+        return len(self.data.train) // self.config.optimizer.batch_size
 
     @property
     def num_steps(self) -> int:
         """Optimizer steps of the whole run."""
         return self.steps_per_epoch * self.config.trainer.epochs
 
+    def continue_from(self, checkpoint: dict[str, Any], path: Path) -> None:
+        """Know where the run stands; the weights come later, with the optimizer.
+
+        Raises:
+            ValueError: if the checkpoint holds other weights than this configuration makes.
+        """
+        ours = {name: tuple(value.shape) for name, value in self.state_dict().items()}
+        theirs = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
+        differing = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+        if differing:
+            name = differing[0]
+            raise ValueError(
+                f"{path} does not fit the configuration: {name} has shape {theirs.get(name)} there, "
+                f"expected {ours.get(name)} ({len(differing)} such)"
+            )
+        self.resumed_step, self._seconds_before = checkpoint[MARK]["step"], checkpoint[MARK]["seconds"]
+
+    @property
+    def seconds(self) -> float:
+        """How long training took, over all parts of an interrupted run."""
+        return self._seconds_before + (time.perf_counter() - self._started if self._started is not None else 0.0)
+
+    def on_train_start(self) -> None:
+        """Look at the clock."""
+        self._started = time.perf_counter()
+
+    def on_train_end(self) -> None:
+        """Look at the clock again."""
+        self._seconds_before, self._started = self.seconds, None
+
+    @property
+    def step_is_done(self) -> bool:
+        """Whether the batch just trained on was the last part of an optimizer step."""
+        return self.parts_done == self.config.optimizer.accumulate
+
+    def configure_model(self) -> None:
+        """Deal the parameters out where the strategy has a mesh of processes for it."""
+        if self.device_mesh is not None:
+            shard(self.objective, self.device_mesh["data_parallel"])
+
     def train_dataloader(self) -> DataLoader[Tensor]:
-        """Batches of uint8 images that lie on the device already."""
-        world = self.trainer.world_size
-        self.batches = EpochBatches(
-            self.data.train.images.to(self.device),
-            self.config.optimizer.batch_size // world,
+        """Batches of uint8 images from the step on at which the run stands."""
+        settings = self.config.optimizer
+        return train_loader(
+            self.data.train,
+            batch_size=settings.batch_size,
+            accumulate=settings.accumulate,
+            epochs=self.config.trainer.epochs,
+            first_step=self.trainer.global_step,
             seed=self.config.seed,
             rank=self.global_rank,
-            world_size=world,
+            world_size=self.world,
+            crop=self.augment,
+            workers=self.config.data.workers,
+            device=self.device,
         )
-        return DataLoader(self.batches, batch_size=None)
-
-    def on_train_epoch_start(self) -> None:
-        """Shuffle anew."""
-        assert self.batches is not None
-        self.batches.set_epoch(self.current_epoch)
 
     def training_step(self, batch: UInt8[Tensor, "b c h w"], batch_index: int) -> Tensor:
-        """Augment, draw, and compute the loss."""
-        step = self.global_step
-        self.objective.before_step(
-            Progress(
-                step=step, epoch=self.current_epoch, num_steps=self.num_steps, steps_per_epoch=self.steps_per_epoch
-            )
-        )
-        generator = seeded_generator(self.device, self.config.seed, self.global_rank, step)
+        """Augment, draw, and compute the loss: a sum for now, see `on_before_optimizer_step`."""
+        step, accumulate = self.global_step, self.config.optimizer.accumulate
+        part = batch_index % accumulate
+        if part == 0:
+            self.objective.before_step(self._progress(step))
+            self.counted = None
+        self.parts_done = part + 1
+        key = (self.config.seed, self.global_rank, step * accumulate + part)
+        torch.manual_seed(mix_seed(*key, 1))  # dropout knows no generator
+        generator = seeded_generator(self.device, *key)
         images = to_float(batch, self.data.mean, self.data.std)
-        images = self.augment(images, generator=generator)
-        out = self.step_function(images, self.objective.draw(images, generator=generator))
-        self.log("loss", out.loss)
-        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
-        for name, value in out.metrics.items():
-            self.log(name, value)
-        loss: Tensor = out.loss
+        if not self.data.is_streamed:
+            images = self.augment(images, generator=generator)
+        out = self.objective(images, self.objective.draw(images, generator=generator))
+        self.rows, count = out.is_target.numel(), out.is_target.sum()
+        counted = torch.stack([out.loss.detach() * count, count.to(out.loss.dtype)])
+        self.counted = counted if self.counted is None else self.counted + counted
+        self.latest = out.metrics
+        loss: Tensor = out.loss * (count / self.rows)
         return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Divide by what the whole step predicts, known only now; see to it that the loss is a number."""
+        assert self.counted is not None
+        total, count = sum_over_processes(self.counted)
+        self.watch.see(total, self.global_step)
+        # gradients are means over processes and accumulated batches of sums over rows: exactly 1 where all rows count
+        scale = self.rows * self.world * self.config.optimizer.accumulate / count.clamp(min=1)
+        for parameter in self.parameters():
+            if parameter.grad is not None:
+                grad = parameter.grad
+                (grad.to_local() if hasattr(grad, "to_local") else grad).mul_(scale.to(grad.dtype))
+        self.latest = {
+            "loss": total / count.clamp(min=1),
+            "lr": optimizer.param_groups[0]["lr"],
+            "epoch": (self.global_step + 1) / self.steps_per_epoch,
+            **self.latest,
+        }
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then let the objective follow the new weights."""
@@ -121,3 +201,21 @@ class PretrainModule(pl.LightningModule):
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Set the rate of the step to come."""
         scheduler.step_update(self.global_step)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Mark the checkpoint as ours; never save weights that a bad loss has spoilt."""
+        self.watch.check()
+        checkpoint[MARK] = {
+            "format_version": FORMAT_VERSION,
+            "step": self.global_step,
+            "seconds": self.seconds,
+            "config": self.config.model_dump(mode="json"),
+        }
+
+    def _progress(self, step: int) -> Progress:
+        return Progress(
+            step=step,
+            epoch=step // self.steps_per_epoch,
+            num_steps=self.num_steps,
+            steps_per_epoch=self.steps_per_epoch,
+        )

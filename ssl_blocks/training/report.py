@@ -28,8 +28,8 @@ def write_figures(objective: ObjectiveModule, data: ImageData, folder: Path) -> 
         return []
     folder.mkdir(parents=True, exist_ok=True)
     split = data.train if data.test is None else data.test
-    chosen = torch.linspace(0, len(split.images) - 1, min(NUM_EXAMPLES, len(split.images))).long()
-    images = to_float(split.images[chosen], data.mean, data.std)
+    chosen = torch.linspace(0, len(split) - 1, min(NUM_EXAMPLES, len(split))).long()
+    images = to_float(split.read(chosen), data.mean, data.std)
     pictures = denormalize(images, data.mean, data.std).clamp(0, 1)
     grid, generator = objective.tokenizer.grid, seeded_generator("cpu", 0)
     segments = objective.partitioner(len(images), grid, generator=generator)

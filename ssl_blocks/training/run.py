@@ -2,36 +2,45 @@
 
 import json
 import logging
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import pytorch_lightning as pl
 import torch
 import yaml
-from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
 
 from ssl_blocks.data import ImageData, ImageShape, load
 from ssl_blocks.encoders import TimmViT
-from ssl_blocks.evaluation import Scores, encoder_features, raw_pixels, score_features
+from ssl_blocks.files import TEMPORARY_SUFFIX, atomically
 from ssl_blocks.objectives import ObjectiveModule
-from ssl_blocks.training.callbacks import OnlineKnn, RichRunProgress
+from ssl_blocks.training.callbacks import OnlineKnn, RichRunProgress, StepLog
+from ssl_blocks.training.checkpoints import AtomicCheckpointIO, Checkpoints, check_checkpoint, list_checkpoints
 from ssl_blocks.training.config import RunConfig, section
+from ssl_blocks.training.errors import RunStopped
 from ssl_blocks.training.export import export_encoder
-from ssl_blocks.training.logs import quiet
+from ssl_blocks.training.logs import MetricsFile, quiet
 from ssl_blocks.training.module import PretrainModule
+from ssl_blocks.training.parallel import (
+    Processes,
+    choose_strategy,
+    count_processes,
+    environment_plugins,
+    is_rank_zero,
+)
 from ssl_blocks.training.report import print_report, write_figures
+from ssl_blocks.training.resume import starting_point
+from ssl_blocks.training.scoring import has_labels, score_encoder, score_pixels
+from ssl_blocks.training.signals import StopOnSignal
 
 C = TypeVar("C", bound=RunConfig)
 Assemble = Callable[[C, ImageShape], ObjectiveModule]
-SHOTS = 10
+NUM_TEST = 10_000  # of streamed data, for scores
 
 
 @dataclass
@@ -40,129 +49,192 @@ class Run(Generic[C]):
 
     Args:
         config: the recipe's configuration.
-        data: images in memory.
+        data: images.
         module: objective and data for Lightning.
+        processes: how many train together.
         device: ``"cpu"`` or ``"cuda"``.
         autocast_dtype: 16-bit type, or ``None`` for single precision.
+        checkpoint: from which the run goes on; ``None`` starts at the beginning.
+        assemble: builds the objective.
     """
 
     config: C
     data: ImageData
     module: PretrainModule
+    processes: Processes
     device: str
     autocast_dtype: torch.dtype | None
+    checkpoint: Path | None
+    assemble: Assemble[C]
 
     @classmethod
-    def prepare(cls, config: C, assemble: Assemble[C]) -> "Run[C]":
+    def prepare(cls, config: C, assemble: Assemble[C], *, resume: Path | bool | None = None) -> "Run[C]":
         """Load data, assemble the objective, and try all of it once on two images.
+
+        Args:
+            config: the recipe's configuration.
+            assemble: builds the objective for images of a shape.
+            resume: ``None`` begins a run; ``True`` goes on with it where its folder exists; a path goes on with
+                that run, or from that checkpoint.
 
         Raises:
             FileExistsError: if the run's folder already holds something.
-            ValueError: if data or parts do not fit.
+            FileNotFoundError: if there is no run to resume.
+            ValueError: if data or parts do not fit, or the checkpoint is damaged or another run's.
             TypeError: if the encoder cannot be kept causal.
         """
-        check_folder(config.folder)
+        processes = count_processes(config)
+        if not is_rank_zero() and resume is None:
+            resume = True  # the first process has looked, and may have begun to write
+        checkpoint = starting_point(config, resume)
         device, autocast_dtype = choose_device(config)
         settings = config.data
         with section("data"):
             data = load(
                 settings.name,
                 image_size=settings.image_size,
+                channels=settings.channels,
                 root=settings.root,
                 max_train=settings.max_train,
                 max_test=settings.max_test,
                 seed=config.seed,
+                storage=settings.storage,
+                max_bytes=int(settings.max_memory_gib * 2**30),
+                corrupt=settings.corrupt,
             )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            objective = assemble(config, data.shape)
-        module = PretrainModule(objective, data, config)
+        module = PretrainModule(build(config, assemble, data.shape), data, config, world_size=processes.world_size)
         module.check()
-        return cls(config, data, module, device, autocast_dtype)
+        if checkpoint is not None:
+            module.continue_from(check_checkpoint(checkpoint), checkpoint)
+        return cls(config, data, module, processes, device, autocast_dtype, checkpoint, assemble)
 
     def fit(self) -> Path:
-        """Train, score, draw figures and export the encoder; return the run's folder."""
-        config, folder, console = self.config, self.config.folder, Console()
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-        scores = [*self._score_pixels(), *self._score_encoder("random encoder")]
-        started = time.perf_counter()
-        with _quiet_lightning():
-            self._trainer(console).fit(self.module)
-        seconds = time.perf_counter() - started
-        self.module.to("cpu")
-        scores += self._score_encoder("pretrained encoder")
-        self._export(folder / "encoder")
-        figures = write_figures(self.module.objective, self.data, folder / "figures")
-        results = {"seconds": round(seconds, 1), "scores": [score.as_dict() for score in scores]}
-        (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-        print_report(console, config, scores, figures, seconds=seconds)
+        """Train, score, draw figures and export the encoder; return the run's folder.
+
+        Raises:
+            RunStopped: on a signal, a loss that is no number, or files that cannot be written.
+        """
+        folder, console = self.config.folder, Console(quiet=not is_rank_zero())
+        if self.checkpoint is not None and (folder / "results.json").is_file() and not self._steps_left():
+            console.print(f"{folder} is complete: nothing is left to do")
+            return folder
+        try:
+            self._fit(folder, console)
+        except OSError as error:
+            raise RunStopped(f"the run stops, for a file could not be written: {error}; {self._last_good()}") from error
         return folder
 
-    def _trainer(self, console: Console) -> pl.Trainer:
-        config, folder = self.config, self.config.folder
-        callbacks: list[pl.Callback] = [
-            RichRunProgress(console),
-            ModelCheckpoint(
-                folder / "checkpoints",
-                every_n_epochs=max(1, round(config.trainer.checkpoint_every)),
-                save_last=True,
-                save_top_k=1,
-            ),
-        ]
-        if config.trainer.knn_every is not None and self._has_labels():
-            callbacks.insert(
-                0,  # before the progress line, which shows its result
-                OnlineKnn(
-                    self.data,
-                    every=config.trainer.knn_every,
-                    bank_size=config.trainer.knn_bank,
-                    autocast_dtype=self.autocast_dtype,
-                ),
+    def _fit(self, folder: Path, console: Console) -> None:
+        sample, scores = self._sample(), []
+        if is_rank_zero():
+            self._open(folder, console)
+            scores = [*score_pixels(sample), *self._score(sample, "random encoder")]
+        if self._steps_left():
+            with _quiet_lightning():
+                trainer = self._trainer(console, sample)
+                trainer.fit(
+                    self.module, ckpt_path=None if self.checkpoint is None else str(self.checkpoint), weights_only=True
+                )
+        if not is_rank_zero():
+            return
+        self._take_final_weights()
+        scores += self._score(sample, "pretrained encoder")
+        self._export(folder / "encoder")
+        figures = write_figures(self.module.objective, self.data, folder / "figures")
+        results = {
+            "seconds": round(self.module.seconds, 1),
+            "scores": [score.as_dict() for score in scores],
+            "skipped_images": [str(path) for path in self.data.skipped],
+        }
+        with atomically(folder / "results.json") as temporary:
+            temporary.write_text(json.dumps(results, indent=2) + "\n")
+        print_report(console, self.config, scores, figures, seconds=self.module.seconds)
+        if self.data.skipped:
+            console.print(f"{len(self.data.skipped)} unreadable images were skipped, {self.data.skipped[0]} first")
+
+    def _open(self, folder: Path, console: Console) -> None:
+        for leftover in folder.rglob(f".*{TEMPORARY_SUFFIX}"):  # of a process that was killed while writing
+            leftover.unlink(missing_ok=True)
+        if not (folder / "config.yaml").is_file():
+            with atomically(folder / "config.yaml") as temporary:
+                temporary.write_text(yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
+        elif self.checkpoint is None:
+            console.print(f"{folder} has no checkpoint yet: starting from the beginning")
+        else:
+            console.print(f"going on from {self.checkpoint}, step {self.module.resumed_step}/{self.module.num_steps}")
+
+    def _steps_left(self) -> int:
+        return self.module.num_steps - self.module.resumed_step
+
+    def _last_good(self) -> str:
+        good = next(iter(list_checkpoints(self.config.folder)), None)
+        return "there is no checkpoint yet" if good is None else f"the last good checkpoint is {good}"
+
+    def _sample(self) -> ImageData:
+        """The images for scores: all that are in memory, or so many of those that are not."""
+        needed = is_rank_zero() or self.config.trainer.strategy == "fsdp"
+        if not self.data.is_streamed or not needed:
+            return self.data
+        return self.data.sample(self.config.trainer.knn_bank, NUM_TEST)
+
+    def _trainer(self, console: Console, sample: ImageData) -> pl.Trainer:
+        config, folder, steps = self.config, self.config.folder, self.module.steps_per_epoch
+        checkpoints = Checkpoints(
+            folder,
+            every=max(1, round(config.trainer.checkpoint_every * steps)),
+            keep=config.trainer.keep_checkpoints,
+        )
+        knn = None
+        if config.trainer.knn_every is not None and has_labels(sample):
+            knn = OnlineKnn(
+                sample.sample(config.trainer.knn_bank, NUM_TEST),
+                every=config.trainer.knn_every * steps,
+                autocast_dtype=self.autocast_dtype,
             )
+        tensorboard = TensorBoardLogger(
+            folder, name="", version="tensorboard", purge_step=self.module.resumed_step or None
+        )
         return pl.Trainer(
-            max_epochs=config.trainer.epochs,
+            default_root_dir=folder,
+            max_epochs=-1,
+            max_steps=self.module.num_steps,
             accelerator="gpu" if self.device == "cuda" else "cpu",
-            devices=1,
+            devices=self.processes.devices,
+            num_nodes=self.processes.num_nodes,
+            strategy=choose_strategy(config, self.processes.world_size),
+            plugins=[AtomicCheckpointIO(), *environment_plugins()],
             precision="32-true" if self.autocast_dtype is None else "bf16-mixed",
+            accumulate_grad_batches=config.optimizer.accumulate,
             gradient_clip_val=config.optimizer.clip_grad,
-            logger=[
-                CSVLogger(folder, name="", version=""),
-                TensorBoardLogger(folder, name="", version="tensorboard"),
+            logger=[MetricsFile(folder / "metrics.csv", resumed_step=self.module.resumed_step), tensorboard],
+            callbacks=[
+                StepLog(max(1, min(50, steps))),
+                *([knn] if knn is not None else []),
+                RichRunProgress(console, knn),
+                checkpoints,
+                StopOnSignal(checkpoints, folder),
             ],
-            callbacks=callbacks,
-            log_every_n_steps=max(1, min(50, self.module.steps_per_epoch)),
+            log_every_n_steps=1,  # StepLog decides
+            enable_checkpointing=False,  # Checkpoints does it, so that a killed run can go on
             enable_progress_bar=False,
             enable_model_summary=False,
-            use_distributed_sampler=False,  # the data set shards itself
+            use_distributed_sampler=False,  # the loader shards itself
         )
 
-    def _has_labels(self) -> bool:
-        return self.data.train.labels is not None and self.data.test is not None and self.data.test.labels is not None
+    def _take_final_weights(self) -> None:
+        """Have the trained objective in this process, whole and on CPU."""
+        if self._steps_left() and self.config.trainer.strategy != "fsdp":
+            self.module.to("cpu")
+            return
+        last = check_checkpoint(list_checkpoints(self.config.folder)[0])
+        objective = build(self.config, self.assemble, self.data.shape)
+        self.module = PretrainModule(objective, self.data, self.config)
+        self.module.load_state_dict(last["state_dict"])
+        self.module.continue_from(last, list_checkpoints(self.config.folder)[0])
 
-    def _score_pixels(self) -> list[Scores]:
-        return self._score("raw pixels", partial(raw_pixels, mean=self.data.mean, std=self.data.std))
-
-    def _score_encoder(self, name: str) -> list[Scores]:
+    def _score(self, sample: ImageData, name: str) -> list[Any]:
         encoder = self.module.objective.export_encoder()
-        encoder.module.to(self.device)
-        encode = partial(
-            encoder_features,
-            encoder,
-            mean=self.data.mean,
-            std=self.data.std,
-            device=self.device,
-            autocast_dtype=self.autocast_dtype,
-        )
-        scores = self._score(name, encode)
-        encoder.module.to("cpu")
-        return scores
-
-    def _score(self, name: str, encode: Callable[[torch.Tensor], torch.Tensor]) -> list[Scores]:
-        train, test = self.data.train, self.data.test
-        if test is None or train.labels is None or test.labels is None:
-            return []
-        return [score_features(name, encode(train.images), train.labels, encode(test.images), test.labels, shots=SHOTS)]
+        return score_encoder(name, encoder, sample, device=self.device, autocast_dtype=self.autocast_dtype)
 
     def _export(self, folder: Path) -> None:
         encoder = self.module.objective.export_encoder()
@@ -176,16 +248,11 @@ class Run(Generic[C]):
         )
 
 
-def check_folder(folder: Path) -> None:
-    """Refuse a folder that already holds something.
-
-    Raises:
-        FileExistsError: naming the folder and the ways out.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(
-            f"{folder} already holds a run, which is never overwritten: give another --name or --output_dir, or move it"
-        )
+def build(config: C, assemble: Assemble[C], shape: ImageShape) -> ObjectiveModule:
+    """Assemble the objective with weights that depend on the configuration's seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return assemble(config, shape)
 
 
 def choose_device(config: RunConfig) -> tuple[str, torch.dtype | None]:
@@ -213,11 +280,15 @@ def _has_bf16(device: str) -> bool:
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
     """Silence what does not concern the user here: loader workers, hardware notes, deprecations of its own."""
-    with quiet("pytorch_lightning", logging.WARNING), warnings.catch_warnings():
+    with (
+        quiet("pytorch_lightning", logging.WARNING),
+        quiet("lightning_fabric", logging.WARNING),
+        warnings.catch_warnings(),
+    ):
         for message in (
             ".*does not have many workers.*",
-            "Experiment logs directory .* exists and is not empty.*",  # config.yaml is there already
             ".*LeafSpec.*is deprecated.*",
+            ".*your dataloader is not resumable.*",  # it starts at the step at which the run stands
         ):
             warnings.filterwarnings("ignore", message=message)
         yield

@@ -9,7 +9,14 @@ import pytorch_lightning as pl
 import torch
 from rich.console import Console
 
-from ssl_blocks import ObjectiveModule, Progress, SegmentAutoregression, SquarePartitioner
+from ssl_blocks import (
+    BlobPartitioner,
+    ObjectiveModule,
+    Progress,
+    SegmentAutoregression,
+    Serialization,
+    SquarePartitioner,
+)
 from ssl_blocks.data import RandomResizedCropFlip
 from ssl_blocks.randomness import seeded_generator
 from ssl_blocks.training import DataConfig, OptimizerConfig, PretrainModule, RunConfig, TrainerConfig
@@ -17,12 +24,12 @@ from ssl_blocks.training.callbacks import OnlineKnn, RichRunProgress
 from tests.recipes import build, some_data
 
 
-def some_config(**trainer: object) -> RunConfig:
+def some_config(**optimizer: object) -> RunConfig:
     return RunConfig(
         name="test",
         data=DataConfig(crop_scale=(0.5, 1.0)),
-        optimizer=OptimizerConfig(batch_size=8, warmup_epochs=1, clip_grad=1.0),
-        trainer=TrainerConfig(epochs=2, **trainer),
+        optimizer=OptimizerConfig(**{"batch_size": 8, "warmup_epochs": 1, "clip_grad": 1.0, **optimizer}),
+        trainer=TrainerConfig(epochs=2),
     )
 
 
@@ -56,11 +63,51 @@ class Recorder(ObjectiveModule):
         return self.inner.export_encoder()
 
 
+class OneDrawPerStep(Recorder):
+    """Draws for the whole batch of a step, and deals it out to the parts."""
+
+    def __init__(self, inner: SegmentAutoregression, parts: int) -> None:
+        super().__init__(inner)
+        self.parts, self.part, self.step, self.counts = parts, 0, 0, []
+
+    def before_step(self, progress: Progress) -> None:
+        self.step, self.part = progress.step, 0
+
+    def draw(self, images, *, generator=None):
+        whole = torch.zeros(len(images) * self.parts, *images.shape[1:])
+        draw = self.inner.draw(whole, generator=seeded_generator("cpu", 7, self.step))
+        mine = slice(self.part * len(images), (self.part + 1) * len(images))
+        self.part += 1
+        return Serialization(draw.order[mine], draw.step[mine], draw.step_sizes)
+
+    def forward(self, images, draw=None):
+        out = self.inner(images, draw)
+        self.counts.append(int(out.is_target.sum()))
+        return out
+
+
+class Losses(pl.Callback):
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def on_train_batch_end(self, trainer, pl_module, *_) -> None:
+        if pl_module.step_is_done:
+            self.losses.append(float(pl_module.latest["loss"]))
+
+
 def fit(objective, tmp_path: Path, *callbacks: pl.Callback, config: RunConfig | None = None) -> PretrainModule:
-    config = some_config() if config is None else config
-    module = PretrainModule(objective, some_data(), config)
+    module = PretrainModule(objective, some_data(), some_config() if config is None else config)
+    return fit_module(module, tmp_path, *callbacks)
+
+
+def fit_module(module: PretrainModule, tmp_path: Path, *callbacks: pl.Callback) -> PretrainModule:
+    config = module.config
     trainer = pl.Trainer(
-        max_epochs=config.trainer.epochs,
+        max_epochs=-1,
+        max_steps=module.num_steps,
+        accumulate_grad_batches=config.optimizer.accumulate,
+        gradient_clip_val=config.optimizer.clip_grad,
+        log_every_n_steps=1,
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
@@ -139,38 +186,90 @@ def test_online_knn_equals_knn_of_the_features_afterwards(tmp_path: Path) -> Non
     from ssl_blocks.evaluation import knn_accuracy
 
     data = some_data()
-    knn = OnlineKnn(data, every=2, bank_size=40, autocast_dtype=None)
+    knn = OnlineKnn(data, every=10, autocast_dtype=None)
     module = fit(small_objective(), tmp_path, knn)
-    logged = float(module.trainer.callback_metrics["knn"])
     encoder = module.objective.encoder
     with torch.no_grad():
         bank, test = (encoder.features(to_float(s.images, data.mean, data.std)) for s in (data.train, data.test))
-    assert logged == pytest.approx(knn_accuracy(bank, data.train.labels, test, data.test.labels, k=20))
+    assert knn.latest == pytest.approx(knn_accuracy(bank, data.train.labels, test, data.test.labels, k=20))
 
 
 def test_scoring_leaves_every_module_in_its_mode() -> None:
     data, objective = some_data(), small_objective()
     module = PretrainModule(objective, data, some_config()).train()
     objective.encoder.module.norm.eval()  # frozen by the user, say
-    OnlineKnn(data, every=1, bank_size=40, autocast_dtype=None).score(module)
+    OnlineKnn(data, every=1, autocast_dtype=None).score(module)
     modes = {name: part.training for name, part in objective.encoder.module.named_modules()}
     assert modes.pop("norm") is False
     assert all(modes.values())
 
 
 def test_every_epoch_shuffles_anew_and_every_step_augments(tmp_path: Path) -> None:
-    from ssl_blocks.data import EpochBatches, to_float
+    from ssl_blocks.data import RunSampler, to_float
 
     data, recorder = some_data(), Recorder(small_objective())
     fit(recorder, tmp_path)
     seen = [value for name, value in recorder.calls if name == "forward"]
-    batches = EpochBatches(data.train.images, 8, seed=0)
-    for epoch in range(2):
-        batches.set_epoch(epoch)
-        for i in range(5):
-            step = 5 * epoch + i
-            plain = to_float(batches[i], data.mean, data.std)
-            augment = RandomResizedCropFlip((16, 16), scale=(0.5, 1.0))
-            expected = augment(plain, generator=seeded_generator("cpu", 0, 0, step))
-            assert torch.equal(seen[step], expected)
-            assert not torch.equal(seen[step], plain)
+    for step, places in enumerate(RunSampler(40, 8, seed=0, epochs=2)):
+        plain = to_float(data.train.images[[place.image for place in places]], data.mean, data.std)
+        augment = RandomResizedCropFlip((16, 16), scale=(0.5, 1.0))
+        expected = augment(plain, generator=seeded_generator("cpu", 0, 0, step))
+        assert torch.equal(seen[step], expected)
+        assert not torch.equal(seen[step], plain)
+
+
+def test_accumulated_parts_make_the_step_of_the_whole_batch(tmp_path: Path) -> None:
+    """Blobs: the parts predict different numbers of tokens, so that a mean of their means would be another loss."""
+    runs = {}
+    for parts in (1, 2):
+        recorder = OneDrawPerStep(build(BlobPartitioner(counts=(5,)), seed=0), parts=parts)
+        module = PretrainModule(recorder, some_data(), some_config(accumulate=parts))
+        module.augment = lambda images, generator: images
+        # AdamW would make steps of full size out of gradients that are rounding errors (the keys' biases)
+        sgd = torch.optim.SGD(recorder.parameters(), lr=0.1)
+        module.configure_optimizers = lambda sgd=sgd: sgd
+        log = Losses()
+        fit_module(module, tmp_path, log)
+        runs[parts] = (log.losses, recorder.state_dict(), recorder.counts)
+    counts = torch.tensor(runs[2][2]).view(-1, 2)
+    assert (counts[:, 0] != counts[:, 1]).any()
+    assert runs[1][0] == pytest.approx(runs[2][0], rel=1e-5)
+    for name, value in runs[1][1].items():
+        torch.testing.assert_close(runs[2][1][name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_hooks_are_called_once_a_step_where_batches_are_accumulated(tmp_path: Path) -> None:
+    recorder = Recorder(small_objective())
+    fit(recorder, tmp_path, config=some_config(accumulate=2))
+    assert [name for name, _ in recorder.calls] == ["before", "draw", "forward", "draw", "forward", "after"] * 10
+    first, second = [value for name, value in recorder.calls if name == "draw"][:2]
+    assert not torch.equal(first, second)
+
+
+def test_gradients_of_squares_are_left_exactly_as_they_are(tmp_path: Path) -> None:
+    """Every row counts, so the scale is 1 and not nearly 1: the plain step in PyTorch gives the same bits."""
+    recorder = Recorder(small_objective())
+    module = PretrainModule(recorder, some_data(), some_config(clip_grad=None))
+    grads: list[torch.Tensor] = []
+    recorder.after_step = lambda: grads.append(recorder.inner.head.weight.grad.clone())
+    fit_module(module, tmp_path)
+    plain = small_objective()
+    images = next(value for name, value in recorder.calls if name == "forward")
+    generator = seeded_generator("cpu", 0, 0, 0)
+    module.augment(torch.zeros_like(images), generator=generator)  # takes its share of the draws
+    plain(images, plain.draw(images, generator=generator)).loss.backward()
+    assert torch.equal(grads[0], plain.head.weight.grad)
+
+
+def test_dropout_follows_the_step_not_the_global_generator(tmp_path: Path) -> None:
+    weights = []
+    for seed in (1, 2):
+        objective = small_objective()
+        objective.encoder.module.pos_drop = torch.nn.Dropout(0.3)
+        torch.manual_seed(seed)
+        fit(objective, tmp_path)
+        weights.append(objective.head.weight)
+    assert torch.equal(*weights)
+    without = small_objective()
+    fit(without, tmp_path)
+    assert not torch.equal(weights[0], without.head.weight)

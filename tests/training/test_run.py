@@ -49,7 +49,7 @@ def test_run_folder_holds_what_the_docs_promise(finished: Run) -> None:
         "config.yaml",
         "metrics.csv",
         "results.json",
-        "checkpoints/last.ckpt",
+        "checkpoints/step-00000012.ckpt",
         "encoder/config.json",
         "encoder/model.safetensors",
         "figures/segments.png",
@@ -128,7 +128,7 @@ def test_run_leaves_the_global_random_state_alone(tmp_path: Path) -> None:
 
 
 def test_checkpoint_holds_every_weight_once_and_nothing_to_unpickle(finished: Run) -> None:
-    saved = torch.load(finished.config.folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    saved = torch.load(finished.config.folder / "checkpoints" / "step-00000012.ckpt", weights_only=True)["state_dict"]
     assert set(saved) == {f"objective.{name}" for name in finished.module.objective.state_dict()}
 
 
