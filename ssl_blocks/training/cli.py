@@ -1,23 +1,28 @@
 """Command line: a YAML preset, dotted overrides, and one readable error for each mistake."""
 
-import argparse
-import difflib
-import re
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
+from ssl_blocks.training.arguments import DISCRIMINATOR, Arguments, explain, nearest, read_arguments
 from ssl_blocks.training.config import RunConfig
+from ssl_blocks.training.dryrun import describe
+from ssl_blocks.training.errors import RunStopped
+from ssl_blocks.training.helptext import help_text
+from ssl_blocks.training.parallel import is_rank_zero
+from ssl_blocks.training.resume import run_folder, stored_config
 from ssl_blocks.training.run import Assemble, Run
 
 C = TypeVar("C", bound=RunConfig)
+WRONG_WISH = 2
 
 
 def main(config_class: type[C], assemble: Assemble[C], *, presets: Path, argv: Sequence[str] | None = None) -> int:
@@ -33,52 +38,74 @@ def main(config_class: type[C], assemble: Assemble[C], *, presets: Path, argv: S
         argv: arguments; ``None`` takes the process's own.
     """
     try:
-        config = load_config(config_class, sys.argv[1:] if argv is None else argv, presets=presets)
-        run = Run.prepare(config, assemble)
+        arguments = read_arguments(sys.argv[1:] if argv is None else argv, config_class)
+        if arguments.wants_help:
+            _print(_help(config_class, presets))
+            return 0
+        config = _configure(config_class, arguments, presets)
+        if arguments.dry_run:
+            _print(describe(config, assemble))
+            return 0
+        _check_place(config.folder)
+        run = Run.prepare(config, assemble, resume=arguments.resume)
     except (ValueError, TypeError, OSError) as mistake:
-        print(f"error: {mistake}", file=sys.stderr)
-        return 2
-    run.fit()
+        return _fail(mistake, WRONG_WISH)
+    try:
+        run.fit()
+    except RunStopped as stopped:
+        return _fail(stopped, stopped.exit_code)
     return 0
 
 
 def load_config(config_class: type[C], argv: Sequence[str], *, presets: Path) -> C:
-    """Read ``--preset`` and dotted overrides such as ``--trainer.epochs 5``.
+    """Read ``--preset`` or ``--resume``, and dotted overrides such as ``--trainer.epochs 5``.
 
     A preset is a name in the folder ``presets`` or the path of a YAML file. An override that picks another
     ``kind`` of a part puts away what the preset said of that part.
 
     Raises:
         ValueError: naming the option or field, its value and what was expected.
+        FileNotFoundError: if there is no run to resume.
         SystemExit: after ``--help``.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--preset")
-    known, rest = parser.parse_known_args(list(argv))
-    preset = read_preset(known.preset, presets) if known.preset is not None else {}
-    names = ", ".join(_preset_names(presets))
+    arguments = read_arguments(argv, config_class)
+    if arguments.wants_help:
+        _print(_help(config_class, presets))
+        raise SystemExit(0)
+    return _configure(config_class, arguments, presets)
+
+
+def _configure(config_class: type[C], arguments: Arguments, presets: Path) -> C:
+    base: dict[str, Any] = {}
+    if isinstance(arguments.resume, Path):
+        folder = run_folder(arguments.resume).resolve()
+        base = stored_config(arguments.resume) | {"name": folder.name, "output_dir": _short(folder.parent)}
+    elif arguments.preset is not None:
+        base = read_preset(arguments.preset, presets)
 
     class Settings(BaseSettings, config_class):  # type: ignore[valid-type, misc]
-        __doc__ = f"--preset NAME gives all values at once ({names}, or the path of a YAML file); the rest changes it."
         model_config = SettingsConfigDict(
-            extra="forbid",
-            cli_exit_on_error=False,
-            cli_avoid_json=True,
-            cli_hide_none_type=True,
-            cli_prog_name=Path(sys.argv[0]).name,
+            extra="forbid", cli_exit_on_error=False, cli_avoid_json=True, cli_hide_none_type=True
         )
 
         @classmethod
         def settings_customise_sources(cls, settings_cls: type[BaseSettings], *_: Any, **__: Any) -> Any:
-            return (_PresetSource(settings_cls, preset),)  # no environment variables: they would change runs unseen
+            return (_BaseSource(settings_cls, base),)  # no environment variables: they would change runs unseen
 
     try:
-        settings = Settings(_cli_parse_args=rest)
+        settings = Settings(_cli_parse_args=[f"--{name}={value}" for name, value in arguments.overrides.items()])
     except ValidationError as error:
-        raise ValueError(_explain(error)) from None
+        source = f"--preset {arguments.preset}" if arguments.preset is not None else f"--resume {arguments.resume}"
+        raise ValueError(explain(error, config_class, given=arguments.overrides, base=source if base else "")) from None
     except SettingsError as error:
-        raise ValueError(_explain_option(str(error), config_class)) from None
+        raise ValueError(str(error).removeprefix("error parsing CLI: ")) from None
     return config_class.model_validate(settings.model_dump())
+
+
+def _short(folder: Path) -> str:
+    """The folder as seen from here, where it lies below."""
+    here = Path.cwd()
+    return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
 
 
 def read_preset(name: str, presets: Path) -> dict[str, Any]:
@@ -89,77 +116,76 @@ def read_preset(name: str, presets: Path) -> dict[str, Any]:
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else presets / f"{name}.yaml"
     if not path.is_file():
-        names = _preset_names(presets)
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        names = list(list_presets(presets))
+        near = nearest(name, names)
+        hint = f"did you mean {near!r}? " if near else ""
         raise ValueError(f"--preset {name!r} is neither a preset nor a YAML file; {hint}presets: {', '.join(names)}")
     try:
         values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"--preset {path} is not valid YAML: {error}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = "" if mark is None else f" in line {mark.line + 1}, column {mark.column + 1}"
+        raise ValueError(f"--preset {path} is not valid YAML: {error.problem}{where}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"--preset {path} is not valid YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(values, dict):
-        raise ValueError(f"--preset {path} must hold a mapping of fields to values")
+        raise ValueError(f"--preset {path} must hold a mapping of fields to values, got {type(values).__name__}")
     return values
 
 
-def _preset_names(presets: Path) -> list[str]:
-    return sorted(p.stem for p in presets.glob("*.yaml"))
+def list_presets(presets: Path) -> dict[str, str]:
+    """Name of each preset, and what the first line of its comment says."""
+    files = sorted(presets.glob("*.yaml"))
+    first = {file.stem: file.read_text().partition("\n")[0] for file in files}
+    return {name: line.lstrip("# ") if line.startswith("#") else "" for name, line in first.items()}
 
 
-class _PresetSource(PydanticBaseSettingsSource):
-    """The preset's values, below those of the command line."""
+def _help(config_class: type[RunConfig], presets: Path) -> str:
+    return help_text(config_class, presets=list_presets(presets), program=sys.argv[0])
 
-    def __init__(self, settings_cls: type[BaseSettings], preset: dict[str, Any]) -> None:
+
+def _check_place(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written.
+
+    Raises:
+        OSError: naming what is in the way.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
+    if not there.is_dir():
+        raise NotADirectoryError(f"output_dir={str(folder.parent)!r} must be a folder, but {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"output_dir={str(folder.parent)!r} must be writable, but {there} is not")
+
+
+def _print(text: str) -> None:
+    if is_rank_zero():
+        print(text, end="")
+
+
+def _fail(reason: Exception, exit_code: int) -> int:
+    if is_rank_zero():
+        print(f"error: {' '.join(str(reason).split())}", file=sys.stderr)
+    return exit_code
+
+
+class _BaseSource(PydanticBaseSettingsSource):
+    """Values of a preset or of a run, below those of the command line."""
+
+    def __init__(self, settings_cls: type[BaseSettings], values: dict[str, Any]) -> None:
         super().__init__(settings_cls)
-        self.preset = preset
+        self.values = values
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        return self.preset.get(field_name), field_name, False
+        return self.values.get(field_name), field_name, False
 
     def __call__(self) -> dict[str, Any]:
         return {
-            name: value for name, value in self.preset.items() if not _another_kind(value, self.current_state, name)
+            name: value for name, value in self.values.items() if not _another_kind(value, self.current_state.get(name))
         }
 
 
-def _another_kind(value: Any, chosen: dict[str, Any], name: str) -> bool:
-    over = chosen.get(name)
-    return (
-        isinstance(value, dict) and isinstance(over, dict) and over.get("kind", value.get("kind")) != value.get("kind")
-    )
-
-
-def _explain(error: ValidationError) -> str:
-    """Tell every wrong field in one line each."""
-    lines = []
-    for item in error.errors(include_url=False):
-        where = ".".join(str(part) for part in item["loc"])
-        value = "" if item["type"] in ("missing", "extra_forbidden") else f"={item['input']!r}"
-        message = {
-            "missing": "is required (give it, or a --preset)",
-            "extra_forbidden": "is no known field",
-        }.get(item["type"], item["msg"][:1].lower() + item["msg"][1:])
-        lines.append(f"{where}{value}: {message}")
-    return "; ".join(lines)
-
-
-def _explain_option(message: str, config_class: type[BaseModel]) -> str:
-    unknown = re.search(r"unrecognized arguments: (\S+)", message)
-    if unknown is None:
-        return message.removeprefix("error parsing CLI: ")
-    option = unknown[1].split("=")[0]
-    near = difflib.get_close_matches(option.lstrip("-"), field_paths(config_class), n=1)
-    return f"{option} is no known option" + (f"; did you mean --{near[0]}?" if near else "") + " (--help lists all)"
-
-
-def field_paths(model: type[BaseModel], prefix: str = "") -> list[str]:
-    """Dotted names of all fields of a configuration, sub-models included."""
-    paths: list[str] = []
-    for name, field in model.model_fields.items():
-        models = [t for t in _members(field.annotation) if isinstance(t, type) and issubclass(t, BaseModel)]
-        paths += [path for m in models for path in field_paths(m, f"{prefix}{name}.")] or [prefix + name]
-    return list(dict.fromkeys(paths))
-
-
-def _members(annotation: Any) -> tuple[Any, ...]:
-    return getattr(annotation, "__args__", None) or (annotation,)
+def _another_kind(value: Any, over: Any) -> bool:
+    if not isinstance(value, dict) or not isinstance(over, dict):
+        return False
+    kind = value.get(DISCRIMINATOR)
+    return bool(over.get(DISCRIMINATOR, kind) != kind)

@@ -1,11 +1,21 @@
 """Configuration: the sub-models that recipes share, and the parts and encoders they describe."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from ssl_blocks.encoders import TimmViT, timm_vit
 from ssl_blocks.partitioners import (
@@ -30,7 +40,7 @@ def section(name: str) -> Iterator[None]:
 class StrictModel(BaseModel):
     """A configuration in which an unknown field is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class EncoderConfig(StrictModel):
@@ -91,7 +101,8 @@ class SquareSegments(StrictModel):
 
     def build(self) -> SegmentPartitioner:
         """Build the partitioner."""
-        return SquarePartitioner(sides=self.sides)
+        with section("segments"):
+            return SquarePartitioner(sides=self.sides)
 
 
 class BlobSegments(StrictModel):
@@ -105,7 +116,8 @@ class BlobSegments(StrictModel):
 
     def build(self) -> SegmentPartitioner:
         """Build the partitioner."""
-        blobs = BlobPartitioner(counts=self.counts, mean_range=self.mean_range, std_range=self.std_range)
+        with section("segments"):
+            blobs = BlobPartitioner(counts=self.counts, mean_range=self.mean_range, std_range=self.std_range)
         return ShuffledPartitioner(base=blobs) if self.shuffled else blobs
 
 
@@ -132,6 +144,13 @@ class DataConfig(StrictModel):
     workers: NonNegativeInt | None = Field(None, description="decoding processes; default: one per CPU core")
     corrupt: Literal["error", "skip"] = Field("error", description="what to do about an image that cannot be read")
 
+    @field_validator("crop_scale")
+    @classmethod
+    def _shares(cls, scale: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError("must be (smallest, largest), both above 0 and at most 1")
+        return scale
+
 
 class OptimizerConfig(StrictModel):
     """AdamW with a linear warm-up and a cosine to ``min_lr``, step by step."""
@@ -144,6 +163,22 @@ class OptimizerConfig(StrictModel):
     warmup_epochs: float = Field(10.0, ge=0, description="epochs of linear warm-up")
     min_lr: float = Field(0.0, ge=0, description="learning rate at the end")
     clip_grad: PositiveFloat | None = Field(None, description="largest gradient norm; default: no clipping")
+
+    @field_validator("betas")
+    @classmethod
+    def _decay_rates(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError("must be two numbers of at least 0 and below 1")
+        return betas
+
+    @model_validator(mode="after")
+    def _falls(self) -> "OptimizerConfig":
+        if self.min_lr > self.lr:
+            raise ValueError(
+                f"optimizer.min_lr={self.min_lr:g} must not exceed the peak rate {self.lr:g}, which is "
+                "optimizer.base_lr * optimizer.batch_size / 256"
+            )
+        return self
 
     @property
     def lr(self) -> float:
@@ -172,7 +207,7 @@ class TrainerConfig(StrictModel):
 class RunConfig(StrictModel):
     """What every recipe's configuration has."""
 
-    name: str = Field(description="the run's folder below output_dir", min_length=1, pattern=r"^[\w.+=-]+$")
+    name: str = Field(description="the run's folder below output_dir")
     output_dir: Path = Field(Path("runs"), description="folder of all runs")
     seed: int = Field(0, ge=0, description="seed of weights, data order and draws")
     note: str = Field("", description="a remark printed before the final table")
@@ -180,6 +215,13 @@ class RunConfig(StrictModel):
     encoder: EncoderConfig = EncoderConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     trainer: TrainerConfig = TrainerConfig()
+
+    @field_validator("name")
+    @classmethod
+    def _is_folder_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[\w.+=-]+", name) or not name.strip("."):
+            raise ValueError("must name a folder: letters, digits and . _ + = - only")
+        return name
 
     @property
     def folder(self) -> Path:

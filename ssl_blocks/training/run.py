@@ -15,7 +15,7 @@ import yaml
 from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
 
-from ssl_blocks.data import ImageData, ImageShape, load
+from ssl_blocks.data import ImageData, ImageShape, UnreadableImageError, load
 from ssl_blocks.encoders import TimmViT
 from ssl_blocks.files import TEMPORARY_SUFFIX, atomically
 from ssl_blocks.objectives import ObjectiveModule
@@ -122,6 +122,10 @@ class Run(Generic[C]):
             self._fit(folder, console)
         except OSError as error:
             raise RunStopped(f"the run stops, for a file could not be written: {error}; {self._last_good()}") from error
+        except UnreadableImageError as error:
+            raise RunStopped(
+                f"the run stops: {error} (data.corrupt=skip would pass over it); {self._last_good()}"
+            ) from error
         return folder
 
     def _fit(self, folder: Path, console: Console) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from ssl_blocks.data import ImageShape
+from ssl_blocks.data import ImageShape, RandomResizedCropFlip
 from ssl_blocks.training import Run, load_config
 from ssl_blocks.training.checkpoints import list_checkpoints, read_checkpoint
 from tests.examples import CONFIGS, RandSACConfig, assemble
@@ -28,12 +28,28 @@ SMALL = [
 NUM_STEPS = 24
 
 
+def arguments(folder: Path, *more: str) -> list[str]:
+    """Options of the small run, some of them replaced."""
+    options = [*SMALL, f"--output_dir={folder}"]
+    return list({option.partition("=")[0]: option for option in [*options, *more]}.values())
+
+
 def config(folder: Path, *more: str) -> RandSACConfig:
-    return load_config(RandSACConfig, [*SMALL, f"--output_dir={folder}", *more], presets=CONFIGS)
+    return load_config(RandSACConfig, arguments(folder, *more), presets=CONFIGS)
 
 
 def prepare(folder: Path, *more: str, resume: Path | bool | None = None, build=assemble) -> Run:
     return Run.prepare(config(folder, *more), build, resume=resume)
+
+
+class Untouched(RandomResizedCropFlip):
+    """No augmentation."""
+
+    def __init__(self) -> None:
+        super().__init__(8)
+
+    def __call__(self, images, *, generator=None):
+        return images
 
 
 def final(run: Path) -> dict:

@@ -1,12 +1,15 @@
-"""Command line: presets, overrides, and one readable line per mistake."""
+"""Command line: presets, overrides, what is handed on, and the help text. Wrong input: test_wrong_input.py."""
 
 from pathlib import Path
 
 import pytest
 import yaml
 
-from ssl_blocks.training import load_config, main
-from ssl_blocks.training.cli import field_paths, read_preset
+from ssl_blocks.training import Run, load_config, main
+from ssl_blocks.training.arguments import list_options, nearest
+from ssl_blocks.training.cli import list_presets, read_preset
+from ssl_blocks.training.errors import RunStopped
+from ssl_blocks.training.helptext import help_text
 from tests.examples import CONFIGS, RandSACConfig, assemble
 
 
@@ -53,40 +56,19 @@ def test_environment_has_no_influence(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load("--preset", "randsac_digits").seed == 0
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
-def test_every_preset_is_valid_and_carries_its_own_name(path: Path) -> None:
-    assert load("--preset", path.stem).name == path.stem
-
-
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         (("--preset", "randsac_digit"), "did you mean 'randsac_digits'.*randsac_cifar_small"),
-        (("--preset", "nowhere.yaml"), "'nowhere.yaml' is neither a preset nor a YAML file"),
-        (
-            ("--preset", "randsac_digits", "--trainer.epoch", "3"),
-            "--trainer.epoch is no known option.*--trainer.epochs",
-        ),
-        (("--preset", "randsac_digits", "--trainer.epochs", "0"), "trainer.epochs='0': .*greater than 0"),
-        (("--preset", "randsac_digits", "--trainer.epochs", "many"), "trainer.epochs='many': .*integer"),
-        (("--preset", "randsac_digits", "--trainer.precision", "fp8"), "fp8"),
-        (("--preset", "randsac_digits", "--segments.kind", "hexagon"), "hexagon"),
-        (("--preset", "randsac_digits", "--name", "a/b"), "name='a/b'"),
-        (("--preset", "randsac_digits", "--optimizer.weight_decay", "-1"), "optimizer.weight_decay='-1'"),
-        ((), "name: is required"),
+        (("--preset", "randsac_digits", "--trainer.epoch", "3"), "--trainer.epoch is no known option"),
+        (("--preset", "randsac_digits", "--trainer.epochs", "0"), "trainer.epochs=0 must be greater than 0"),
+        ((), "name is required"),
     ],
 )
-def test_each_mistake_names_option_value_and_expectation(argv: tuple[str, ...], message: str) -> None:
+def test_mistakes_are_value_errors_of_one_line(argv: tuple[str, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         load(*argv)
     assert "\n" not in str(caught.value)
-
-
-def test_unknown_field_in_a_preset_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "bad.yaml"
-    path.write_text("name: bad\noptimizer: {learning_rate: 1}\n")
-    with pytest.raises(ValueError, match=r"optimizer\.learning_rate: is no known field"):
-        load("--preset", str(path))
 
 
 @pytest.mark.parametrize(("text", "message"), [("name: [", "not valid YAML"), ("- 1", "must hold a mapping")])
@@ -97,81 +79,154 @@ def test_preset_that_is_no_mapping_is_refused(tmp_path: Path, text: str, message
         read_preset(str(path), CONFIGS)
 
 
-def test_help_documents_every_field(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        load("--help")
-    assert stopped.value.code == 0
-    text = capsys.readouterr().out
-    assert "--preset" in text
-    paths = field_paths(RandSACConfig)
-    assert len(paths) > 30
-    for path in paths:
-        assert f"--{path}" in text
+@pytest.mark.parametrize(
+    ("spelling", "side"), [("2,1", (2, 1)), ("[2]", (2,)), ("2", (2,))], ids=["comma", "brackets", "alone"]
+)
+def test_lists_are_read(spelling: str, side: tuple[int, ...]) -> None:
+    assert load("--preset", "randsac_digits", "--segments.sides", spelling).segments.sides == side
+
+
+def test_values_may_begin_with_a_dash_and_none_is_a_value() -> None:
+    config = load("--preset", "randsac_digits", "--trainer.knn_every", "None", "--note", "-1 is fine")
+    assert config.trainer.knn_every is None
+    assert config.note == "-1 is fine"
 
 
 @pytest.mark.parametrize(
-    ("argv", "message"),
+    ("name", "names", "found"),
     [
-        (("--segments.sides", "3"), "sides=(3,) must divide the grid 4x4"),
-        (("--segments.kind", "blob", "--segments.counts", "3,7"), "counts=(3, 7) must fall"),
-        (("--segments.sides", "[4]"), "nothing is left to predict"),
-        (("--encoder.patch_size", "3"), "patch_size=3 must divide image_size=(8, 8)"),
-        (("--encoder.heads", "5"), "num_heads=5 must divide embed_dim=64"),
-        (
-            ("--preset", "randsac_cifar_small", "--data.name", "digits", "--encoder.width", "100"),
-            "num_heads=3 must divide",
-        ),
-        (("--decoder.heads", "5"), "num_heads=5 must divide dim=64"),
-        (("--encoder.name", "vit_tiny_patch17"), "encoder: name='vit_tiny_patch17' is no timm model"),
-        (("--encoder.name", "beit_base_patch16_224"), "relative position biases"),
-        (("--encoder.name", "swin_tiny_patch4_window7_224"), "relative position biases"),
-        (("--encoder.name", "resnet18"), "encoder: ResNet is not a timm VisionTransformer"),
-        (("--encoder.name", "vit_tiny_r_s16_p8_224"), "stem, which mixes pixels"),
-        (("--data.name", "digit"), "data: name='digit' must be one of digits, cifar10"),
-        (("--data.name", "imagefolder:nowhere"), "nowhere"),
-        (("--optimizer.batch_size", "5000"), "batch_size=5000"),
-        (("--data.crop_scale", "0.5,2"), "data.crop_scale: scale=(0.5, 2.0) must be"),
-        (("--optimizer.warmup_epochs", "1000"), "warmup_epochs"),
-        (("--trainer.device", "cuda"), "trainer.device='cuda' needs a CUDA GPU"),
-        (("--bogus", "1"), "--bogus is no known option"),
+        ("epoch", ["data.name", "trainer.epochs", "seed"], "trainer.epochs"),
+        ("lr", ["optimizer.base_lr", "name"], "optimizer.base_lr"),
+        ("decoder.head", ["encoder.heads", "decoder.heads"], "decoder.heads"),
+        ("zzz", ["name", "seed"], None),
+        ("a", [], None),
     ],
 )
-def test_wrong_wish_is_one_line_and_exit_code_2_and_writes_nothing(
-    argv: tuple[str, ...],
-    message: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+def test_nearest_name(name: str, names: list[str], found: str | None) -> None:
+    assert nearest(name, names) == found
+
+
+class Stage:
+    """Stands in for runs: remembers how they were prepared, and ends as it is told."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[tuple[RandSACConfig, object]] = []
+        self.stopped: RunStopped | None = None
+        monkeypatch.setattr(Run, "prepare", self.prepare)
+
+    def prepare(self, config: RandSACConfig, assemble: object, *, resume: object = None) -> "Stage":
+        self.calls.append((config, resume))
+        return self
+
+    def fit(self) -> None:
+        if self.stopped is not None:
+            raise self.stopped
+
+    def run(self, *argv: str) -> int:
+        return main(RandSACConfig, assemble, presets=CONFIGS, argv=argv)
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Stage:
+    monkeypatch.chdir(tmp_path)
+    return Stage(monkeypatch)
+
+
+def write_run(folder: Path) -> None:
+    config = load("--preset", "randsac_digits", "--seed", "7", "--trainer.epochs", "9")
+    folder.joinpath("checkpoints").mkdir(parents=True)
+    folder.joinpath("checkpoints", "last.ckpt").write_text("weights")
+    folder.joinpath("config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+
+
+@pytest.mark.parametrize("named", ["moved/mine", "moved/mine/", "moved/mine/checkpoints/last.ckpt"])
+def test_resume_takes_the_runs_values_and_the_place_where_it_lies(stage: Stage, tmp_path: Path, named: str) -> None:
+    write_run(tmp_path / "moved" / "mine")
+    assert stage.run("--resume", named, "--trainer.devices=1") == 0
+    ((config, resume),) = stage.calls
+    assert (config.seed, config.trainer.epochs, config.trainer.devices) == (7, 9, 1)
+    assert config.folder == Path("moved/mine")
+    assert resume == Path(named)
+
+
+def test_resume_from_inside_the_folder(stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path / "moved" / "mine")
+    monkeypatch.chdir(tmp_path / "moved" / "mine")
+    assert stage.run("--resume", ".") == 0
+    assert stage.calls[0][0].folder.resolve() == tmp_path / "moved" / "mine"
+
+
+@pytest.mark.parametrize(("argv", "resume"), [((), None), (("--resume",), True)])
+def test_without_a_path_the_preset_counts(stage: Stage, argv: tuple[str, ...], resume: object) -> None:
+    assert stage.run(*argv, "--preset", "randsac_digits") == 0
+    assert stage.calls[0][0].folder == Path("runs/randsac_digits")
+    assert stage.calls[0][1] is resume
+
+
+def test_run_that_stops_is_one_line_and_its_exit_code(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    stage.stopped = RunStopped("stopped at step 7:\ngo on with --resume", exit_code=143)
+    assert stage.run("--preset", "randsac_digits") == 143
+    assert capsys.readouterr().err == "error: stopped at step 7: go on with --resume\n"
+
+
+def test_other_processes_stop_in_silence(
+    stage: Stage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    runs = tmp_path / "runs"
-    code = main(
-        RandSACConfig,
-        assemble,
-        presets=CONFIGS,
-        argv=["--preset", "randsac_digits", "--output_dir", str(runs), *argv],
-    )
-    printed = capsys.readouterr()
-    assert code == 2
-    assert message in printed.err
-    assert printed.err.startswith("error: ")
-    assert printed.err.count("\n") == 1
-    assert not runs.exists()
+    monkeypatch.setenv("RANK", "1")
+    stage.stopped = RunStopped("stopped", exit_code=3)
+    assert stage.run("--preset", "randsac_digits") == 3
+    assert stage.run("--help") == 0
+    assert capsys.readouterr() == ("", "")
 
 
-def test_empty_folder_of_images_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "empty").mkdir()
-    argv = ["--preset", "randsac_digits", "--data.name", f"imagefolder:{tmp_path / 'empty'}"]
-    assert main(RandSACConfig, assemble, presets=CONFIGS, argv=argv) == 2
-    assert str(tmp_path / "empty") in capsys.readouterr().err
+def test_bugs_are_not_taken_for_wrong_input(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(stage, "fit", fail)
+    with pytest.raises(ValueError, match="a bug"):
+        stage.run("--preset", "randsac_digits")
 
 
-def test_folder_that_holds_a_run_is_never_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    old = tmp_path / "randsac_digits" / "metrics.csv"
-    old.parent.mkdir()
-    old.write_text("precious")
-    argv = ["--preset", "randsac_digits", "--output_dir", str(tmp_path)]
-    assert main(RandSACConfig, assemble, presets=CONFIGS, argv=argv) == 2
-    assert "already holds a run" in capsys.readouterr().err
-    assert [p.name for p in old.parent.iterdir()] == ["metrics.csv"]
-    assert old.read_text() == "precious"
+@pytest.mark.parametrize("spelling", ["--help", "-h"])
+def test_help_explains_everything(spelling: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(RandSACConfig, assemble, presets=CONFIGS, argv=["--preset", "randsac_digits", spelling]) == 0
+    text = capsys.readouterr().out
+    options = list_options(RandSACConfig)
+    assert len(options) > 40
+    for option in options:
+        assert text.count(f"--{option.path} ") + text.count(f"--{option.path}\n") >= 1
+        assert option.field.description or option.path.endswith(".kind")
+    for name, meaning in list_presets(CONFIGS).items():
+        assert f"\n  {name} " in text
+        assert meaning.split()[0] in text
+    for switch in ("--preset", "--resume [PATH]", "--dry-run", "--help"):
+        assert f"  {switch}" in text or f", {switch}" in text
+    groups = [line.partition(":")[0] for line in text.splitlines() if line and not line.startswith(" ")]
+    order = ["run", "data", "encoder", "segments", "decoder", "objective", "optimizer", "trainer"]
+    assert [group for group in groups if group in order] == order
+
+
+def test_load_config_ends_after_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        load("--help")
+    assert stopped.value.code == 0
+    assert "--trainer.epochs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width", [80, 110])
+def test_help_keeps_to_its_width_and_tells_defaults(width: int) -> None:
+    text = help_text(RandSACConfig, presets=list_presets(CONFIGS), program="randsac.py", width=width)
+    options = text[text.index("run:") :]
+    assert max(map(len, options.splitlines())) <= width
+    flat = " ".join(options.split())
+    for part in (
+        "--trainer.epochs N passes over the training images (default: 100)",
+        "--data.crop_scale X,X share of the area that a random crop keeps (default: 0.2,1.0)",
+        "--segments.counts N,... (blob) number of Gaussians",
+        "--name TEXT the run's folder below output_dir (required)",
+        "--data.flip {true,false} mirror half of the images (default: true)",
+        "blob: irregular regions around random Gaussians",
+        "optimizer: AdamW with",
+    ):
+        assert part in flat

@@ -22,6 +22,7 @@ from ssl_blocks.randomness import seeded_generator
 from ssl_blocks.training import DataConfig, OptimizerConfig, PretrainModule, RunConfig, TrainerConfig
 from ssl_blocks.training.callbacks import OnlineKnn, RichRunProgress
 from tests.recipes import build, some_data
+from tests.training.small import Untouched
 
 
 def some_config(**optimizer: object) -> RunConfig:
@@ -224,7 +225,7 @@ def test_accumulated_parts_make_the_step_of_the_whole_batch(tmp_path: Path) -> N
     for parts in (1, 2):
         recorder = OneDrawPerStep(build(BlobPartitioner(counts=(5,)), seed=0), parts=parts)
         module = PretrainModule(recorder, some_data(), some_config(accumulate=parts))
-        module.augment = lambda images, generator: images
+        module.augment = Untouched()
         # AdamW would make steps of full size out of gradients that are rounding errors (the keys' biases)
         sgd = torch.optim.SGD(recorder.parameters(), lr=0.1)
         module.configure_optimizers = lambda sgd=sgd: sgd

@@ -13,7 +13,7 @@ from torch import nn
 from ssl_blocks.training.parallel import count_processes, is_rank_zero, repeated_blocks
 from tests.examples import ROOT
 from tests.recipes import build
-from tests.training.small import SMALL, config, final
+from tests.training.small import arguments, config, final
 from tests.training.two_processes import CASES, train
 
 
@@ -60,8 +60,7 @@ def test_two_processes_give_losses_gradients_and_weights_of_one(case: str, divid
 
 
 def test_lightning_starts_the_processes_itself_where_torchrun_has_not(tmp_path: Path) -> None:
-    options = [*SMALL, f"--output_dir={tmp_path}", "--trainer.devices=2", "--trainer.epochs=2"]
-    done = run("examples/randsac.py", *options)
+    done = run("examples/randsac.py", *arguments(tmp_path, "--trainer.devices=2", "--trainer.epochs=2"))
     assert done.stdout.count("pretrained 2 epochs") == 1  # one process speaks
     assert done.stderr == ""
     assert final(tmp_path / "run")["global_step"] == 8

@@ -14,7 +14,7 @@ from ssl_blocks import Serialization
 from ssl_blocks.randomness import seeded_generator
 from ssl_blocks.training import Run
 from tests.examples import assemble
-from tests.training.small import config
+from tests.training.small import Untouched, config
 
 BLOBS = ["--segments.kind=blob", "--segments.counts=[4]"]
 CASES = {
@@ -66,7 +66,7 @@ def whole_tensor(value: torch.Tensor) -> torch.Tensor:
 def train(folder: Path, name: str, *options: str) -> dict:
     """Do one run; return its losses, first gradients and counts of predicted tokens."""
     run = Run.prepare(config(folder, *OPTIONS, f"--name={name}", *options), build)
-    run.module.augment = lambda images, generator: images
+    run.module.augment = Untouched()
     losses: list[float] = []
     before = run.module.optimizer_step
 

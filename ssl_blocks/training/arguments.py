@@ -1,0 +1,258 @@
+"""Arguments of a recipe's command line, and mistakes in them told in words."""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+DISCRIMINATOR = "kind"
+SWITCHES = ("preset", "resume", "dry-run", "help")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What a command line asks for.
+
+    Args:
+        preset: name or path of a preset.
+        resume: ``True`` goes on where the run exists; a path names the run.
+        dry_run: whether to describe the run rather than to start it.
+        wants_help: whether to explain the options.
+        overrides: value of every dotted option that was given.
+    """
+
+    preset: str | None
+    resume: Path | Literal[True] | None
+    dry_run: bool
+    wants_help: bool
+    overrides: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Option:
+    """One field of a configuration, as the command line knows it.
+
+    Args:
+        path: dotted name.
+        field: its type and description.
+        default: value where nothing is said; ``None`` also where it is required.
+        kinds: where the field belongs to a part that is chosen: the kinds that have it.
+    """
+
+    path: str
+    field: FieldInfo
+    default: Any
+    kinds: tuple[str, ...] = ()
+
+
+def read_arguments(argv: Sequence[str], config_class: type[BaseModel]) -> Arguments:
+    """Tell apart the options of a command line.
+
+    Raises:
+        ValueError: if an option is unknown, without its value or given twice, or two contradict each other.
+    """
+    paths = [option.path for option in list_options(config_class)]
+    given: dict[str, str | None] = {}
+    for name, value in _pairs(argv, paths):
+        if name in given:
+            raise ValueError(f"--{name} is given twice, as {given[name]} and as {value}: give it once")
+        given[name] = value
+    for name, value in given.items():
+        if name in ("dry-run", "help") and value is not None:
+            raise ValueError(f"--{name}={value}: --{name} takes no value")
+        if value is None and name not in ("dry-run", "help", "resume"):
+            raise ValueError(f"--{name} needs a value: --{name} VALUE")
+    resume = given.get("resume")
+    if resume is not None:
+        for name in ("preset", "name", "output_dir"):
+            if name in given:
+                raise ValueError(
+                    f"--{name} {given[name]} contradicts --resume {resume}, which says what to go on with: leave out "
+                    f"--{name}, or give --resume without a path"
+                )
+    return Arguments(
+        preset=given.get("preset"),
+        resume=True if "resume" in given and resume is None else None if resume is None else Path(resume),
+        dry_run="dry-run" in given,
+        wants_help="help" in given,
+        overrides={name: value for name, value in given.items() if name not in SWITCHES and value is not None},
+    )
+
+
+def _pairs(argv: Sequence[str], paths: list[str]) -> Iterator[tuple[str, str | None]]:
+    """Pair options with their values, in either spelling: ``--a b`` and ``--a=b``."""
+    rest = ["--help" if argument == "-h" else argument for argument in argv]
+    while rest:
+        argument = rest.pop(0)
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--"):
+            raise ValueError(f"{argument!r} stands alone, expected an option such as --preset NAME (--help lists all)")
+        if name not in SWITCHES and name not in paths:
+            near = nearest(name, [*paths, *SWITCHES])
+            hint = f"; did you mean --{near}?" if near else ""
+            raise ValueError(f"--{name}{equals}{value} is no known option{hint} (--help lists all)")
+        if equals:
+            yield name, value
+        elif name in ("dry-run", "help") or not rest or rest[0].startswith("--") or rest[0] == "-h":
+            yield name, None
+        else:
+            yield name, rest.pop(0)
+
+
+def nearest(name: str, names: Sequence[str], *, at_least: float = 0.6) -> str | None:
+    """Find the dotted name that was probably meant, by its last part or as a whole.
+
+    Args:
+        name: what was written.
+        names: what could have been meant.
+        at_least: likeness, from 0 to 1, below which there is no telling: ``None``.
+
+    Examples:
+        >>> nearest("epoch", ["data.name", "trainer.epochs", "seed"])
+        'trainer.epochs'
+    """
+
+    def alike(other: str) -> tuple[float, float]:
+        own, others = name.rpartition(".")[2].lower(), other.rpartition(".")[2].lower()
+        whole = SequenceMatcher(None, name.lower(), other.lower()).ratio()
+        return max(whole, SequenceMatcher(None, own, others).ratio(), 0.6 * (own in others)), whole
+
+    best = max(names, key=alike, default=None)
+    return best if best is not None and alike(best)[0] >= at_least else None
+
+
+def list_options(model: type[BaseModel], *, default: BaseModel | None = None, prefix: str = "") -> list[Option]:
+    """List the fields of a configuration, those of sub-models included, each once."""
+    found: dict[str, Option] = {}
+    for name, field in model.model_fields.items():
+        value = getattr(default, name, None if field.is_required() else field.get_default(call_default_factory=True))
+        models = sub_models(field)
+        if not models:
+            found[prefix + name] = Option(prefix + name, field, value)
+        for member in models:
+            own = value if isinstance(value, member) else None
+            for option in list_options(member, default=own, prefix=f"{prefix}{name}."):
+                kinds = (kind_of(member),) if len(models) > 1 else option.kinds
+                known = found.get(option.path)
+                if known is not None:
+                    kinds, option = known.kinds + kinds, option if own is not None else known
+                found[option.path] = Option(option.path, option.field, option.default, kinds)
+    return list(found.values())
+
+
+def sub_models(field: FieldInfo) -> list[type[BaseModel]]:
+    """Models of which a field holds one: none for a plain value, several for a part that is chosen."""
+    members = get_args(field.annotation) or (field.annotation,)
+    return [t for t in members if isinstance(t, type) and issubclass(t, BaseModel)]
+
+
+def kind_of(model: type[BaseModel]) -> str:
+    """By which name a part is chosen."""
+    return str(model.model_fields[DISCRIMINATOR].default)
+
+
+def explain(error: ValidationError, config_class: type[BaseModel], *, given: Collection[str], base: str) -> str:
+    """Tell every wrong field, its value and what was expected, in one line.
+
+    Args:
+        error: what pydantic found.
+        config_class: the configuration that it looked at.
+        given: options that were given one by one.
+        base: where all other values come from; empty if there is nothing else.
+    """
+    lines = []
+    for item in error.errors(include_url=False):
+        where, _, _ = _locate(item["loc"], config_class)
+        is_from_base = base and where and item["type"] != "missing" and not any(g.startswith(where) for g in given)
+        lines.append(_explain(dict(item), config_class) + (f" (in {base})" if is_from_base else ""))
+    return "; ".join(dict.fromkeys(lines))
+
+
+def _explain(item: dict[str, Any], config_class: type[BaseModel]) -> str:
+    where, kind, models = _locate(item["loc"], config_class)
+    expected = _expectation(item)
+    if item["type"] == "too_long" or (item["type"] == "missing" and isinstance(item["loc"][-1], int)):
+        field = models[0].model_fields[where.rpartition(".")[2]]
+        return f"{where}={_shown(item['input'])} must be {len(get_args(field.annotation))} values, such as 1,2"
+    if item["type"] == "missing":
+        return f"{where} is required: give --{where}, or a --preset"
+    if item["type"] == "extra_forbidden":
+        return _explain_extra(where, kind, models, config_class)
+    if item["type"].startswith("union_tag"):
+        given = item["input"].get(DISCRIMINATOR)
+        kinds = [kind_of(m) for m in models]
+        near = nearest(str(given), kinds)
+        said = f"{where}.{DISCRIMINATOR}={given!r} must be" if given else f"{where}.{DISCRIMINATOR} must say"
+        return f"{said} one of {', '.join(kinds)}" + (f"; did you mean {near!r}?" if near else "")
+    if not where or (item["type"] == "value_error" and isinstance(item["input"], dict)):
+        return expected
+    return f"{where}={_shown(item['input'])} {expected}"
+
+
+def _locate(loc: tuple[Any, ...], config_class: type[BaseModel]) -> tuple[str, str | None, list[type[BaseModel]]]:
+    """Dotted name of a place in a configuration, the kind chosen on the way, and the models it was looked up in."""
+    names: list[str] = []
+    kind, models = None, [config_class]
+    for part in loc:
+        if len(models) > 1 and part in [kind_of(m) for m in models]:
+            kind, models = part, [m for m in models if kind_of(m) == part]
+        elif isinstance(part, str):
+            names.append(part)
+            field = models[0].model_fields.get(part) if models else None
+            models = (sub_models(field) or models) if field is not None else models
+    return ".".join(names), kind, models
+
+
+def _explain_extra(where: str, kind: str | None, models: list[type[BaseModel]], config_class: type[BaseModel]) -> str:
+    options = list_options(config_class)
+    part = where.rpartition(".")[0]
+    others = next((option.kinds for option in options if option.path == where), ())
+    if kind is not None and others:
+        takes = [f"{part}.{name}" for name in models[0].model_fields if name != DISCRIMINATOR]
+        return f"{where} goes with {part}.{DISCRIMINATOR}={' or '.join(others)}, not with {kind}, which takes " + (
+            ", ".join(takes) or "nothing else"
+        )
+    near = nearest(where, [option.path for option in options])
+    return f"{where} is no known field" + (f"; did you mean {near}?" if near else "")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, str):
+        try:
+            float(value)
+        except ValueError:
+            return repr(value)
+        return value.strip()
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(str, value))
+    return repr(value)
+
+
+def _expectation(item: dict[str, Any]) -> str:
+    context = item.get("ctx", {})
+    match item["type"]:
+        case "int_parsing" | "int_from_float" | "int_type":
+            return "must be a whole number"
+        case "float_parsing" | "float_type":
+            return "must be a number"
+        case "finite_number":
+            return "must be a finite number"
+        case "bool_parsing" | "bool_type":
+            return "must be true or false"
+        case "greater_than":
+            return f"must be greater than {context['gt']:g}"
+        case "greater_than_equal":
+            return f"must be at least {context['ge']:g}"
+        case "literal_error":
+            choices = context["expected"]
+            near = nearest(str(item["input"]), choices.replace("'", "").replace(" or ", ", ").split(", "), at_least=0.7)
+            return f"must be {choices}" + (f"; did you mean {near!r}?" if near else "")
+        case "value_error":
+            return str(context["error"])
+        case _:
+            message = str(item["msg"])
+            return (message[:1].lower() + message[1:]).replace("input should", "must")

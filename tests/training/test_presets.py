@@ -1,0 +1,137 @@
+"""The paper's presets: every number, at full size on the meta device."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import ssl_blocks as sb
+from ssl_blocks.data import ImageShape
+from ssl_blocks.training import load_config
+from ssl_blocks.training.estimate import count_parameters
+from ssl_blocks.training.optimizers import parameter_groups
+from tests.examples import CONFIGS, RandSACConfig, assemble
+
+SMALL, LARGE = ImageShape(3, 32, 32), ImageShape(3, 192, 192)
+SHAPES = {
+    "randsac_cifar10": SMALL,
+    "randsac_cifar_small": SMALL,
+    "randsac_digits": ImageShape(1, 8, 8),
+    "randsac_imagenet1k": LARGE,
+    "randsac_imagenet100": LARGE,
+    "randsac_lowdata_blob": SMALL,
+    "randsac_lowdata_square": SMALL,
+}
+PAPER = [name for name in SHAPES if name not in ("randsac_cifar_small", "randsac_digits")]
+
+
+def load(name: str, *overrides: str) -> RandSACConfig:
+    return load_config(RandSACConfig, ["--preset", name, *overrides], presets=CONFIGS)
+
+
+def build(name: str, *overrides: str) -> sb.SegmentAutoregression:
+    with torch.device("meta"):
+        return assemble(load(name, *overrides), SHAPES[name])
+
+
+def millions(objective: sb.SegmentAutoregression) -> tuple[float, float]:
+    """Encoder, and all that pretraining adds to it."""
+    counts = count_parameters(objective)
+    encoder = counts.pop("encoder").total
+    return encoder / 1e6, sum(count.total for count in counts.values()) / 1e6
+
+
+def test_all_presets_are_known_here() -> None:
+    assert sorted(SHAPES) == sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_preset_builds_at_full_size_and_predicts(name: str) -> None:
+    objective = build(name)
+    images = torch.zeros(2, *SHAPES[name], device="meta")
+    out = objective(images, objective.draw(images))
+    assert out.loss.device.type == "meta"
+    assert out.predictions.shape[-1] == objective.target.dim
+
+
+# The paper speaks of 5M + 2M for ViT-T and 21M + 9M for ViT-S, both with four decoder layers, and of 86M for ViT-B. Its
+# low-data runs have six decoder layers, which is half as much again.
+@pytest.mark.parametrize(
+    ("name", "overrides", "encoder", "decoder"),
+    [
+        ("randsac_cifar10", (), 5, 2),
+        ("randsac_cifar10", ("--encoder.width", "384", "--encoder.heads", "6", "--decoder.heads", "6"), 21, 9),
+        ("randsac_lowdata_square", ("--decoder.depth", "4"), 21, 9),
+        ("randsac_lowdata_square", (), 21, 14),
+        ("randsac_lowdata_blob", (), 21, 14),
+        ("randsac_imagenet1k", (), 86, 76),
+        ("randsac_imagenet100", (), 86, 76),
+    ],
+)
+def test_sizes_are_the_papers(name: str, overrides: tuple[str, ...], encoder: int, decoder: int) -> None:
+    found = millions(build(name, *overrides))
+    assert found[0] == pytest.approx(encoder, abs=0.5)
+    assert found[1] == pytest.approx(decoder, abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "depth", "width", "heads", "decoder", "base_lr", "batch", "warmup", "epochs", "segments", "raw"),
+    [
+        ("randsac_cifar10", 12, 192, 3, 4, 1e-3, 512, 10, 800, (16, 4), True),
+        ("randsac_lowdata_square", 12, 384, 6, 6, 1e-3, 512, 10, 1600, (16, 4), False),
+        ("randsac_lowdata_blob", 12, 384, 6, 6, 1e-3, 512, 10, 1600, (11, 5), False),
+        ("randsac_imagenet1k", 12, 768, 12, 8, 2e-4, 4096, 40, 1600, (16, 4), False),
+        ("randsac_imagenet100", 12, 768, 12, 8, 2e-4, 4096, 40, 1600, (16, 4), False),
+    ],
+)
+def test_numbers_are_the_papers(
+    name: str,
+    depth: int,
+    width: int,
+    heads: int,
+    decoder: int,
+    base_lr: float,
+    batch: int,
+    warmup: int,
+    epochs: int,
+    segments: tuple[int, ...],
+    raw: bool,
+) -> None:
+    config, objective = load(name), build(name)
+    encoder, optimizer = objective.encoder, config.optimizer
+    assert (encoder.depth, encoder.dim, encoder.module.blocks[0].attn.num_heads) == (depth, width, heads)
+    assert len(objective.decoder.layers) == decoder
+    assert (optimizer.base_lr, optimizer.batch_size, optimizer.weight_decay) == (base_lr, batch, 0.05)
+    assert optimizer.lr == pytest.approx(base_lr * batch / 256)
+    assert (optimizer.warmup_epochs, config.trainer.epochs) == (warmup, epochs)
+    assert (config.data.crop_scale, config.data.flip) == ((0.2, 1.0), True)
+    assert objective.partitioner(1, encoder.grid).counts == segments
+    assert objective.target.normalize is not raw
+    assert encoder.patch == ((16, 16) if SHAPES[name] is LARGE else (4, 4))
+    assert config.data.image_size in (None, SHAPES[name].height)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_norms_biases_positions_and_tokens_do_not_decay(name: str) -> None:
+    overrides = ("--encoder.positions", "learned", "--encoder.class_token", "true", "--decoder.positions", "learned")
+    objective = build(name, *overrides)
+    names = {id(p): n for n, p in objective.named_parameters()}
+    decaying, spared = parameter_groups(objective, weight_decay=0.05, no_weight_decay=objective.no_weight_decay())
+    of = [{names[id(p)] for p in group["params"]} for group in (decaying, spared)]  # type: ignore[attr-defined]
+    assert (decaying["weight_decay"], spared["weight_decay"]) == (0.05, 0.0)
+    assert all(n.endswith("weight") and "norm" not in n for n in of[0])
+    spared_matrices = {n for n in of[1] if dict(objective.named_parameters())[n].ndim > 1}
+    assert {n.rpartition(".")[2] for n in spared_matrices} == {"pos_embed", "cls_token", "table"}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_preset_says_where_its_numbers_come_from(name: str) -> None:
+    text = (CONFIGS / f"{name}.yaml").read_text()
+    comment = text[: text.index(f"name: {name}")]
+    for part in ("Table 1", f"--preset {name}", "Hardware", "not measured", "Assumed", "2203.12054"):
+        assert part in comment
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_preset_carries_its_own_name(path: Path) -> None:
+    assert load(path.stem).name == path.stem
