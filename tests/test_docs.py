@@ -1,5 +1,6 @@
 """The documentation is true: its code runs, its commands and links exist, and no public name is left out."""
 
+import importlib.util
 import re
 import shlex
 from dataclasses import dataclass
@@ -87,8 +88,12 @@ def check_command(line: str, root: Path = ROOT) -> None:
             assert rest, f"{line!r} runs nothing"
             assert (root / rest[0]).is_file(), f"{line!r}: there is no file {rest[0]}"
             check_preset(line, rest, root)
+    elif program == "torchrun":
+        script = next((number for number, word in enumerate(rest) if word.endswith(".py")), None)
+        assert script is not None, f"{line!r} runs nothing"
+        check_command(shlex.join(["python", *rest[script:]]), root)
     else:
-        assert program in ALLOWED, f"{line!r}: {program!r} is none of {sorted(ALLOWED)}, make or python"
+        assert program in ALLOWED, f"{line!r}: {program!r} is none of {sorted(ALLOWED)}, make, python or torchrun"
 
 
 def check_preset(line: str, words: list[str], root: Path) -> None:
@@ -126,10 +131,12 @@ def test_commands_exist(page: Path) -> None:
 
 
 def test_every_public_name_is_explained() -> None:
-    text = "\n".join((ROOT / "docs" / f"{name}.md").read_text() for name in ("components", "composing", "concepts"))
+    text = "\n".join(
+        (ROOT / "docs" / f"{name}.md").read_text() for name in ("components", "composing", "concepts", "extending")
+    )
     words = set(re.findall(r"\w+", text))
     missing = sorted(set(ssl_blocks.__all__) - words)
-    assert not missing, f"no page of components, composing and concepts speaks of {missing}"
+    assert not missing, f"no page of components, composing, concepts and extending speaks of {missing}"
 
 
 LINK = re.compile(r"\[[^\]]*\]\((?!https?:|#)([^)#\s]+)(?:#[^)\s]*)?\)|^\[[^\]]+\]: (?!https?:)(\S+)$", re.MULTILINE)
@@ -171,6 +178,18 @@ def test_navigation_and_pages_agree() -> None:
 
     pages = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
     assert set(paths(config["nav"])) == pages
+
+
+def test_tables_of_recipes_are_those_of_the_presets() -> None:
+    spec = importlib.util.spec_from_file_location("make_tables", ROOT / "docs" / "make_tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    page = tables.PAGE.read_text()
+    assert tables.updated(page) == page, "run python docs/make_tables.py"
+    listed = {name for names in tables.TABLES.values() for name in names}
+    assert listed == {path.stem for path in (ROOT / "examples" / "configs").glob("*.yaml")}
 
 
 # --- the checks themselves --------------------------------------------------------------------------------------
@@ -215,6 +234,7 @@ def test_open_blocks_are_found() -> None:
         ("python examples/missing.py --help", "no file examples/missing.py"),
         ("python -m examples.missing", "no module examples.missing"),
         ("python examples/recipe.py --preset missing", "no preset 'missing'"),
+        ("torchrun --nproc-per-node 2 examples/missing.py", "no file examples/missing.py"),
         ("curl example", "'curl' is none of"),
     ],
 )

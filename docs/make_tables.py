@@ -1,0 +1,56 @@
+"""Write the tables of docs/recipes.md out of the presets: run as ``python docs/make_tables.py``."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "recipes.md"
+TABLES = {
+    "small": ("randsac_digits", "randsac_cifar_small"),
+    "paper": (
+        "randsac_cifar10",
+        "randsac_lowdata_square",
+        "randsac_lowdata_blob",
+        "randsac_imagenet100",
+        "randsac_imagenet1k",
+    ),
+}
+ROWS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "data": lambda c: c["data"]["name"],
+    "image size": lambda c: c["data"].get("image_size", "own"),
+    "patch": lambda c: c["encoder"]["patch_size"],
+    "encoder (depth × width × heads)": lambda c: " × ".join(str(c["encoder"][k]) for k in ("depth", "width", "heads")),
+    "decoder (depth × heads)": lambda c: f"{c['decoder']['depth']} × {c['decoder']['heads']}",
+    "segments": lambda c: c["segments"]["kind"],
+    "sides or counts": lambda c: ", ".join(map(str, c["segments"].get("sides") or c["segments"]["counts"])),
+    "normalised target": lambda c: "yes" if c.get("normalize_target", True) else "no",
+    "base learning rate": lambda c: f"{c['optimizer']['base_lr']:g}",
+    "batch": lambda c: c["optimizer"]["batch_size"],
+    "weight decay": lambda c: c["optimizer"].get("weight_decay", 0.05),
+    "warm-up epochs": lambda c: c["optimizer"]["warmup_epochs"],
+    "epochs": lambda c: c["trainer"]["epochs"],
+}
+
+
+def table(names: Sequence[str]) -> str:
+    """A Markdown table with a column per preset."""
+    presets = [yaml.safe_load((ROOT / "examples" / "configs" / f"{name}.yaml").read_text()) for name in names]
+    lines = [["", *(f"`{name.removeprefix('randsac_')}`" for name in names)], ["---"] * (len(names) + 1)]
+    lines += [[row, *(str(read(preset)) for preset in presets)] for row, read in ROWS.items()]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def updated(text: str) -> str:
+    """The page with its tables made anew."""
+    for name, presets in TABLES.items():
+        start, end = f"<!-- table {name} -->", f"<!-- end {name} -->"
+        before, (_, after) = text.split(start)[0], text.split(end)
+        text = f"{before}{start}\n\n{table(presets)}\n\n{end}{after}"
+    return text
+
+
+if __name__ == "__main__":
+    PAGE.write_text(updated(PAGE.read_text()))
