@@ -1,5 +1,12 @@
-"""Draw the pictures of the documentation into docs/images: run as ``python docs/make_figures.py``."""
+"""Draw the pictures of the documentation into docs/images: run as ``python docs/make_figures.py``.
 
+Those of a run need the demo to be trained anew, some minutes on two CPU cores; ``--without-run`` leaves them alone.
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -60,8 +67,21 @@ def draw_mask(name: str, partitioner: sb.SegmentPartitioner, serializer: sb.Seri
     save_figure(draw_masks(masks, draw), FOLDER / name)
 
 
+def draw_run() -> None:
+    """Curves, steps and reconstructions of the demo, in single precision on CPU, so that they come out the same."""
+    recipe = Path(__file__).parents[1] / "examples" / "randsac.py"
+    with tempfile.TemporaryDirectory() as folder:
+        options = ("--trainer.knn_every=5", "--trainer.precision=fp32", "--trainer.device=cpu")
+        command = [sys.executable, str(recipe), "--preset=randsac_digits", f"--output_dir={folder}", *options]
+        subprocess.run(command, check=True)
+        for name in ("curves", "steps", "reconstructions"):
+            shutil.copy(Path(folder) / "randsac_digits" / "figures" / f"{name}.png", FOLDER / f"run_{name}.png")
+
+
 def main() -> None:
     """Draw everything."""
+    if "--without-run" not in sys.argv:
+        draw_run()
     squares, blobs = sb.SquarePartitioner(sides=(2, 4)), sb.BlobPartitioner(counts=(7, 3))
     draw_partitioners(
         "segments.png",
@@ -70,6 +90,7 @@ def main() -> None:
             "squares": sb.SquarePartitioner(sides=(2,)),
             "blobs": sb.BlobPartitioner(counts=(7,)),
             "subset": sb.SubsetPartitioner(ratios=(0.25, 0.75)),
+            "blobs, shuffled": sb.ShuffledPartitioner(base=sb.BlobPartitioner(counts=(7,))),
         },
         seed=5,
     )

@@ -19,7 +19,7 @@ TABLES = {
     ),
 }
 ROWS: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "data": lambda c: c["data"]["name"],
+    "data": lambda c: c["data"]["name"].partition(":")[0],
     "image size": lambda c: c["data"].get("image_size", "own"),
     "patch": lambda c: c["encoder"]["patch_size"],
     "encoder (depth × width × heads)": lambda c: " × ".join(str(c["encoder"][k]) for k in ("depth", "width", "heads")),
@@ -38,7 +38,7 @@ ROWS: dict[str, Callable[[dict[str, Any]], Any]] = {
 def table(names: Sequence[str]) -> str:
     """A Markdown table with a column per preset."""
     presets = [yaml.safe_load((ROOT / "examples" / "configs" / f"{name}.yaml").read_text()) for name in names]
-    lines = [["", *(f"`{name.removeprefix('randsac_')}`" for name in names)], ["---"] * (len(names) + 1)]
+    lines = [["", *(name.removeprefix("randsac_").replace("_", " ") for name in names)], ["---"] * (len(names) + 1)]
     lines += [[row, *(str(read(preset)) for preset in presets)] for row, read in ROWS.items()]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 

@@ -46,14 +46,7 @@ def assemble(config: RandSACConfig, shape: ImageShape) -> sb.SegmentAutoregressi
         serializer=sb.OrderedSerializer() if config.in_order else sb.RandomSerializer(),
         target=sb.PixelTarget(tokenizer, normalize=config.normalize_target),
         router=router,
-        decoder=sb.SegmentDecoder(
-            grid=encoder.grid,
-            dim=config.decoder.width or encoder.dim,
-            depth=depth,
-            num_heads=config.decoder.heads,
-            memory_dim=encoder.dim,
-            positions=config.decoder.positions,
-        ),
+        decoder=config.decoder.build(encoder),
     )
 
 

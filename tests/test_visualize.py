@@ -12,6 +12,7 @@ from PIL import Image, ImageSequence
 
 import ssl_blocks as sb
 from ssl_blocks import visualize
+from ssl_blocks.visualize import panels, reading_order, reconstructions
 
 GRID = sb.Grid(4, 4)
 LEFT_RIGHT = torch.tensor([[0, 0, 1, 1] * 4])
@@ -28,7 +29,7 @@ class Rendered:
     def __init__(self, figure: Any) -> None:
         self.figure = figure
         canvas = FigureCanvasAgg(figure)
-        figure.set_dpi(visualize.DPI)
+        figure.set_dpi(panels.DPI)
         canvas.draw()
         self.pixels = np.asarray(canvas.buffer_rgba())[..., :3] / 255
 
@@ -68,7 +69,7 @@ def test_lines_run_between_segments_and_thick_dark_ones_between_partitions() -> 
     shown = Rendered(visualize.draw_segments(gray(), segments, GRID))
     partition, inside = shown.at(1, 7.5, 2), shown.at(1, 3.5, 2)
     segment = max((shown.at(1, 2, 7.5 + t) for t in (-0.05, 0.0, 0.05)), key=lambda color: color.min())
-    assert close(partition, to_rgb(visualize.INK), 0.1)
+    assert close(partition, to_rgb(panels.INK), 0.1)
     assert segment.min() > partition.max() + 0.3, "a segment's border is pale where a partition's is dark"
     assert close(inside, shown.token(1, 0))
 
@@ -143,7 +144,7 @@ def test_given_tokens_are_pale_and_outlined_and_others_are_the_prediction() -> N
         assert close(shown.token(0, position), 0.2)
         assert close(shown.token(1, position), 0.4)
         assert close(shown.token(2, position), 0.6 if known[0, position] else 0.8)
-    signal = to_rgb(visualize.SIGNAL)
+    signal = to_rgb(panels.SIGNAL)
     for panel in (1, 2):
         for x, y in ((3.5, 2), (2, 3.5), (-0.5, 2), (2, -0.5), (7.5, 6), (6, 7.5)):
             assert close(shown.at(panel, x, y), signal, 0.1), f"no outline at {x}, {y}"
@@ -190,7 +191,7 @@ def test_masks_show_who_may_attend(partitioner: sb.SegmentPartitioner, num_prefi
     masks, draw = masks_of(partitioner, num_prefix)
     figure = visualize.draw_masks(masks, draw, image_index=1)
     shown = Rendered(figure)
-    allowed, blocked = to_rgb(visualize.ALLOWED), to_rgb(visualize.BLOCKED)
+    allowed, blocked = to_rgb(panels.ALLOWED), to_rgb(panels.BLOCKED)
     for panel, name in enumerate(("source", "target", "memory")):
         mask = getattr(masks, name)
         mask = mask[-1, 0]  # index 1, or the one that all images share
@@ -272,7 +273,7 @@ def test_gif_frames_the_step_and_nothing_else(tmp_path: Path) -> None:
     draw = sb.OrderedSerializer()(sb.SquarePartitioner(sides=(2,))(1, GRID))
     visualize.reading_order_gif(few_colours(), draw, GRID, tmp_path / "order.gif")
     frames, _ = frames_of(tmp_path / "order.gif")
-    signal = np.round(np.array(to_rgb(visualize.SIGNAL)) * 255)
+    signal = np.round(np.array(to_rgb(panels.SIGNAL)) * 255)
     for step in range(4):
         marked = (np.abs(frames[step + 1][:256] - signal).max(-1) < 2).nonzero()
         top, left = step // 2 * 128, step % 2 * 128
@@ -302,7 +303,7 @@ def test_gif_of_large_and_of_oblong_images(tmp_path: Path) -> None:
     for height, width, scale in ((128, 256, 1), (8, 16, 16)):
         visualize.reading_order_gif(torch.rand(3, height, width), draw, sb.Grid(2, 4), tmp_path / "order.gif")
         frame = frames_of(tmp_path / "order.gif")[0][0]
-        assert frame.shape == (height * scale + visualize.CAPTION_HEIGHT, width * scale, 3)
+        assert frame.shape == (height * scale + reading_order.CAPTION_HEIGHT, width * scale, 3)
 
 
 # --- files ------------------------------------------------------------------------------------------------------
@@ -387,3 +388,84 @@ def test_wrong_serializations_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"image has shape \(1, 3, 16, 16\), expected \(any, any, any\)"):
         visualize.reading_order_gif(torch.rand(1, 3, 16, 16), draw, GRID, tmp_path / "order.gif")
     assert not list(tmp_path.iterdir())
+
+
+def test_steps_show_what_was_read_the_guess_and_what_is_to_come() -> None:
+    images, predictions = torch.zeros(2, 3, 16, 16), torch.ones(2, 3, 16, 16)
+    predictions[:, 1:] = 0  # red guesses on black images
+    segments = sb.SquarePartitioner(sides=(2,))(2, sb.Grid(4, 4))
+    draw = sb.RandomSerializer()(segments, generator=torch.Generator().manual_seed(0))
+    figure = visualize.draw_steps(images, predictions, draw, sb.Grid(4, 4), image_indices=(1,))
+    later = to_rgb(reconstructions.LATER)
+    step = draw.put(draw.step)[1].reshape(4, 4).repeat_interleave(4, 0).repeat_interleave(4, 1).numpy()
+    assert [panel.get_title() for panel in figure.axes] == ["image", "step 1", "step 2", "step 3"]
+    for number, panel in enumerate(figure.axes[1:], start=1):
+        shown = panel.images[0].get_array()
+        assert np.allclose(shown[step < number], 0)
+        assert np.allclose(shown[step == number], [1, 0, 0])
+        assert np.allclose(shown[step > number], later)
+
+
+def test_of_many_steps_some_are_shown_the_first_and_the_last_among_them() -> None:
+    images = torch.rand(1, 1, 8, 8)
+    draw = sb.RandomSerializer()(sb.TokenPartitioner()(1, sb.Grid(8, 8)))
+    titles = [p.get_title() for p in visualize.draw_steps(images, images, draw, sb.Grid(8, 8)).axes]
+    assert titles == ["image", "step 1", "step 11", "step 22", "step 32", "step 42", "step 53", "step 63"]
+    titles = [p.get_title() for p in visualize.draw_steps(images, images, draw, sb.Grid(8, 8), predict_first=True).axes]
+    assert titles[1:3] == ["step 0", "step 10"]
+
+
+def test_rows_of_blobs_may_be_of_unequal_length_and_a_single_blob_has_no_step() -> None:
+    images, grid = torch.rand(3, 3, 16, 16), sb.Grid(8, 8)
+    draw = sb.RandomSerializer()(sb.BlobPartitioner(counts=(6,))(3, grid, generator=torch.Generator().manual_seed(3)))
+    count = int(draw.step.max())
+    figure = visualize.draw_steps(images, images, draw, grid, image_indices=(0, 1, 2))
+    assert len(figure.axes) == 3 * (count + 1)
+    alone = sb.Serialization(draw.order, torch.zeros_like(draw.step), None)
+    assert len(visualize.draw_steps(images, images, alone, grid).axes) == 1
+    with pytest.raises(ValueError, match="image_index=5 must name one of the 3 images"):
+        visualize.draw_steps(images, images, draw, grid, image_indices=(5,))
+    with pytest.raises(ValueError, match="predictions has shape"):
+        visualize.draw_steps(images, images[:2], draw, grid)
+
+
+def metrics(path: Path, *, knn: bool = True, rows: int = 40) -> Path:
+    """A file as runs write it: kNN now and then."""
+    scores = [str(0.5 + i / 100) if knn and i % 10 == 9 else "" for i in range(rows)]
+    values = [f"{i},{(i + 1) / 4},{2 - i / rows},0.1,{score}" for i, score in enumerate(scores)]
+    lines = ["step,epoch,loss,lr,knn", *values]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_curves_are_those_of_the_files(tmp_path: Path) -> None:
+    runs = {"one": metrics(tmp_path / "a.csv"), "two": metrics(tmp_path / "b.csv", knn=False)}
+    figure = visualize.draw_curves(runs, references={"raw pixels": 0.42})
+    loss, knn = figure.axes
+    raw, smooth = loss.lines[:2]
+    assert raw.get_xdata()[[0, -1]].tolist() == [0.25, 10.0]
+    assert np.allclose(raw.get_ydata(), 2 - np.arange(40) / 40)
+    assert np.allclose(smooth.get_ydata()[1:-1], 2 - np.arange(40)[1:-1] / 40, atol=0.02)
+    assert len(smooth.get_xdata()) == 40
+    assert knn.lines[0].get_xdata().tolist() == [2.5, 5.0, 7.5, 10.0]
+    assert np.allclose(knn.lines[0].get_ydata(), [0.59, 0.69, 0.79, 0.89])
+    assert knn.lines[1].get_ydata()[0] == 0.42
+    assert [text.get_text() for text in loss.get_legend().get_texts()] == ["one", "two"]
+    assert [text.get_text() for text in knn.get_legend().get_texts()] == ["one", "raw pixels"]
+    colors = {line.get_color() for line in loss.lines}
+    assert len(colors) == 2
+
+
+def test_runs_without_knn_have_one_panel_and_one_run_no_legend(tmp_path: Path) -> None:
+    figure = visualize.draw_curves({"one": metrics(tmp_path / "a.csv", knn=False)}, references={"raw pixels": 0.42})
+    assert len(figure.axes) == 1
+    assert figure.axes[0].get_legend() is None
+
+
+@pytest.mark.parametrize("text", ["", "step,lr\n0,1\n", "step,epoch,loss\n0,1,\n", "step,epoch,loss\n0,1,much\n"])
+def test_files_without_losses_are_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text(text)
+    with pytest.raises(ValueError, match=r"metrics.csv must hold"):
+        visualize.draw_curves({"one": tmp_path / "metrics.csv"})
+    with pytest.raises(ValueError, match="must name at least one run"):
+        visualize.draw_curves({})

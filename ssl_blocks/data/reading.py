@@ -126,7 +126,7 @@ class Reader:
                 f"max_bytes={self.max_bytes} ({self.max_bytes / 2**30:.3g} GiB) must hold the decoded images, but "
                 f"{count} images of {'x'.join(map(str, shape))} need {needed} ({needed / 2**30:.3g} GiB): give "
                 "storage='stream' and image_size for images in files, a smaller max_train, max_test or image_size, or "
-                "a larger max_bytes"
+                "a larger max_bytes (data.max_memory_gib in a recipe)"
             )
 
 

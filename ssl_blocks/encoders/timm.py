@@ -1,5 +1,6 @@
 """Adapter for timm's plain vision transformers (vit_*, deit*, CLIP, SigLIP, DINOv2)."""
 
+import difflib
 import inspect
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -244,7 +245,7 @@ def _check_model(
     name: str, image_size: int | tuple[int, int], patch_size: int | tuple[int, int], model_args: dict[str, Any]
 ) -> None:
     if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('_')[0]}*")[:3]
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
         raise ValueError(f"name={name!r} is no timm model" + (f"; did you mean one of {near}?" if near else ""))
     for length, side in zip(pair(image_size), pair(patch_size), strict=True):
         if side < 1 or length % side:

@@ -17,7 +17,8 @@ from pydantic import (
     model_validator,
 )
 
-from ssl_blocks.encoders import TimmViT, timm_vit
+from ssl_blocks.decoders import SegmentDecoder
+from ssl_blocks.encoders import TimmViT, TokenEncoder, timm_vit
 from ssl_blocks.partitioners import (
     BlobPartitioner,
     SegmentPartitioner,
@@ -33,7 +34,8 @@ def section(name: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, OSError) as error:
-        kind = next(k for k in (ValueError, TypeError, OSError) if isinstance(error, k))
+        kinds = (FileNotFoundError, ValueError, TypeError, OSError)
+        kind = next(k for k in kinds if isinstance(error, k))
         raise kind(f"{name}: {error}") from error
 
 
@@ -81,6 +83,22 @@ class DecoderConfig(StrictModel):
     width: PositiveInt | None = Field(None, description="token width; default: the encoder's")
     heads: PositiveInt = Field(3, description="attention heads")
     positions: Literal["sincos", "learned"] = Field("sincos", description="position table of the queries")
+
+    def build(self, encoder: TokenEncoder) -> SegmentDecoder:
+        """Build the decoder that attends to this encoder's states.
+
+        Raises:
+            ValueError: if the width does not divide into heads.
+        """
+        with section("decoder"):
+            return SegmentDecoder(
+                grid=encoder.grid,
+                dim=self.width or encoder.dim,
+                depth=self.depth,
+                num_heads=self.heads,
+                memory_dim=encoder.dim,
+                positions=self.positions,
+            )
 
 
 class TokenSegments(StrictModel):

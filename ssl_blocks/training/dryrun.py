@@ -51,6 +51,7 @@ def describe(config: C, assemble: Callable[[C, ImageShape], ObjectiveModule]) ->
         TypeError: if the encoder cannot be kept causal.
     """
     shape, remark = _shape(config)
+    schedule = _schedule(config)
     with torch.device("meta"):
         objective = assemble(config, shape)
     parts = [
@@ -59,7 +60,7 @@ def describe(config: C, assemble: Callable[[C, ImageShape], ObjectiveModule]) ->
         _parameters(objective),
         _flops(objective, shape),
         _memory(config, objective, shape),
-        _schedule(config),
+        schedule,
         segments_text(objective, shape, seed=config.seed),
         "dry run: nothing was downloaded, trained or written",
     ]
@@ -90,7 +91,7 @@ def _one_line(error: Exception) -> str:
 
 def _configuration(config: RunConfig) -> str:
     place = "is free" if is_free(config.folder) else "holds something already: only --resume would go on there"
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=100)
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=96)
     return f"configuration ({config.folder} {place}):\n{_indent(text.rstrip().splitlines())}"
 
 

@@ -21,7 +21,6 @@ Precision = Literal["fp32", "bf16", "bf16 on CPU"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "bf16 on CPU")
 
 _IN_16_BITS = {F.linear, F.conv2d, torch.matmul, torch.bmm, Tensor.matmul, Tensor.__matmul__}
-_IN_32_BITS = {F.layer_norm, F.mse_loss}
 
 
 @dataclass(frozen=True)
@@ -162,17 +161,15 @@ class _Precision(TorchFunctionMode):
         kwargs = kwargs or {}
         is_attention = func is F.scaled_dot_product_attention
         if self.is_16_bit and (is_attention or func in _IN_16_BITS):
-            args, kwargs = _cast((args, kwargs), torch.bfloat16)
-        elif self.is_16_bit and func in _IN_32_BITS:
-            args, kwargs = _cast((args, kwargs), torch.float32)
+            args, kwargs = tree_map_only(Tensor, _in_16_bits, (args, kwargs))
         if not is_attention:
             return func(*args, **kwargs)
         known = {name: value for name, value in kwargs.items() if name not in ("is_causal", "enable_gqa")}
         return (_fused_attention if self.is_fused else explicit_attention)(*args, **known)
 
 
-def _cast(values: Any, dtype: torch.dtype) -> Any:
-    return tree_map_only(Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, values)
+def _in_16_bits(values: Tensor) -> Tensor:
+    return values.to(torch.bfloat16) if values.is_floating_point() else values
 
 
 def _fused_attention(

@@ -24,6 +24,7 @@ from ssl_blocks.training.checkpoints import AtomicCheckpointIO, Checkpoints, che
 from ssl_blocks.training.config import RunConfig, section
 from ssl_blocks.training.errors import RunStopped
 from ssl_blocks.training.export import export_encoder
+from ssl_blocks.training.figures import write_curves, write_figures
 from ssl_blocks.training.logs import MetricsFile, quiet
 from ssl_blocks.training.module import PretrainModule
 from ssl_blocks.training.parallel import (
@@ -33,7 +34,7 @@ from ssl_blocks.training.parallel import (
     environment_plugins,
     is_rank_zero,
 )
-from ssl_blocks.training.report import print_report, write_figures
+from ssl_blocks.training.report import print_report
 from ssl_blocks.training.resume import starting_point
 from ssl_blocks.training.scoring import has_labels, score_encoder, score_pixels
 from ssl_blocks.training.signals import StopOnSignal
@@ -145,6 +146,7 @@ class Run(Generic[C]):
         scores += self._score(sample, "pretrained encoder")
         self._export(folder / "encoder")
         figures = write_figures(self.module.objective, self.data, folder / "figures")
+        figures.append(write_curves(folder, scores))
         results = {
             "seconds": round(self.module.seconds, 1),
             "scores": [score.as_dict() for score in scores],

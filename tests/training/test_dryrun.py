@@ -1,6 +1,7 @@
 """Dry runs: estimates beside hand calculations and real steps, and the text that tells them."""
 
 import contextlib
+import re
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,7 @@ def test_activations_are_those_of_a_real_step(partitioner: sb.SegmentPartitioner
     estimate = activation_bytes(objective, SHAPE, precision).of(6)  # type: ignore[arg-type]
     assert estimate == pytest.approx(sum(kept.values()), rel=0.01)
     assert all(p.device.type == "cpu" for p in objective.parameters())
+    assert not {p.untyped_storage()._cdata for p in objective.parameters()} & set(kept)
 
 
 def test_sixteen_bits_take_less_and_plain_attention_more() -> None:
@@ -155,6 +157,9 @@ def test_shards_divide_what_belongs_to_the_weights(capsys: pytest.CaptureFixture
     assert "parameters 1.28 MiB gradients 1.28 MiB AdamW 2.55 MiB" in whole
     assert "parameters 0.64 MiB gradients 0.64 MiB AdamW 1.28 MiB" in shards
     assert "runs/randsac_digits holds something already" in whole
+    for text, states in ((whole, 5.11), (shards, 2.56)):
+        _, kept, total = re.findall(r"([\d.]+) MiB", text[text.index("activations") :])[:3]
+        assert float(total) == pytest.approx(states + float(kept), abs=0.03)
 
 
 def test_known_numbers_of_images_are_right() -> None:

@@ -1,0 +1,110 @@
+"""What all pictures share: colours, panels, outlines, and checks of shapes."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor  # plain in the signatures: shapes are checked here, with messages of their own
+
+from ssl_blocks.files import atomically
+from ssl_blocks.values import Grid, Serialization
+
+if TYPE_CHECKING:
+    import matplotlib.figure
+
+Array: TypeAlias = NDArray[Any]
+
+# Okabe and Ito's colours, which all kinds of colour vision tell apart
+HUES = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+ALLOWED, BLOCKED, SIGNAL, INK, PAPER = "#0072B2", "#F2F2F2", "#D55E00", "#222222", "#FFFFFF"
+UNREAD, UNREAD_EDGE = "#BDBDBD", "#A3A3A3"
+DPI = 150
+LEGEND: dict[str, Any] = {"loc": "outside lower center", "frameon": False}
+
+
+def save_figure(figure: "matplotlib.figure.Figure", path: str | Path) -> None:
+    """Write a figure as PNG, whole or not at all.
+
+    Args:
+        figure: any matplotlib figure.
+        path: where to write; folders are made as needed, an existing file is replaced.
+    """
+    with atomically(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=DPI, facecolor=PAPER)
+
+
+def check_shape(name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> None:
+    """Compare a shape, in which -1 stands for any length from 1, and a dtype."""
+    have = tuple(value.shape)
+    if len(have) != len(shape) or any(h != w and (w != -1 or h < 1) for h, w in zip(have, shape, strict=True)):
+        raise ValueError(
+            f"{name} has shape {have}, expected ({', '.join('any' if w == -1 else str(w) for w in shape)})"
+        )
+    if dtype is not None and value.dtype != dtype:
+        raise ValueError(f"{name} has dtype {value.dtype}, expected {dtype}")
+
+
+def to_pictures(name: str, images: Tensor, grid: Grid) -> list[Array]:
+    """RGB arrays ``[H, W, 3]`` in 0..1."""
+    check_shape(name, images, (-1, -1, -1, -1))
+    if images.shape[2] % grid.height or images.shape[3] % grid.width:
+        raise ValueError(f"{name} has shape {tuple(images.shape)}, expected a size that the grid {grid} divides")
+    if not images.is_floating_point():
+        raise ValueError(f"{name} has dtype {images.dtype}, expected floating point in 0..1")
+    shown = images[:, :3] if images.shape[1] >= 3 else images.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    return list(shown.detach().float().nan_to_num().clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy())
+
+
+def steps_of(serialization: Serialization, image_index: int) -> Array:
+    """Step of every slot of one image.
+
+    Raises:
+        ValueError: if there is no such image.
+    """
+    batch = len(serialization.step)
+    if not 0 <= image_index < batch:
+        raise ValueError(f"image_index={image_index} must name one of the {batch} images of the serialization")
+    return np.asarray(serialization.step[image_index].cpu())
+
+
+def make_panels(
+    titles: tuple[str, ...], pictures: list[Array], legend: bool = False
+) -> tuple["matplotlib.figure.Figure", Array]:
+    """A figure of titled rows, with bare panels in the pictures' aspect."""
+    from matplotlib.figure import Figure
+
+    columns, (height, width, _) = len(pictures), pictures[0].shape
+    side = 3.0 if columns == 1 else 2.2 if columns <= 4 else 1.6  # inches
+    size = (columns * side + 0.4, len(titles) * side * height / width + 0.2 + 0.4 * legend)
+    figure = Figure(figsize=size, layout="compressed")
+    panels: Array = figure.subplots(len(titles), columns, squeeze=False)
+    for panel in panels.flat:
+        panel.set(xticks=[], yticks=[])
+        panel.spines[:].set_visible(False)
+    for panel, title in zip(panels[:, 0], titles, strict=True):
+        panel.set_ylabel(title, fontsize=11)
+    return figure, panels
+
+
+def spread(values: Array, grid: Grid, picture: Array) -> Array:
+    """Repeat the values of each token over its pixels: ``[N, c]`` to ``[H, W, c]``."""
+    cells = values.reshape(grid.height, grid.width, -1)
+    return cells.repeat(picture.shape[0] // grid.height, axis=0).repeat(picture.shape[1] // grid.width, axis=1)
+
+
+def outline(
+    panel: Any, ids: Array, grid: Grid, picture: Array, color: str, width: float, *, closed: bool = False
+) -> None:
+    """Draw the borders between tokens of different ids; ``closed``: also those of ids but 0 with the outside."""
+    from matplotlib.collections import LineCollection
+
+    cells = ids.reshape(grid.height, grid.width)
+    cells = np.pad(cells, 1) if closed else np.pad(cells, 1, mode="edge")
+    level = np.argwhere(cells[:-1, 1:-1] != cells[1:, 1:-1])[:, None] + [[0, 0], [0, 1]]
+    upright = np.argwhere(cells[1:-1, :-1] != cells[1:-1, 1:])[:, None] + [[0, 0], [1, 0]]
+    corners = np.concatenate([level, upright]) * (picture.shape[0] / grid.height, picture.shape[1] / grid.width)
+    lines = list(corners[..., ::-1] - 0.5)  # (x, y), and pixel 0 has its centre at 0
+    style: dict[str, Any] = {"colors": color, "linewidths": width, "capstyle": "projecting", "clip_on": not closed}
+    panel.add_collection(LineCollection(lines, **style))

@@ -1,0 +1,154 @@
+"""What was to be predicted and what was, at once or step by step."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssl_blocks.values import Grid, Serialization
+from ssl_blocks.visualize.panels import (
+    LEGEND,
+    PAPER,
+    SIGNAL,
+    Array,
+    check_shape,
+    make_panels,
+    outline,
+    spread,
+    steps_of,
+    to_pictures,
+)
+
+if TYPE_CHECKING:
+    import matplotlib.figure
+
+MAX_COLUMNS = 7
+LATER = "#C6DBEF"  # no grey, which might be the image's own
+
+
+def draw_reconstructions(
+    images: Tensor, targets: Tensor, predictions: Tensor, known: Tensor, grid: Grid
+) -> "matplotlib.figure.Figure":
+    """Show images, what was to be predicted of them, and what was predicted.
+
+    Tokens that were given are outlined. In the row of predictions they show the image itself, pale and grey, for
+    nothing was predicted there.
+
+    Args:
+        images: ``[B, C, H, W]`` float in 0..1.
+        targets: pictures of the targets, of the same shape; values outside 0..1 are clipped.
+        predictions: pictures of the predictions, likewise.
+        known: bool ``[B, N]``, ``True`` for tokens that were given and never predicted.
+        grid: tokens of an image.
+
+    Returns:
+        A figure with rows image, target and prediction, and one column per image.
+
+    Raises:
+        ValueError: if shapes do not fit each other, naming the argument.
+
+    Examples:
+        >>> images, known = torch.rand(2, 1, 8, 8), torch.rand(2, 16) < 0.25
+        >>> len(draw_reconstructions(images, images, images * 0.9, known, Grid(4, 4)).axes)
+        6
+    """
+    from matplotlib.patches import Patch
+
+    pictures = to_pictures("images", images, grid)
+    check_shape("targets", targets, tuple(images.shape))
+    check_shape("predictions", predictions, tuple(images.shape))
+    check_shape("known", known, (len(pictures), grid.num_tokens), torch.bool)
+    columns = zip(
+        pictures, to_pictures("targets", targets, grid), to_pictures("predictions", predictions, grid), strict=True
+    )
+    figure, panels = make_panels(("image", "target", "prediction"), pictures, legend=True)
+    for column, (picture, target, prediction) in enumerate(columns):
+        given = known[column].cpu().numpy()
+        pale = 0.5 + 0.5 * picture.mean(-1, keepdims=True)
+        panels[0, column].imshow(picture)
+        panels[1, column].imshow(target)
+        panels[2, column].imshow(np.where(spread(given, grid, picture), pale, prediction))
+        for row in (1, 2):
+            outline(panels[row, column], given, grid, picture, SIGNAL, 1.5, closed=True)
+    label = "given, not predicted" if known.any() else "given, not predicted: none"
+    figure.legend(handles=[Patch(facecolor="#DDDDDD", edgecolor=SIGNAL, linewidth=1.5, label=label)], **LEGEND)
+    return figure
+
+
+def draw_steps(
+    images: Tensor,
+    predictions: Tensor,
+    serialization: Serialization,
+    grid: Grid,
+    *,
+    image_indices: tuple[int, ...] = (0,),
+    predict_first: bool = False,
+) -> "matplotlib.figure.Figure":
+    """Show an image being predicted step by step, a column per step.
+
+    What has been read is the image itself; the tokens that this step predicts are framed, and hold the prediction;
+    what comes later is pale blue. The first column is the whole image. Of many steps some are shown, evenly spaced, the
+    first and the last among them.
+
+    Args:
+        images: ``[B, C, H, W]`` float in 0..1.
+        predictions: pictures of the predictions, of the same shape.
+        serialization: order and steps of the same images.
+        grid: tokens of an image.
+        image_indices: which images of the batch, a row each.
+        predict_first: whether the first step was predicted, too.
+
+    Returns:
+        A figure with a row per image.
+
+    Raises:
+        ValueError: if shapes do not fit each other, or there is no such image.
+
+    Examples:
+        >>> import ssl_blocks as sb
+        >>> images, grid = torch.rand(2, 3, 16, 16), Grid(4, 4)
+        >>> draw = sb.RandomSerializer()(sb.SquarePartitioner(sides=(2,))(2, grid))
+        >>> figure = draw_steps(images, images * 0.5, draw, grid)
+        >>> [panel.get_title() for panel in figure.axes]
+        ['image', 'step 1', 'step 2', 'step 3']
+    """
+    from matplotlib.colors import to_rgb
+    from matplotlib.patches import Patch
+
+    pictures = to_pictures("images", images, grid)
+    check_shape("predictions", predictions, tuple(images.shape))
+    check_shape("serialization.order", serialization.order, (len(pictures), grid.num_tokens))
+    guesses = to_pictures("predictions", predictions, grid)
+    rows = [(index, _raster_steps(serialization, index, grid)) for index in image_indices]
+    columns = max(len(_chosen(step, predict_first)) for _, step in rows) + 1
+    figure, panels = make_panels(("",) * len(rows), [pictures[0]] * columns, legend=True)
+    later_color = np.array(to_rgb(LATER))
+    for panel in panels.flat:
+        panel.axis("off")
+    for row, (index, step) in zip(panels, rows, strict=True):
+        picture = pictures[index]
+        row[0].imshow(picture)
+        row[0].set_title("image", fontsize=10)
+        for panel, number in zip(row[1:], _chosen(step, predict_first), strict=False):
+            now, later = (spread(mask, grid, picture) for mask in (step == number, step > number))
+            panel.imshow(np.where(later, later_color, np.where(now, guesses[index], picture)))
+            panel.set_title(f"step {number}", fontsize=10)
+            outline(panel, step == number, grid, picture, SIGNAL, 1.5, closed=True)
+    keys = ((PAPER, SIGNAL, "predicted in this step, from what was read before"), (LATER, LATER, "not read yet"))
+    handles: list[Any] = [Patch(facecolor=face, edgecolor=edge, linewidth=1.5, label=text) for face, edge, text in keys]
+    figure.legend(handles=handles, ncols=1 if columns < 5 else 2, **LEGEND)
+    return figure
+
+
+def _raster_steps(serialization: Serialization, image_index: int, grid: Grid) -> Array:
+    step = np.empty(grid.num_tokens, dtype=int)
+    sequence = steps_of(serialization, image_index)
+    step[serialization.order[image_index].cpu().numpy()] = sequence
+    return step
+
+
+def _chosen(step: Array, predict_first: bool) -> list[int]:
+    first, last = (0 if predict_first else 1), int(step.max())
+    count = min(MAX_COLUMNS, last - first + 1)
+    return sorted({int(number) for number in np.linspace(first, last, count).round()}) if count > 0 else []
