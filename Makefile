@@ -30,9 +30,10 @@ check: .venv/installed-dev  ## lint, format, spelling and strict types
 docs: .venv/installed-dev  ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-bench: .venv/installed-dev  ## time a training step and its attention
+bench: .venv/installed-dev  ## time a training step, its attention and augmentation
 	$(BIN)/python -m examples.benchmarks.speed
 	$(BIN)/python -m examples.benchmarks.attention
+	$(BIN)/python -m examples.benchmarks.data
 
 clean:
 	rm -rf .venv site .mypy_cache .pytest_cache .ruff_cache .hypothesis
