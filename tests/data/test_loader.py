@@ -165,6 +165,7 @@ def test_an_unreadable_file_met_while_training_is_one_line(workers: int, folder:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_skipped_file_is_replaced_by_the_next_and_remembered(workers: int, damaged: Path) -> None:
     data = streamed(damaged, corrupt="skip")
+    data.train.unreadable.zero_()  # as if it had been damaged after the start
     options = {"batch_size": 4, "seed": 1, "epochs": 3, "crop": RandomResizedCropFlip(8)}
     batches = list(train_loader(data.train, workers=workers, **options))
     assert len(batches) == 3 * (len(data.train) // 4)
@@ -184,6 +185,14 @@ def test_in_memory_an_unreadable_file_is_an_error_or_left_out_with_its_label(dam
         order = (split.images.float().mean((1, 2, 3)) / 20).floor().long()  # a picture's brightness is its number
         assert torch.equal(order % 2, split.labels)
     assert torch.equal(everything.train.images, data.train.images)
+
+
+def test_a_sample_of_streamed_images_keeps_labels_and_images_together(damaged: Path) -> None:
+    data = streamed(damaged, corrupt="skip").sample()
+    assert len(data.train) + len(data.test) == 11
+    for split in (data.train, data.test):
+        number = (split.images.float().mean((1, 2, 3)) / 20).floor().long()
+        assert torch.equal(number % 2, split.labels)
 
 
 def test_where_nothing_can_be_read_skipping_is_an_error(tmp_path: Path) -> None:
