@@ -130,8 +130,11 @@ class Run(Generic[C]):
         return folder
 
     def _fit(self, folder: Path, console: Console) -> None:
-        sample, scores = self._sample(), []
+        # where weights are dealt out, every process has to help with scoring while training
+        sample = self._sample() if is_rank_zero() or self.config.trainer.strategy == "fsdp" else None
+        scores = []
         if is_rank_zero():
+            assert sample is not None
             self._open(folder, console)
             scores = [*score_pixels(sample), *self._score(sample, "random encoder")]
         if self._steps_left():
@@ -142,6 +145,7 @@ class Run(Generic[C]):
                 )
         if not is_rank_zero():
             return
+        assert sample is not None
         self._take_final_weights()
         scores += self._score(sample, "pretrained encoder")
         self._export(folder / "encoder")
@@ -177,26 +181,19 @@ class Run(Generic[C]):
         return "there is no checkpoint yet" if good is None else f"the last good checkpoint is {good}"
 
     def _sample(self) -> ImageData:
-        """The images for scores: all that are in memory, or so many of those that are not."""
-        needed = is_rank_zero() or self.config.trainer.strategy == "fsdp"
-        if not self.data.is_streamed or not needed:
-            return self.data
+        """The labelled images for scores: all that are in memory, or so many of those that are not."""
+        if not self.data.is_streamed:
+            return self.data.sample()
         return self.data.sample(self.config.trainer.knn_bank, NUM_TEST)
 
-    def _trainer(self, console: Console, sample: ImageData) -> pl.Trainer:
+    def _trainer(self, console: Console, sample: ImageData | None) -> pl.Trainer:
         config, folder, steps = self.config, self.config.folder, self.module.steps_per_epoch
         checkpoints = Checkpoints(
             folder,
             every=max(1, round(config.trainer.checkpoint_every * steps)),
             keep=config.trainer.keep_checkpoints,
         )
-        knn = None
-        if config.trainer.knn_every is not None and has_labels(sample):
-            knn = OnlineKnn(
-                sample.sample(config.trainer.knn_bank, NUM_TEST),
-                every=config.trainer.knn_every * steps,
-                autocast_dtype=self.autocast_dtype,
-            )
+        knn = self._knn(console, sample)
         tensorboard = TensorBoardLogger(
             folder, name="", version="tensorboard", purge_step=self.module.resumed_step or None
         )
@@ -225,6 +222,19 @@ class Run(Generic[C]):
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,  # the loader shards itself
+        )
+
+    def _knn(self, console: Console, sample: ImageData | None) -> OnlineKnn | None:
+        settings = self.config.trainer
+        if settings.knn_every is None or sample is None:
+            return None
+        if not has_labels(sample):
+            console.print("trainer.knn_every has no effect: there are no labels, or no test images")
+            return None
+        return OnlineKnn(
+            sample.sample(settings.knn_bank, NUM_TEST),
+            every=settings.knn_every * self.module.steps_per_epoch,
+            autocast_dtype=self.autocast_dtype,
         )
 
     def _take_final_weights(self) -> None:

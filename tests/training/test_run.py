@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,28 +11,18 @@ import torch
 import yaml
 from PIL import Image
 
-from ssl_blocks.data import load, to_float
+from ssl_blocks.data import ImageSplit, load, to_float
 from ssl_blocks.training import Run, load_config
 from tests.examples import CONFIGS, RandSACConfig, assemble
+from tests.training.small import arguments
 
-SMALL = [
-    "--preset=randsac_digits",
-    "--data.max_train=256",
-    "--data.max_test=64",
-    "--encoder.depth=2",
-    "--encoder.width=16",
-    "--encoder.heads=2",
-    "--decoder.depth=1",
-    "--decoder.heads=2",
-    "--trainer.epochs=3",
-    "--trainer.knn_every=1",
-    "--optimizer.warmup_epochs=1",
-    "--trainer.device=cpu",
-]
+
+def options(folder: Path, *more: str) -> list[str]:
+    return arguments(folder, "--name=randsac_digits", "--trainer.epochs=3", "--trainer.knn_every=1", *more)
 
 
 def run(folder: Path, *more: str) -> Run:
-    config = load_config(RandSACConfig, [*SMALL, f"--output_dir={folder}", *more], presets=CONFIGS)
+    config = load_config(RandSACConfig, options(folder, *more), presets=CONFIGS)
     prepared = Run.prepare(config, assemble)
     prepared.fit()
     return prepared
@@ -83,7 +74,7 @@ def test_results_compare_pixels_random_and_pretrained(finished: Run) -> None:
 
 
 def test_training_moved_the_weights(finished: Run, tmp_path: Path) -> None:
-    config = load_config(RandSACConfig, [*SMALL, f"--output_dir={tmp_path}"], presets=CONFIGS)
+    config = load_config(RandSACConfig, options(tmp_path), presets=CONFIGS)
     fresh = Run.prepare(config, assemble).module.objective.state_dict()
     trained = finished.module.objective.state_dict()
     moved = {k for k in fresh if not torch.equal(fresh[k], trained[k])}
@@ -122,7 +113,7 @@ def test_same_seed_same_weights_other_seed_other_weights(finished: Run, tmp_path
 def test_run_leaves_the_global_random_state_alone(tmp_path: Path) -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    config = load_config(RandSACConfig, [*SMALL, f"--output_dir={tmp_path}"], presets=CONFIGS)
+    config = load_config(RandSACConfig, options(tmp_path), presets=CONFIGS)
     Run.prepare(config, assemble)
     assert torch.equal(before, torch.get_rng_state())
 
@@ -144,12 +135,34 @@ def test_images_without_labels_train_without_scores(tmp_path: Path, capsys: pyte
 
 
 def test_precision_and_device_resolve(tmp_path: Path) -> None:
-    config = load_config(
-        RandSACConfig, [*SMALL, f"--output_dir={tmp_path}", "--trainer.precision=fp32"], presets=CONFIGS
-    )
+    config = load_config(RandSACConfig, options(tmp_path, "--trainer.precision=fp32"), presets=CONFIGS)
     assert Run.prepare(config, assemble).autocast_dtype is None
-    config = load_config(
-        RandSACConfig, [*SMALL, f"--output_dir={tmp_path}", "--trainer.precision=bf16"], presets=CONFIGS
-    )
+    config = load_config(RandSACConfig, options(tmp_path, "--trainer.precision=bf16"), presets=CONFIGS)
     prepared = Run.prepare(config, assemble)
     assert (prepared.device, prepared.autocast_dtype) == ("cpu", torch.bfloat16)
+
+
+def test_unlabelled_images_train_but_are_not_scored(tmp_path: Path) -> None:
+    prepared = Run.prepare(load_config(RandSACConfig, options(tmp_path), presets=CONFIGS), assemble)
+    whole = prepared.data
+    labels = whole.train.labels.clone()
+    labels[::2] = -1
+    train = ImageSplit(whole.train.images, labels)
+    prepared.data = prepared.module.data = replace(whole, train=train)
+    sample = prepared._sample()
+    assert len(sample.train) == len(train) // 2
+    assert sample.train.labels.min() == 0
+    assert len(prepared.module.data.train) == len(train)
+
+
+def test_without_labels_a_run_says_that_it_cannot_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "photos").mkdir()
+    for i in range(40):
+        Image.new("L", (8, 8), 6 * i).save(tmp_path / "photos" / f"{i}.png")
+    photos = (f"--data.name=imagefolder:{tmp_path / 'photos'}", "--optimizer.batch_size=20", "--data.channels=1")
+    prepared = run(tmp_path, *photos)
+    printed = capsys.readouterr().out
+    assert "trainer.knn_every has no effect" in printed
+    assert "no scores" in printed
+    assert (prepared.config.folder / "figures" / "curves.png").is_file()
+    assert json.loads((prepared.config.folder / "results.json").read_text())["scores"] == []
