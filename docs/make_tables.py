@@ -17,15 +17,19 @@ TABLES = {
         "randsac_imagenet100",
         "randsac_imagenet1k",
     ),
+    "mae": ("mae_cifar_small", "mae_cifar10", "mae_cifar10_vits", "mae_imagenet_vitb", "mae_imagenet_vitl"),
 }
 ROWS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "data": lambda c: c["data"]["name"].partition(":")[0],
     "image size": lambda c: c["data"].get("image_size", "own"),
     "patch": lambda c: c["encoder"]["patch_size"],
     "encoder (depth × width × heads)": lambda c: " × ".join(str(c["encoder"][k]) for k in ("depth", "width", "heads")),
-    "decoder (depth × heads)": lambda c: f"{c['decoder']['depth']} × {c['decoder']['heads']}",
-    "segments": lambda c: c["segments"]["kind"],
-    "sides or counts": lambda c: ", ".join(map(str, c["segments"].get("sides") or c["segments"]["counts"])),
+    "decoder (depth × width × heads)": lambda c: " × ".join(
+        str(c["decoder"].get(k, c["encoder"]["width"])) for k in ("depth", "width", "heads")
+    ),
+    "segments": lambda c: c["segments"]["kind"] if "segments" in c else None,
+    "sides or counts": lambda c: ", ".join(map(str, _sizes(c["segments"]))) if "segments" in c else None,
+    "hidden": lambda c: None if "segments" in c else f"{c.get('mask_ratio', 0.75):.0%}",
     "normalised target": lambda c: "yes" if c.get("normalize_target", True) else "no",
     "base learning rate": lambda c: f"{c['optimizer']['base_lr']:g}",
     "batch": lambda c: c["optimizer"]["batch_size"],
@@ -35,11 +39,17 @@ ROWS: dict[str, Callable[[dict[str, Any]], Any]] = {
 }
 
 
+def _sizes(segments: dict[str, Any]) -> list[int]:
+    sizes: list[int] = segments.get("sides") or segments["counts"]
+    return sizes
+
+
 def table(names: Sequence[str]) -> str:
     """A Markdown table with a column per preset."""
     presets = [yaml.safe_load((ROOT / "examples" / "configs" / f"{name}.yaml").read_text()) for name in names]
-    lines = [["", *(name.removeprefix("randsac_").replace("_", " ") for name in names)], ["---"] * (len(names) + 1)]
-    lines += [[row, *(str(read(preset)) for preset in presets)] for row, read in ROWS.items()]
+    lines = [["", *(name.partition("_")[2].replace("_", " ") for name in names)], ["---"] * (len(names) + 1)]
+    rows = {row: [read(preset) for preset in presets] for row, read in ROWS.items()}
+    lines += [[row, *map(str, values)] for row, values in rows.items() if any(value is not None for value in values)]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 

@@ -51,4 +51,4 @@ def assemble(config: RandSACConfig, shape: ImageShape) -> sb.SegmentAutoregressi
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(RandSACConfig, assemble, presets=Path(__file__).parent / "configs"))
+    raise SystemExit(main(RandSACConfig, assemble, presets=Path(__file__).parent / "configs", prefix="randsac_"))

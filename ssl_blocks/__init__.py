@@ -2,13 +2,15 @@
 
 from ssl_blocks import encoders
 from ssl_blocks.attention import explicit_attention
-from ssl_blocks.decoders import Decoder, SegmentDecoder
+from ssl_blocks.decoders import Decoder, MaskTokenDecoder, SegmentDecoder
 from ssl_blocks.encoders import TimmViT, TokenEncoder
 from ssl_blocks.losses import predicted_mse
 from ssl_blocks.masks import MaskBuilder, SegmentCausalMask
-from ssl_blocks.objectives import Objective, ObjectiveModule, SegmentAutoregression
+from ssl_blocks.objectives import MaskedAutoencoding, Objective, ObjectiveModule, SegmentAutoregression
 from ssl_blocks.partitioners import (
     BlobPartitioner,
+    BlockSubsetPartitioner,
+    GridSubsetPartitioner,
     SegmentPartitioner,
     ShuffledPartitioner,
     SquarePartitioner,
@@ -36,12 +38,16 @@ __version__ = "0.1.0"
 __all__ = [
     "AttentionMasks",
     "BlobPartitioner",
+    "BlockSubsetPartitioner",
     "Decoder",
     "Encoded",
     "Grid",
+    "GridSubsetPartitioner",
     "LastLayerRouter",
     "LearnedSkipRouter",
     "MaskBuilder",
+    "MaskTokenDecoder",
+    "MaskedAutoencoding",
     "Objective",
     "ObjectiveModule",
     "ObjectiveOutput",

@@ -1,11 +1,13 @@
 """Decoders turn memories into one vector per predicted token."""
 
-from typing import Literal, Protocol, runtime_checkable
+from functools import partial
+from typing import Literal, Protocol, cast, runtime_checkable
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from timm.layers import Mlp
-from timm.models.vision_transformer import Attention
+from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 
 from ssl_blocks.attention import run_block, split_empty_rows
@@ -128,10 +130,7 @@ class SegmentDecoder(nn.Module):
         eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        if num_heads < 1 or dim % num_heads:
-            raise ValueError(f"num_heads={num_heads} must divide dim={dim}")
-        if depth < 1:
-            raise ValueError(f"depth={depth} must be at least 1")
+        _check_sizes(dim, num_heads, depth)
         self.grid, self.dim, self.depth = grid, dim, depth
         self.memory_dim = dim if memory_dim is None else memory_dim
         self.positions = position_module(positions, grid, dim)
@@ -163,6 +162,97 @@ class SegmentDecoder(nn.Module):
             x = run_block(layer, x, self.memory_proj(memory), masks.target, memory_mask, empty)
         out: Tensor = self.norm(x)
         return out
+
+
+class MaskTokenDecoder(nn.Module):
+    """Fill in mask tokens: self-attention over encoded and mask tokens together (MAE, Sec. 3).
+
+    Encoded tokens are led to the decoder's width; every token gets its position, but prefix tokens, whose rows are
+    zero in MAE. All tokens see each other, so the decoder fits objectives of two steps: what is given and what is not.
+
+    Args:
+        grid: tokens of an image.
+        dim: width, ``D``.
+        depth: number of blocks.
+        num_heads: attention heads.
+        memory_dim: width of what the encoder hands over; ``None`` means ``dim``.
+        mlp_ratio: hidden width of the MLP in units of ``dim``.
+        positions: as for `SegmentDecoder`.
+        eps: added to the variance in layer norms.
+
+    Raises:
+        ValueError: if ``num_heads`` does not divide ``dim``, or the depth is smaller than 1.
+
+    Examples:
+        >>> MaskTokenDecoder(grid=Grid(8, 8), dim=64, depth=2, num_heads=4, memory_dim=96).dim
+        64
+    """
+
+    def __init__(
+        self,
+        *,
+        grid: Grid,
+        dim: int = 512,
+        depth: int = 8,
+        num_heads: int = 16,
+        memory_dim: int | None = None,
+        mlp_ratio: float = 4.0,
+        positions: Literal["sincos", "learned"] | nn.Module = "sincos",
+        eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        _check_sizes(dim, num_heads, depth)
+        self.grid, self.dim, self.depth = grid, dim, depth
+        self.memory_dim = dim if memory_dim is None else memory_dim
+        self.positions = position_module(positions, grid, dim)
+        self.memory_proj = nn.Linear(self.memory_dim, dim)
+        self.mask_token = nn.Parameter(torch.randn(1, 1, dim) * 0.02)
+        norm = partial(nn.LayerNorm, eps=eps)
+        self.blocks = nn.ModuleList(
+            Block(dim, num_heads, mlp_ratio=mlp_ratio, qkv_bias=True, norm_layer=cast("type[nn.Module]", norm))
+            for _ in range(depth)
+        )
+        self.norm = norm(dim)
+        for own in (self.memory_proj, self.blocks):
+            own.apply(_init_linear)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that weight decay must spare."""
+        return {"mask_token"}
+
+    def forward(
+        self,
+        memories: Memories,
+        masks: AttentionMasks,
+        *,
+        query_index: Int[Tensor, "b t"],
+        memory_index: Int[Tensor, "b e"],
+    ) -> Float[Tensor, "b t d"]:
+        """Predict one normalised vector ``[B, t, D]`` per query, out of a single memory.
+
+        Raises:
+            ValueError: if there is more than one memory, or (looked at on CPU) a query must not see all of it.
+        """
+        if len(memories) != 1:
+            raise ValueError(f"MaskTokenDecoder takes one memory, got {len(memories)}: use a router of decoder_depth=1")
+        if masks.memory.device.type == "cpu" and not torch.compiler.is_compiling() and not masks.memory.all():
+            raise ValueError("MaskTokenDecoder lets all tokens see each other: it fits two steps, given and predicted")
+        known = self.memory_proj(memories[0])
+        prefix = known.shape[1] - memory_index.shape[1]
+        placed = known[:, prefix:] + self.positions(memory_index)
+        asked = self.mask_token + self.positions(query_index)
+        x = torch.cat([known[:, :prefix], placed, asked.to(placed.dtype)], dim=1)
+        for block in self.blocks:
+            x = run_block(block, x)
+        out: Tensor = self.norm(x[:, -query_index.shape[1] :])
+        return out
+
+
+def _check_sizes(dim: int, num_heads: int, depth: int) -> None:
+    if num_heads < 1 or dim % num_heads:
+        raise ValueError(f"num_heads={num_heads} must divide dim={dim}")
+    if depth < 1:
+        raise ValueError(f"depth={depth} must be at least 1")
 
 
 def _init_linear(module: nn.Module) -> None:

@@ -1,5 +1,6 @@
 """Partitioners say which segment every token belongs to."""
 
+import math
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
@@ -206,6 +207,106 @@ class SubsetPartitioner:
         bounds = torch.tensor(sizes, device=device).cumsum(0)[:-1]
         ids = torch.bucketize(random_ranks(batch, n, generator=generator, device=device), bounds, right=True)
         return Segments(levels=(ids,), counts=(len(sizes),), step_sizes=tuple(sizes))
+
+
+class BlockSubsetPartitioner:
+    """Hide tokens in rectangular blocks; id 0 is what stays visible (MAE, Fig. 6; BEiT, Sec. 2.3).
+
+    Blocks are drawn one after the other until enough tokens are covered; of the last one as many as are needed. So
+    every image hides the same number.
+
+    Args:
+        ratio: share of the tokens that is hidden; what is kept is truncated, as in MAE.
+        area: smallest and largest area of a block, as a share of the grid.
+        aspect: smallest height / width of a block; the largest is its inverse.
+
+    Raises:
+        ValueError: if a share lies outside (0, 1), or (when called) no token or all would be hidden.
+
+    Examples:
+        >>> segments = BlockSubsetPartitioner(ratio=0.5)(2, Grid(8, 8))
+        >>> segments.step_sizes
+        (32, 32)
+    """
+
+    def __init__(self, *, ratio: float, area: tuple[float, float] = (0.08, 0.3), aspect: float = 0.3) -> None:
+        self.ratio, self.area, self.aspect = ratio, area, aspect
+        _check_ratio(ratio)
+        if not 0 < area[0] <= area[1] <= 1 or not 0 < aspect <= 1:
+            raise ValueError(f"area={area} and aspect={aspect} must be shares above 0 and at most 1, area ascending")
+
+    def __call__(
+        self, batch: int, grid: Grid, *, generator: torch.Generator | None = None, device: Device = None
+    ) -> Segments:
+        """Draw the blocks anew for every image."""
+        check_generator(generator, device)
+        kept = _num_kept(self.ratio, grid)
+        count = int(4 / self.area[0])  # blocks overlap; what all of them leave uncovered comes last
+        u = torch.rand(4, batch, count, generator=generator, device=device)
+        share = self.area[0] + (self.area[1] - self.area[0]) * u[0]
+        shape = (2 * u[1] - 1).mul(math.log(1 / self.aspect)).exp()  # log-uniform height / width
+        row, column = self._spread(grid, device)
+        sizes = (grid.num_tokens * share * shape).sqrt(), (grid.num_tokens * share / shape).sqrt()
+        covered = torch.ones(batch, count, grid.num_tokens, dtype=torch.bool, device=device)
+        for place, size, length, chance in ((row, sizes[0], grid.height, u[2]), (column, sizes[1], grid.width, u[3])):
+            extent = size.round().clamp(1, length)
+            start = (chance * (length - extent + 1)).floor()[..., None]
+            covered &= (place >= start) & (place < start + extent[..., None])
+        first = torch.where(covered.any(1), covered.int().argmax(1), count)  # which block covers a token first
+        order = (first + torch.rand(batch, grid.num_tokens, generator=generator, device=device)).argsort(1)
+        hidden = torch.zeros(batch, grid.num_tokens, dtype=torch.int64, device=device)
+        ids = hidden.scatter(1, order[:, : grid.num_tokens - kept], 1)
+        return Segments(levels=(ids,), counts=(2,), step_sizes=(kept, grid.num_tokens - kept))
+
+    @staticmethod
+    def _spread(grid: Grid, device: Device) -> tuple[Tensor, Tensor]:
+        token = torch.arange(grid.num_tokens, device=device)
+        return token // grid.width, token % grid.width
+
+
+class GridSubsetPartitioner:
+    """Keep one token of every square of ``period`` x ``period`` tokens: id 0 (MAE, Fig. 6).
+
+    Args:
+        period: side of the squares in tokens; 2 hides three quarters.
+
+    Raises:
+        ValueError: if the period is smaller than 2, or (when called) does not divide the grid.
+
+    Examples:
+        >>> GridSubsetPartitioner(period=2)(1, Grid(2, 4)).levels[0].tolist()
+        [[0, 1, 0, 1, 1, 1, 1, 1]]
+    """
+
+    def __init__(self, *, period: int) -> None:
+        if period < 2:
+            raise ValueError(f"period={period} must be at least 2")
+        self.period = period
+
+    def __call__(
+        self, batch: int, grid: Grid, *, generator: torch.Generator | None = None, device: Device = None
+    ) -> Segments:
+        """The same for every image; nothing is drawn."""
+        check_generator(generator, device)
+        if grid.height % self.period or grid.width % self.period:
+            raise ValueError(f"period={self.period} must divide the grid {grid}")
+        token = torch.arange(grid.num_tokens, device=device)
+        is_kept = (token // grid.width % self.period == 0) & (token % grid.width % self.period == 0)
+        kept = grid.num_tokens // self.period**2
+        ids = (~is_kept).long().expand(batch, -1)
+        return Segments(levels=(ids,), counts=(2,), step_sizes=(kept, grid.num_tokens - kept))
+
+
+def _check_ratio(ratio: float) -> None:
+    if not 0 < ratio < 1:
+        raise ValueError(f"ratio={ratio} must lie between 0 and 1, both excluded")
+
+
+def _num_kept(ratio: float, grid: Grid) -> int:
+    kept = int(grid.num_tokens * (1 - ratio))
+    if not 0 < kept < grid.num_tokens:
+        raise ValueError(f"ratio={ratio} keeps {kept} of the {grid.num_tokens} tokens, expected some but not all")
+    return kept
 
 
 class ShuffledPartitioner:

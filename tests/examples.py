@@ -16,5 +16,7 @@ def load_recipe(name: str):
     return module
 
 
-_randsac = load_recipe("randsac")
+_randsac, _mae = load_recipe("randsac"), load_recipe("mae")
 RandSACConfig, assemble = _randsac.RandSACConfig, _randsac.assemble
+MAEConfig, assemble_mae = _mae.MAEConfig, _mae.assemble
+RECIPES = {"randsac": (RandSACConfig, assemble), "mae": (MAEConfig, assemble_mae)}

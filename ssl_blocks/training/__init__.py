@@ -10,8 +10,10 @@ from ssl_blocks.training.config import (
     RunConfig,
     SegmentsConfig,
     SquareSegments,
+    StrictModel,
     TokenSegments,
     TrainerConfig,
+    section,
 )
 from ssl_blocks.training.export import export_encoder
 from ssl_blocks.training.module import PretrainModule
@@ -29,6 +31,7 @@ __all__ = [
     "RunConfig",
     "SegmentsConfig",
     "SquareSegments",
+    "StrictModel",
     "TokenSegments",
     "TrainerConfig",
     "adamw",
@@ -36,5 +39,6 @@ __all__ = [
     "load_config",
     "main",
     "parameter_groups",
+    "section",
     "warmup_cosine",
 ]

@@ -25,7 +25,14 @@ C = TypeVar("C", bound=RunConfig)
 WRONG_WISH = 2
 
 
-def main(config_class: type[C], assemble: Assemble[C], *, presets: Path, argv: Sequence[str] | None = None) -> int:
+def main(
+    config_class: type[C],
+    assemble: Assemble[C],
+    *,
+    presets: Path,
+    prefix: str = "",
+    argv: Sequence[str] | None = None,
+) -> int:
     """Run a recipe from the command line and return its exit code.
 
     Whatever can be wrong with the user's wishes is looked at before anything is written: configuration, data,
@@ -35,14 +42,15 @@ def main(config_class: type[C], assemble: Assemble[C], *, presets: Path, argv: S
         config_class: the recipe's configuration.
         assemble: builds the objective out of configuration and data.
         presets: folder of YAML presets.
+        prefix: what the names of this recipe's own presets begin with.
         argv: arguments; ``None`` takes the process's own.
     """
     try:
         arguments = read_arguments(sys.argv[1:] if argv is None else argv, config_class)
         if arguments.wants_help:
-            _print(_help(config_class, presets))
+            _print(_help(config_class, presets, prefix))
             return 0
-        config = _configure(config_class, arguments, presets)
+        config = _configure(config_class, arguments, presets, prefix)
         if arguments.dry_run:
             _print(describe(config, assemble))
             return 0
@@ -57,7 +65,7 @@ def main(config_class: type[C], assemble: Assemble[C], *, presets: Path, argv: S
     return 0
 
 
-def load_config(config_class: type[C], argv: Sequence[str], *, presets: Path) -> C:
+def load_config(config_class: type[C], argv: Sequence[str], *, presets: Path, prefix: str = "") -> C:
     """Read ``--preset`` or ``--resume``, and dotted overrides such as ``--trainer.epochs 5``.
 
     A preset is a name in the folder ``presets`` or the path of a YAML file. An override that picks another
@@ -70,18 +78,18 @@ def load_config(config_class: type[C], argv: Sequence[str], *, presets: Path) ->
     """
     arguments = read_arguments(argv, config_class)
     if arguments.wants_help:
-        _print(_help(config_class, presets))
+        _print(_help(config_class, presets, prefix))
         raise SystemExit(0)
-    return _configure(config_class, arguments, presets)
+    return _configure(config_class, arguments, presets, prefix)
 
 
-def _configure(config_class: type[C], arguments: Arguments, presets: Path) -> C:
+def _configure(config_class: type[C], arguments: Arguments, presets: Path, prefix: str) -> C:
     base: dict[str, Any] = {}
     if isinstance(arguments.resume, Path):
         folder = run_folder(arguments.resume).resolve()
         base = stored_config(arguments.resume) | {"name": folder.name, "output_dir": _short(folder.parent)}
     elif arguments.preset is not None:
-        base = read_preset(arguments.preset, presets)
+        base = read_preset(arguments.preset, presets, prefix=prefix)
 
     class Settings(BaseSettings, config_class):  # type: ignore[valid-type, misc]
         model_config = SettingsConfigDict(
@@ -108,15 +116,15 @@ def _short(folder: Path) -> str:
     return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
 
 
-def read_preset(name: str, presets: Path) -> dict[str, Any]:
+def read_preset(name: str, presets: Path, *, prefix: str = "") -> dict[str, Any]:
     """Read a preset by name or path.
 
     Raises:
         ValueError: if there is none of that name, or it is no YAML mapping.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else presets / f"{name}.yaml"
-    if not path.is_file():
-        names = list(list_presets(presets))
+    names = list(list_presets(presets, prefix=prefix))
+    if not path.is_file() or (path.parent == presets and path.stem not in names):
         near = nearest(name, names)
         hint = f"did you mean {near!r}? " if near else ""
         raise ValueError(f"--preset {name!r} is neither a preset nor a YAML file; {hint}presets: {', '.join(names)}")
@@ -133,15 +141,15 @@ def read_preset(name: str, presets: Path) -> dict[str, Any]:
     return values
 
 
-def list_presets(presets: Path) -> dict[str, str]:
+def list_presets(presets: Path, *, prefix: str = "") -> dict[str, str]:
     """Name of each preset, and what the first line of its comment says."""
-    files = sorted(presets.glob("*.yaml"))
+    files = sorted(presets.glob(f"{prefix}*.yaml"))
     first = {file.stem: file.read_text().partition("\n")[0] for file in files}
     return {name: line.lstrip("# ") if line.startswith("#") else "" for name, line in first.items()}
 
 
-def _help(config_class: type[RunConfig], presets: Path) -> str:
-    return help_text(config_class, presets=list_presets(presets), program=sys.argv[0])
+def _help(config_class: type[RunConfig], presets: Path, prefix: str) -> str:
+    return help_text(config_class, presets=list_presets(presets, prefix=prefix), program=sys.argv[0])
 
 
 def _check_place(folder: Path) -> None:

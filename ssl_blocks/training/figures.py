@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 from functools import singledispatch
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ssl_blocks.data import ImageData, denormalize, to_float
 from ssl_blocks.evaluation import Scores
-from ssl_blocks.objectives import ObjectiveModule, SegmentAutoregression
+from ssl_blocks.objectives import MaskedAutoencoding, ObjectiveModule, SegmentAutoregression
 from ssl_blocks.randomness import seeded_generator
+from ssl_blocks.values import Serialization
 from ssl_blocks.visualize import (
     draw_curves,
     draw_reconstructions,
@@ -19,6 +21,9 @@ from ssl_blocks.visualize import (
     reading_order_gif,
     save_figure,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NUM_EXAMPLES = 6
 NUM_IN_STEPS = 3  # images shown step by step
@@ -59,31 +64,41 @@ def _(objective: SegmentAutoregression, images: Tensor, data: ImageData, folder:
     grid, generator = objective.tokenizer.grid, seeded_generator("cpu", 0)
     segments = objective.partitioner(len(images), grid, generator=generator)
     draw = objective.serializer(segments, generator=generator)
+    shown, figure = _reconstruct(objective, images, data, draw, draw.windows(objective.predict_first)[1])
+    save_figure(draw_segments(pictures, segments, grid), folder / "segments.png")
+    save_figure(figure, folder / "reconstructions.png")
+    rows, first = tuple(range(min(NUM_IN_STEPS, len(images)))), objective.predict_first
+    steps = draw_steps(pictures, shown, draw, grid, image_indices=rows, predict_first=first)
+    save_figure(steps, folder / "steps.png")
+    reading_order_gif(pictures[0], draw, grid, folder / "reading_order.gif")
+    return [folder / name for name in ("segments.png", "reconstructions.png", "steps.png", "reading_order.gif")]
+
+
+@draw_examples.register
+def _(objective: MaskedAutoencoding, images: Tensor, data: ImageData, folder: Path) -> list[Path]:
+    draw = objective.draw(images, generator=seeded_generator("cpu", 0))
+    _, figure = _reconstruct(objective, images, data, draw, draw.windows()[1])
+    save_figure(figure, folder / "reconstructions.png")
+    return [folder / "reconstructions.png"]
+
+
+def _reconstruct(
+    objective: SegmentAutoregression | MaskedAutoencoding,
+    images: Tensor,
+    data: ImageData,
+    draw: Serialization,
+    predicted: slice,
+) -> tuple[Tensor, "Figure"]:
+    """Pictures of the predictions, the image itself where nothing is predicted; and a figure of them."""
     out = objective(images, draw)
-    _, predicted = draw.windows(objective.predict_first)
     targets, is_target = objective.target(images), draw.put(out.is_target, predicted)
     guess = torch.where(is_target[..., None], draw.put(out.predictions, predicted), targets)
 
     def show(values: Tensor) -> Tensor:
         return denormalize(objective.target.to_pixels(values, images), data.mean, data.std).clamp(0, 1)
 
-    shown = show(guess)
-    figures = {
-        "segments.png": draw_segments(pictures, segments, grid),
-        "reconstructions.png": draw_reconstructions(pictures, show(targets), shown, ~is_target, grid),
-        "steps.png": draw_steps(
-            pictures,
-            shown,
-            draw,
-            grid,
-            image_indices=tuple(range(min(NUM_IN_STEPS, len(images)))),
-            predict_first=objective.predict_first,
-        ),
-    }
-    for name, figure in figures.items():
-        save_figure(figure, folder / name)
-    reading_order_gif(pictures[0], draw, grid, folder / "reading_order.gif")
-    return [folder / name for name in (*figures, "reading_order.gif")]
+    pictures, shown = denormalize(images, data.mean, data.std).clamp(0, 1), show(guess)
+    return shown, draw_reconstructions(pictures, show(targets), shown, ~is_target, objective.tokenizer.grid)
 
 
 def write_curves(folder: Path, scores: Sequence[Scores]) -> Path:

@@ -190,14 +190,16 @@ def test_bugs_are_not_taken_for_wrong_input(stage: Stage, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("spelling", ["--help", "-h"])
 def test_help_explains_everything(spelling: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(RandSACConfig, assemble, presets=CONFIGS, argv=["--preset", "randsac_digits", spelling]) == 0
+    argv = ["--preset", "randsac_digits", spelling]
+    assert main(RandSACConfig, assemble, presets=CONFIGS, prefix="randsac_", argv=argv) == 0
     text = capsys.readouterr().out
     options = list_options(RandSACConfig)
     assert len(options) > 40
     for option in options:
         assert text.count(f"--{option.path} ") + text.count(f"--{option.path}\n") >= 1
         assert option.field.description or option.path.endswith(".kind")
-    for name, meaning in list_presets(CONFIGS).items():
+    assert "mae_" not in text
+    for name, meaning in list_presets(CONFIGS, prefix="randsac_").items():
         assert f"\n  {name} " in text
         assert meaning.split()[0] in text
     for switch in ("--preset", "--resume [PATH]", "--dry-run", "--help"):

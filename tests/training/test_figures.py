@@ -50,6 +50,24 @@ def test_an_objective_without_segments_has_no_such_figures(tmp_path: Path) -> No
     assert not (tmp_path / "figures").exists()
 
 
+def test_masked_autoencoding_shows_its_reconstructions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = {}
+    draw_it = figures.draw_reconstructions
+
+    def spy(images, targets, predictions, known, grid):
+        shown.update(targets=targets, predictions=predictions, known=known)
+        return draw_it(images, targets, predictions, known, grid)
+
+    monkeypatch.setattr(figures, "draw_reconstructions", spy)
+    base = build(sb.SquarePartitioner(sides=(2,)))
+    decoder = sb.MaskTokenDecoder(grid=base.encoder.grid, dim=16, depth=1, num_heads=2)
+    mae = sb.MaskedAutoencoding(encoder=base.encoder, tokenizer=base.tokenizer, target=base.target, decoder=decoder)
+    assert figures.write_figures(mae, some_data(), tmp_path) == [tmp_path / "reconstructions.png"]
+    assert shown["known"].sum(1).tolist() == [16] * 6  # a quarter of 64 tokens
+    differs = mae.tokenizer((shown["predictions"] - shown["targets"]).abs()).flatten(2).amax(-1) > 1e-3
+    assert torch.equal(differs, ~shown["known"])
+
+
 def test_the_mode_of_every_module_is_left_as_it_was(tmp_path: Path) -> None:
     objective = build(sb.SquarePartitioner(sides=(2,)))
     objective.train()

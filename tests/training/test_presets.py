@@ -7,13 +7,18 @@ import torch
 
 import ssl_blocks as sb
 from ssl_blocks.data import ImageShape
-from ssl_blocks.training import load_config
+from ssl_blocks.training import RunConfig, load_config
 from ssl_blocks.training.estimate import count_parameters
 from ssl_blocks.training.optimizers import parameter_groups
-from tests.examples import CONFIGS, RandSACConfig, assemble
+from tests.examples import CONFIGS, RECIPES
 
 SMALL, LARGE = ImageShape(3, 32, 32), ImageShape(3, 192, 192)
 SHAPES = {
+    "mae_cifar10": SMALL,
+    "mae_cifar10_vits": SMALL,
+    "mae_cifar_small": SMALL,
+    "mae_imagenet_vitb": ImageShape(3, 224, 224),
+    "mae_imagenet_vitl": ImageShape(3, 224, 224),
     "randsac_cifar10": SMALL,
     "randsac_cifar_small": SMALL,
     "randsac_digits": ImageShape(1, 8, 8),
@@ -22,19 +27,20 @@ SHAPES = {
     "randsac_lowdata_blob": SMALL,
     "randsac_lowdata_square": SMALL,
 }
-PAPER = [name for name in SHAPES if name not in ("randsac_cifar_small", "randsac_digits")]
+PAPER = [name for name in SHAPES if not name.endswith(("_small", "_digits"))]
 
 
-def load(name: str, *overrides: str) -> RandSACConfig:
-    return load_config(RandSACConfig, ["--preset", name, *overrides], presets=CONFIGS)
+def load(name: str, *overrides: str) -> RunConfig:
+    recipe = name.partition("_")[0]
+    return load_config(RECIPES[recipe][0], ["--preset", name, *overrides], presets=CONFIGS, prefix=f"{recipe}_")
 
 
-def build(name: str, *overrides: str) -> sb.SegmentAutoregression:
+def build(name: str, *overrides: str) -> sb.ObjectiveModule:
     with torch.device("meta"):
-        return assemble(load(name, *overrides), SHAPES[name])
+        return RECIPES[name.partition("_")[0]][1](load(name, *overrides), SHAPES[name])
 
 
-def millions(objective: sb.SegmentAutoregression) -> tuple[float, float]:
+def millions(objective: sb.ObjectiveModule) -> tuple[float, float]:
     """Encoder, and all that pretraining adds to it."""
     counts = count_parameters(objective)
     encoder = counts.pop("encoder").total
@@ -66,6 +72,9 @@ def test_every_preset_builds_at_full_size_and_predicts(name: str) -> None:
         ("randsac_lowdata_blob", (), 21, 14),
         ("randsac_imagenet1k", (), 86, 76),
         ("randsac_imagenet100", (), 86, 76),
+        ("mae_cifar10", (), 5, 2),  # as large as what it is the baseline of
+        ("mae_imagenet_vitb", (), 86, 26),
+        ("mae_imagenet_vitl", (), 303, 26),
     ],
 )
 def test_sizes_are_the_papers(name: str, overrides: tuple[str, ...], encoder: int, decoder: int) -> None:
@@ -121,15 +130,33 @@ def test_norms_biases_positions_and_tokens_do_not_decay(name: str) -> None:
     assert (decaying["weight_decay"], spared["weight_decay"]) == (0.05, 0.0)
     assert all(n.endswith("weight") and "norm" not in n for n in of[0])
     spared_matrices = {n for n in of[1] if dict(objective.named_parameters())[n].ndim > 1}
-    assert {n.rpartition(".")[2] for n in spared_matrices} == {"pos_embed", "cls_token", "table"}
+    own = {"mask_token"} if name.startswith("mae") else set()
+    assert {n.rpartition(".")[2] for n in spared_matrices} == {"pos_embed", "cls_token", "table"} | own
 
 
 @pytest.mark.parametrize("name", PAPER)
 def test_preset_says_where_its_numbers_come_from(name: str) -> None:
     text = (CONFIGS / f"{name}.yaml").read_text()
     comment = text[: text.index(f"name: {name}")]
-    for part in ("Table 1", f"--preset {name}", "Hardware", "not measured", "Assumed", "2203.12054"):
+    for part in ("Table ", f"--preset {name}", "Hardware", "not measured", "Assumed", "arXiv"):
         assert part in comment
+
+
+def test_a_recipe_knows_its_own_presets_only() -> None:
+    with pytest.raises(
+        ValueError, match=r"--preset 'mae_cifar10' is neither a preset nor a YAML file; .*presets: rand"
+    ):
+        load_config(RECIPES["randsac"][0], ["--preset", "mae_cifar10"], presets=CONFIGS, prefix="randsac_")
+
+
+def test_numbers_of_mae_are_the_papers() -> None:
+    config, objective = load("mae_imagenet_vitb"), build("mae_imagenet_vitb")
+    optimizer = config.optimizer
+    assert (optimizer.base_lr, optimizer.batch_size, optimizer.weight_decay) == (1.5e-4, 4096, 0.05)
+    assert (optimizer.betas, optimizer.warmup_epochs) == ((0.9, 0.95), 40)
+    assert (len(objective.decoder.blocks), objective.decoder.dim) == (8, 512)
+    assert objective.partitioner(1, objective.encoder.grid).step_sizes == (49, 147)
+    assert (objective.target.normalize, objective.encoder.num_prefix) == (True, 1)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
