@@ -15,8 +15,9 @@ EXACT = (
     "class token, blobs",
     "plain decoder, shared positions",
     "squares, checkpointing",
+    "masked",
 )
-SIXTEEN_BIT = ("squares, bf16", "blobs, bf16", "blobs, checkpointing, bf16")
+SIXTEEN_BIT = ("squares, bf16", "blobs, bf16", "blobs, checkpointing, bf16", "masked, bf16")
 
 
 @pytest.fixture(scope="module")
