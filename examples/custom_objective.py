@@ -1,8 +1,8 @@
 """CrossMAE out of existing parts: an objective that the library does not know.
 
 Paper     Fu et al.: "Rethinking Patch Dependence for Masked Autoencoders" (CrossMAE)
-Idea      As in MAE, a random quarter of the patches is encoded. No mask tokens see each other in the decoder: each hidden
-          position asks the encoded tokens by itself, every decoder layer its own mixture of encoder layers.
+Idea      As in MAE, a random quarter of the patches is encoded. No mask tokens see each other in the decoder: each
+          hidden position asks the encoded tokens by itself, every decoder layer its own mixture of encoder layers.
 Parts     Two steps, given and predicted, are a serialization; a position that asks is a query of `SegmentDecoder`; the
           mixture of layers is RandSAC's `LearnedSkipRouter`. What is new is one mask: queries do not see each other.
 Command   python examples/custom_objective.py    under a minute on 2 CPU cores
