@@ -2,7 +2,7 @@
 
 from ssl_blocks.data.augment import RandomResizedCropFlip, denormalize, to_float
 from ssl_blocks.data.decode import UnreadableImageError
-from ssl_blocks.data.loader import RunSampler, train_loader
+from ssl_blocks.data.loader import RunSampler, share_of_cores, train_loader
 from ssl_blocks.data.sources import find_shape, load
 from ssl_blocks.data.splits import FileSplit, ImageData, ImageShape, ImageSplit
 
@@ -17,6 +17,7 @@ __all__ = [
     "denormalize",
     "find_shape",
     "load",
+    "share_of_cores",
     "to_float",
     "train_loader",
 ]

@@ -171,7 +171,8 @@ def train_loader(
         accumulate: batches per step and process.
         rank: number of this process, from 0.
         world_size: number of processes.
-        workers: decoding processes, each with one thread; 0 decodes in this one, ``None`` takes one per CPU core.
+        workers: decoding processes, each with one thread; 0 decodes in this one, ``None`` takes one per CPU core:
+            where several processes train on one machine, give each its `share_of_cores`.
         device: of the training step.
 
     Returns:
@@ -197,6 +198,12 @@ def train_loader(
         _Crops(split, crop, seed),
         batch_sampler=sampler,
         collate_fn=_collate,
-        num_workers=len(os.sched_getaffinity(0)) if workers is None else workers,
+        num_workers=share_of_cores() if workers is None else workers,
         pin_memory=torch.device(device).type == "cuda",
     )
+
+
+def share_of_cores(processes: int = 1) -> int:
+    """CPU cores for each of several processes of this machine, at least one."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, allowed // processes)

@@ -159,7 +159,9 @@ class DataConfig(StrictModel):
         "auto", description="decode once into memory, or anew every epoch; auto: memory where max_memory_gib suffices"
     )
     max_memory_gib: PositiveFloat = Field(8.0, description="most memory that decoded images may take, per process")
-    workers: NonNegativeInt | None = Field(None, description="decoding processes; default: one per CPU core")
+    workers: NonNegativeInt | None = Field(
+        None, description="decoding processes of each process; default: its share of cores"
+    )
     corrupt: Literal["error", "skip"] = Field("error", description="what to do about an image that cannot be read")
 
     @field_validator("crop_scale")

@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ssl_blocks.data import ImageData, RandomResizedCropFlip, to_float, train_loader
+from ssl_blocks.data import ImageData, RandomResizedCropFlip, share_of_cores, to_float, train_loader
 from ssl_blocks.objectives import ObjectiveModule
 from ssl_blocks.randomness import mix_seed, seeded_generator
 from ssl_blocks.training.checkpoints import FORMAT_VERSION, MARK
@@ -129,7 +129,7 @@ class PretrainModule(pl.LightningModule):
 
     def train_dataloader(self) -> DataLoader[Tensor]:
         """Batches of uint8 images from the step on at which the run stands."""
-        settings = self.config.optimizer
+        settings, workers = self.config.optimizer, self.config.data.workers
         return train_loader(
             self.data.train,
             batch_size=settings.batch_size,
@@ -140,7 +140,7 @@ class PretrainModule(pl.LightningModule):
             rank=self.global_rank,
             world_size=self.world,
             crop=self.augment,
-            workers=self.config.data.workers,
+            workers=share_of_cores(self.trainer.num_devices) if workers is None else workers,
             device=self.device,
         )
 

@@ -1,5 +1,6 @@
 """Every image once an epoch, whoever loads it, from wherever the run stands."""
 
+import os
 from itertools import chain
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from ssl_blocks.data import (
     RunSampler,
     UnreadableImageError,
     load,
+    share_of_cores,
     train_loader,
 )
 
@@ -216,3 +218,8 @@ def test_auto_streams_what_does_not_fit_and_both_ways_see_the_same(folder: Path)
     assert (len(few.test), few.is_streamed) == (1, False)
     with pytest.raises(ValueError, match="storage='stream' needs image_size"):
         load(f"imagefolder:{folder}", storage="stream")
+
+
+def test_processes_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
+    assert [share_of_cores(n) for n in (1, 2, 8, 16, 40)] == [16, 8, 2, 1, 1]
