@@ -13,7 +13,7 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 # layers from the ground up: a module may import its own layer and those below
-GROUND = {"values", "randomness", "files"}
+GROUND = {"values", "randomness", "files", "modes"}
 PARTS = {
     "attention",
     "decoders",

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ssl_blocks.data.augment import to_float
 from ssl_blocks.encoders import TokenEncoder
+from ssl_blocks.modes import modes_kept
 
 
 def extract_features(
@@ -93,15 +94,10 @@ def encoder_features(
     Returns:
         ``[N, D]`` float32 on the CPU.
     """
-    modes = [(part, part.training) for part in encoder.module.modules()]
-    encoder.module.eval()
-    try:
+    with modes_kept(encoder.module, training=False):
         return extract_features(
             encoder.features, images, mean=mean, std=std, device=device, autocast_dtype=autocast_dtype
         )
-    finally:
-        for part, mode in modes:
-            part.training = mode
 
 
 def _check_finite(features: Tensor, autocast_dtype: torch.dtype | None) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ssl_blocks.data import ImageData, denormalize, to_float
 from ssl_blocks.evaluation import Scores
+from ssl_blocks.modes import modes_kept
 from ssl_blocks.objectives import MaskedAutoencoding, ObjectiveModule, SegmentAutoregression
 from ssl_blocks.randomness import seeded_generator
 from ssl_blocks.values import Serialization
@@ -43,13 +44,8 @@ def write_figures(objective: ObjectiveModule, data: ImageData, folder: Path) -> 
     split = data.train if data.test is None else data.test
     chosen = torch.linspace(0, len(split) - 1, min(NUM_EXAMPLES, len(split))).long()
     images = to_float(split.read(chosen), data.mean, data.std)
-    modes = {part: part.training for part in objective.modules()}
-    objective.eval()
-    try:
+    with modes_kept(objective, training=False):
         return draw_examples(objective, images, data, folder)
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
 
 
 @singledispatch

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ssl_blocks.data import ImageData, RandomResizedCropFlip, share_of_cores, to_float, train_loader
+from ssl_blocks.modes import modes_kept
 from ssl_blocks.objectives import ObjectiveModule
 from ssl_blocks.randomness import mix_seed, seeded_generator
 from ssl_blocks.training.checkpoints import FORMAT_VERSION, MARK
@@ -65,12 +66,12 @@ class PretrainModule(pl.LightningModule):
                 f"{len(self.data.train)} training images"
             )
         check_warmup(self.num_steps, self.warmup_steps)
-        images = to_float(self.data.train.read(torch.arange(2)), self.data.mean, self.data.std)
+        some = self.data.train.read(torch.arange(min(8, len(self.data.train))))[:2]  # unreadable ones may be left out
+        images = to_float(some, self.data.mean, self.data.std)
         generator = seeded_generator("cpu", self.config.seed)
-        self.objective.eval()  # statistics of norms are for training images
-        with torch.no_grad():
+        # in evaluation mode, for statistics of norms are for training images
+        with torch.no_grad(), modes_kept(self.objective, training=False):
             self.objective(images, self.objective.draw(images, generator=generator))
-        self.objective.train()
 
     @property
     def warmup_steps(self) -> int:

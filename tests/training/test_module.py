@@ -274,3 +274,13 @@ def test_dropout_follows_the_step_not_the_global_generator(tmp_path: Path) -> No
     without = small_objective()
     fit(without, tmp_path)
     assert not torch.equal(weights[0], without.head.weight)
+
+
+def test_trying_two_images_leaves_modes_and_statistics_alone() -> None:
+    objective = small_objective()
+    objective.head = torch.nn.Sequential(torch.nn.BatchNorm1d(60), objective.head)
+    objective.encoder.module.norm.eval()
+    before = {name: part.training for name, part in objective.named_modules()}
+    PretrainModule(objective, some_data(), some_config()).check()
+    assert before == {name: part.training for name, part in objective.named_modules()}
+    assert objective.head[0].num_batches_tracked == 0
