@@ -47,7 +47,7 @@ def _sizes(segments: dict[str, Any]) -> list[int]:
 def table(names: Sequence[str]) -> str:
     """A Markdown table with a column per preset."""
     presets = [yaml.safe_load((ROOT / "examples" / "configs" / f"{name}.yaml").read_text()) for name in names]
-    lines = [["", *(name.partition("_")[2].replace("_", " ") for name in names)], ["---"] * (len(names) + 1)]
+    lines = [["", *(name.partition("_")[2] for name in names)], ["---"] * (len(names) + 1)]
     rows = {row: [read(preset) for preset in presets] for row, read in ROWS.items()}
     lines += [[row, *map(str, values)] for row, values in rows.items() if any(value is not None for value in values)]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
