@@ -3,7 +3,7 @@
 from ssl_blocks import encoders
 from ssl_blocks.attention import explicit_attention
 from ssl_blocks.decoders import Decoder, MaskTokenDecoder, SegmentDecoder
-from ssl_blocks.encoders import TimmViT, TokenEncoder
+from ssl_blocks.encoders import FeatureEncoder, RegionEncoder, TimmViT, TokenEncoder
 from ssl_blocks.losses import predicted_mse
 from ssl_blocks.masks import MaskBuilder, SegmentCausalMask
 from ssl_blocks.objectives import MaskedAutoencoding, Objective, ObjectiveModule, SegmentAutoregression
@@ -28,8 +28,10 @@ from ssl_blocks.values import (
     Grid,
     ObjectiveOutput,
     Progress,
+    Regions,
     Segments,
     Serialization,
+    Views,
     gather_tokens,
 )
 
@@ -41,6 +43,7 @@ __all__ = [
     "BlockSubsetPartitioner",
     "Decoder",
     "Encoded",
+    "FeatureEncoder",
     "Grid",
     "GridSubsetPartitioner",
     "LastLayerRouter",
@@ -57,6 +60,8 @@ __all__ = [
     "PositionTable",
     "Progress",
     "RandomSerializer",
+    "RegionEncoder",
+    "Regions",
     "SegmentAutoregression",
     "SegmentCausalMask",
     "SegmentDecoder",
@@ -73,6 +78,7 @@ __all__ = [
     "TokenEncoder",
     "TokenPartitioner",
     "Tokenizer",
+    "Views",
     "encoders",
     "explicit_attention",
     "gather_tokens",

@@ -211,6 +211,54 @@ class Encoded:
     final: Float[Tensor, "b n d"]
 
 
+@dataclass(frozen=True, eq=False)
+class Regions:
+    """What a region encoder returns: a map of features, and one vector for the whole image.
+
+    Args:
+        map: normalised features of every region in raster order, ``[B, R, D]``.
+        pooled: features of the whole image, ``[B, D]``.
+        grid: height and width of the map, ``R`` regions in all.
+    """
+
+    map: Float[Tensor, "b r d"]
+    pooled: Float[Tensor, "b d"]
+    grid: Grid
+
+
+@dataclass(frozen=True, eq=False)
+class Views:
+    """Several crops of every image, the global ones first.
+
+    Args:
+        images: one ``[B, C, H, W]`` per crop; sizes may differ from crop to crop.
+        num_global: how many of them are global: large, and seen by a teacher.
+
+    Raises:
+        ValueError: if there is no global view, or views differ in the number of images.
+
+    Examples:
+        >>> Views((torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 4, 4)), num_global=1).batch
+        2
+    """
+
+    images: tuple[Float[Tensor, "b c _ _"], ...]
+    num_global: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_global <= len(self.images):
+            raise ValueError(
+                f"num_global={self.num_global} must be at least 1 and at most the {len(self.images)} views"
+            )
+        if len({len(view) for view in self.images}) > 1:
+            raise ValueError(f"views must hold the same images, got {[len(view) for view in self.images]} of them")
+
+    @property
+    def batch(self) -> int:
+        """Number of images, ``B``."""
+        return len(self.images[0])
+
+
 @dataclass(frozen=True)
 class Progress:
     """Where a training run stands, handed to an objective's ``before_step``.

@@ -2,10 +2,10 @@
 
 from torch import nn
 
-from ssl_blocks.encoders.protocol import TokenEncoder
+from ssl_blocks.encoders.protocol import FeatureEncoder, RegionEncoder, TokenEncoder
 from ssl_blocks.encoders.timm import TimmViT, timm_vit
 
-__all__ = ["TimmViT", "TokenEncoder", "timm_vit", "wrap"]
+__all__ = ["FeatureEncoder", "RegionEncoder", "TimmViT", "TokenEncoder", "timm_vit", "wrap"]
 
 
 def wrap(module: nn.Module) -> TokenEncoder:

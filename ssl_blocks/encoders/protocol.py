@@ -1,11 +1,46 @@
-"""What an objective asks of an encoder."""
+"""What objectives and evaluation ask of an encoder."""
 
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ssl_blocks.values import Encoded, Grid
+from ssl_blocks.values import Encoded, Grid, Regions
+
+
+@runtime_checkable
+class FeatureEncoder(Protocol):
+    """Whatever turns images into features: all that evaluation and export need.
+
+    Attributes:
+        module: the user's own model, unpatched; saving its ``state_dict`` is the export.
+        dim: width of the features, ``D``.
+        channels: colour channels of the images.
+    """
+
+    dim: int
+    channels: int
+
+    @property
+    def module(self) -> nn.Module:
+        """The user's own model, unpatched."""
+        ...
+
+    def features(self, images: Float[Tensor, "..."]) -> Float[Tensor, "b d"]:
+        """One vector per image, ``[B, D]``."""
+        ...
+
+
+@runtime_checkable
+class RegionEncoder(FeatureEncoder, Protocol):
+    """Any model that ends in a map of features: Swin, PVT, ConvNeXt, or a vision transformer's tokens.
+
+    Images may have another size than the model was built for, where the model allows it.
+    """
+
+    def regions(self, images: Float[Tensor, "b c h w"]) -> Regions:
+        """Features of every region and of the whole image."""
+        ...
 
 
 @runtime_checkable
@@ -62,6 +97,10 @@ class TokenEncoder(Protocol):
         """
         ...
 
-    def features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
-        """Mean over the patch tokens of the normalised output, ``[B, D]``."""
+    def features(self, images: Float[Tensor, "..."]) -> Float[Tensor, "b d"]:
+        """Mean over the patch tokens of the normalised output, ``[B, D]``.
+
+        Args:
+            images: ``[B, C, H, W]``, or all their patches ``[B, N, C, p, q]`` in raster order.
+        """
         ...

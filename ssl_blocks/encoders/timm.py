@@ -122,8 +122,12 @@ class TimmViT(nn.Module):
             return tokens
         return torch.cat([front.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens], dim=1)
 
-    def features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
-        """Mean over the patch tokens of the normalised output, ``[B, D]`` (RandSAC, Sec. 5.1)."""
+    def features(self, images: Float[Tensor, "..."]) -> Float[Tensor, "b d"]:
+        """Mean over the patch tokens of the normalised output, ``[B, D]`` (RandSAC, Sec. 5.1).
+
+        Args:
+            images: ``[B, C, H, W]``, or all their patches ``[B, N, C, p, q]`` in raster order.
+        """
         index = torch.arange(self.grid.num_tokens, device=images.device).expand(images.shape[0], -1)
         return self.encode(self.embed(images), index).final[:, self.num_prefix :].mean(1)
 

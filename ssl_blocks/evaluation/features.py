@@ -7,8 +7,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ssl_blocks.data.augment import to_float
-from ssl_blocks.encoders import TokenEncoder
+from ssl_blocks.encoders import FeatureEncoder
 from ssl_blocks.modes import modes_kept
+from ssl_blocks.tokenizers import Tokenizer
 
 
 def extract_features(
@@ -73,31 +74,35 @@ def extract_features(
 
 
 def encoder_features(
-    encoder: TokenEncoder,
+    encoder: FeatureEncoder,
     images: UInt8[Tensor, "n c h w"],
     *,
     mean: Sequence[float],
     std: Sequence[float],
+    tokenizer: Tokenizer | None = None,
     device: torch.device | str = "cpu",
     autocast_dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "n d"]:
-    """Features of a token encoder in evaluation mode; its module is left in the mode that it was in.
+    """Features of an encoder in evaluation mode; its module is left in the mode that it was in.
 
     Args:
         encoder: whose module lies on ``device``.
         images: ``[N, C, H, W]`` uint8, on any device.
         mean: one number per channel on the 0..1 scale.
         std: the same.
+        tokenizer: cuts the images as pretraining did, where it leaves pixels out; ``None`` hands over whole images.
         device: where the encoder runs.
         autocast_dtype: its precision under autocast; ``None`` switches autocast off.
 
     Returns:
         ``[N, D]`` float32 on the CPU.
     """
+
+    def encode(batch: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
+        return encoder.features(batch if tokenizer is None else tokenizer(batch))
+
     with modes_kept(encoder.module, training=False):
-        return extract_features(
-            encoder.features, images, mean=mean, std=std, device=device, autocast_dtype=autocast_dtype
-        )
+        return extract_features(encode, images, mean=mean, std=std, device=device, autocast_dtype=autocast_dtype)
 
 
 def _check_finite(features: Tensor, autocast_dtype: torch.dtype | None) -> None:

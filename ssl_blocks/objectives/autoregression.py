@@ -56,6 +56,9 @@ class SegmentAutoregression(ObjectiveModule):
         torch.Size([2, 60, 48])
     """
 
+    encoder: TokenEncoder
+    tokenizer: Tokenizer
+
     def __init__(
         self,
         *,

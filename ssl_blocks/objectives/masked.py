@@ -50,6 +50,9 @@ class MaskedAutoencoding(ObjectiveModule):
         torch.Size([2, 48, 48])
     """
 
+    encoder: TokenEncoder
+    tokenizer: Tokenizer
+
     def __init__(
         self,
         *,

@@ -4,23 +4,25 @@ from abc import ABC, abstractmethod
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
-from ssl_blocks.encoders.protocol import TokenEncoder
+from ssl_blocks.encoders.protocol import FeatureEncoder, TokenEncoder
 from ssl_blocks.tokenizers import Tokenizer
 from ssl_blocks.values import ObjectiveOutput, Progress
 
 
 @runtime_checkable
 class Objective(Protocol):
-    """A pretraining objective: random choices, a loss, and hooks for the loop around it."""
+    """A pretraining objective: random choices, a loss, and hooks for the loop around it.
 
-    def draw(self, images: Float[Tensor, "b c h w"], *, generator: torch.Generator | None = None) -> Any:
-        """Make every random choice for a batch of images ``[B, C, H, W]``."""
+    Images are ``[B, C, H, W]``; an objective that compares several crops of an image takes `Views`, too.
+    """
+
+    def draw(self, images: Any, /, *, generator: torch.Generator | None = None) -> Any:
+        """Make every random choice for a batch of images."""
         ...
 
-    def __call__(self, images: Float[Tensor, "b c h w"], draw: Any = None) -> ObjectiveOutput:
+    def __call__(self, images: Any, /, draw: Any = None) -> ObjectiveOutput:
         """Compute loss and predictions; deterministic where ``draw`` is given."""
         ...
 
@@ -36,7 +38,7 @@ class Objective(Protocol):
         """Names of parameters that weight decay must spare, besides those of fewer than two dimensions."""
         ...
 
-    def export_encoder(self) -> TokenEncoder:
+    def export_encoder(self) -> FeatureEncoder:
         """The encoder that pretraining leaves behind."""
         ...
 
@@ -44,18 +46,25 @@ class Objective(Protocol):
 class ObjectiveModule(nn.Module, ABC):
     """The life cycle of an objective that follows no schedule and keeps no teacher. Inherit to write your own.
 
-    A subclass sets ``self.encoder`` and ``self.tokenizer``, and defines ``draw`` and ``forward``.
+    A subclass sets ``self.encoder`` and, where it cuts images into patches, ``self.tokenizer``; and it defines ``draw``
+    and ``forward``.
+
+    Attributes:
+        encoder: what is trained.
+        tokenizer: how images are cut; ``None`` for objectives that hand whole images to their encoder.
+        takes_views: whether the objective takes `Views`; others get the first global view.
     """
 
-    encoder: TokenEncoder
-    tokenizer: Tokenizer
+    encoder: FeatureEncoder
+    tokenizer: Tokenizer | None = None
+    takes_views: bool = False
 
     @abstractmethod
-    def draw(self, images: Float[Tensor, "b c h w"], *, generator: torch.Generator | None = None) -> Any:
-        """Make every random choice for a batch of images ``[B, C, H, W]``."""
+    def draw(self, images: Any, *, generator: torch.Generator | None = None) -> Any:
+        """Make every random choice for a batch of images ``[B, C, H, W]``, or of `Views`."""
 
     @abstractmethod
-    def forward(self, images: Float[Tensor, "b c h w"], draw: Any = None) -> ObjectiveOutput:
+    def forward(self, images: Any, draw: Any = None) -> ObjectiveOutput:
         """Compute loss and predictions; deterministic where ``draw`` is given."""
 
     def before_step(self, progress: Progress) -> None:
@@ -73,7 +82,7 @@ class ObjectiveModule(nn.Module, ABC):
                 names |= {f"{path}.{name}" for name in own()}
         return names & {name for name, _ in self.named_parameters()}
 
-    def export_encoder(self) -> TokenEncoder:
+    def export_encoder(self) -> FeatureEncoder:
         """The encoder as it stands."""
         return self.encoder
 

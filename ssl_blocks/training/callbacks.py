@@ -147,6 +147,7 @@ class OnlineKnn(pl.Callback):
                 split.images,
                 mean=self.data.mean,
                 std=self.data.std,
+                tokenizer=module.objective.tokenizer,
                 device=module.device,
                 autocast_dtype=self.autocast_dtype,
             )

@@ -171,7 +171,7 @@ def segments_text(objective: ObjectiveModule, shape: ImageShape, *, seed: int) -
     """
     generator = seeded_generator("cpu", seed)
     draw = objective.draw(torch.zeros(1, *shape), generator=generator)
-    if not isinstance(draw, Serialization):
+    if not isinstance(draw, Serialization) or objective.tokenizer is None:
         return ""
     grid = objective.tokenizer.grid
     steps = draw.put(draw.step)[0].tolist()

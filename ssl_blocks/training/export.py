@@ -9,7 +9,7 @@ from typing import Any
 
 from timm.models import save_for_hf
 
-from ssl_blocks.encoders import TimmViT
+from ssl_blocks.encoders import FeatureEncoder
 from ssl_blocks.tokenizers import Tokenizer
 from ssl_blocks.training.logs import quiet
 
@@ -17,7 +17,12 @@ FORMAT_VERSION = 1
 
 
 def export_encoder(
-    encoder: TimmViT, folder: Path, *, tokenizer: Tokenizer, mean: tuple[float, ...], std: tuple[float, ...]
+    encoder: FeatureEncoder,
+    folder: Path,
+    *,
+    tokenizer: Tokenizer | None,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
 ) -> Path:
     """Write ``config.json`` and ``model.safetensors``; an existing folder is replaced only when both are there.
 
@@ -25,47 +30,61 @@ def export_encoder(
     mean over normalised patch tokens: the same features as the encoder's.
 
     Args:
-        encoder: what to save.
+        encoder: what to save; its module is a timm model.
         folder: where to.
-        tokenizer: how pretraining cut the images, noted in the configuration.
+        tokenizer: how pretraining cut the images, noted in the configuration; ``None`` where it did not.
         mean: per channel on the 0..1 scale.
         std: likewise.
 
     Returns:
         The folder.
+
+    Raises:
+        TypeError: if the encoder's module is no timm model.
     """
+    module = encoder.module
+    if not hasattr(module, "pretrained_cfg"):
+        raise TypeError(f"encoder.module must be a model of timm to be exported, got {type(module).__name__}")
     fresh = folder.with_name(folder.name + ".incomplete")
     shutil.rmtree(fresh, ignore_errors=True)
     notes = {
         "format_version": FORMAT_VERSION,
         "encoder": type(encoder).__name__,
-        "patch": list(tokenizer.patch),
+        "patch": None if tokenizer is None else list(tokenizer.patch),
         "crop": getattr(tokenizer, "crop", 0),
-        "channels": tokenizer.channels,
+        "channels": encoder.channels,
         "mean": list(mean),
         "std": list(std),
         "pooling": "mean of normalised patch tokens",
     }
     with quiet("timm.data", logging.ERROR):  # it remarks on a mean and std that are replaced below
         save_for_hf(
-            encoder.module,
+            module,
             str(fresh),
             model_config={"ssl_blocks": notes},
-            model_args=dict(encoder.model_args),
+            model_args=dict(getattr(encoder, "model_args", {})),
             safe_serialization=True,
         )
-    _note_preprocessing(fresh / "config.json", encoder, mean, std)
+    _note_preprocessing(fresh / "config.json", encoder, tokenizer, mean, std)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(fresh, folder)
     return folder
 
 
-def _note_preprocessing(path: Path, encoder: TimmViT, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+def _note_preprocessing(
+    path: Path,
+    encoder: FeatureEncoder,
+    tokenizer: Tokenizer | None,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> None:
     """Put what timm's own data pipeline asks for where it looks."""
     config: dict[str, Any] = json.loads(path.read_text())
-    size = (encoder.grid.height * encoder.patch[0], encoder.grid.width * encoder.patch[1])
+    if tokenizer is not None:
+        grid, patch = tokenizer.grid, tokenizer.patch
+        size = (grid.height * patch[0], grid.width * patch[1])
+        config["pretrained_cfg"]["input_size"] = [encoder.channels, *size]
     config["pretrained_cfg"] |= {
-        "input_size": [encoder.channels, *size],
         "mean": list(mean),
         "std": list(std),
         "crop_pct": 1.0,

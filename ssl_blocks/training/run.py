@@ -16,7 +16,6 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
 
 from ssl_blocks.data import ImageData, ImageShape, UnreadableImageError, load
-from ssl_blocks.encoders import TimmViT
 from ssl_blocks.files import TEMPORARY_SUFFIX, atomically
 from ssl_blocks.objectives import ObjectiveModule
 from ssl_blocks.training.callbacks import OnlineKnn, RichRunProgress, StepLog
@@ -249,16 +248,15 @@ class Run(Generic[C]):
         self.module.continue_from(last, list_checkpoints(self.config.folder)[0])
 
     def _score(self, sample: ImageData, name: str) -> list[Any]:
-        encoder = self.module.objective.export_encoder()
-        return score_encoder(name, encoder, sample, device=self.device, autocast_dtype=self.autocast_dtype)
+        objective = self.module.objective
+        return score_encoder(name, objective, sample, device=self.device, autocast_dtype=self.autocast_dtype)
 
     def _export(self, folder: Path) -> None:
-        encoder = self.module.objective.export_encoder()
-        assert isinstance(encoder, TimmViT), "recipes build timm encoders"
+        objective = self.module.objective
         export_encoder(
-            encoder,
+            objective.export_encoder(),
             folder,
-            tokenizer=self.module.objective.tokenizer,
+            tokenizer=objective.tokenizer,
             mean=self.data.mean,
             std=self.data.std,
         )

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ssl_blocks.data import ImageData, ImageSplit
-from ssl_blocks.encoders.protocol import TokenEncoder
 from ssl_blocks.evaluation import Scores, encoder_features, raw_pixels, score_features
+from ssl_blocks.objectives import ObjectiveModule
 
 SHOTS = 10
 
@@ -19,11 +19,18 @@ def score_pixels(data: ImageData) -> list[Scores]:
 
 
 def score_encoder(
-    name: str, encoder: TokenEncoder, data: ImageData, *, device: str, autocast_dtype: torch.dtype | None
+    name: str, objective: ObjectiveModule, data: ImageData, *, device: str, autocast_dtype: torch.dtype | None
 ) -> list[Scores]:
-    """Score an encoder's features; nothing where there are no labels. The encoder ends up on CPU."""
+    """Score the features of an objective's encoder; nothing where there are no labels. It ends up on CPU."""
+    encoder = objective.export_encoder()
     encode = partial(
-        encoder_features, encoder, mean=data.mean, std=data.std, device=device, autocast_dtype=autocast_dtype
+        encoder_features,
+        encoder,
+        mean=data.mean,
+        std=data.std,
+        tokenizer=objective.tokenizer,
+        device=device,
+        autocast_dtype=autocast_dtype,
     )
     encoder.module.to(device)
     scores = _score(name, data, encode)

@@ -18,13 +18,13 @@ def test_reconstructions_show_guesses_and_mark_what_was_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, partitioner: sb.SegmentPartitioner, normalize: bool
 ) -> None:
     shown = {}
-    draw_it = figures.draw_reconstructions
+    draw_it = figures.pixels.draw_reconstructions
 
     def spy(images, targets, predictions, known, grid):
         shown.update(images=images, targets=targets, predictions=predictions, known=known)
         return draw_it(images, targets, predictions, known, grid)
 
-    monkeypatch.setattr(figures, "draw_reconstructions", spy)
+    monkeypatch.setattr(figures.pixels, "draw_reconstructions", spy)
     data, objective = some_data(), build(partitioner, normalize=normalize)
     files = figures.write_figures(objective, data, tmp_path)
     assert all(file.stat().st_size > 0 for file in files)
@@ -52,13 +52,13 @@ def test_an_objective_without_segments_has_no_such_figures(tmp_path: Path) -> No
 
 def test_masked_autoencoding_shows_its_reconstructions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = {}
-    draw_it = figures.draw_reconstructions
+    draw_it = figures.pixels.draw_reconstructions
 
     def spy(images, targets, predictions, known, grid):
         shown.update(targets=targets, predictions=predictions, known=known)
         return draw_it(images, targets, predictions, known, grid)
 
-    monkeypatch.setattr(figures, "draw_reconstructions", spy)
+    monkeypatch.setattr(figures.pixels, "draw_reconstructions", spy)
     base = build(sb.SquarePartitioner(sides=(2,)))
     decoder = sb.MaskTokenDecoder(grid=base.encoder.grid, dim=16, depth=1, num_heads=2)
     mae = sb.MaskedAutoencoding(encoder=base.encoder, tokenizer=base.tokenizer, target=base.target, decoder=decoder)
@@ -94,13 +94,13 @@ def test_another_kind_of_objective_brings_its_own_pictures(tmp_path: Path) -> No
 
 def test_curves_compare_with_untrained_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {}
-    draw_it = figures.draw_curves
+    draw_it = figures.registry.draw_curves
 
     def spy(runs, *, references):
         asked.update(runs=runs, references=references)
         return draw_it(runs, references=references)
 
-    monkeypatch.setattr(figures, "draw_curves", spy)
+    monkeypatch.setattr(figures.registry, "draw_curves", spy)
     run = tmp_path / "mine"
     run.mkdir()
     (run / "metrics.csv").write_text("step,epoch,loss,knn\n0,1.0,0.9,0.25\n")

@@ -1,57 +1,22 @@
-"""Pictures of a run: what its objective did to a few images, and how training went."""
+"""Pictures of objectives that predict pixels: segments, steps and reconstructions."""
 
-from collections.abc import Sequence
-from functools import singledispatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ssl_blocks.data import ImageData, denormalize, to_float
-from ssl_blocks.evaluation import Scores
-from ssl_blocks.modes import modes_kept
-from ssl_blocks.objectives import MaskedAutoencoding, ObjectiveModule, SegmentAutoregression
+from ssl_blocks.data import ImageData, denormalize
+from ssl_blocks.objectives import MaskedAutoencoding, SegmentAutoregression
 from ssl_blocks.randomness import seeded_generator
+from ssl_blocks.training.figures.registry import draw_examples
 from ssl_blocks.values import Serialization
-from ssl_blocks.visualize import (
-    draw_curves,
-    draw_reconstructions,
-    draw_segments,
-    draw_steps,
-    reading_order_gif,
-    save_figure,
-)
+from ssl_blocks.visualize import draw_reconstructions, draw_segments, draw_steps, reading_order_gif, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NUM_EXAMPLES = 6
 NUM_IN_STEPS = 3  # images shown step by step
-
-
-@torch.no_grad()
-def write_figures(objective: ObjectiveModule, data: ImageData, folder: Path) -> list[Path]:
-    """Write what there is to see of an objective on a few test images; return the files.
-
-    Another kind of objective brings its pictures with ``draw_examples.register``.
-
-    Args:
-        objective: on CPU; its mode is left as it was.
-        data: images.
-        folder: where to.
-    """
-    split = data.train if data.test is None else data.test
-    chosen = torch.linspace(0, len(split) - 1, min(NUM_EXAMPLES, len(split))).long()
-    images = to_float(split.read(chosen), data.mean, data.std)
-    with modes_kept(objective, training=False):
-        return draw_examples(objective, images, data, folder)
-
-
-@singledispatch
-def draw_examples(objective: ObjectiveModule, images: Tensor, data: ImageData, folder: Path) -> list[Path]:
-    """Draw an objective at work on normalised images ``[B, C, H, W]``; nothing for kinds that nobody registered."""
-    return []
 
 
 @draw_examples.register
@@ -95,11 +60,3 @@ def _reconstruct(
 
     pictures, shown = denormalize(images, data.mean, data.std).clamp(0, 1), show(guess)
     return shown, draw_reconstructions(pictures, show(targets), shown, ~is_target, objective.tokenizer.grid)
-
-
-def write_curves(folder: Path, scores: Sequence[Scores]) -> Path:
-    """Write ``figures/curves.png`` of the run in ``folder``, with the scores of untrained features for comparison."""
-    references = {score.name: score.knn for score in scores if score.name != "pretrained encoder"}
-    path = folder / "figures" / "curves.png"
-    save_figure(draw_curves({folder.name: folder / "metrics.csv"}, references=references), path)
-    return path

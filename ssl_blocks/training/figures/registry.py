@@ -1,0 +1,48 @@
+"""Pictures of a run: what every kind of objective has to show, and how training went."""
+
+from collections.abc import Sequence
+from functools import singledispatch
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ssl_blocks.data import ImageData, to_float
+from ssl_blocks.evaluation import Scores
+from ssl_blocks.modes import modes_kept
+from ssl_blocks.objectives import ObjectiveModule
+from ssl_blocks.visualize import draw_curves, save_figure
+
+NUM_EXAMPLES = 6
+
+
+@torch.no_grad()
+def write_figures(objective: ObjectiveModule, data: ImageData, folder: Path) -> list[Path]:
+    """Write what there is to see of an objective on a few test images; return the files.
+
+    Another kind of objective brings its pictures with ``draw_examples.register``.
+
+    Args:
+        objective: on CPU; its mode is left as it was.
+        data: images.
+        folder: where to.
+    """
+    split = data.train if data.test is None else data.test
+    chosen = torch.linspace(0, len(split) - 1, min(NUM_EXAMPLES, len(split))).long()
+    images = to_float(split.read(chosen), data.mean, data.std)
+    with modes_kept(objective, training=False):
+        return draw_examples(objective, images, data, folder)
+
+
+@singledispatch
+def draw_examples(objective: ObjectiveModule, images: Tensor, data: ImageData, folder: Path) -> list[Path]:
+    """Draw an objective at work on normalised images ``[B, C, H, W]``; nothing for kinds that nobody registered."""
+    return []
+
+
+def write_curves(folder: Path, scores: Sequence[Scores]) -> Path:
+    """Write ``figures/curves.png`` of the run in ``folder``, with the scores of untrained features for comparison."""
+    references = {score.name: score.knn for score in scores if score.name != "pretrained encoder"}
+    path = folder / "figures" / "curves.png"
+    save_figure(draw_curves({folder.name: folder / "metrics.csv"}, references=references), path)
+    return path
