@@ -6,7 +6,7 @@ from ssl_blocks.decoders import Decoder, MaskTokenDecoder, SegmentDecoder
 from ssl_blocks.encoders import FeatureEncoder, RegionEncoder, TimmViT, TokenEncoder
 from ssl_blocks.losses import predicted_mse
 from ssl_blocks.masks import MaskBuilder, SegmentCausalMask
-from ssl_blocks.objectives import MaskedAutoencoding, Objective, ObjectiveModule, SegmentAutoregression
+from ssl_blocks.objectives import MaskedAutoencoding, Objective, ObjectiveModule, SegmentAutoregression, WeightedSum
 from ssl_blocks.partitioners import (
     BlobPartitioner,
     BlockSubsetPartitioner,
@@ -79,6 +79,7 @@ __all__ = [
     "TokenPartitioner",
     "Tokenizer",
     "Views",
+    "WeightedSum",
     "encoders",
     "explicit_attention",
     "gather_tokens",

@@ -31,7 +31,14 @@ def masked() -> sb.MaskedAutoencoding:
     return sb.MaskedAutoencoding(encoder=base.encoder, tokenizer=base.tokenizer, target=base.target, decoder=decoder)
 
 
-def run(objective: Any, forward: Any, draw: sb.Serialization, *, autocast: bool) -> tuple[float, list[torch.Tensor]]:
+def combined() -> sb.WeightedSum:
+    """RandSAC and MAE on one encoder."""
+    randsac, mae = build(sb.SquarePartitioner(sides=(2,)), class_token=True), masked()
+    mae.encoder = randsac.encoder
+    return sb.WeightedSum({"randsac": randsac, "mae": mae}, weights={"randsac": 1.0, "mae": 0.5})
+
+
+def run(objective: Any, forward: Any, draw: Any, *, autocast: bool) -> tuple[float, list[torch.Tensor]]:
     objective.zero_grad()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         loss = forward(images(2), draw).loss
@@ -39,11 +46,14 @@ def run(objective: Any, forward: Any, draw: sb.Serialization, *, autocast: bool)
     return loss.item(), [p.grad.clone() for p in objective.parameters() if p.grad is not None]
 
 
+OTHERS: dict[str, Any] = {"masked": masked, "combined": combined}
+
+
 def check(name: str, *, autocast: bool = False, checkpointing: bool = False) -> dict[str, float]:
     """Differences between compiled and eager, relative to the largest gradient."""
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
-    objective = masked() if name == "masked" else build(CASES[name][0], **CASES[name][1])
+    objective = OTHERS[name]() if name in OTHERS else build(CASES[name][0], **CASES[name][1])
     if checkpointing:
         objective.encoder.module.set_grad_checkpointing()
     draw = objective.draw(images(2), generator=torch.Generator().manual_seed(0))
@@ -61,7 +71,7 @@ def check(name: str, *, autocast: bool = False, checkpointing: bool = False) -> 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    results = {name: check(name) for name in [*CASES, "masked"]}
+    results = {name: check(name) for name in [*CASES, *OTHERS]}
     results["masked, bf16"] = check("masked", autocast=True)
     results["squares, bf16"] = check("squares", autocast=True)
     results["blobs, bf16"] = check("blobs", autocast=True)

@@ -1,7 +1,8 @@
 """Objectives assemble parts into something with a loss."""
 
 from ssl_blocks.objectives.autoregression import SegmentAutoregression
+from ssl_blocks.objectives.combine import WeightedSum
 from ssl_blocks.objectives.masked import MaskedAutoencoding
 from ssl_blocks.objectives.protocol import Objective, ObjectiveModule
 
-__all__ = ["MaskedAutoencoding", "Objective", "ObjectiveModule", "SegmentAutoregression"]
+__all__ = ["MaskedAutoencoding", "Objective", "ObjectiveModule", "SegmentAutoregression", "WeightedSum"]

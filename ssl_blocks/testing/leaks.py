@@ -83,7 +83,8 @@ def assert_no_leak(
 
     Raises:
         LeakError: (an ``AssertionError``) naming the first image, step and kind of dependence that is wrong.
-        ValueError: if nothing is predicted in this draw, so that nothing could be checked.
+        ValueError: if the objective has no target, or nothing is predicted in this draw, so that nothing could be
+            checked.
 
     Examples:
         >>> import ssl_blocks as sb
@@ -99,6 +100,11 @@ def assert_no_leak(
         ... )
         >>> assert_no_leak(objective, torch.randn(2, 3, 8, 8))
     """
+    if getattr(objective, "target", None) is None or getattr(objective, "tokenizer", None) is None:
+        raise ValueError(
+            f"{type(objective).__name__} has no target: check the objectives in it one by one, and those that predict "
+            "nothing of patches by tests of their own"
+        )
     precise = torch.autocast(images.device.type, enabled=False)
     with precise, torch.enable_grad(), _modes_kept(objective) as set_training:
         set_training(False)

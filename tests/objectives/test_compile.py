@@ -16,6 +16,7 @@ EXACT = (
     "plain decoder, shared positions",
     "squares, checkpointing",
     "masked",
+    "combined",
 )
 SIXTEEN_BIT = ("squares, bf16", "blobs, bf16", "blobs, checkpointing, bf16", "masked, bf16")
 

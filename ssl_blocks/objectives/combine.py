@@ -1,0 +1,179 @@
+"""Several objectives on one encoder."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ssl_blocks.objectives.protocol import ObjectiveModule
+from ssl_blocks.values import ObjectiveOutput, Progress, Views
+
+
+class WeightedSum(ObjectiveModule):
+    """Train one encoder with several objectives: the loss is the weighted sum of theirs.
+
+    RandSAC with DINO, which the RandSAC paper names as future work, is one such sum. The objectives stay whole, with
+    heads, decoders and teachers of their own; the encoder that they share is trained, exported and saved once. Each
+    objective gets the images as it takes them: `Views`, or the first global view of them.
+
+    Over several processes or accumulated batches, each objective's loss is averaged with equal weights. Where every
+    image has equally many predicted tokens (all but blobs) this is the mean over all that is predicted.
+
+    Args:
+        objectives: by name; they hold the same model, ``objective.encoder.module``.
+        weights: of the losses, by name; ``None`` means 1 for each.
+
+    Raises:
+        ValueError: if there is no objective, a name is unfit for a module, weights name other objectives or are
+            negative or all zero, or an objective holds another model.
+
+    Examples:
+        >>> import ssl_blocks as sb
+        >>> encoder = sb.encoders.timm_vit(image_size=16, patch_size=4, depth=2, embed_dim=16, num_heads=2)
+        >>> tokenizer = sb.PatchTokenizer(image_size=16, patch_size=4)
+        >>> shared = {"encoder": encoder, "tokenizer": tokenizer, "target": sb.PixelTarget(tokenizer)}
+        >>> size = {"grid": encoder.grid, "dim": 16, "depth": 1, "num_heads": 2}
+        >>> both = WeightedSum(
+        ...     {
+        ...         "mae": sb.MaskedAutoencoding(**shared, decoder=sb.MaskTokenDecoder(**size)),
+        ...         "randsac": sb.SegmentAutoregression(
+        ...             **shared,
+        ...             partitioner=sb.SquarePartitioner(sides=(2,)),
+        ...             router=sb.LastLayerRouter(decoder_depth=1),
+        ...             decoder=sb.SegmentDecoder(**size),
+        ...         ),
+        ...     },
+        ...     weights={"mae": 1.0, "randsac": 0.5},
+        ... )
+        >>> sorted(both(torch.rand(2, 3, 16, 16)).metrics)
+        ['mae_loss', 'randsac_loss']
+    """
+
+    def __init__(
+        self, objectives: Mapping[str, ObjectiveModule], *, weights: Mapping[str, float] | None = None
+    ) -> None:
+        super().__init__()
+        self.weights = dict.fromkeys(objectives, 1.0) if weights is None else {k: float(v) for k, v in weights.items()}
+        _check(objectives, self.weights)
+        first = next(iter(objectives.values()))
+        self.encoder = first.encoder  # first, so that names of its parameters begin here
+        self.tokenizer = next((part.tokenizer for part in objectives.values() if part.tokenizer is not None), None)
+        self.objectives = nn.ModuleDict(objectives)
+        self.takes_views = any(part.takes_views for part in objectives.values())
+        self.register_state_dict_post_hook(_drop_aliases)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_restore_aliases)  # type: ignore[no-untyped-call]
+
+    @property
+    def parts(self) -> dict[str, ObjectiveModule]:
+        """The objectives by name."""
+        return {name: part for name, part in self.objectives.items() if isinstance(part, ObjectiveModule)}
+
+    def draw(
+        self, images: Float[Tensor, "b c h w"] | Views, *, generator: torch.Generator | None = None
+    ) -> dict[str, Any]:
+        """Draw for every objective in turn.
+
+        Args:
+            images: ``[B, C, H, W]``, or `Views` of them.
+            generator: source of randomness on the images' device; ``None`` uses torch's default.
+        """
+        return {name: part.draw(_seen_by(part, images), generator=generator) for name, part in self.parts.items()}
+
+    def outputs(
+        self, images: Float[Tensor, "b c h w"] | Views, draw: Mapping[str, Any] | None = None
+    ) -> dict[str, ObjectiveOutput]:
+        """What every objective returns by itself."""
+        draw = self.draw(images) if draw is None else draw
+        return {name: part(_seen_by(part, images), draw[name]) for name, part in self.parts.items()}
+
+    def forward(
+        self, images: Float[Tensor, "b c h w"] | Views, draw: Mapping[str, Any] | None = None
+    ) -> ObjectiveOutput:
+        """Add up the weighted losses.
+
+        Args:
+            images: ``[B, C, H, W]``, or `Views` of them.
+            draw: the random choices by name; ``None`` makes them here.
+
+        Returns:
+            A row for each objective, whose prediction is its loss, for its predictions have shapes of their own (see
+            ``outputs``); the metrics hold each loss and each objective's metrics under its name.
+        """
+        draw = self.draw(images) if draw is None else draw
+        outputs = self.outputs(images, draw)
+        losses = torch.stack([out.loss for out in outputs.values()])
+        loss = (losses * losses.new_tensor([self.weights[name] for name in outputs])).sum()
+        metrics: dict[str, Tensor] = {}
+        for name, out in outputs.items():
+            metrics |= {f"{name}_loss": out.loss.detach()} | {f"{name}_{key}": v for key, v in out.metrics.items()}
+        batch = images.batch if isinstance(images, Views) else len(images)
+        rows = losses.detach()[None, :, None].expand(batch, -1, -1)
+        number = torch.arange(len(outputs), device=losses.device).expand(batch, -1)
+        return ObjectiveOutput(
+            loss=loss,
+            predictions=rows,
+            targets=torch.zeros_like(rows),
+            index=number,
+            step=torch.zeros_like(number),
+            is_target=torch.ones_like(number, dtype=torch.bool),
+            draw=draw,
+            metrics=metrics,
+        )
+
+    def before_step(self, progress: Progress) -> None:
+        """Tell every objective."""
+        for part in self.parts.values():
+            part.before_step(progress)
+
+    def after_step(self) -> None:
+        """Tell every objective."""
+        for part in self.parts.values():
+            part.after_step()
+
+
+def _check(objectives: Mapping[str, ObjectiveModule], weights: Mapping[str, float]) -> None:
+    if not objectives:
+        raise ValueError("objectives={} must hold at least one objective")
+    for name in objectives:
+        if not name.isidentifier():
+            raise ValueError(f"objectives: the name {name!r} must be an identifier, such as 'randsac'")
+    if set(weights) != set(objectives):
+        raise ValueError(f"weights={dict(weights)} must name the objectives {sorted(objectives)}")
+    if not all(0 <= weight < math.inf for weight in weights.values()) or not any(weights.values()):
+        raise ValueError(f"weights={dict(weights)} must be finite, none below 0, and one above")
+    (first, one), *others = objectives.items()
+    for name, other in others:
+        if other.encoder.module is not one.encoder.module:
+            raise ValueError(
+                f"objectives must share one model, but {name!r} holds another than {first!r}: give both one encoder"
+            )
+
+
+def _seen_by(part: ObjectiveModule, images: Tensor | Views) -> Any:
+    return images.images[0] if isinstance(images, Views) and not part.takes_views else images
+
+
+def _aliases(module: nn.Module) -> dict[str, str]:
+    """Second names of parameters and buffers, and the first name of each."""
+    first: dict[int, str] = {}
+    found: dict[str, str] = {}
+    for values in (module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)):
+        for name, value in values:
+            known = first.setdefault(id(value), name)
+            if known != name:
+                found[name] = known
+    return found
+
+
+def _drop_aliases(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    for alias in _aliases(module):
+        state.pop(prefix + alias, None)
+
+
+def _restore_aliases(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    for alias, name in _aliases(module).items():
+        if prefix + name in state:
+            state.setdefault(prefix + alias, state[prefix + name])

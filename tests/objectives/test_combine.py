@@ -1,0 +1,200 @@
+"""Several objectives on one encoder: the sum of their losses, and the encoder once."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+
+import ssl_blocks as sb
+from ssl_blocks.testing import assert_no_leak
+from ssl_blocks.training.export import export_encoder
+from tests.recipes import build, gradients, images
+
+
+def parts(**options) -> dict[str, sb.ObjectiveModule]:
+    """RandSAC and MAE on one encoder."""
+    randsac = build(sb.SquarePartitioner(sides=(2,)), **options)
+    mae = sb.MaskedAutoencoding(
+        encoder=randsac.encoder,
+        tokenizer=randsac.tokenizer,
+        target=randsac.target,
+        decoder=sb.MaskTokenDecoder(grid=randsac.encoder.grid, dim=24, depth=1, num_heads=2, memory_dim=16),
+    )
+    return {"randsac": randsac, "mae": mae}
+
+
+class Views(sb.ObjectiveModule):
+    """Pulls two views of an image together: stands for distillation."""
+
+    takes_views = True
+
+    def __init__(self, encoder: sb.FeatureEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.seen: list[str] = []
+
+    def draw(self, images, *, generator=None):
+        return None
+
+    def forward(self, images, draw=None):
+        one, other = (self.encoder.features(view) for view in images.images[:2])
+        rows = (one - other).square().mean(-1)[:, None, None]
+        zeros = torch.zeros(rows.shape[:2], dtype=torch.int64)
+        return sb.ObjectiveOutput(
+            loss=rows.mean(),
+            predictions=rows,
+            targets=torch.zeros_like(rows),
+            index=zeros,
+            step=zeros,
+            is_target=torch.ones_like(zeros, dtype=torch.bool),
+            draw=draw,
+            metrics={"spread": one.detach().std()},
+        )
+
+    def before_step(self, progress):
+        self.seen.append(f"before {progress.step}")
+
+    def after_step(self):
+        self.seen.append("after")
+
+
+def test_the_loss_and_its_gradients_are_the_weighted_sum():
+    both = sb.WeightedSum(parts(positions="learned"), weights={"randsac": 0.5, "mae": 2.0})
+    batch = images(3)
+    draw = both.draw(batch, generator=torch.Generator().manual_seed(0))
+    loss, found = gradients(both, batch, draw)
+    expected, total = {name: torch.zeros_like(p) for name, p in both.named_parameters()}, 0.0
+    for name, weight in both.weights.items():
+        both.zero_grad()
+        out = both.parts[name](batch, draw[name])
+        out.loss.backward()
+        total += weight * out.loss.item()
+        for key, parameter in both.named_parameters():
+            if parameter.grad is not None:
+                expected[key] += weight * parameter.grad
+    assert loss.item() == pytest.approx(total, rel=1e-6)
+    for key, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[key], rtol=1e-4, atol=1e-6)
+    shared = [key for key in found if key.startswith("encoder.")]
+    assert shared
+    assert not any(".encoder." in key for key in found)
+
+
+def test_output_holds_each_loss_and_is_the_mean_over_rows():
+    both = sb.WeightedSum(parts())
+    batch = images(3)
+    draw = both.draw(batch, generator=torch.Generator().manual_seed(0))
+    out, alone = both(batch, draw), both.outputs(batch, draw)
+    assert out.predictions.shape == (3, 2, 1)
+    assert out.is_target.all()
+    for row, (name, one) in enumerate(alone.items()):
+        assert torch.equal(out.predictions[:, row, 0], one.loss.detach().expand(3))
+        assert torch.equal(out.metrics[f"{name}_loss"], one.loss.detach())
+    torch.testing.assert_close(out.loss, sum(one.loss for one in alone.values()))
+    assert torch.equal(both(batch, out.draw).loss, out.loss)
+
+
+def test_a_weight_of_zero_leaves_the_other_objective():
+    both = sb.WeightedSum(parts(), weights={"randsac": 0.0, "mae": 1.0})
+    batch = images(2)
+    draw = both.draw(batch)
+    assert torch.equal(both(batch, draw).loss, both.parts["mae"](batch, draw["mae"]).loss)
+
+
+def test_every_objective_still_passes_its_leak_check():
+    for part in sb.WeightedSum(parts()).parts.values():
+        assert_no_leak(part, images(2))
+
+
+def test_a_sum_cannot_be_checked_for_leaks_as_a_whole():
+    with pytest.raises(ValueError, match="WeightedSum has no target: check the objectives in it one by one"):
+        assert_no_leak(sb.WeightedSum(parts()), images(2))
+
+
+def test_the_encoder_is_saved_once_and_loads_strictly():
+    both, other = sb.WeightedSum(parts(seed=1)), sb.WeightedSum(parts(seed=2))
+    state = both.state_dict()
+    pointers = [value.data_ptr() for value in state.values()]
+    assert len(set(pointers)) == len(pointers)
+    assert sum(key.endswith("blocks.0.attn.qkv.weight") and "decoder" not in key for key in state) == 1
+    other.load_state_dict(state, strict=True)
+    batch = images(2)
+    draw = both.draw(batch)
+    assert torch.equal(both(batch, draw).loss, other(batch, draw).loss)
+    missing = {key: value for key, value in state.items() if key != "encoder.module.norm.weight"}
+    with pytest.raises(RuntimeError, match=r"Missing key.*encoder\.module\.norm\.weight"):
+        other.load_state_dict(missing, strict=True)
+
+
+def test_it_is_saved_once_inside_another_module_and_after_a_copy_too():
+    both = torch.nn.ModuleDict({"objective": copy.deepcopy(sb.WeightedSum(parts()))})
+    state = both.state_dict()
+    assert not [key for key in state if "objectives.mae.encoder" in key]
+    both.load_state_dict(state, strict=True)
+
+
+def test_views_go_to_those_who_take_them_and_the_first_one_to_the_others():
+    both = parts()
+    both["views"] = Views(both["mae"].encoder)
+    objective = sb.WeightedSum(both)
+    assert objective.takes_views
+    views = sb.Views((images(2), images(2, seed=5)), num_global=2)
+    draw = objective.draw(views, generator=torch.Generator().manual_seed(0))
+    out = objective(views, draw)
+    assert torch.equal(out.metrics["mae_loss"], both["mae"](views.images[0], draw["mae"]).loss)
+    assert torch.equal(out.metrics["views_loss"], both["views"](views).loss)
+    assert "views_spread" in out.metrics
+
+
+def test_every_objective_lives_through_every_step():
+    both = parts()
+    both["views"] = Views(both["mae"].encoder)
+    objective = sb.WeightedSum(both)
+    for step in range(2):
+        objective.before_step(sb.Progress(step=step, epoch=0, num_steps=2, steps_per_epoch=2))
+        objective.after_step()
+    assert both["views"].seen == ["before 0", "after", "before 1", "after"]
+
+
+def test_positions_and_tokens_do_not_decay():
+    objective = sb.WeightedSum(parts(positions="learned", class_token=True))
+    spared = objective.no_weight_decay()
+    assert {"encoder.module.pos_embed", "encoder.module.cls_token", "objectives.mae.decoder.mask_token"} <= spared
+    assert spared <= {name for name, _ in objective.named_parameters()}
+
+
+def test_the_encoder_is_exported_as_it_is(tmp_path: Path):
+    objective = sb.WeightedSum(parts())
+    encoder = objective.export_encoder()
+    assert encoder is objective.parts["randsac"].encoder
+    folder = export_encoder(
+        encoder, tmp_path / "encoder", tokenizer=objective.tokenizer, mean=(0.5,) * 3, std=(0.5,) * 3
+    )
+    assert (folder / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"mae": 1.0}, r"weights=\{'mae': 1.0\} must name the objectives \['mae', 'randsac'\]"),
+        ({"mae": -1.0, "randsac": 1.0}, "must be finite, none below 0"),
+        ({"mae": 0.0, "randsac": 0.0}, "and one above"),
+        ({"mae": float("nan"), "randsac": 1.0}, "must be finite"),
+    ],
+)
+def test_wrong_weights_are_named(weights, message):
+    with pytest.raises(ValueError, match=message):
+        sb.WeightedSum(parts(), weights=weights)
+
+
+def test_objectives_with_encoders_of_their_own_are_refused():
+    with pytest.raises(ValueError, match="objectives must share one model, but 'mae' holds another than 'randsac'"):
+        sb.WeightedSum({"randsac": parts()["randsac"], "mae": parts()["mae"]})
+
+
+def test_no_objective_and_unfit_names_are_refused():
+    with pytest.raises(ValueError, match=r"objectives=\{\} must hold at least one"):
+        sb.WeightedSum({})
+    with pytest.raises(ValueError, match="the name 'a b' must be an identifier"):
+        sb.WeightedSum({"a b": parts()["mae"]})
