@@ -26,7 +26,13 @@ PARTS = {
     "targets",
     "tokenizers",
 }
-LAYERS = [GROUND, PARTS, {"encoders"}, {"objectives"}, {"data", "evaluation", "testing", "training", "visualize"}]
+LAYERS = [
+    GROUND,
+    PARTS,
+    {"encoders"},
+    {"objectives"},
+    {"data", "evaluation", "testing", "training", "visualize", "weights"},
+]
 HEAVY = ("pytorch_lightning", "lightly", "matplotlib", "sklearn", "transformers")
 
 

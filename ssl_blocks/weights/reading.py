@@ -1,0 +1,72 @@
+"""Reading files of weights, and nothing but weights."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+NESTS = ("model", "state_dict", "module")  # under which training scripts keep the weights
+
+
+def read_state(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
+    """Read a file of weights, or take them out of a checkpoint that is loaded already.
+
+    Files are read with ``weights_only=True``: one that would run code is refused.
+
+    Args:
+        source: a ``.safetensors`` file, a file of ``torch.save``, or a mapping; weights may lie under ``model``,
+            ``state_dict`` or ``module``.
+
+    Returns:
+        Tensors by name, on CPU; a prefix ``module.`` of distributed training is taken off.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no file of weights, holds more than weights, or holds no tensors.
+
+    Examples:
+        >>> sorted(read_state({"model": {"module.weight": torch.zeros(2)}, "epoch": 3}))
+        ['weight']
+    """
+    values = dict(source) if isinstance(source, Mapping) else _read(Path(source))
+    for nest in NESTS:
+        inner = values.get(nest)
+        if isinstance(inner, Mapping):
+            values = dict(inner)
+    state = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    if not state:
+        where = "the mapping" if isinstance(source, Mapping) else str(source)
+        raise ValueError(f"{where} must hold tensors by name, got {sorted(map(str, values))[:5]}")
+    if all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    return state
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} must be a file of weights, and is not there")
+    if path.suffix == ".safetensors":
+        try:
+            return dict(load_file(path))
+        except SafetensorError as error:
+            raise ValueError(f"{path} is no readable .safetensors file: {error}") from None
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{path} is refused: it holds more than weights, and loading it could run code of whoever made it "
+            f"({reason}). If you trust it, save its state_dict anew: torch.save(model.state_dict(), ...)"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"{path} is no readable file of weights: {(str(error) or 'it ends early').splitlines()[0]}"
+        ) from None
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{path} must hold tensors by name, got {type(values).__name__}")
+    return dict(values)
