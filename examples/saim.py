@@ -11,7 +11,7 @@ Results   docs/results.md
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 from timm.layers import Mlp
@@ -83,11 +83,12 @@ def build_decoder(config: SAIMConfig, encoder: sb.TimmViT, depth: int) -> sb.Que
     """The query stream: blocks like the encoder's, or the encoder's own."""
     if config.share_weights:
         return sb.QueryStreamDecoder.sharing(encoder, depth=depth)
+    blocks: Any = encoder.module.blocks
     return sb.QueryStreamDecoder(
         grid=encoder.grid,
         dim=encoder.dim,
         depth=depth,
-        num_heads=encoder.module.blocks[0].attn.num_heads,
+        num_heads=blocks[0].attn.num_heads,
         norm=encoder.norm,
     )
 
