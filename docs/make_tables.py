@@ -18,18 +18,22 @@ TABLES = {
         "randsac_imagenet1k",
     ),
     "mae": ("mae_cifar_small", "mae_cifar10", "mae_cifar10_vits", "mae_imagenet_vitb", "mae_imagenet_vitl"),
+    "saim": ("saim_cifar_small", "saim_cifar10", "saim_imagenet_vitb"),
 }
 ROWS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "data": lambda c: c["data"]["name"].partition(":")[0],
     "image size": lambda c: c["data"].get("image_size", "own"),
     "patch": lambda c: c["encoder"]["patch_size"],
     "encoder (depth × width × heads)": lambda c: " × ".join(str(c["encoder"][k]) for k in ("depth", "width", "heads")),
-    "decoder (depth × width × heads)": lambda c: " × ".join(
-        str(c["decoder"].get(k, c["encoder"]["width"])) for k in ("depth", "width", "heads")
+    "decoder (depth × width × heads)": lambda c: (
+        " × ".join(str(c["decoder"].get(k, c["encoder"]["width"])) for k in ("depth", "width", "heads"))
+        if "decoder" in c
+        else None
     ),
+    "query blocks": lambda c: c.get("query_depth"),
     "segments": lambda c: c["segments"]["kind"] if "segments" in c else None,
     "sides or counts": lambda c: ", ".join(map(str, _sizes(c["segments"]))) if "segments" in c else None,
-    "hidden": lambda c: None if "segments" in c else f"{c.get('mask_ratio', 0.75):.0%}",
+    "hidden": lambda c: f"{c.get('mask_ratio', 0.75):.0%}" if c["name"].startswith("mae") else None,
     "normalised target": lambda c: "yes" if c.get("normalize_target", True) else "no",
     "base learning rate": lambda c: f"{c['optimizer']['base_lr']:g}",
     "batch": lambda c: c["optimizer"]["batch_size"],

@@ -25,14 +25,24 @@ class RandSACConfig(RunConfig):
     in_order: bool = Field(False, description="read segments in raster order instead of a random one")
     decoder: DecoderConfig = DecoderConfig()
     learned_skips: bool = Field(True, description="mix encoder layers per decoder layer; otherwise only the last")
+    two_stream: bool = Field(
+        False, description="no decoder: queries pass through the encoder beside its content (the paper's Table 10)"
+    )
     normalize_target: bool = Field(True, description="normalise each target patch (the paper's Table 10 and later)")
 
 
-def assemble(config: RandSACConfig, shape: ImageShape) -> sb.SegmentAutoregression:
+def assemble(config: RandSACConfig, shape: ImageShape) -> sb.SegmentAutoregression | sb.TwoStreamAutoregression:
     """Put the objective together from its parts."""
     channels, image_size = shape.channels, (shape.height, shape.width)
     encoder = config.encoder.build(image_size=image_size, channels=channels)
     tokenizer = sb.PatchTokenizer(image_size=image_size, patch_size=config.encoder.patch_size, channels=channels)
+    partitioner = config.segments.build()
+    serializer = sb.OrderedSerializer() if config.in_order else sb.RandomSerializer()
+    target = sb.PixelTarget(tokenizer, normalize=config.normalize_target)
+    if config.two_stream:
+        return sb.TwoStreamAutoregression(
+            encoder=encoder, tokenizer=tokenizer, partitioner=partitioner, serializer=serializer, target=target
+        )
     depth = config.decoder.depth
     router = (
         sb.LearnedSkipRouter(encoder_depth=encoder.depth, decoder_depth=depth)
@@ -42,9 +52,9 @@ def assemble(config: RandSACConfig, shape: ImageShape) -> sb.SegmentAutoregressi
     return sb.SegmentAutoregression(
         encoder=encoder,
         tokenizer=tokenizer,
-        partitioner=config.segments.build(),
-        serializer=sb.OrderedSerializer() if config.in_order else sb.RandomSerializer(),
-        target=sb.PixelTarget(tokenizer, normalize=config.normalize_target),
+        partitioner=partitioner,
+        serializer=serializer,
+        target=target,
         router=router,
         decoder=config.decoder.build(encoder),
     )

@@ -6,7 +6,14 @@ from ssl_blocks.decoders import Decoder, MaskTokenDecoder, SegmentDecoder
 from ssl_blocks.encoders import FeatureEncoder, RegionEncoder, TimmViT, TokenEncoder
 from ssl_blocks.losses import predicted_mse
 from ssl_blocks.masks import MaskBuilder, SegmentCausalMask
-from ssl_blocks.objectives import MaskedAutoencoding, Objective, ObjectiveModule, SegmentAutoregression, WeightedSum
+from ssl_blocks.objectives import (
+    MaskedAutoencoding,
+    Objective,
+    ObjectiveModule,
+    SegmentAutoregression,
+    TwoStreamAutoregression,
+    WeightedSum,
+)
 from ssl_blocks.partitioners import (
     BlobPartitioner,
     BlockSubsetPartitioner,
@@ -18,7 +25,8 @@ from ssl_blocks.partitioners import (
     TokenPartitioner,
 )
 from ssl_blocks.positions import PositionTable, sincos_table
-from ssl_blocks.routers import LastLayerRouter, LearnedSkipRouter, SkipMemoryRouter
+from ssl_blocks.query_stream import QueryBlock, QueryStreamDecoder
+from ssl_blocks.routers import LastLayerRouter, LearnedSkipRouter, MatchedRouter, SkipMemoryRouter
 from ssl_blocks.serializers import OrderedSerializer, RandomSerializer, Serializer
 from ssl_blocks.targets import PixelTarget, Target
 from ssl_blocks.tokenizers import PatchTokenizer, Tokenizer
@@ -51,6 +59,7 @@ __all__ = [
     "MaskBuilder",
     "MaskTokenDecoder",
     "MaskedAutoencoding",
+    "MatchedRouter",
     "Objective",
     "ObjectiveModule",
     "ObjectiveOutput",
@@ -59,6 +68,8 @@ __all__ = [
     "PixelTarget",
     "PositionTable",
     "Progress",
+    "QueryBlock",
+    "QueryStreamDecoder",
     "RandomSerializer",
     "RegionEncoder",
     "Regions",
@@ -78,6 +89,7 @@ __all__ = [
     "TokenEncoder",
     "TokenPartitioner",
     "Tokenizer",
+    "TwoStreamAutoregression",
     "Views",
     "WeightedSum",
     "encoders",

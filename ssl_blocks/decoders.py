@@ -130,7 +130,7 @@ class SegmentDecoder(nn.Module):
         eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        _check_sizes(dim, num_heads, depth)
+        check_sizes(dim, num_heads, depth)
         self.grid, self.dim, self.depth = grid, dim, depth
         self.memory_dim = dim if memory_dim is None else memory_dim
         self.positions = position_module(positions, grid, dim)
@@ -138,7 +138,7 @@ class SegmentDecoder(nn.Module):
         self.layers = nn.ModuleList(_SegmentLayer(dim, num_heads, mlp_ratio, eps) for _ in range(depth))
         self.norm = nn.LayerNorm(dim, eps=eps)
         for own in (self.memory_proj, self.layers):  # not the positions: they may be the caller's
-            own.apply(_init_linear)
+            own.apply(init_linear)
 
     def forward(
         self,
@@ -201,7 +201,7 @@ class MaskTokenDecoder(nn.Module):
         eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        _check_sizes(dim, num_heads, depth)
+        check_sizes(dim, num_heads, depth)
         self.grid, self.dim, self.depth = grid, dim, depth
         self.memory_dim = dim if memory_dim is None else memory_dim
         self.positions = position_module(positions, grid, dim)
@@ -214,7 +214,7 @@ class MaskTokenDecoder(nn.Module):
         )
         self.norm = norm(dim)
         for own in (self.memory_proj, self.blocks):
-            own.apply(_init_linear)
+            own.apply(init_linear)
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that weight decay must spare."""
@@ -248,14 +248,20 @@ class MaskTokenDecoder(nn.Module):
         return out
 
 
-def _check_sizes(dim: int, num_heads: int, depth: int) -> None:
+def check_sizes(dim: int, num_heads: int, depth: int) -> None:
+    """Refuse sizes that no decoder can have.
+
+    Raises:
+        ValueError: if ``num_heads`` does not divide ``dim``, or the depth is smaller than 1.
+    """
     if num_heads < 1 or dim % num_heads:
         raise ValueError(f"num_heads={num_heads} must divide dim={dim}")
     if depth < 1:
         raise ValueError(f"depth={depth} must be at least 1")
 
 
-def _init_linear(module: nn.Module) -> None:
+def init_linear(module: nn.Module) -> None:
+    """Draw a Linear's weight from Xavier's uniform distribution, and set its bias to 0; to be applied to decoders."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         nn.init.zeros_(module.bias)

@@ -73,3 +73,40 @@ class LastLayerRouter:
     def __call__(self, hidden: Hidden, norm: nn.Module) -> Hidden:
         """Return the same memory ``decoder_depth`` times."""
         return (norm(hidden[-1]),) * self.decoder_depth
+
+
+class MatchedRouter:
+    """Give every decoder layer the raw states of the encoder layer that it belongs to (SAIM, query stream).
+
+    As many decoder as encoder layers are paired one to one. A decoder of fewer layers, whose number divides the
+    encoder's, gets the states after every (L / Q)-th block, the last block's among them. Nothing is normalised: a
+    query block has a norm of its own.
+
+    Args:
+        encoder_depth: encoder layers, L.
+        decoder_depth: decoder layers, Q.
+
+    Raises:
+        ValueError: if ``decoder_depth`` does not divide ``encoder_depth``.
+
+    Examples:
+        >>> hidden = tuple(torch.full((1, 1, 1), float(layer)) for layer in range(6))
+        >>> [m.item() for m in MatchedRouter(encoder_depth=6, decoder_depth=3)(hidden, nn.Identity())]
+        [1.0, 3.0, 5.0]
+    """
+
+    def __init__(self, *, encoder_depth: int, decoder_depth: int) -> None:
+        if decoder_depth < 1 or encoder_depth % decoder_depth:
+            raise ValueError(f"decoder_depth={decoder_depth} must divide encoder_depth={encoder_depth}")
+        self.encoder_depth, self.decoder_depth = encoder_depth, decoder_depth
+
+    def __call__(self, hidden: Hidden, norm: nn.Module) -> Hidden:
+        """Pick the layers.
+
+        Raises:
+            ValueError: if the number of hidden states is not ``encoder_depth``.
+        """
+        if len(hidden) != self.encoder_depth:
+            raise ValueError(f"encoder_depth={self.encoder_depth} must be the encoder's depth, {len(hidden)}")
+        every = self.encoder_depth // self.decoder_depth
+        return hidden[every - 1 :: every]

@@ -1,7 +1,10 @@
 """Targets say what is predicted of every patch."""
 
+import math
 from typing import Protocol, runtime_checkable
 
+import torch
+import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
@@ -32,14 +35,18 @@ class PixelTarget:
     """Predict the pixels of each patch, raw or normalised by the patch's own mean and deviation.
 
     The values of a patch go row by row, channels last ``(y, x, c)`` (MAE and RandSAC). Normalising uses the
-    unbiased variance with 1e-6 inside the root (MAE, "norm_pix"; RandSAC from Table 10 on; raw before).
+    unbiased variance with 1e-6 inside the root (MAE, "norm_pix"; RandSAC from Table 10 on; raw before). SAIM blurs the
+    image before it is cut, so that fine detail need not be predicted.
 
     Args:
         tokenizer: cuts the images; its crop applies.
         normalize: whether to normalise each patch.
+        blur: size of a Gaussian kernel in pixels (odd) and its standard deviation, ``(9, 1.0)`` in SAIM; ``None`` blurs
+            nothing. What lies outside the image counts as 0.
 
     Raises:
-        ValueError: if a patch of one value shall be normalised.
+        ValueError: if a patch of one value shall be normalised, or the kernel's size is not odd, or its deviation not
+            positive.
 
     Examples:
         >>> import torch
@@ -50,13 +57,16 @@ class PixelTarget:
         (torch.Size([1, 4, 48]), True)
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, normalize: bool = False) -> None:
-        self.tokenizer, self.normalize = tokenizer, normalize
+    def __init__(self, tokenizer: Tokenizer, *, normalize: bool = False, blur: tuple[int, float] | None = None) -> None:
+        self.tokenizer, self.normalize, self.blur = tokenizer, normalize, blur
+        self._kernel = None if blur is None else _gaussian(*blur)
         self.dim = tokenizer.channels * tokenizer.patch[0] * tokenizer.patch[1]
         if normalize and self.dim < 2:
             raise ValueError("normalize=True needs patches of at least 2 values: one value has no deviation")
 
     def _flat(self, images: Tensor) -> Float[Tensor, "b n p"]:
+        if self._kernel is not None:
+            images = _blurred(images, self._kernel)
         return rearrange(self.tokenizer(images), "b n c p q -> b n (p q c)")
 
     def __call__(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n p"]:
@@ -69,11 +79,11 @@ class PixelTarget:
     def to_pixels(
         self, predictions: Float[Tensor, "b n p"], images: Float[Tensor, "b c h w"]
     ) -> Float[Tensor, "b c h w"]:
-        """Undo the normalisation with the statistics of ``images``, and put the patches together.
+        """Undo the normalisation with the statistics of ``images``, and put the patches together; a blur stays.
 
         Args:
             predictions: ``[B, N, p*q*C]`` in raster order.
-            images: ``[B, C, H, W]`` that the predictions are of.
+            images: ``[B, C, H, W]`` that the predictions are of, not blurred.
 
         Returns:
             Images ``[B, C, H, W]`` in the same units as ``images``.
@@ -89,3 +99,22 @@ class PixelTarget:
 
 def _deviation(flat: Float[Tensor, "b n p"]) -> Float[Tensor, "b n 1"]:
     return (flat.var(-1, keepdim=True) + _EPS).sqrt()
+
+
+def _gaussian(size: int, sigma: float) -> tuple[float, ...]:
+    """Weights of a Gaussian at the centres of ``size`` pixels; they add up to 1."""
+    if size < 1 or size % 2 == 0:
+        raise ValueError(f"blur={(size, sigma)} must have a kernel of odd size, so that it has a middle pixel")
+    if not 0 < sigma < math.inf:
+        raise ValueError(f"blur={(size, sigma)} must have a positive standard deviation")
+    weights = [math.exp(-((i - size // 2) ** 2) / (2 * sigma**2)) for i in range(size)]
+    return tuple(weight / sum(weights) for weight in weights)
+
+
+def _blurred(images: Float[Tensor, "b c h w"], kernel: tuple[float, ...]) -> Float[Tensor, "b c h w"]:
+    """Convolve rows, then columns. Sums of shifted images keep their precision under autocast, convolutions do not."""
+    (height, width), reach = images.shape[-2:], len(kernel) // 2
+    padded = F.pad(images, (reach, reach, 0, 0))
+    rows = sum((weight * padded[..., i : i + width] for i, weight in enumerate(kernel)), torch.zeros_like(images))
+    padded = F.pad(rows, (0, 0, reach, reach))
+    return sum((weight * padded[..., i : i + height, :] for i, weight in enumerate(kernel)), torch.zeros_like(images))

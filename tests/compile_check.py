@@ -4,6 +4,7 @@ A process of its own: shape checks on every call are no part of what is compiled
 """
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,6 +39,43 @@ def combined() -> sb.WeightedSum:
     return sb.WeightedSum({"randsac": randsac, "mae": mae}, weights={"randsac": 1.0, "mae": 0.5})
 
 
+def query_stream(*, share: bool) -> sb.SegmentAutoregression:
+    """SAIM, with weights of its own or shared ones."""
+    base = build(sb.TokenPartitioner(), class_token=True, depth=4)
+    encoder, own = base.encoder, {"dim": base.encoder.dim, "depth": 2, "num_heads": 2, "norm": base.encoder.norm}
+    return sb.SegmentAutoregression(
+        encoder=encoder,
+        tokenizer=base.tokenizer,
+        partitioner=base.partitioner,
+        target=sb.PixelTarget(base.tokenizer, normalize=True, blur=(9, 1.0)),
+        router=sb.MatchedRouter(encoder_depth=4, decoder_depth=2),
+        decoder=(
+            sb.QueryStreamDecoder.sharing(encoder, depth=2)
+            if share
+            else sb.QueryStreamDecoder(grid=encoder.grid, **own)
+        ),
+        predict_first=True,
+    )
+
+
+def two_stream(partitioner: sb.SegmentPartitioner) -> sb.TwoStreamAutoregression:
+    """Content and queries through one encoder."""
+    base = build(partitioner, class_token=True, depth=4)
+    return sb.TwoStreamAutoregression(
+        encoder=base.encoder, tokenizer=base.tokenizer, partitioner=partitioner, target=base.target
+    )
+
+
+BUILT: dict[str, Callable[[], sb.ObjectiveModule]] = {
+    "masked": masked,
+    "combined": combined,
+    "query stream": lambda: query_stream(share=False),
+    "query stream, shared weights": lambda: query_stream(share=True),
+    "two streams": lambda: two_stream(sb.SquarePartitioner(sides=(2,))),
+    "two streams, blobs": lambda: two_stream(sb.BlobPartitioner(counts=(7,))),
+}
+
+
 def run(objective: Any, forward: Any, draw: Any, *, autocast: bool) -> tuple[float, list[torch.Tensor]]:
     objective.zero_grad()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -46,14 +84,11 @@ def run(objective: Any, forward: Any, draw: Any, *, autocast: bool) -> tuple[flo
     return loss.item(), [p.grad.clone() for p in objective.parameters() if p.grad is not None]
 
 
-OTHERS: dict[str, Any] = {"masked": masked, "combined": combined}
-
-
 def check(name: str, *, autocast: bool = False, checkpointing: bool = False) -> dict[str, float]:
     """Differences between compiled and eager, relative to the largest gradient."""
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
-    objective = OTHERS[name]() if name in OTHERS else build(CASES[name][0], **CASES[name][1])
+    objective = BUILT[name]() if name in BUILT else build(CASES[name][0], **CASES[name][1])
     if checkpointing:
         objective.encoder.module.set_grad_checkpointing()
     draw = objective.draw(images(2), generator=torch.Generator().manual_seed(0))
@@ -71,8 +106,9 @@ def check(name: str, *, autocast: bool = False, checkpointing: bool = False) -> 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    results = {name: check(name) for name in [*CASES, *OTHERS]}
-    results["masked, bf16"] = check("masked", autocast=True)
+    results = {name: check(name) for name in [*CASES, *BUILT]}
+    for name in ("masked", "query stream", "two streams, blobs"):
+        results[f"{name}, bf16"] = check(name, autocast=True)
     results["squares, bf16"] = check("squares", autocast=True)
     results["blobs, bf16"] = check("blobs", autocast=True)
     results["squares, checkpointing"] = check("squares", checkpointing=True)

@@ -16,7 +16,12 @@ def load_recipe(name: str):
     return module
 
 
-_randsac, _mae = load_recipe("randsac"), load_recipe("mae")
+_randsac, _mae, _saim = load_recipe("randsac"), load_recipe("mae"), load_recipe("saim")
 RandSACConfig, assemble = _randsac.RandSACConfig, _randsac.assemble
 MAEConfig, assemble_mae = _mae.MAEConfig, _mae.assemble
-RECIPES = {"randsac": (RandSACConfig, assemble), "mae": (MAEConfig, assemble_mae)}
+SAIMConfig, assemble_saim = _saim.SAIMConfig, _saim.assemble
+RECIPES = {
+    "randsac": (RandSACConfig, assemble),
+    "mae": (MAEConfig, assemble_mae),
+    "saim": (SAIMConfig, assemble_saim),
+}

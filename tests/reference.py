@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms import CenterCrop
 
 # --- tokenizers and targets -------------------------------------------------------------------------------------------
@@ -42,6 +42,21 @@ def pixel_target(patches: Tensor, *, normalize: bool) -> Tensor:
                 variance = sum((v - mean) ** 2 for v in values) / (len(values) - 1)
                 values = [(v - mean) / math.sqrt(variance + 1e-6) for v in values]
             out[i, j] = torch.tensor(values, dtype=patches.dtype)
+    return out
+
+
+def blur_images(images: Tensor, size: int, sigma: float) -> Tensor:
+    """Gaussian blur, pixel by pixel over a square kernel that adds up to 1; outside the image there are zeros."""
+    reach, (height, width) = size // 2, images.shape[-2:]
+    offsets = [(y, x) for y in range(-reach, reach + 1) for x in range(-reach, reach + 1)]
+    kernel = {(y, x): math.exp(-(y * y + x * x) / (2 * sigma**2)) for y, x in offsets}
+    total = sum(kernel.values())
+    out = torch.zeros_like(images)
+    for y in range(height):
+        for x in range(width):
+            for (down, right), weight in kernel.items():
+                if 0 <= y + down < height and 0 <= x + right < width:
+                    out[..., y, x] += weight / total * images[..., y + down, x + right]
     return out
 
 
@@ -176,6 +191,24 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
                 for k, s in scores.items():
                     out[i, j, q] += math.exp(s) / total * value[i, j, k]
     return out
+
+
+def query_step(block: nn.Module, g: Tensor, h: Tensor, mask: Tensor) -> Tensor:
+    """SAIM's query block by the weights of timm's: ``g + attn(norm1(g), norm1(h))``, then ``g + mlp(norm2(g))``.
+
+    One image: ``g`` is ``[t, D]``, ``h`` is ``[s, D]``, ``mask`` is ``[t, s]``.
+    """
+    attn, dim = block.attn, g.shape[-1]
+    rows = attn.qkv.weight.split(dim), attn.qkv.bias.split(dim)  # queries, keys, values
+    asked, seen = block.norm1(g), block.norm1(h)
+    query, key, value = (x @ w.T + b for x, w, b in zip((asked, seen, seen), *rows, strict=True))
+    width, heads = dim // attn.num_heads, []
+    for head in range(attn.num_heads):
+        part = slice(head * width, (head + 1) * width)
+        scores = (query[:, part] @ key[:, part].T / math.sqrt(width)).masked_fill(~mask, -math.inf)
+        heads.append(scores.softmax(-1).nan_to_num() @ value[:, part])  # softmax over nothing: 0
+    g = g + torch.cat(heads, dim=-1) @ attn.proj.weight.T + attn.proj.bias
+    return g + block.mlp(block.norm2(g))
 
 
 def mix_layers(

@@ -21,6 +21,7 @@ PARTS = {
     "masks",
     "partitioners",
     "positions",
+    "query_stream",
     "routers",
     "serializers",
     "targets",

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from ssl_blocks import LastLayerRouter, LearnedSkipRouter, SkipMemoryRouter
+from ssl_blocks import LastLayerRouter, LearnedSkipRouter, MatchedRouter, SkipMemoryRouter
 from tests.reference import mix_layers
 
 
@@ -24,6 +24,7 @@ def layer_norm(generator: torch.Generator, dtype: torch.dtype = torch.float64) -
 def test_routers_fill_the_role():
     assert isinstance(LearnedSkipRouter(encoder_depth=2, decoder_depth=1), SkipMemoryRouter)
     assert isinstance(LastLayerRouter(decoder_depth=1), SkipMemoryRouter)
+    assert isinstance(MatchedRouter(encoder_depth=1, decoder_depth=1), SkipMemoryRouter)
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -92,3 +93,21 @@ def test_last_layer_router_repeats_the_normed_last_layer(generator):
     assert len(memories) == 3
     for memory in memories:
         assert torch.equal(memory, norm(hidden[-1]))
+
+
+@pytest.mark.parametrize(("depth", "queries"), [(6, 6), (6, 3), (6, 2), (6, 1)])
+def test_matched_router_hands_on_the_raw_states_after_every_so_many_blocks(generator, depth, queries):
+    hidden = hidden_states(generator, depth)
+    memories = MatchedRouter(encoder_depth=depth, decoder_depth=queries)(hidden, layer_norm(generator))
+    # content blocks counted from 1; a query block follows after every so many
+    expected = [hidden[number - 1] for number in range(1, depth + 1) if number % (depth // queries) == 0]
+    assert len(memories) == queries
+    assert all(ours is theirs for ours, theirs in zip(memories, expected, strict=True))
+
+
+def test_layers_that_cannot_be_matched_are_refused(generator):
+    for queries in (4, 0, 12):
+        with pytest.raises(ValueError, match=f"decoder_depth={queries} must divide encoder_depth=6"):
+            MatchedRouter(encoder_depth=6, decoder_depth=queries)
+    with pytest.raises(ValueError, match="encoder_depth=4 must be the encoder's depth, 3"):
+        MatchedRouter(encoder_depth=4, decoder_depth=2)(hidden_states(generator), nn.Identity())

@@ -1,10 +1,11 @@
 import pytest
 import torch
+import torchvision.transforms.v2.functional as transforms
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ssl_blocks import PatchTokenizer, PixelTarget, Target
-from tests.reference import cut_patches, pixel_target
+from tests.reference import blur_images, cut_patches, pixel_target
 
 
 @given(
@@ -61,6 +62,59 @@ def test_to_pixels_of_cropped_patches_leaves_the_frame_zero(generator, normalize
     images = torch.rand(2, 3, 8, 8, generator=generator)
     expected = tokenizer.untokenize(tokenizer(images))
     torch.testing.assert_close(target.to_pixels(target(images), images), expected)
+
+
+# --- blur -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize(("size", "sigma"), [(9, 1.0), (3, 0.7), (1, 2.0), (5, 4.0)])
+def test_blurred_targets_equal_those_by_loop(generator, size, sigma, normalize):
+    tokenizer = PatchTokenizer(image_size=(8, 12), patch_size=(2, 4))
+    images = torch.rand(2, 3, 8, 12, generator=generator, dtype=torch.float64)
+    target = PixelTarget(tokenizer, normalize=normalize, blur=(size, sigma))
+    blurred = blur_images(images, size, sigma)
+    expected = pixel_target(cut_patches(blurred, (2, 4)), normalize=normalize)
+    torch.testing.assert_close(target(images), expected, rtol=0, atol=1e-9)
+    torch.testing.assert_close(target.to_pixels(target(images), images), blurred, rtol=0, atol=1e-9)
+
+
+def test_a_blur_is_torchvisions_inside_and_darkens_the_border(generator):
+    tokenizer = PatchTokenizer(image_size=24, patch_size=4)
+    images = torch.rand(2, 3, 24, 24, generator=generator, dtype=torch.float64) + 0.5
+    target = PixelTarget(tokenizer, blur=(9, 1.0))
+    ours, theirs = (
+        target.to_pixels(target(images), images),
+        transforms.gaussian_blur(images, kernel_size=[9, 9], sigma=[1.0, 1.0]),
+    )
+    torch.testing.assert_close(ours[..., 4:-4, 4:-4], theirs[..., 4:-4, 4:-4], rtol=0, atol=1e-9)
+    assert ((ours - theirs)[..., 0, :] < 0).all()  # torchvision reflects at the border, SAIM pads with zeros
+    white = torch.ones(1, 3, 24, 24)
+    shade = target.to_pixels(target(white), white)
+    assert shade[0, 0, 0, 0] < shade[0, 0, 0, 12] < shade[0, 0, 12, 12] == pytest.approx(1.0)
+
+
+def test_a_blur_keeps_its_precision_under_autocast(generator):
+    tokenizer = PatchTokenizer(image_size=8, patch_size=4)
+    images = torch.rand(1, 3, 8, 8, generator=generator)
+    target = PixelTarget(tokenizer, blur=(3, 1.0))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = target(images)
+    assert torch.equal(found, target(images))
+
+
+@pytest.mark.parametrize(
+    ("blur", "message"),
+    [
+        ((4, 1.0), r"blur=\(4, 1.0\) must have a kernel of odd size"),
+        ((-1, 1.0), r"blur=\(-1, 1.0\) must have a kernel of odd size"),
+        ((9, 0.0), r"blur=\(9, 0.0\) must have a positive standard deviation"),
+        ((9, float("nan")), r"blur=\(9, nan\) must have a positive standard deviation"),
+    ],
+)
+def test_blurs_that_are_none_are_refused(blur, message):
+    with pytest.raises(ValueError, match=message):
+        PixelTarget(PatchTokenizer(image_size=4, patch_size=2), blur=blur)
 
 
 def test_a_pixel_target_fills_the_role():

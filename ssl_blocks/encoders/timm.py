@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ssl_blocks.encoders.blocks import run_blocks
 from ssl_blocks.positions import sincos_table
+from ssl_blocks.query_stream import QueryBlock
 from ssl_blocks.tokenizers import pair
 from ssl_blocks.values import Encoded, Grid
 
@@ -130,6 +131,19 @@ class TimmViT(nn.Module):
         """
         index = torch.arange(self.grid.num_tokens, device=images.device).expand(images.shape[0], -1)
         return self.encode(self.embed(images), index).final[:, self.num_prefix :].mean(1)
+
+    def query_blocks(self, depth: int) -> tuple[QueryBlock, ...]:
+        """The first ``depth`` blocks, run on queries with the same weights (SAIM with shared weights).
+
+        Not for parameters dealt out over processes (FSDP): a block's weights are gathered only when it runs on content.
+
+        Raises:
+            ValueError: if there are fewer blocks.
+            TypeError: if they are not timm's plain ``Block``.
+        """
+        if not 1 <= depth <= self.depth:
+            raise ValueError(f"depth={depth} must be at least 1 and at most the encoder's {self.depth} blocks")
+        return tuple(QueryBlock(block) for block in self.module.blocks[:depth])
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that weight decay must spare: positions and prefix tokens."""

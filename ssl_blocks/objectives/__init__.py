@@ -4,5 +4,13 @@ from ssl_blocks.objectives.autoregression import SegmentAutoregression
 from ssl_blocks.objectives.combine import WeightedSum
 from ssl_blocks.objectives.masked import MaskedAutoencoding
 from ssl_blocks.objectives.protocol import Objective, ObjectiveModule
+from ssl_blocks.objectives.two_stream import TwoStreamAutoregression
 
-__all__ = ["MaskedAutoencoding", "Objective", "ObjectiveModule", "SegmentAutoregression", "WeightedSum"]
+__all__ = [
+    "MaskedAutoencoding",
+    "Objective",
+    "ObjectiveModule",
+    "SegmentAutoregression",
+    "TwoStreamAutoregression",
+    "WeightedSum",
+]

@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 from ssl_blocks.decoders import Decoder
 from ssl_blocks.encoders.protocol import TokenEncoder
-from ssl_blocks.losses import predicted_mse
 from ssl_blocks.masks import MaskBuilder, SegmentCausalMask
 from ssl_blocks.objectives.protocol import ObjectiveModule, check_tokenizer
+from ssl_blocks.objectives.sequence import check_predict_first, draw_sequence, score_sequence
 from ssl_blocks.partitioners import SegmentPartitioner
 from ssl_blocks.routers import SkipMemoryRouter
 from ssl_blocks.serializers import RandomSerializer, Serializer
@@ -75,8 +75,7 @@ class SegmentAutoregression(ObjectiveModule):
     ) -> None:
         super().__init__()
         check_tokenizer(tokenizer, encoder)
-        if predict_first and not encoder.num_prefix:
-            raise ValueError("predict_first=True needs an encoder with a prefix token: the first segment sees no other")
+        check_predict_first(encoder, predict_first)
         self.encoder, self.tokenizer, self.partitioner, self.target = encoder, tokenizer, partitioner, target
         self.router, self.decoder = router, decoder
         self.serializer = RandomSerializer() if serializer is None else serializer
@@ -95,13 +94,14 @@ class SegmentAutoregression(ObjectiveModule):
             ValueError: if the generator is on another device, or each image is one single segment by
                 construction, which leaves nothing to predict.
         """
-        segments = self.partitioner(images.shape[0], self.tokenizer.grid, generator=generator, device=images.device)
-        if segments.counts[0] == 1 and not self.predict_first:
-            raise ValueError(
-                f"{type(self.partitioner).__name__} makes one segment of the {self.tokenizer.grid} grid: the first "
-                "segment is context only, so nothing is left to predict. Use smaller or more segments"
-            )
-        return self.serializer(segments, generator=generator)
+        return draw_sequence(
+            self.partitioner,
+            self.serializer,
+            self.tokenizer.grid,
+            images,
+            generator=generator,
+            predict_first=self.predict_first,
+        )
 
     def forward(self, images: Float[Tensor, "b c h w"], draw: Serialization | None = None) -> ObjectiveOutput:
         """Predict every segment but the first.
@@ -128,17 +128,4 @@ class SegmentAutoregression(ObjectiveModule):
         states = self.encoder.encode(tokens, memory_index, masks.source)
         memories = self.router(states.hidden, self.encoder.norm)
         decoded = self.decoder(memories, masks, query_index=index, memory_index=memory_index)
-        predictions = self.head(decoded)
-
-        targets = draw.take(self.target(images), predicted)
-        step = draw.step[:, predicted]
-        is_target = step >= (0 if self.predict_first else 1)
-        return ObjectiveOutput(
-            loss=predicted_mse(predictions, targets, is_target),
-            predictions=predictions,
-            targets=targets,
-            index=index,
-            step=step,
-            is_target=is_target,
-            draw=draw,
-        )
+        return score_sequence(self.head(decoded), self.target, images, draw, predict_first=self.predict_first)

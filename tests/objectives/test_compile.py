@@ -17,8 +17,19 @@ EXACT = (
     "squares, checkpointing",
     "masked",
     "combined",
+    "query stream",
+    "query stream, shared weights",
+    "two streams",
+    "two streams, blobs",
 )
-SIXTEEN_BIT = ("squares, bf16", "blobs, bf16", "blobs, checkpointing, bf16", "masked, bf16")
+SIXTEEN_BIT = (
+    "squares, bf16",
+    "blobs, bf16",
+    "blobs, checkpointing, bf16",
+    "masked, bf16",
+    "query stream, bf16",
+    "two streams, blobs, bf16",
+)
 
 
 @pytest.fixture(scope="module")

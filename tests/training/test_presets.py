@@ -26,6 +26,9 @@ SHAPES = {
     "randsac_imagenet100": LARGE,
     "randsac_lowdata_blob": SMALL,
     "randsac_lowdata_square": SMALL,
+    "saim_cifar10": SMALL,
+    "saim_cifar_small": SMALL,
+    "saim_imagenet_vitb": ImageShape(3, 224, 224),
 }
 PAPER = [name for name in SHAPES if not name.endswith(("_small", "_digits"))]
 
@@ -75,6 +78,8 @@ def test_every_preset_builds_at_full_size_and_predicts(name: str) -> None:
         ("mae_cifar10", (), 5, 2),  # as large as what it is the baseline of
         ("mae_imagenet_vitb", (), 86, 26),
         ("mae_imagenet_vitl", (), 303, 26),
+        ("saim_imagenet_vitb", (), 86, 90),  # as many blocks again, and the head
+        ("saim_imagenet_vitb", ("--share_weights", "true"), 86, 5),
     ],
 )
 def test_sizes_are_the_papers(name: str, overrides: tuple[str, ...], encoder: int, decoder: int) -> None:
@@ -122,23 +127,25 @@ def test_numbers_are_the_papers(
 
 @pytest.mark.parametrize("name", PAPER)
 def test_norms_biases_positions_and_tokens_do_not_decay(name: str) -> None:
-    overrides = ("--encoder.positions", "learned", "--encoder.class_token", "true", "--decoder.positions", "learned")
-    objective = build(name, *overrides)
+    overrides = ("--encoder.positions", "learned", "--encoder.class_token", "true")
+    has_table = not name.startswith("saim")  # whose queries have fixed positions
+    objective = build(name, *overrides, *(("--decoder.positions", "learned") if has_table else ()))
     names = {id(p): n for n, p in objective.named_parameters()}
     decaying, spared = parameter_groups(objective, weight_decay=0.05, no_weight_decay=objective.no_weight_decay())
     of = [{names[id(p)] for p in group["params"]} for group in (decaying, spared)]  # type: ignore[attr-defined]
     assert (decaying["weight_decay"], spared["weight_decay"]) == (0.05, 0.0)
     assert all(n.endswith("weight") and "norm" not in n for n in of[0])
     spared_matrices = {n for n in of[1] if dict(objective.named_parameters())[n].ndim > 1}
-    own = {"mask_token"} if name.startswith("mae") else set()
-    assert {n.rpartition(".")[2] for n in spared_matrices} == {"pos_embed", "cls_token", "table"} | own
+    own = ({"mask_token"} if name.startswith("mae") else set()) | ({"table"} if has_table else set())
+    assert {n.rpartition(".")[2] for n in spared_matrices} == {"pos_embed", "cls_token"} | own
 
 
 @pytest.mark.parametrize("name", PAPER)
 def test_preset_says_where_its_numbers_come_from(name: str) -> None:
     text = (CONFIGS / f"{name}.yaml").read_text()
     comment = text[: text.index(f"name: {name}")]
-    for part in ("Table ", f"--preset {name}", "Hardware", "not measured", "Assumed", "arXiv"):
+    source = "Exploring Stochastic Autoregressive Image Modeling" if name.startswith("saim") else "Table "
+    for part in (source, f"--preset {name}", "Hardware", "not measured", "Assumed", "arXiv"):
         assert part in comment
 
 
@@ -157,6 +164,16 @@ def test_numbers_of_mae_are_the_papers() -> None:
     assert (len(objective.decoder.blocks), objective.decoder.dim) == (8, 512)
     assert objective.partitioner(1, objective.encoder.grid).step_sizes == (49, 147)
     assert (objective.target.normalize, objective.encoder.num_prefix) == (True, 1)
+
+
+def test_numbers_of_saim_are_its_published_commands() -> None:
+    config, objective = load("saim_imagenet_vitb"), build("saim_imagenet_vitb")
+    optimizer = config.optimizer
+    assert (optimizer.base_lr, optimizer.batch_size, optimizer.weight_decay) == (2e-4, 2048, 0.5)
+    assert (optimizer.warmup_epochs, config.trainer.epochs) == (30, 800)
+    assert (objective.encoder.depth, objective.decoder.depth, objective.encoder.dim) == (12, 12, 768)
+    assert (objective.target.blur, objective.target.normalize, objective.predict_first) == ((9, 1.0), True, True)
+    assert (objective.head.fc1.out_features, objective.head.fc2.out_features) == (3072, 768)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)

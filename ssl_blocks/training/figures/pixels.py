@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ssl_blocks.data import ImageData, denormalize
-from ssl_blocks.objectives import MaskedAutoencoding, SegmentAutoregression
+from ssl_blocks.objectives import MaskedAutoencoding, SegmentAutoregression, TwoStreamAutoregression
 from ssl_blocks.randomness import seeded_generator
 from ssl_blocks.training.figures.registry import draw_examples
 from ssl_blocks.values import Serialization
@@ -20,7 +20,9 @@ NUM_IN_STEPS = 3  # images shown step by step
 
 
 @draw_examples.register
-def _(objective: SegmentAutoregression, images: Tensor, data: ImageData, folder: Path) -> list[Path]:
+def _(
+    objective: SegmentAutoregression | TwoStreamAutoregression, images: Tensor, data: ImageData, folder: Path
+) -> list[Path]:
     pictures = denormalize(images, data.mean, data.std).clamp(0, 1)
     grid, generator = objective.tokenizer.grid, seeded_generator("cpu", 0)
     segments = objective.partitioner(len(images), grid, generator=generator)
@@ -44,7 +46,7 @@ def _(objective: MaskedAutoencoding, images: Tensor, data: ImageData, folder: Pa
 
 
 def _reconstruct(
-    objective: SegmentAutoregression | MaskedAutoencoding,
+    objective: SegmentAutoregression | TwoStreamAutoregression | MaskedAutoencoding,
     images: Tensor,
     data: ImageData,
     draw: Serialization,
