@@ -11,7 +11,10 @@ from torch import nn
 import ssl_blocks as sb
 from ssl_blocks.data import ImageShape, load, to_float
 from ssl_blocks.training import Run, load_config
+from ssl_blocks.training.parallel import repeated_blocks
 from tests.examples import CONFIGS, SAIMConfig, assemble_saim
+from tests.training.small import final
+from tests.training.test_parallel import run as run_alone
 
 SMALL = [
     "--name=saim",
@@ -94,3 +97,22 @@ def test_wrong_options_are_named(option: str, message: str) -> None:
 def test_shared_weights_do_not_go_with_shards() -> None:
     with pytest.raises(ValueError, match=r"share_weights=true needs trainer.strategy=ddp"):
         configure("--share_weights=true", "--trainer.strategy=fsdp", "--trainer.devices=2")
+
+
+def test_blocks_are_dealt_out_once_whoever_uses_them() -> None:
+    objective = assemble()
+    assert repeated_blocks(objective) == [*objective.encoder.module.blocks, *objective.decoder.layers]
+    objective = assemble("--share_weights=true")
+    assert repeated_blocks(objective) == list(objective.encoder.module.blocks)
+
+
+def test_shards_of_the_query_stream_train_as_whole_copies_do(tmp_path: Path) -> None:
+    for strategy in ("ddp", "fsdp"):
+        more = (f"--name={strategy}", f"--trainer.strategy={strategy}", "--trainer.devices=2")
+        options = [o for o in SMALL if not o.startswith("--name")]
+        run_alone("examples/saim.py", *options, *more, f"--output_dir={tmp_path}", "--trainer.precision=fp32")
+    weights = [final(tmp_path / strategy)["state_dict"] for strategy in ("ddp", "fsdp")]
+    assert weights[0].keys() == weights[1].keys()
+    for name, weight in weights[0].items():
+        if "qkv.bias" not in name:  # gradients of keys' biases are rounding errors, of which AdamW makes full steps
+            torch.testing.assert_close(weights[1][name], weight, rtol=1e-3, atol=1e-4, msg=name)
