@@ -2,17 +2,15 @@
 
 from ssl_blocks.evaluation.compare import Scores, raw_pixels, score_features
 from ssl_blocks.evaluation.dense import (
-    SegmentationScores,
     SegmentationTraining,
     evaluate_segmentation,
-    majority_baseline,
-    score_segmentation,
     segmentation_loss,
     train_segmentation,
 )
 from ssl_blocks.evaluation.detection import mask_rcnn
 from ssl_blocks.evaluation.features import encoder_features, extract_features
 from ssl_blocks.evaluation.knn import knn_accuracy
+from ssl_blocks.evaluation.overlap import SegmentationScores, majority_baseline, score_segmentation
 from ssl_blocks.evaluation.pairs import (
     ImageMaskFiles,
     MaskedImages,

@@ -120,7 +120,7 @@ def load_segmentation(
             ShapeImages(num, size=size, seed=mix_seed(seed, part), channels=channels)
             for part, num in enumerate(NUM_SHAPES)
         ]
-        return SegmentationData(*shapes, class_names=SHAPE_CLASSES)
+        return SegmentationData(shapes[0], shapes[1], SHAPE_CLASSES)
     if kind == "voc":
         train, test = (voc_images(path or root, part, size=size, channels=channels) for part in ("train", "val"))
         return SegmentationData(train, test, VOC_CLASSES)
