@@ -231,6 +231,18 @@ def halved(x: Tensor) -> Tensor:
     return out
 
 
+def cell_means(x: Tensor, bins: int) -> Tensor:
+    """Means of ``bins x bins`` cells that cover a map; where they do not divide it, neighbours share rows."""
+    height, width = x.shape[2:]
+    out = torch.zeros(*x.shape[:2], bins, bins)
+    for i in range(bins):
+        for j in range(bins):
+            rows = slice(i * height // bins, -(-(i + 1) * height // bins))
+            columns = slice(j * width // bins, -(-(j + 1) * width // bins))
+            out[:, :, i, j] = x[:, :, rows, columns].mean((2, 3))
+    return out
+
+
 def overlaps(predicted: Tensor, masks: Tensor, num_classes: int, ignored: int) -> tuple[list[float | None], float]:
     """Intersection over union of each class (``None``: neither there nor predicted), and the share of right pixels."""
     pairs = [

@@ -62,6 +62,8 @@ class SegmentationTraining:
                 f"weight_decay={self.weight_decay} and num_workers={self.num_workers} must not be negative, and "
                 f"warmup={self.warmup} must lie within [0, 1)"
             )
+        if self.crop_scale is not None:
+            RandomResizedCropFlip(1, scale=self.crop_scale)  # refuses a wrong range
 
 
 def segmentation_loss(
@@ -147,7 +149,7 @@ def evaluate_segmentation(
     mean: Sequence[float],
     std: Sequence[float],
     freeze: bool = False,
-    width: int = 256,
+    width: int = 64,
     training: SegmentationTraining | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
@@ -163,7 +165,7 @@ def evaluate_segmentation(
         mean: one number per channel on the 0..1 scale, as in pretraining.
         std: the same.
         freeze: whether only pyramid and head are trained.
-        width: channels of the maps and of the head.
+        width: channels of the maps and of the head; papers take 256 and more.
         training: ``None`` means the defaults.
         seed: decides first weights, order, crops and dropout; torch's default generator is left alone.
         device: where it all runs.

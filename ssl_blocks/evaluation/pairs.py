@@ -20,7 +20,7 @@ from ssl_blocks.evaluation.segmentation import IGNORED
 from ssl_blocks.evaluation.shapes import SHAPE_CLASSES, ShapeImages
 from ssl_blocks.randomness import mix_seed
 
-NUM_SHAPES = (2000, 500)  # generated images for training and for testing
+NUM_SHAPES = (500, 200)  # generated images for training and for testing
 HELD_OUT_SHARE = 0.1
 VOC_CLASSES = (
     "background",
@@ -108,7 +108,7 @@ def load_segmentation(
     Examples:
         >>> data = load_segmentation("shapes", image_size=32)
         >>> data.class_names, len(data.train), len(data.test)
-        (('background', 'circle', 'square', 'triangle'), 2000, 500)
+        (('background', 'circle', 'square', 'triangle'), 500, 200)
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     kind, _, path = name.partition(":")

@@ -218,6 +218,7 @@ def test_precision_under_autocast() -> None:
         ({"epochs": 0}, "epochs=0 and batch_size=16 must be at least 1"),
         ({"lr": 0.0}, "lr=0.0 and clip=1.0 must be above 0"),
         ({"warmup": 1.0}, r"warmup=1.0 must lie within \[0, 1\)"),
+        ({"crop_scale": (0.5, 1.5)}, r"scale=\(0.5, 1.5\) must be \(smallest, largest\) share of the area"),
         ({"weight_decay": -0.1}, "weight_decay=-0.1 and num_workers=0 must not be negative"),
     ],
 )

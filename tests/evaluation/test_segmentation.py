@@ -5,10 +5,12 @@ import sys
 
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from ssl_blocks import encoders
 from ssl_blocks.evaluation import FeaturePyramid, SegmentationModel, UPerHead
+from tests import reference
 
 
 def make_maps(batch: int = 2, width: int = 8) -> dict[str, Tensor]:
@@ -20,6 +22,38 @@ def make_maps(batch: int = 2, width: int = 8) -> dict[str, Tensor]:
 def make_head(width: int | None = None) -> UPerHead:
     torch.manual_seed(0)
     return UPerHead(in_channels=8, num_classes=5, width=width)
+
+
+def convolve(x: Tensor, part: nn.Module) -> Tensor:
+    """Convolution, norm over the channels of each pixel, ReLU."""
+    weight = part[0].weight
+    x = F.conv2d(x, weight, padding=weight.shape[-1] // 2)
+    centred = x - x.mean(1, keepdim=True)
+    x = centred / (centred.square().mean(1, keepdim=True) + part[1].eps).sqrt()
+    return (x * part[1].weight[:, None, None] + part[1].bias[:, None, None]).clamp(min=0)
+
+
+def enlarge(x: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(x, like.shape[2:], mode="bilinear")
+
+
+def test_head_equals_upernet_written_out() -> None:
+    head, (a, b, c, d) = make_head(width=12), make_maps().values()
+    for parameter in head.parameters():  # norms start at 1 and 0, which would hide them
+        nn.init.normal_(parameter, std=0.5)
+    pools = [
+        enlarge(convolve(reference.cell_means(d, bins), pool.project), d)
+        for bins, pool in zip((1, 2, 3, 6), head.pools, strict=True)
+    ]
+    d = convolve(torch.cat([d, *pools], 1), head.coarsest)
+    c = convolve(c, head.laterals[2]) + enlarge(d, c)
+    b = convolve(b, head.laterals[1]) + enlarge(c, b)
+    a = convolve(a, head.laterals[0]) + enlarge(b, a)
+    smooth = [convolve(x, part) for x, part in zip((a, b, c), head.smooths, strict=True)]
+    joined = convolve(torch.cat([enlarge(x, a) for x in (*smooth, d)], 1), head.fuse)
+    logits = torch.einsum("bchw,kc->bkhw", joined, head.classify.weight[:, :, 0, 0])
+    expected = logits + head.classify.bias[:, None, None]
+    torch.testing.assert_close(head(make_maps()), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("width", [None, 12])
