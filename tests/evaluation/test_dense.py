@@ -212,6 +212,18 @@ def test_precision_under_autocast() -> None:
     assert set(seen) == {torch.bfloat16}
 
 
+def test_modes_while_training_and_scoring() -> None:
+    seen: list[bool] = []
+    model = make_model(freeze=True).eval()
+    model.head.register_forward_hook(lambda head, _, __: seen.append(head.training))
+    train_segmentation(model, make_data(4).train, training=SHORT, **STATISTICS)
+    assert not model.training
+    model.train()
+    score_segmentation(model, make_data().test, SHAPE_CLASSES, **STATISTICS)
+    assert model.training
+    assert seen == [True, False]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

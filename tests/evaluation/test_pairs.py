@@ -64,6 +64,11 @@ def test_ignored_pixels_stay_ignored(tmp_path: Path) -> None:
     assert (read(tmp_path)[0][1] == 255).sum() == 5 * 60
 
 
+def test_classes_are_not_mixed_where_they_meet(tmp_path: Path) -> None:
+    save_pair(tmp_path, "a", blocks(classes=2) * 9)
+    assert read(tmp_path, size=(30, 50), num_classes=10)[0][1].unique().tolist() == [0, 9]
+
+
 def test_palette_masks_hold_indices_not_colours(tmp_path: Path) -> None:
     save_pair(tmp_path, "a", blocks())
     picture = Image.fromarray(blocks()).convert("P")

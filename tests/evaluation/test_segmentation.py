@@ -13,10 +13,11 @@ from ssl_blocks.evaluation import FeaturePyramid, SegmentationModel, UPerHead
 from tests import reference
 
 
-def make_maps(batch: int = 2, width: int = 8) -> dict[str, Tensor]:
+def make_maps(height: int = 12, width: int = 8) -> dict[str, Tensor]:
+    """Four maps, each half as large as the one before, the last sides rounded up."""
     generator = torch.Generator().manual_seed(0)
-    sizes = enumerate(((12, 8), (6, 4), (3, 2), (2, 1)))
-    return {str(i): torch.randn(batch, width, *size, generator=generator) for i, size in sizes}
+    sizes = enumerate((-(-height // side), -(-width // side)) for side in (1, 2, 4, 8))
+    return {str(i): torch.randn(2, 8, *size, generator=generator) for i, size in sizes}
 
 
 def make_head(width: int | None = None) -> UPerHead:
@@ -37,8 +38,9 @@ def enlarge(x: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(x, like.shape[2:], mode="bilinear")
 
 
-def test_head_equals_upernet_written_out() -> None:
-    head, (a, b, c, d) = make_head(width=12), make_maps().values()
+@pytest.mark.parametrize("size", [(12, 8), (56, 72)])
+def test_head_equals_upernet_written_out(size: tuple[int, int]) -> None:
+    head, (a, b, c, d) = make_head(width=12), make_maps(*size).values()
     for parameter in head.parameters():  # norms start at 1 and 0, which would hide them
         nn.init.normal_(parameter, std=0.5)
     pools = [
@@ -53,7 +55,7 @@ def test_head_equals_upernet_written_out() -> None:
     joined = convolve(torch.cat([enlarge(x, a) for x in (*smooth, d)], 1), head.fuse)
     logits = torch.einsum("bchw,kc->bkhw", joined, head.classify.weight[:, :, 0, 0])
     expected = logits + head.classify.bias[:, None, None]
-    torch.testing.assert_close(head(make_maps()), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(head(make_maps(*size)), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("width", [None, 12])
