@@ -235,6 +235,60 @@ def mean_squared_error(predictions: Tensor, targets: Tensor, is_target: Tensor) 
     return sum(errors) / len(errors) if errors else 0.0
 
 
+def map_of_tokens(tokens: Tensor, height: int, width: int, num_prefix: int) -> Tensor:
+    """Tokens behind the prefix laid out row by row, ``[B, D, height, width]``."""
+    out = torch.zeros(tokens.shape[0], tokens.shape[2], height, width)
+    for row in range(height):
+        for column in range(width):
+            out[:, :, row, column] = tokens[:, num_prefix + row * width + column]
+    return out
+
+
+def doubled(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Transposed convolution of kernel and stride 2: every cell becomes 2x2 cells, each by a matrix of its own."""
+    out = torch.zeros(x.shape[0], weight.shape[1], 2 * x.shape[2], 2 * x.shape[3])
+    for row in range(out.shape[2]):
+        for column in range(out.shape[3]):
+            cell = x[:, :, row // 2, column // 2]
+            out[:, :, row, column] = cell @ weight[:, :, row % 2, column % 2] + bias
+    return out
+
+
+def halved(x: Tensor) -> Tensor:
+    """Largest value of every 2x2 cells; a last odd row or column stands for itself."""
+    rows, columns = -(-x.shape[2] // 2), -(-x.shape[3] // 2)
+    out = torch.zeros(*x.shape[:2], rows, columns)
+    for row in range(rows):
+        for column in range(columns):
+            out[:, :, row, column] = x[:, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].amax((2, 3))
+    return out
+
+
+def cell_means(x: Tensor, bins: int) -> Tensor:
+    """Means of ``bins x bins`` cells that cover a map; where they do not divide it, neighbours share rows."""
+    height, width = x.shape[2:]
+    out = torch.zeros(*x.shape[:2], bins, bins)
+    for i in range(bins):
+        for j in range(bins):
+            rows = slice(i * height // bins, -(-(i + 1) * height // bins))
+            columns = slice(j * width // bins, -(-(j + 1) * width // bins))
+            out[:, :, i, j] = x[:, :, rows, columns].mean((2, 3))
+    return out
+
+
+def overlaps(predicted: Tensor, masks: Tensor, num_classes: int, ignored: int) -> tuple[list[float | None], float]:
+    """Intersection over union of each class (``None``: neither there nor predicted), and the share of right pixels."""
+    pairs = [
+        (p, m) for p, m in zip(predicted.flatten().tolist(), masks.flatten().tolist(), strict=True) if m != ignored
+    ]
+    each: list[float | None] = []
+    for label in range(num_classes):
+        both = sum(p == label and m == label for p, m in pairs)
+        either = sum(p == label or m == label for p, m in pairs)
+        each.append(both / either if either else None)
+    return each, sum(p == m for p, m in pairs) / len(pairs)
+
+
 # --- inputs for property tests ----------------------------------------------------------------------------------------
 
 
