@@ -3,5 +3,13 @@
 from ssl_blocks.objectives.autoregression import SegmentAutoregression
 from ssl_blocks.objectives.masked import MaskedAutoencoding
 from ssl_blocks.objectives.protocol import Objective, ObjectiveModule
+from ssl_blocks.objectives.puzzle import PatchPuzzle, PuzzleDraw
 
-__all__ = ["MaskedAutoencoding", "Objective", "ObjectiveModule", "SegmentAutoregression"]
+__all__ = [
+    "MaskedAutoencoding",
+    "Objective",
+    "ObjectiveModule",
+    "PatchPuzzle",
+    "PuzzleDraw",
+    "SegmentAutoregression",
+]
