@@ -31,7 +31,28 @@ def masked() -> sb.MaskedAutoencoding:
     return sb.MaskedAutoencoding(encoder=base.encoder, tokenizer=base.tokenizer, target=base.target, decoder=decoder)
 
 
-def run(objective: Any, forward: Any, draw: sb.Serialization, *, autocast: bool) -> tuple[float, list[torch.Tensor]]:
+def puzzle(*, original: bool) -> sb.PatchPuzzle:
+    """A patch puzzle of 16-pixel images in 3x3 patches, by its own transformer or by timm's."""
+    torch.manual_seed(0)
+    tokenizer = sb.PatchTokenizer.from_grid(image_size=16, grid=3, crop=1)
+    encoder: sb.TokenEncoder = (
+        sb.PostNormTransformer(grid=3, patch=4, depth=6, num_heads=4)
+        if original
+        else sb.encoders.timm_vit(
+            image_size=12, patch_size=4, embed_dim=16, depth=5, num_heads=2, positions="none", class_token=True
+        )
+    )
+    return sb.PatchPuzzle(encoder=encoder, tokenizer=tokenizer, patch_dropout=0.3)
+
+
+OWN = {
+    "masked": masked,
+    "puzzle": lambda: puzzle(original=False),
+    "puzzle, its transformer": lambda: puzzle(original=True),
+}
+
+
+def run(objective: Any, forward: Any, draw: Any, *, autocast: bool) -> tuple[float, list[torch.Tensor]]:
     objective.zero_grad()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         loss = forward(images(2), draw).loss
@@ -43,7 +64,7 @@ def check(name: str, *, autocast: bool = False, checkpointing: bool = False) -> 
     """Differences between compiled and eager, relative to the largest gradient."""
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
-    objective = masked() if name == "masked" else build(CASES[name][0], **CASES[name][1])
+    objective = OWN[name]() if name in OWN else build(CASES[name][0], **CASES[name][1])
     if checkpointing:
         objective.encoder.module.set_grad_checkpointing()
     draw = objective.draw(images(2), generator=torch.Generator().manual_seed(0))
@@ -61,8 +82,9 @@ def check(name: str, *, autocast: bool = False, checkpointing: bool = False) -> 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    results = {name: check(name) for name in [*CASES, "masked"]}
+    results = {name: check(name) for name in [*CASES, *OWN]}
     results["masked, bf16"] = check("masked", autocast=True)
+    results["puzzle, its transformer, bf16"] = check("puzzle, its transformer", autocast=True)
     results["squares, bf16"] = check("squares", autocast=True)
     results["blobs, bf16"] = check("blobs", autocast=True)
     results["squares, checkpointing"] = check("squares", checkpointing=True)

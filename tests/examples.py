@@ -16,7 +16,12 @@ def load_recipe(name: str):
     return module
 
 
-_randsac, _mae = load_recipe("randsac"), load_recipe("mae")
+_randsac, _mae, _apl = load_recipe("randsac"), load_recipe("mae"), load_recipe("apl")
 RandSACConfig, assemble = _randsac.RandSACConfig, _randsac.assemble
 MAEConfig, assemble_mae = _mae.MAEConfig, _mae.assemble
-RECIPES = {"randsac": (RandSACConfig, assemble), "mae": (MAEConfig, assemble_mae)}
+APLConfig, assemble_apl = _apl.APLConfig, _apl.assemble
+RECIPES = {
+    "randsac": (RandSACConfig, assemble),
+    "mae": (MAEConfig, assemble_mae),
+    "apl": (APLConfig, assemble_apl),
+}

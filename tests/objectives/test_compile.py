@@ -16,8 +16,16 @@ EXACT = (
     "plain decoder, shared positions",
     "squares, checkpointing",
     "masked",
+    "puzzle",
+    "puzzle, its transformer",
 )
-SIXTEEN_BIT = ("squares, bf16", "blobs, bf16", "blobs, checkpointing, bf16", "masked, bf16")
+SIXTEEN_BIT = (
+    "squares, bf16",
+    "blobs, bf16",
+    "blobs, checkpointing, bf16",
+    "masked, bf16",
+    "puzzle, its transformer, bf16",
+)
 
 
 @pytest.fixture(scope="module")
