@@ -46,9 +46,8 @@ def load_encoder(folder: str | Path) -> TokenEncoder:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text())
         architecture, arguments = config["architecture"], config.get("model_args") or {}
         if architecture in OWN_KINDS:
-            pairs: dict[str, Any] = {
-                k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()
-            }  # JSON has no tuples
+            # JSON has no tuples
+            pairs: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
             own = OWN_KINDS[architecture](**pairs)
             own.load_state_dict(load_file(folder / "model.safetensors"))
             encoder: TokenEncoder = own

@@ -17,7 +17,9 @@ from ssl_blocks.tokenizers import Tokenizer
 from ssl_blocks.values import ObjectiveOutput
 
 TOPS = (1, 3, 5)
-_POSITIONS = re.compile(r"(^|\.)(rope\w*|rel_pos\w*|relative_position\w*|(abs_)?pos(ition)?s?_?emb\w*)(\.|$)")
+_POSITIONS = re.compile(
+    r"(^|\.)(rope|rotary|rel_pos|relative_position|(abs_)?pos(ition(al|s)?)?_?(emb|enc)|embed_position)\w*(\.|$)"
+)
 
 
 @dataclass(frozen=True, eq=False)

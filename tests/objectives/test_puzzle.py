@@ -8,6 +8,7 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 
 import ssl_blocks as sb
+from ssl_blocks.objectives import puzzle as puzzle_module
 from ssl_blocks.testing import assert_no_leak
 from tests.recipes import gradients, images
 from tests.reference import cross_entropy, cut_grid, top_accuracy
@@ -214,22 +215,45 @@ def test_an_encoder_with_positions_breaks_that_property() -> None:
     assert not torch.allclose(puzzle(shuffled, dropping()).predictions, expected, atol=1e-2)
 
 
-@pytest.mark.parametrize("kind", ENCODERS)
-def test_dropped_patches_have_no_say_and_get_no_gradient_and_the_others_do(kind: str) -> None:
-    puzzle, x = build(kind).eval(), batch()
-    tokenizer, draw = puzzle.tokenizer, dropping(1, 5)
+def check_dropped_patches_have_no_say(puzzle: sb.PatchPuzzle) -> None:
+    """By gradient and by new pixels; the others must be felt."""
+    x, tokenizer, draw = batch(), puzzle.tokenizer, dropping(1, 5)
     x.requires_grad_()
     out = puzzle(x, draw)
     out.loss.backward()
     felt = tokenizer(x.grad).abs().flatten(2).amax(-1) > 0
-    assert torch.equal(felt, ~draw.is_dropped)
+    assert torch.equal(felt, ~draw.is_dropped), "gradient"
     lost = tokenizer.untokenize(tokenizer(torch.ones_like(x))) == 0
     assert not x.grad[lost].any()  # what is cropped, and what the grid leaves over
     changed = tokenizer.untokenize(torch.full((3, NUM, 3, 4, 4), 5.0) * draw.is_dropped[:, :, None, None, None])
     with torch.no_grad():
-        torch.testing.assert_close(puzzle(x + changed, draw).predictions, out.predictions)
+        torch.testing.assert_close(puzzle(x + changed, draw).predictions, out.predictions, msg="pixels")
         moved = puzzle(x + changed, dropping()).predictions - puzzle(x, dropping()).predictions
     assert moved.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_dropped_patches_have_no_say_and_get_no_gradient_and_the_others_do(kind: str) -> None:
+    check_dropped_patches_have_no_say(build(kind).eval())
+
+
+@pytest.mark.parametrize(("by_gradient", "message"), [(True, "gradient"), (False, "pixels")])
+def test_a_dropped_patch_that_has_a_say_is_found(by_gradient: bool, message: str) -> None:
+    class Peeking(sb.PatchPuzzle):
+        """Wrong: dropped patches reach the loss."""
+
+        def forward(self, images, draw=None):
+            out = super().forward(images, draw)
+            pixels = images if by_gradient else images.detach()
+            seen = self.encoder.encode(self.encoder.embed(self.tokenizer(pixels)), None).final
+            predictions = out.predictions + seen.mean(1, keepdim=True)[..., :NUM]
+            loss = sb.predicted_cross_entropy(predictions, out.targets, out.is_target)
+            return sb.ObjectiveOutput(**{**vars(out), "loss": loss, "predictions": predictions})
+
+    honest = build()
+    peeking = Peeking(encoder=honest.encoder, tokenizer=honest.tokenizer).eval()
+    with pytest.raises(AssertionError, match=message):
+        check_dropped_patches_have_no_say(peeking)
 
 
 def test_logits_of_dropped_patches_get_no_gradient() -> None:
@@ -257,9 +281,8 @@ def test_a_dropped_patch_stays_in_the_sequence_and_is_attended_to(kind: str) -> 
     assert not torch.allclose(out.predictions[:, [0, 2, 3, 4, 6, 7, 8]], shorter, atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", ENCODERS)
-def test_images_do_not_see_each_other(kind: str) -> None:
-    puzzle, x = build(kind).eval(), batch()
+def check_images_do_not_see_each_other(puzzle: sb.PatchPuzzle) -> None:
+    x = batch()
     together = puzzle(x, dropping(2)).predictions
     for i in range(3):
         alone = puzzle(x[i : i + 1], dropping(2, number=1)).predictions
@@ -268,6 +291,20 @@ def test_images_do_not_see_each_other(kind: str) -> None:
     puzzle(x, dropping()).predictions[1].sum().backward()
     assert x.grad[1].any()
     assert not x.grad[[0, 2]].any()
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_images_do_not_see_each_other(kind: str) -> None:
+    check_images_do_not_see_each_other(build(kind).eval())
+
+
+def test_images_that_see_each_other_are_found() -> None:
+    class Mixing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x - x.mean(0))[..., :NUM]
+
+    with pytest.raises(AssertionError):
+        check_images_do_not_see_each_other(build(head=Mixing()).eval())
 
 
 def test_a_grid_with_a_remainder_leaks_nothing_elsewhere() -> None:
@@ -304,6 +341,28 @@ def test_positions_of_another_name_are_refused_by_what_they_do() -> None:
         build(encoder=WithPositions(vit()))
     with pytest.raises(ValueError, match=r"in another order, even without positions: .*positions='none'"):
         build(encoder=WithPositions(vit(), by_slot=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "owns"),
+    [
+        ("pos_embed", True),
+        ("encoder.pos_embedding", True),
+        ("embeddings.position_embeddings", True),
+        ("positional_embedding", True),
+        ("pos_enc", True),
+        ("rope.freqs", True),
+        ("rope_embeddings", True),
+        ("blocks.0.rel_pos.table", True),
+        ("blocks.0.attn.relative_position_bias_table", True),
+        ("patch_embed.proj.weight", False),
+        ("compose_embed", False),
+        ("blocks.0.proj.weight", False),
+        ("posts", False),
+    ],
+)
+def test_names_of_positions_are_known(name: str, owns: bool) -> None:
+    assert bool(puzzle_module._POSITIONS.search(name)) is owns
 
 
 def test_looking_at_an_encoder_leaves_it_as_it_was() -> None:
