@@ -19,22 +19,29 @@ TABLES = {
     ),
     "mae": ("mae_cifar_small", "mae_cifar10", "mae_cifar10_vits", "mae_imagenet_vitb", "mae_imagenet_vitl"),
     "saim": ("saim_cifar_small", "saim_cifar10", "saim_imagenet_vitb"),
+    "apl": ("apl_cifar_small", "apl_cifar10", "apl_stl10"),
 }
 ROWS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "data": lambda c: c["data"]["name"].partition(":")[0],
     "image size": lambda c: c["data"].get("image_size", "own"),
-    "patch": lambda c: c["encoder"]["patch_size"],
-    "encoder (depth × width × heads)": lambda c: " × ".join(str(c["encoder"][k]) for k in ("depth", "width", "heads")),
+    "patch": lambda c: c["encoder"].get("patch_size"),
+    "grid": lambda c: c.get("grid"),
+    "crop": lambda c: c.get("crop"),
+    "encoder (depth × width × heads)": lambda c: " × ".join(
+        str(c["encoder"].get(k, "a patch's values")) for k in ("depth", "width", "heads")
+    ),
     "decoder (depth × width × heads)": lambda c: (
         " × ".join(str(c["decoder"].get(k, c["encoder"]["width"])) for k in ("depth", "width", "heads"))
         if "decoder" in c
         else None
     ),
     "query blocks": lambda c: c.get("query_depth"),
+    "dropout": lambda c: c["encoder"].get("dropout", 0.0) if "grid" in c else None,
+    "patch dropout": lambda c: c.get("patch_dropout"),
     "segments": lambda c: c["segments"]["kind"] if "segments" in c else None,
     "sides or counts": lambda c: ", ".join(map(str, _sizes(c["segments"]))) if "segments" in c else None,
     "hidden": lambda c: f"{c.get('mask_ratio', 0.75):.0%}" if c["name"].startswith("mae") else None,
-    "normalised target": lambda c: "yes" if c.get("normalize_target", True) else "no",
+    "normalised target": lambda c: None if "grid" in c else "yes" if c.get("normalize_target", True) else "no",
     "base learning rate": lambda c: f"{c['optimizer']['base_lr']:g}",
     "batch": lambda c: c["optimizer"]["batch_size"],
     "weight decay": lambda c: c["optimizer"].get("weight_decay", 0.05),

@@ -3,13 +3,15 @@
 from ssl_blocks import encoders
 from ssl_blocks.attention import explicit_attention
 from ssl_blocks.decoders import Decoder, MaskTokenDecoder, SegmentDecoder
-from ssl_blocks.encoders import FeatureEncoder, RegionEncoder, TimmViT, TokenEncoder
-from ssl_blocks.losses import predicted_mse
+from ssl_blocks.encoders import FeatureEncoder, PostNormTransformer, RegionEncoder, TimmViT, TokenEncoder
+from ssl_blocks.losses import predicted_cross_entropy, predicted_mse
 from ssl_blocks.masks import MaskBuilder, SegmentCausalMask
 from ssl_blocks.objectives import (
     MaskedAutoencoding,
     Objective,
     ObjectiveModule,
+    PatchPuzzle,
+    PuzzleDraw,
     SegmentAutoregression,
     TwoStreamAutoregression,
     WeightedSum,
@@ -28,7 +30,7 @@ from ssl_blocks.positions import PositionTable, sincos_table
 from ssl_blocks.query_stream import QueryBlock, QueryStreamDecoder
 from ssl_blocks.routers import LastLayerRouter, LearnedSkipRouter, MatchedRouter, SkipMemoryRouter
 from ssl_blocks.serializers import OrderedSerializer, RandomSerializer, Serializer
-from ssl_blocks.targets import PixelTarget, Target
+from ssl_blocks.targets import PixelTarget, PositionTarget, Target
 from ssl_blocks.tokenizers import PatchTokenizer, Tokenizer
 from ssl_blocks.values import (
     AttentionMasks,
@@ -64,10 +66,14 @@ __all__ = [
     "ObjectiveModule",
     "ObjectiveOutput",
     "OrderedSerializer",
+    "PatchPuzzle",
     "PatchTokenizer",
     "PixelTarget",
     "PositionTable",
+    "PositionTarget",
+    "PostNormTransformer",
     "Progress",
+    "PuzzleDraw",
     "QueryBlock",
     "QueryStreamDecoder",
     "RandomSerializer",
@@ -95,6 +101,7 @@ __all__ = [
     "encoders",
     "explicit_attention",
     "gather_tokens",
+    "predicted_cross_entropy",
     "predicted_mse",
     "sincos_table",
 ]

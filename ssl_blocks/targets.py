@@ -6,10 +6,11 @@ from typing import Protocol, runtime_checkable
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ssl_blocks.tokenizers import Tokenizer
+from ssl_blocks.values import gather_tokens
 
 _EPS = 1e-6  # inside the root: MAE's formula
 
@@ -118,3 +119,64 @@ def _blurred(images: Float[Tensor, "b c h w"], kernel: tuple[float, ...]) -> Flo
     rows = sum((weight * padded[..., i : i + width] for i, weight in enumerate(kernel)), torch.zeros_like(images))
     padded = F.pad(rows, (0, 0, reach, reach))
     return sum((weight * padded[..., i : i + height, :] for i, weight in enumerate(kernel)), torch.zeros_like(images))
+
+
+class PositionTarget:
+    """Predict where each patch lies: class t is raster position t (APL, the patch puzzle).
+
+    Targets are one-hot rows, the same for all images, so predictions are logits over positions.
+
+    Args:
+        tokenizer: cuts the images.
+
+    Examples:
+        >>> from ssl_blocks import PatchTokenizer
+        >>> target = PositionTarget(PatchTokenizer(image_size=8, patch_size=4))
+        >>> images = torch.rand(1, 3, 8, 8)
+        >>> target(images)[0].argmax(-1)
+        tensor([0, 1, 2, 3])
+        >>> torch.equal(target.to_pixels(target(images), images), images)
+        True
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.dim = tokenizer.grid.num_tokens
+
+    def __call__(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n p"]:
+        """Return one-hot targets ``[B, N, N]``, one table that all images share."""
+        table = torch.eye(self.dim, dtype=images.dtype, device=images.device)
+        return table.expand(images.shape[0], -1, -1)
+
+    def arrange(self, predictions: Float[Tensor, "b n p"]) -> Int[Tensor, "b p"]:
+        """Lay out the puzzle as predicted: the patch at every place, -1 where no patch was put.
+
+        Each patch goes to its likeliest place. Where several go to one, the one that is put there with the highest
+        probability lies on top, and the others are lost.
+
+        Args:
+            predictions: logits ``[B, N, N]`` of patches in raster order.
+
+        Returns:
+            ``[B, N]`` raster index of the patch that lies at each place, or -1.
+        """
+        confidence, place = predictions.detach().float().softmax(-1).max(-1)
+        put = torch.zeros_like(predictions, dtype=confidence.dtype).scatter(-1, place[..., None], confidence[..., None])
+        best, patch = put.max(1)  # over the patches, for each place
+        return torch.where(best > 0, patch, -1)
+
+    def to_pixels(
+        self, predictions: Float[Tensor, "b n p"], images: Float[Tensor, "b c h w"]
+    ) -> Float[Tensor, "b c h w"]:
+        """Put the patches where the predictions say: the puzzle as solved, see `arrange`.
+
+        Args:
+            predictions: logits ``[B, N, N]`` of patches in raster order.
+            images: ``[B, C, H, W]`` that the predictions are of.
+
+        Returns:
+            Images ``[B, C, H, W]``; places without a patch, and pixels of no patch, are 0.
+        """
+        arrangement = self.arrange(predictions)
+        patches = gather_tokens(self.tokenizer(images), arrangement.clamp(min=0))
+        return self.tokenizer.untokenize(patches * (arrangement >= 0)[..., None, None, None])

@@ -58,6 +58,8 @@ class PatchTokenizer:
         torch.Size([2, 3, 32, 48])
     """
 
+    image_size: tuple[int, int]
+
     def __init__(
         self, *, image_size: int | tuple[int, int], patch_size: int | tuple[int, int], channels: int = 3, crop: int = 0
     ) -> None:
@@ -76,6 +78,42 @@ class PatchTokenizer:
         self.cell, self.crop, self.channels = cell, crop, channels
         self.patch = (cell[0] - crop, cell[1] - crop)
         self._offset = round(crop / 2)
+
+    @classmethod
+    def from_grid(
+        cls, *, image_size: int | tuple[int, int], grid: int | tuple[int, int], channels: int = 3, crop: int = 0
+    ) -> "PatchTokenizer":
+        """Cut images into so many cells; what the grid does not divide is left out, right and bottom (APL).
+
+        Args:
+            image_size: height and width in pixels; one number means a square.
+            grid: cells in height and width; one number means a square. A cell's side is ``image_size // grid``.
+            channels: colour channels of the images.
+            crop: pixels removed from each patch's height and width in total.
+
+        Raises:
+            ValueError: if there are more cells than pixels, or the crop leaves no pixel of them.
+
+        Examples:
+            >>> tokenizer = PatchTokenizer.from_grid(image_size=96, grid=7, crop=1)  # cells of 13 pixels, 5 are left
+            >>> tokenizer.grid, tokenizer.patch, tokenizer.image_size
+            (Grid(height=7, width=7), (12, 12), (96, 96))
+        """
+        size, counts = pair(image_size), pair(grid)
+        if min(counts) < 1 or any(count > length for count, length in zip(counts, size, strict=True)):
+            raise ValueError(
+                f"grid={grid} must be at least 1 and at most one cell per pixel of image_size={image_size}"
+            )
+        cell = (size[0] // counts[0], size[1] // counts[1])
+        if not 0 <= crop < min(cell):
+            raise ValueError(
+                f"crop={crop} must be at least 0 and smaller than the cells of {cell[0]}x{cell[1]} pixels that "
+                f"grid={grid} makes of image_size={image_size}"
+            )
+        covered = (counts[0] * cell[0], counts[1] * cell[1])
+        tokenizer = cls(image_size=covered, patch_size=cell, channels=channels, crop=crop)
+        tokenizer.image_size = size
+        return tokenizer
 
     def __call__(self, images: Shaped[Tensor, "b c h w"]) -> Shaped[Tensor, "b n c p q"]:
         """Cut images.
@@ -96,15 +134,19 @@ class PatchTokenizer:
                 + ", ".join(map(str, expected))
                 + "]"
             )
-        patches = rearrange(images, "b c (h p) (w q) -> b (h w) c p q", h=self.grid.height, w=self.grid.width)
+        height, width = self.grid.height * self.cell[0], self.grid.width * self.cell[1]
+        covered = images[..., :height, :width]
+        patches = rearrange(covered, "b c (h p) (w q) -> b (h w) c p q", h=self.grid.height, w=self.grid.width)
         if self.crop:
             low = self._offset
             patches = patches[..., low : low + self.patch[0], low : low + self.patch[1]]
         return patches
 
     def untokenize(self, patches: Shaped[Tensor, "b n c p q"]) -> Shaped[Tensor, "b c h w"]:
-        """Put patches ``[B, N, C, p, q]`` together to images ``[B, C, H, W]``; cropped frames become 0."""
+        """Put patches ``[B, N, C, p, q]`` together to images ``[B, C, H, W]``; pixels of no patch become 0."""
         if self.crop:
             low, high = self._offset, self.crop - self._offset
             patches = F.pad(patches, (low, high, low, high))
-        return rearrange(patches, "b (h w) c p q -> b c (h p) (w q)", h=self.grid.height, w=self.grid.width)
+        covered = rearrange(patches, "b (h w) c p q -> b c (h p) (w q)", h=self.grid.height, w=self.grid.width)
+        below, right = self.image_size[0] - covered.shape[-2], self.image_size[1] - covered.shape[-1]
+        return F.pad(covered, (0, right, 0, below)) if below or right else covered

@@ -66,9 +66,25 @@ def two_stream(partitioner: sb.SegmentPartitioner) -> sb.TwoStreamAutoregression
     )
 
 
+def puzzle(*, original: bool) -> sb.PatchPuzzle:
+    """A patch puzzle of 16-pixel images in 3x3 patches, by its own transformer or by timm's."""
+    torch.manual_seed(0)
+    tokenizer = sb.PatchTokenizer.from_grid(image_size=16, grid=3, crop=1)
+    encoder: sb.TokenEncoder = (
+        sb.PostNormTransformer(grid=3, patch=4, depth=6, num_heads=4)
+        if original
+        else sb.encoders.timm_vit(
+            image_size=12, patch_size=4, embed_dim=16, depth=5, num_heads=2, positions="none", class_token=True
+        )
+    )
+    return sb.PatchPuzzle(encoder=encoder, tokenizer=tokenizer, patch_dropout=0.3)
+
+
 BUILT: dict[str, Callable[[], sb.ObjectiveModule]] = {
     "masked": masked,
     "combined": combined,
+    "puzzle": lambda: puzzle(original=False),
+    "puzzle, its transformer": lambda: puzzle(original=True),
     "query stream": lambda: query_stream(share=False),
     "query stream, shared weights": lambda: query_stream(share=True),
     "two streams": lambda: two_stream(sb.SquarePartitioner(sides=(2,))),
@@ -107,7 +123,7 @@ def check(name: str, *, autocast: bool = False, checkpointing: bool = False) -> 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     results = {name: check(name) for name in [*CASES, *BUILT]}
-    for name in ("masked", "query stream", "two streams, blobs"):
+    for name in ("masked", "query stream", "two streams, blobs", "puzzle, its transformer"):
         results[f"{name}, bf16"] = check(name, autocast=True)
     results["squares, bf16"] = check("squares", autocast=True)
     results["blobs, bf16"] = check("blobs", autocast=True)

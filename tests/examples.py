@@ -16,12 +16,14 @@ def load_recipe(name: str):
     return module
 
 
-_randsac, _mae, _saim = load_recipe("randsac"), load_recipe("mae"), load_recipe("saim")
+_randsac, _mae, _saim, _apl = (load_recipe(name) for name in ("randsac", "mae", "saim", "apl"))
 RandSACConfig, assemble = _randsac.RandSACConfig, _randsac.assemble
 MAEConfig, assemble_mae = _mae.MAEConfig, _mae.assemble
 SAIMConfig, assemble_saim = _saim.SAIMConfig, _saim.assemble
+APLConfig, assemble_apl = _apl.APLConfig, _apl.assemble
 RECIPES = {
     "randsac": (RandSACConfig, assemble),
     "mae": (MAEConfig, assemble_mae),
     "saim": (SAIMConfig, assemble_saim),
+    "apl": (APLConfig, assemble_apl),
 }

@@ -30,6 +30,12 @@ def cut_patches(images: Tensor, cell: tuple[int, int], crop: int = 0) -> Tensor:
     return torch.stack(batch)
 
 
+def cut_grid(images: Tensor, grid: tuple[int, int], crop: int = 0) -> Tensor:
+    """Patches ``[B, N, C, p, q]`` of a grid with cells of ``N // G`` pixels; what is left right and below is lost."""
+    cell = (images.shape[-2] // grid[0], images.shape[-1] // grid[1])
+    return cut_patches(images[..., : grid[0] * cell[0], : grid[1] * cell[1]], cell, crop)
+
+
 def pixel_target(patches: Tensor, *, normalize: bool) -> Tensor:
     """Values of each patch ``[B, N, p*q*C]`` in the order (y, x, c); normalised as MAE does (unbiased variance)."""
     b, n, c, p, q = patches.shape
@@ -58,6 +64,30 @@ def blur_images(images: Tensor, size: int, sigma: float) -> Tensor:
                 if 0 <= y + down < height and 0 <= x + right < width:
                     out[..., y, x] += weight / total * images[..., y + down, x + right]
     return out
+
+
+def arrange_puzzle(logits: Tensor) -> list[list[int]]:
+    """The patch at each place: of those whose likeliest place it is the surest one, or -1."""
+    arranged = []
+    for image in logits:
+        board, surest = [-1] * image.shape[1], [0.0] * image.shape[1]
+        for patch, row in enumerate(image.tolist()):
+            place = row.index(max(row))
+            sure = math.exp(row[place]) / sum(math.exp(x) for x in row)
+            if sure > surest[place]:
+                board[place], surest[place] = patch, sure
+        arranged.append(board)
+    return arranged
+
+
+def top_accuracy(logits: Tensor, k: int) -> float:
+    """Share of the tokens, dropped or not, whose own position is among the k highest logits."""
+    hits = []
+    for image in logits:
+        for position, row in enumerate(image.tolist()):
+            best = sorted(range(len(row)), key=lambda t: -row[t])[:k]
+            hits.append(position in best)
+    return sum(hits) / len(hits)
 
 
 # --- partitioners -----------------------------------------------------------------------------------------------------
@@ -287,6 +317,50 @@ def overlaps(predicted: Tensor, masks: Tensor, num_classes: int, ignored: int) -
         either = sum(p == label or m == label for p, m in pairs)
         each.append(both / either if either else None)
     return each, sum(p == m for p, m in pairs) / len(pairs)
+
+
+def cross_entropy(predictions: Tensor, targets: Tensor, is_target: Tensor) -> float:
+    """Mean over every row that counts, in the whole batch; 0 where none counts."""
+    errors = []
+    for i in range(predictions.shape[0]):
+        for j in range(predictions.shape[1]):
+            if is_target[i, j]:
+                logits, wanted = predictions[i, j].tolist(), targets[i, j].tolist()
+                total = math.log(sum(math.exp(x) for x in logits))
+                errors.append(-sum(w * (x - total) for w, x in zip(wanted, logits, strict=True)))
+    return sum(errors) / len(errors) if errors else 0.0
+
+
+# --- the patch puzzle's transformer -----------------------------------------------------------------------------------
+
+
+def layer_norm(values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Normalise one vector."""
+    mean = sum(values.tolist()) / len(values)
+    variance = sum((x - mean) ** 2 for x in values.tolist()) / len(values)
+    return (values - mean) / math.sqrt(variance + 1e-5) * weight + bias
+
+
+def post_norm_block(x: Tensor, weights: dict[str, Tensor], num_heads: int) -> Tensor:
+    """One block over the tokens ``[n, D]`` of an image, without dropout: token by token, head by head."""
+    n, dim = x.shape
+    head, root = dim // num_heads, dim**0.25
+    query, key, value = weights["qkv.weight"].split(dim)  # [D, D] each, none has a bias
+    out = []
+    for i in range(n):
+        joined = []
+        for h in range(num_heads):
+            own = slice(h * head, (h + 1) * head)
+            q = (query @ x[i])[own] / root
+            scores = [math.exp(sum((q * (key @ x[j])[own] / root).tolist())) for j in range(n)]
+            seen = sum(s / sum(scores) * (value @ x[j])[own] / root for j, s in enumerate(scores))
+            joined.append(seen)
+        attended = weights["proj.weight"] @ torch.cat(joined) + weights["proj.bias"]
+        y = layer_norm(attended + x[i], weights["norm1.weight"], weights["norm1.bias"])
+        inner = (weights["mlp.0.weight"] @ y + weights["mlp.0.bias"]).clamp(min=0)
+        fed = weights["mlp.2.weight"] @ inner + weights["mlp.2.bias"]
+        out.append(layer_norm(fed + y, weights["norm2.weight"], weights["norm2.bias"]))
+    return torch.stack(out)
 
 
 # --- inputs for property tests ----------------------------------------------------------------------------------------

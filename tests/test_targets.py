@@ -4,8 +4,8 @@ import torchvision.transforms.v2.functional as transforms
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssl_blocks import PatchTokenizer, PixelTarget, Target
-from tests.reference import blur_images, cut_patches, pixel_target
+from ssl_blocks import PatchTokenizer, PixelTarget, PositionTarget, Target
+from tests.reference import arrange_puzzle, blur_images, cut_patches, pixel_target
 
 
 @given(
@@ -126,3 +126,35 @@ def test_normalising_single_values_is_refused():
     with pytest.raises(ValueError, match="normalize=True needs patches of at least 2 values: one value has no"):
         PixelTarget(one, normalize=True)
     assert PixelTarget(one).dim == 1
+
+
+def test_the_class_of_a_token_is_its_raster_position_and_no_image_has_a_table_of_its_own():
+    target = PositionTarget(PatchTokenizer(image_size=(4, 6), patch_size=2))
+    values = target(torch.zeros(5, 3, 4, 6))
+    assert isinstance(target, Target)
+    assert (values.shape, target.dim) == ((5, 6, 6), 6)
+    assert values.argmax(-1).tolist() == [list(range(6))] * 5
+    assert torch.equal(values.sum(-1), torch.ones(5, 6))
+    assert values.untyped_storage().nbytes() == 6 * 6 * 4
+
+
+@given(st.integers(0, 1000), st.sampled_from([0.1, 1.0, 10.0]))
+def test_the_surest_patch_lies_on_top_and_places_without_one_stay_empty(seed, scale):
+    target = PositionTarget(PatchTokenizer(image_size=(4, 6), patch_size=2))
+    logits = scale * torch.randn(3, 6, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    assert target.arrange(logits).tolist() == arrange_puzzle(logits)
+
+
+def test_patches_are_put_where_the_predictions_say(generator):
+    tokenizer = PatchTokenizer.from_grid(image_size=9, grid=2, crop=1)
+    target = PositionTarget(tokenizer)
+    images = torch.rand(1, 3, 9, 9, generator=generator) + 1
+    patches = tokenizer(images)
+    torch.testing.assert_close(target.to_pixels(target(images), images), tokenizer.untokenize(patches))
+    # patches 0 and 3 change places; 1 and 2 both go to place 1, and 2 is surer
+    logits = torch.zeros(1, 4, 4)
+    for patch, place, height in ((0, 3, 1.0), (3, 0, 1.0), (1, 1, 1.0), (2, 1, 2.0)):
+        logits[0, patch, place] = height
+    found = tokenizer(target.to_pixels(logits, images))
+    expected = torch.stack([patches[0, 3], patches[0, 2], torch.zeros_like(patches[0, 0]), patches[0, 0]])[None]
+    assert torch.equal(found, expected)

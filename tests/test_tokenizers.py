@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssl_blocks import Grid, PatchTokenizer, Tokenizer
-from tests.reference import cut_patches
+from tests.reference import cut_grid, cut_patches
 
 
 @given(st.data())
@@ -102,3 +102,57 @@ def test_images_of_another_shape_are_refused(shape):
     message = f"images of shape {shape} do not fit this tokenizer: expected [B, 3, 8, 12]"
     with pytest.raises(ValueError, match=re.escape(message)):
         tokenizer(torch.zeros(shape))
+
+
+@given(st.data())
+def test_a_grid_that_does_not_divide_the_image_leaves_out_the_remainder(data):
+    grid = (data.draw(st.integers(1, 5)), data.draw(st.integers(1, 5)))
+    size = (data.draw(st.integers(grid[0], 17)), data.draw(st.integers(grid[1], 17)))
+    cell = (size[0] // grid[0], size[1] // grid[1])
+    crop = data.draw(st.integers(0, min(cell) - 1))
+    tokenizer = PatchTokenizer.from_grid(image_size=size, grid=grid, channels=2, crop=crop)
+    images = torch.rand(2, 2, *size, generator=torch.Generator().manual_seed(0)) + 1
+
+    patches = tokenizer(images)
+    back = tokenizer.untokenize(patches)
+
+    assert tokenizer.grid == Grid(*grid)
+    assert torch.equal(patches, cut_grid(images, grid, crop))
+    assert back.shape == images.shape
+    assert torch.equal(back[back != 0], images[back != 0])
+    assert (back != 0).sum() == patches.numel()
+    assert torch.equal(tokenizer(back), patches)
+
+
+def test_the_grid_of_the_original_leaves_five_pixels_right_and_below():
+    tokenizer = PatchTokenizer.from_grid(image_size=96, grid=7, crop=1)
+    covered = tokenizer.untokenize(tokenizer(torch.ones(1, 3, 96, 96)))[0, 0] != 0
+    assert (tokenizer.cell, tokenizer.patch) == ((13, 13), (12, 12))
+    assert not covered[91:].any()
+    assert not covered[:, 91:].any()
+    assert covered[0, 0]  # one pixel is cropped at the right and below
+    assert not covered[12].any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"image_size": 8, "grid": 9}, "grid=9 must be at least 1 and at most one cell per pixel of image_size=8"),
+        ({"image_size": (8, 4), "grid": (4, 5)}, "grid=(4, 5) must be at least 1 and at most one cell per pixel"),
+        ({"image_size": 8, "grid": 0}, "grid=0 must be at least 1"),
+        (
+            {"image_size": 32, "grid": 5, "crop": 6},
+            "crop=6 must be at least 0 and smaller than the cells of 6x6 pixels that grid=5 makes of image_size=32",
+        ),
+        ({"image_size": 32, "grid": 5, "crop": -1}, "crop=-1 must be at least 0"),
+        ({"image_size": 8, "grid": 2, "channels": 0}, "channels=0 must be at least 1"),
+    ],
+)
+def test_grids_that_do_not_fit_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        PatchTokenizer.from_grid(**arguments)
+
+
+def test_images_of_the_covered_size_are_refused_where_there_is_a_remainder():
+    with pytest.raises(ValueError, match=re.escape("expected [B, 3, 96, 96]")):
+        PatchTokenizer.from_grid(image_size=96, grid=7)(torch.zeros(1, 3, 91, 91))

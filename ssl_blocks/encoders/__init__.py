@@ -2,10 +2,21 @@
 
 from torch import nn
 
+from ssl_blocks.encoders.loading import load_encoder
 from ssl_blocks.encoders.protocol import FeatureEncoder, RegionEncoder, TokenEncoder
+from ssl_blocks.encoders.puzzle import PostNormTransformer
 from ssl_blocks.encoders.timm import TimmViT, timm_vit
 
-__all__ = ["FeatureEncoder", "RegionEncoder", "TimmViT", "TokenEncoder", "timm_vit", "wrap"]
+__all__ = [
+    "FeatureEncoder",
+    "PostNormTransformer",
+    "RegionEncoder",
+    "TimmViT",
+    "TokenEncoder",
+    "load_encoder",
+    "timm_vit",
+    "wrap",
+]
 
 
 def wrap(module: nn.Module) -> TokenEncoder:
@@ -23,4 +34,6 @@ def wrap(module: nn.Module) -> TokenEncoder:
         >>> type(wrap(timm.create_model("vit_tiny_patch16_224", num_classes=0))).__name__
         'TimmViT'
     """
+    if isinstance(module, PostNormTransformer):
+        return module
     return TimmViT(module)

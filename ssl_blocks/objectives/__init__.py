@@ -4,12 +4,15 @@ from ssl_blocks.objectives.autoregression import SegmentAutoregression
 from ssl_blocks.objectives.combine import WeightedSum
 from ssl_blocks.objectives.masked import MaskedAutoencoding
 from ssl_blocks.objectives.protocol import Objective, ObjectiveModule
+from ssl_blocks.objectives.puzzle import PatchPuzzle, PuzzleDraw
 from ssl_blocks.objectives.two_stream import TwoStreamAutoregression
 
 __all__ = [
     "MaskedAutoencoding",
     "Objective",
     "ObjectiveModule",
+    "PatchPuzzle",
+    "PuzzleDraw",
     "SegmentAutoregression",
     "TwoStreamAutoregression",
     "WeightedSum",

@@ -4,7 +4,8 @@ from abc import ABC, abstractmethod
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from ssl_blocks.encoders.protocol import FeatureEncoder, TokenEncoder
 from ssl_blocks.tokenizers import Tokenizer
@@ -81,6 +82,13 @@ class ObjectiveModule(nn.Module, ABC):
             if part is not self and callable(own):
                 names |= {f"{path}.{name}" for name in own()}
         return names & {name for name, _ in self.named_parameters()}
+
+    def measure(self, images: Any) -> dict[str, Float[Tensor, ""]]:
+        """How well the objective itself is met on held-out images, by name; nothing by default.
+
+        A run averages it over its test images, and reports it. Choices that training makes at random are left out.
+        """
+        return {}
 
     def export_encoder(self) -> FeatureEncoder:
         """The encoder as it stands."""

@@ -181,6 +181,7 @@ class OptimizerConfig(StrictModel):
     weight_decay: float = Field(0.05, ge=0, description="not applied to norms, biases, positions and tokens")
     betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's decay rates")
     warmup_epochs: float = Field(10.0, ge=0, description="epochs of linear warm-up")
+    warmup_start: float = Field(0.0, ge=0, le=1, description="share of the peak at which the warm-up begins")
     min_lr: float = Field(0.0, ge=0, description="learning rate at the end")
     clip_grad: PositiveFloat | None = Field(None, description="largest gradient norm; default: no clipping")
 

@@ -31,6 +31,7 @@ NUM_IMAGES = {  # in the train splits of data sets that are not counted cheaply
     "digits": 1_297,
     "cifar10": 50_000,
     "cifar100": 50_000,
+    "stl10": 105_000,
     "fashion-mnist": 60_000,
     "imagenet": 1_281_167,
 }

@@ -173,7 +173,12 @@ def _in_16_bits(values: Tensor) -> Tensor:
 
 
 def _fused_attention(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    scale: float | None = None,
 ) -> Tensor:
     """The memory-efficient kernel: what CUDA takes for attention with a mask."""
     bias = attn_mask
@@ -182,5 +187,6 @@ def _fused_attention(
             allowed, _ = split_empty_rows(bias)
             bias = torch.zeros_like(allowed, dtype=query.dtype).masked_fill(~allowed, float("-inf"))
         bias = bias.expand(*query.shape[:2], query.shape[2], key.shape[2])
-    out: Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, bias, True, dropout_p)[0]
+    attention = torch.ops.aten._scaled_dot_product_efficient_attention
+    out: Tensor = attention(query, key, value, bias, True, dropout_p, scale=scale)[0]
     return out

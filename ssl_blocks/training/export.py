@@ -1,4 +1,4 @@
-"""Save a pretrained encoder so that plain timm loads it."""
+"""Save a pretrained encoder so that plain timm loads it, or this library where it is no model of timm."""
 
 import json
 import logging
@@ -7,9 +7,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
 from timm.models import save_for_hf
+from torch import nn
 
 from ssl_blocks.encoders import FeatureEncoder
+from ssl_blocks.encoders.loading import OWN_KINDS
 from ssl_blocks.tokenizers import Tokenizer
 from ssl_blocks.training.logs import quiet
 
@@ -27,10 +30,11 @@ def export_encoder(
     """Write ``config.json`` and ``model.safetensors``; an existing folder is replaced only when both are there.
 
     ``timm.create_model("local-dir:FOLDER", pretrained=True)`` then returns the model, and calling it returns the
-    mean over normalised patch tokens: the same features as the encoder's.
+    mean over normalised patch tokens: the same features as the encoder's. A model of this library, such as
+    `PostNormTransformer`, is no model of timm; ``ssl_blocks.encoders.load_encoder`` loads either kind.
 
     Args:
-        encoder: what to save; its module is a timm model.
+        encoder: what to save; its module is a timm model, or one of this library.
         folder: where to.
         tokenizer: how pretraining cut the images, noted in the configuration; ``None`` where it did not.
         mean: per channel on the 0..1 scale.
@@ -40,11 +44,13 @@ def export_encoder(
         The folder.
 
     Raises:
-        TypeError: if the encoder's module is no timm model.
+        TypeError: if the encoder's module is neither.
     """
-    module = encoder.module
-    if not hasattr(module, "pretrained_cfg"):
-        raise TypeError(f"encoder.module must be a model of timm to be exported, got {type(module).__name__}")
+    module, architecture = encoder.module, type(encoder.module).__name__
+    if architecture not in OWN_KINDS and not hasattr(module, "pretrained_cfg"):
+        raise TypeError(
+            f"encoder.module must be a model of timm, or a {' or '.join(OWN_KINDS)}, to be exported, got {architecture}"
+        )
     fresh = folder.with_name(folder.name + ".incomplete")
     shutil.rmtree(fresh, ignore_errors=True)
     notes = {
@@ -52,23 +58,38 @@ def export_encoder(
         "encoder": type(encoder).__name__,
         "patch": None if tokenizer is None else list(tokenizer.patch),
         "crop": getattr(tokenizer, "crop", 0),
+        "grid": None if tokenizer is None else [tokenizer.grid.height, tokenizer.grid.width],
         "channels": encoder.channels,
         "mean": list(mean),
         "std": list(std),
         "pooling": "mean of normalised patch tokens",
     }
+    if architecture in OWN_KINDS:
+        _save_own(module, fresh, notes)
+    else:
+        _save_timm(encoder, fresh, notes)
+        _note_preprocessing(fresh / "config.json", encoder, tokenizer, mean, std)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(fresh, folder)
+    return folder
+
+
+def _save_own(module: nn.Module, folder: Path, notes: dict[str, Any]) -> None:
+    folder.mkdir(parents=True)
+    save_file({name: weight.contiguous() for name, weight in module.state_dict().items()}, folder / "model.safetensors")
+    config = {"architecture": type(module).__name__, "model_args": module.model_args, "ssl_blocks": notes}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _save_timm(encoder: FeatureEncoder, folder: Path, notes: dict[str, Any]) -> None:
     with quiet("timm.data", logging.ERROR):  # it remarks on a mean and std that are replaced below
         save_for_hf(
-            module,
-            str(fresh),
+            encoder.module,
+            str(folder),
             model_config={"ssl_blocks": notes},
             model_args=dict(getattr(encoder, "model_args", {})),
             safe_serialization=True,
         )
-    _note_preprocessing(fresh / "config.json", encoder, tokenizer, mean, std)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(fresh, folder)
-    return folder
 
 
 def _note_preprocessing(

@@ -195,7 +195,11 @@ class PretrainModule(pl.LightningModule):
         settings = self.config.optimizer
         optimizer = adamw(self.objective, settings, no_weight_decay=self.objective.no_weight_decay())
         schedule = warmup_cosine(
-            optimizer, num_steps=self.num_steps, warmup_steps=self.warmup_steps, min_lr=settings.min_lr
+            optimizer,
+            num_steps=self.num_steps,
+            warmup_steps=self.warmup_steps,
+            min_lr=settings.min_lr,
+            warmup_start=settings.warmup_start,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

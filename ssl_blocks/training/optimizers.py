@@ -33,14 +33,17 @@ def adamw(model: nn.Module, config: OptimizerConfig, *, no_weight_decay: set[str
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=on_gpu)
 
 
-def warmup_cosine(optimizer: torch.optim.Optimizer, *, num_steps: int, warmup_steps: int, min_lr: float) -> Scheduler:
-    """Linear warm-up from 0, then half a cosine down to ``min_lr``, set per optimizer step (MAE).
+def warmup_cosine(
+    optimizer: torch.optim.Optimizer, *, num_steps: int, warmup_steps: int, min_lr: float, warmup_start: float = 0.0
+) -> Scheduler:
+    """Linear warm-up, then half a cosine down to ``min_lr``, set per optimizer step (MAE).
 
     Args:
         optimizer: whose learning rates are set.
         num_steps: steps of the whole run.
         warmup_steps: steps of the warm-up, counted in.
         min_lr: learning rate after the last step.
+        warmup_start: share of the peak at which the warm-up begins.
 
     Raises:
         ValueError: if the warm-up is not shorter than the run.
@@ -51,7 +54,7 @@ def warmup_cosine(optimizer: torch.optim.Optimizer, *, num_steps: int, warmup_st
         t_initial=num_steps - warmup_steps,
         lr_min=min_lr,
         warmup_t=warmup_steps,
-        warmup_lr_init=0.0,
+        warmup_lr_init=warmup_start * optimizer.param_groups[0]["lr"],
         warmup_prefix=True,
         t_in_epochs=False,
     )

@@ -1,6 +1,6 @@
 """What a run prints at its end."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -11,7 +11,13 @@ from ssl_blocks.training.config import RunConfig
 
 
 def print_report(
-    console: Console, config: RunConfig, scores: Sequence[Scores], figures: Sequence[Path], *, seconds: float
+    console: Console,
+    config: RunConfig,
+    scores: Sequence[Scores],
+    figures: Sequence[Path],
+    *,
+    seconds: float,
+    measured: Mapping[str, float] | None = None,
 ) -> None:
     """Print the scores beside each other, and where everything lies."""
     if config.note:
@@ -20,6 +26,8 @@ def print_report(
         console.print(scores_table(config.name, scores))
     else:
         console.print("no scores: the images have no labels, or there are no test images")
+    if measured:
+        console.print(measured_table(config.name, measured))
     console.print(f"pretrained {config.trainer.epochs} epochs in {seconds:.0f} s; the run is in {config.folder}")
     for path in [*figures, config.folder / "encoder"]:
         console.print(f"  {path}", soft_wrap=True)
@@ -34,4 +42,13 @@ def scores_table(title: str, scores: Sequence[Scores]) -> Table:
     for row in scores:
         probe = "-" if row.fewshot is None else f"{row.fewshot.mean:.1%} ± {row.fewshot.std:.1%}"
         table.add_row(row.name, f"{row.knn:.1%}", probe)
+    return table
+
+
+def measured_table(title: str, measured: Mapping[str, float]) -> Table:
+    """Arrange what the objective measured of itself as a table."""
+    table = Table(title=f"{title}: the objective on test images")
+    for name in measured:
+        table.add_column(name.replace("_", " "), justify="right")
+    table.add_row(*(f"{value:.1%}" if 0 <= value <= 1 else f"{value:.4g}" for value in measured.values()))
     return table

@@ -35,7 +35,7 @@ from ssl_blocks.training.parallel import (
 )
 from ssl_blocks.training.report import print_report
 from ssl_blocks.training.resume import starting_point
-from ssl_blocks.training.scoring import has_labels, score_encoder, score_pixels
+from ssl_blocks.training.scoring import has_labels, measure_objective, score_encoder, score_pixels
 from ssl_blocks.training.signals import StopOnSignal
 
 C = TypeVar("C", bound=RunConfig)
@@ -147,17 +147,21 @@ class Run(Generic[C]):
         assert sample is not None
         self._take_final_weights()
         scores += self._score(sample, "pretrained encoder")
+        measured = measure_objective(
+            self.module.objective, sample, device=self.device, autocast_dtype=self.autocast_dtype
+        )
         self._export(folder / "encoder")
         figures = write_figures(self.module.objective, self.data, folder / "figures")
         figures.append(write_curves(folder, scores))
         results = {
             "seconds": round(self.module.seconds, 1),
             "scores": [score.as_dict() for score in scores],
+            "objective": measured,
             "skipped_images": [str(path) for path in self.data.skipped],
         }
         with atomically(folder / "results.json") as temporary:
             temporary.write_text(json.dumps(results, indent=2) + "\n")
-        print_report(console, self.config, scores, figures, seconds=self.module.seconds)
+        print_report(console, self.config, scores, figures, seconds=self.module.seconds, measured=measured)
         if self.data.skipped:
             console.print(f"{len(self.data.skipped)} unreadable images were skipped, {self.data.skipped[0]} first")
 

@@ -6,11 +6,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ssl_blocks.data import ImageData, ImageSplit
+from ssl_blocks.data import ImageData, ImageSplit, to_float
 from ssl_blocks.evaluation import Scores, encoder_features, raw_pixels, score_features
+from ssl_blocks.modes import modes_kept
 from ssl_blocks.objectives import ObjectiveModule
 
-SHOTS = 10
+SHOTS, MEASURE_BATCH = 10, 256
 
 
 def score_pixels(data: ImageData) -> list[Scores]:
@@ -36,6 +37,33 @@ def score_encoder(
     scores = _score(name, data, encode)
     encoder.module.to("cpu")
     return scores
+
+
+@torch.no_grad()
+def measure_objective(
+    objective: ObjectiveModule, data: ImageData, *, device: str, autocast_dtype: torch.dtype | None
+) -> dict[str, float]:
+    """Average what an objective measures of itself over the test images; nothing where there are none.
+
+    Args:
+        objective: its modes are left as they were, and it ends up on CPU.
+        data: in memory.
+        device: where to compute.
+        autocast_dtype: precision under autocast; ``None`` switches autocast off.
+    """
+    if data.test is None:
+        return {}
+    assert isinstance(data.test, ImageSplit)
+    sums: dict[str, float] = {}
+    objective.to(device)
+    with modes_kept(objective, training=False), torch.autocast(device, autocast_dtype, autocast_dtype is not None):
+        for start in range(0, len(data.test), MEASURE_BATCH):
+            batch = data.test.images[start : start + MEASURE_BATCH]
+            found = objective.measure(to_float(batch.to(device), data.mean, data.std))
+            for name, value in found.items():
+                sums[name] = sums.get(name, 0.0) + float(value) * len(batch)
+    objective.to("cpu")
+    return {name: total / len(data.test) for name, total in sums.items()}
 
 
 def has_labels(data: ImageData) -> bool:

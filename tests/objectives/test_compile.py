@@ -21,6 +21,8 @@ EXACT = (
     "query stream, shared weights",
     "two streams",
     "two streams, blobs",
+    "puzzle",
+    "puzzle, its transformer",
 )
 SIXTEEN_BIT = (
     "squares, bf16",
@@ -29,6 +31,7 @@ SIXTEEN_BIT = (
     "masked, bf16",
     "query stream, bf16",
     "two streams, blobs, bf16",
+    "puzzle, its transformer, bf16",
 )
 
 

@@ -68,6 +68,52 @@ def test_masked_autoencoding_shows_its_reconstructions(tmp_path: Path, monkeypat
     assert torch.equal(differs, ~shown["known"])
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.9])
+def test_puzzles_are_shown_shuffled_as_guessed_and_solved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dropout: float
+) -> None:
+    shown = {}
+    draw_it = figures.puzzle.draw_puzzles
+
+    def spy(patches, shuffled, guessed, grid):
+        shown.update(patches=patches, shuffled=shuffled, guessed=guessed)
+        return draw_it(patches, shuffled, guessed, grid)
+
+    monkeypatch.setattr(figures.puzzle, "draw_puzzles", spy)
+    data, tokenizer = some_data(), sb.PatchTokenizer.from_grid(image_size=16, grid=3, crop=1)
+    torch.manual_seed(0)
+    encoder = sb.PostNormTransformer(grid=3, patch=4, depth=1, num_heads=2, dropout=0.5)
+    puzzle = sb.PatchPuzzle(encoder=encoder, tokenizer=tokenizer, patch_dropout=dropout)
+    assert figures.write_figures(puzzle, data, tmp_path) == [tmp_path / "puzzles.png"]
+
+    normalised = to_float(data.test.images[torch.linspace(0, 7, 6).long()], data.mean, data.std)
+    pictures = denormalize(normalised, data.mean, data.std)
+    torch.testing.assert_close(shown["patches"], tokenizer(pictures))
+    assert shown["shuffled"].sort(1).values.tolist() == [list(range(9))] * 6
+    assert len(set(map(tuple, shown["shuffled"].tolist()))) == 6
+    puzzle.eval()
+    predictions = puzzle(normalised, puzzle.keep_all(normalised)).predictions
+    assert torch.equal(shown["guessed"], puzzle.target.arrange(predictions))
+
+
+def test_puzzles_with_a_target_of_another_kind_have_no_picture(tmp_path: Path) -> None:
+    class Rows:
+        """Which row a patch lies in."""
+
+        dim = 4
+
+        def __call__(self, images):
+            return torch.eye(4).repeat_interleave(4, 0).expand(len(images), -1, -1)
+
+        def to_pixels(self, predictions, images):
+            raise AssertionError("is not asked")
+
+    tokenizer = sb.PatchTokenizer(image_size=16, patch_size=4)
+    encoder = sb.PostNormTransformer(grid=4, patch=4, depth=1, num_heads=2)
+    puzzle = sb.PatchPuzzle(encoder=encoder, tokenizer=tokenizer, target=Rows())
+    assert figures.write_figures(puzzle, some_data(), tmp_path) == []
+
+
 def test_the_mode_of_every_module_is_left_as_it_was(tmp_path: Path) -> None:
     objective = build(sb.SquarePartitioner(sides=(2,)))
     objective.train()

@@ -56,6 +56,19 @@ def test_first_step_has_rate_zero_before_any_update() -> None:
     assert optimizer.param_groups[0]["lr"] == 0.0
 
 
+def test_a_warmup_may_begin_at_a_share_of_the_peak() -> None:
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=2.0)
+    schedule = warmup_cosine(optimizer, num_steps=100, warmup_steps=20, min_lr=0.2, warmup_start=0.5)
+    assert optimizer.param_groups[0]["lr"] == 1.0
+    for step in range(100):
+        schedule.step_update(step)
+        falling = 0.2 + (2.0 - 0.2) * 0.5 * (1 + math.cos(math.pi * (step - 20) / 80))
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(1.0 + step / 20 if step < 20 else falling), step
+    flat = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=2.0)
+    warmup_cosine(flat, num_steps=10, warmup_steps=0, min_lr=0.0, warmup_start=0.5)
+    assert flat.param_groups[0]["lr"] == 2.0
+
+
 def test_warmup_as_long_as_the_run_is_refused() -> None:
     optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0)
     with pytest.raises(ValueError, match=r"10 warm-up steps, which must be fewer than the 10 of the run"):

@@ -14,6 +14,9 @@ from tests.examples import CONFIGS, RECIPES
 
 SMALL, LARGE = ImageShape(3, 32, 32), ImageShape(3, 192, 192)
 SHAPES = {
+    "apl_cifar10": SMALL,
+    "apl_cifar_small": SMALL,
+    "apl_stl10": ImageShape(3, 96, 96),
     "mae_cifar10": SMALL,
     "mae_cifar10_vits": SMALL,
     "mae_cifar_small": SMALL,
@@ -31,6 +34,18 @@ SHAPES = {
     "saim_imagenet_vitb": ImageShape(3, 224, 224),
 }
 PAPER = [name for name in SHAPES if not name.endswith(("_small", "_digits"))]
+LEARNED = {  # what gives a recipe all that must not decay
+    "randsac": ("--encoder.positions=learned", "--encoder.class_token=true", "--decoder.positions=learned"),
+    "mae": ("--encoder.positions=learned", "--encoder.class_token=true", "--decoder.positions=learned"),
+    "saim": ("--encoder.positions=learned", "--encoder.class_token=true"),  # queries have fixed positions
+    "apl": (),
+}
+NOT_DECAYING = {
+    "randsac": {"pos_embed", "cls_token", "table"},
+    "mae": {"pos_embed", "cls_token", "table", "mask_token"},
+    "saim": {"pos_embed", "cls_token"},
+    "apl": set(),
+}
 
 
 def load(name: str, *overrides: str) -> RunConfig:
@@ -127,25 +142,28 @@ def test_numbers_are_the_papers(
 
 @pytest.mark.parametrize("name", PAPER)
 def test_norms_biases_positions_and_tokens_do_not_decay(name: str) -> None:
-    overrides = ("--encoder.positions", "learned", "--encoder.class_token", "true")
-    has_table = not name.startswith("saim")  # whose queries have fixed positions
-    objective = build(name, *overrides, *(("--decoder.positions", "learned") if has_table else ()))
+    recipe = name.partition("_")[0]
+    objective = build(name, *LEARNED[recipe])
     names = {id(p): n for n, p in objective.named_parameters()}
     decaying, spared = parameter_groups(objective, weight_decay=0.05, no_weight_decay=objective.no_weight_decay())
     of = [{names[id(p)] for p in group["params"]} for group in (decaying, spared)]  # type: ignore[attr-defined]
     assert (decaying["weight_decay"], spared["weight_decay"]) == (0.05, 0.0)
     assert all(n.endswith("weight") and "norm" not in n for n in of[0])
     spared_matrices = {n for n in of[1] if dict(objective.named_parameters())[n].ndim > 1}
-    own = ({"mask_token"} if name.startswith("mae") else set()) | ({"table"} if has_table else set())
-    assert {n.rpartition(".")[2] for n in spared_matrices} == {"pos_embed", "cls_token"} | own
+    assert {n.rpartition(".")[2] for n in spared_matrices} == NOT_DECAYING[recipe]
 
 
 @pytest.mark.parametrize("name", PAPER)
 def test_preset_says_where_its_numbers_come_from(name: str) -> None:
     text = (CONFIGS / f"{name}.yaml").read_text()
     comment = text[: text.index(f"name: {name}")]
-    source = "Exploring Stochastic Autoregressive Image Modeling" if name.startswith("saim") else "Table "
-    for part in (source, f"--preset {name}", "Hardware", "not measured", "Assumed", "arXiv"):
+    # where neither tables nor a number on arXiv are known, the paper is named
+    sources = {
+        "apl": ("Paper     APL, the patch puzzle",),
+        "saim": ("Exploring Stochastic Autoregressive Image Modeling", "arXiv"),
+    }
+    source = sources.get(name.partition("_")[0], ("Table ", "arXiv"))
+    for part in (*source, f"--preset {name}", "Hardware", "not measured", "Assumed"):
         assert part in comment
 
 
@@ -174,6 +192,26 @@ def test_numbers_of_saim_are_its_published_commands() -> None:
     assert (objective.encoder.depth, objective.decoder.depth, objective.encoder.dim) == (12, 12, 768)
     assert (objective.target.blur, objective.target.normalize, objective.predict_first) == ((9, 1.0), True, True)
     assert (objective.head.fc1.out_features, objective.head.fc2.out_features) == (3072, 768)
+
+
+def test_numbers_of_the_puzzle_are_the_published_ones() -> None:
+    config, objective = load("apl_stl10"), build("apl_stl10")
+    encoder, optimizer = objective.encoder, config.optimizer
+    assert (str(encoder.grid), encoder.patch, encoder.dim) == ("7x7", (12, 12), 432)
+    assert encoder.model_args | {"grid": 0, "patch": 0} == {
+        "grid": 0,
+        "patch": 0,
+        "channels": 3,
+        "depth": 4,
+        "num_heads": 16,
+        "mlp_ratio": 3,
+        "dropout": 0.15,
+    }
+    assert objective.patch_dropout == 0.1
+    assert (optimizer.weight_decay, optimizer.warmup_start) == (0, 0.5)
+    assert optimizer.warmup_epochs == int(0.05 * config.trainer.epochs)
+    assert optimizer.min_lr == pytest.approx(0.1 * optimizer.lr)
+    assert config.data.crop_scale == (1, 1)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)

@@ -1,6 +1,6 @@
 """Pictures of a run; each module registers what its kind of objective has to show."""
 
-from ssl_blocks.training.figures import pixels, registry
+from ssl_blocks.training.figures import pixels, puzzle, registry
 from ssl_blocks.training.figures.registry import NUM_EXAMPLES, draw_examples, write_curves, write_figures
 
-__all__ = ["NUM_EXAMPLES", "draw_examples", "pixels", "registry", "write_curves", "write_figures"]
+__all__ = ["NUM_EXAMPLES", "draw_examples", "pixels", "puzzle", "registry", "write_curves", "write_figures"]
