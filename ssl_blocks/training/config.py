@@ -180,6 +180,9 @@ class OptimizerConfig(StrictModel):
     batch_size: PositiveInt = Field(256, description="images per step, over all processes and accumulated batches")
     accumulate: PositiveInt = Field(1, description="take a step's images in this many parts, to save memory")
     weight_decay: float = Field(0.05, ge=0, description="not applied to norms, biases, positions and tokens")
+    weight_decay_end: float | None = Field(
+        None, ge=0, description="weight decay at the end, reached along half a cosine; default: constant"
+    )
     betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's decay rates")
     warmup_epochs: float = Field(10.0, ge=0, description="epochs of linear warm-up")
     min_lr: float = Field(0.0, ge=0, description="learning rate at the end")

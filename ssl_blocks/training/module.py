@@ -17,7 +17,7 @@ from ssl_blocks.objectives.protocol import seen_by
 from ssl_blocks.randomness import mix_seed, seeded_generator
 from ssl_blocks.training.checkpoints import FORMAT_VERSION, MARK
 from ssl_blocks.training.config import RunConfig
-from ssl_blocks.training.optimizers import adamw, check_warmup, warmup_cosine
+from ssl_blocks.training.optimizers import adamw, check_warmup, cosine_weight_decay, warmup_cosine
 from ssl_blocks.training.parallel import shard, sum_over_processes
 from ssl_blocks.training.watch import LossWatch
 from ssl_blocks.values import Progress
@@ -185,6 +185,7 @@ class PretrainModule(pl.LightningModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then let the objective follow the new weights."""
+        self._set_weight_decay()
         super().optimizer_step(*args, **kwargs)
         self.objective.after_step()
 
@@ -210,6 +211,15 @@ class PretrainModule(pl.LightningModule):
             "seconds": self.seconds,
             "config": self.config.model_dump(mode="json"),
         }
+
+    def _set_weight_decay(self) -> None:
+        """Follow the schedule, which knows the step alone, in the group that decays: the first one."""
+        settings = self.config.optimizer
+        if settings.weight_decay_end is not None:
+            decay = cosine_weight_decay(
+                settings.weight_decay, settings.weight_decay_end, step=self.global_step, num_steps=self.num_steps
+            )
+            self.trainer.optimizers[0].param_groups[0]["weight_decay"] = decay
 
     def _progress(self, step: int) -> Progress:
         return Progress(
