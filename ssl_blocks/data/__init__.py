@@ -3,14 +3,19 @@
 from ssl_blocks.data.augment import RandomResizedCropFlip, denormalize, to_float
 from ssl_blocks.data.decode import UnreadableImageError
 from ssl_blocks.data.loader import RunSampler, share_of_cores, train_loader
+from ssl_blocks.data.multicrop import ColorChanges, MultiCrop
+from ssl_blocks.data.protocol import Augmentation
 from ssl_blocks.data.sources import find_shape, load
 from ssl_blocks.data.splits import FileSplit, ImageData, ImageShape, ImageSplit
 
 __all__ = [
+    "Augmentation",
+    "ColorChanges",
     "FileSplit",
     "ImageData",
     "ImageShape",
     "ImageSplit",
+    "MultiCrop",
     "RandomResizedCropFlip",
     "RunSampler",
     "UnreadableImageError",

@@ -83,6 +83,16 @@ class RandomResizedCropFlip:
         with torch.autocast(images.device.type, enabled=False):  # affine_grid would round its product to 16 bits
             return resample(wide, boxes, sign, self.size).to(images.dtype)
 
+    def file_crop(self, size: tuple[int, int]) -> "RandomResizedCropFlip":
+        """This same crop: it resizes to ``self.size`` whatever the images' own ``size``."""
+        return self
+
+    def finish(
+        self, images: Float[Tensor, "b c h w"], *, generator: torch.Generator | None = None
+    ) -> Float[Tensor, "b c h w"]:
+        """Leave images alone that were cropped out of files: nothing remains to be done."""
+        return images
+
     def draw_box(self, height: int, width: int, *, generator: torch.Generator) -> Box:
         """Draw the box of one image on CPU, of the same distribution."""
         box = self._draw_boxes(1, height, width, generator, torch.device("cpu"))[0].tolist()
@@ -115,6 +125,7 @@ class RandomResizedCropFlip:
         return torch.where(fits.any(1, keepdim=True), drawn, central)
 
     def _central_box(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """The largest box in the middle whose ratio is allowed: one whole side, and what fits of the other."""
         h, w = height, width
         if width / height < self.ratio[0]:
             h = max(1, round(width / self.ratio[0]))
@@ -141,8 +152,31 @@ def to_float(images: UInt8[Tensor, "b c h w"], mean: Sequence[float], std: Seque
         >>> to_float(torch.tensor([[[[0, 255]]]], dtype=torch.uint8), mean=(0.5,), std=(0.5,))
         tensor([[[[-1.,  1.]]]])
     """
+    return normalize(images.float() / 255, mean, std)
+
+
+def normalize(
+    images: Float[Tensor, "b c h w"], mean: Sequence[float], std: Sequence[float]
+) -> Float[Tensor, "b c h w"]:
+    """Normalise images of the 0..1 scale: subtract the mean, divide by the standard deviation.
+
+    Args:
+        images: ``[B, C, H, W]``.
+        mean: one number per channel.
+        std: the same.
+
+    Returns:
+        ``[B, C, H, W]``.
+
+    Raises:
+        ValueError: if mean and std are not one number per channel, or a std is not above 0.
+
+    Examples:
+        >>> normalize(torch.tensor([[[[0.0, 1.0]]]]), mean=(0.5,), std=(0.5,))
+        tensor([[[[-1.,  1.]]]])
+    """
     center, spread = _per_channel(images, mean, std)
-    return (images.float() / 255 - center) / spread
+    return (images - center) / spread
 
 
 def denormalize(

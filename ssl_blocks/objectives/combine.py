@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ssl_blocks.objectives.protocol import ObjectiveModule
+from ssl_blocks.objectives.protocol import ObjectiveModule, seen_by
 from ssl_blocks.values import ObjectiveOutput, Progress, Views
 
 
@@ -80,14 +80,14 @@ class WeightedSum(ObjectiveModule):
             images: ``[B, C, H, W]``, or `Views` of them.
             generator: source of randomness on the images' device; ``None`` uses torch's default.
         """
-        return {name: part.draw(_seen_by(part, images), generator=generator) for name, part in self.parts.items()}
+        return {name: part.draw(seen_by(part, images), generator=generator) for name, part in self.parts.items()}
 
     def outputs(
         self, images: Float[Tensor, "b c h w"] | Views, draw: Mapping[str, Any] | None = None
     ) -> dict[str, ObjectiveOutput]:
         """What every objective returns by itself."""
         draw = self.draw(images) if draw is None else draw
-        return {name: part(_seen_by(part, images), draw[name]) for name, part in self.parts.items()}
+        return {name: part(seen_by(part, images), draw[name]) for name, part in self.parts.items()}
 
     def forward(
         self, images: Float[Tensor, "b c h w"] | Views, draw: Mapping[str, Any] | None = None
@@ -150,10 +150,6 @@ def _check(objectives: Mapping[str, ObjectiveModule], weights: Mapping[str, floa
             raise ValueError(
                 f"objectives must share one model, but {name!r} holds another than {first!r}: give both one encoder"
             )
-
-
-def _seen_by(part: ObjectiveModule, images: Tensor | Views) -> Any:
-    return images.images[0] if isinstance(images, Views) and not part.takes_views else images
 
 
 def _aliases(module: nn.Module) -> dict[str, str]:

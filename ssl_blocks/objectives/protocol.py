@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ssl_blocks.encoders.protocol import FeatureEncoder, TokenEncoder
 from ssl_blocks.tokenizers import Tokenizer
-from ssl_blocks.values import ObjectiveOutput, Progress
+from ssl_blocks.values import ObjectiveOutput, Progress, Views
 
 
 @runtime_checkable
@@ -93,6 +93,11 @@ class ObjectiveModule(nn.Module, ABC):
     def export_encoder(self) -> FeatureEncoder:
         """The encoder as it stands."""
         return self.encoder
+
+
+def seen_by(objective: ObjectiveModule, images: Tensor | Views) -> Any:
+    """What an objective gets of images: `Views` where it takes them, else the first global view."""
+    return images.images[0] if isinstance(images, Views) and not objective.takes_views else images
 
 
 def check_tokenizer(tokenizer: Tokenizer, encoder: TokenEncoder) -> None:

@@ -1,7 +1,7 @@
 """Configuration: the sub-models that recipes share, and the parts and encoders they describe."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from ssl_blocks.data import Augmentation, ImageShape, RandomResizedCropFlip
 from ssl_blocks.decoders import SegmentDecoder
 from ssl_blocks.encoders import TimmViT, TokenEncoder, timm_vit
 from ssl_blocks.partitioners import (
@@ -179,6 +180,9 @@ class OptimizerConfig(StrictModel):
     batch_size: PositiveInt = Field(256, description="images per step, over all processes and accumulated batches")
     accumulate: PositiveInt = Field(1, description="take a step's images in this many parts, to save memory")
     weight_decay: float = Field(0.05, ge=0, description="not applied to norms, biases, positions and tokens")
+    weight_decay_end: float | None = Field(
+        None, ge=0, description="weight decay at the end, reached along half a cosine; default: constant"
+    )
     betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's decay rates")
     warmup_epochs: float = Field(10.0, ge=0, description="epochs of linear warm-up")
     warmup_start: float = Field(0.0, ge=0, le=1, description="share of the peak at which the warm-up begins")
@@ -243,6 +247,20 @@ class RunConfig(StrictModel):
         if not re.fullmatch(r"[\w.+=-]+", name) or not name.strip("."):
             raise ValueError("must name a folder: letters, digits and . _ + = - only")
         return name
+
+    def augmentation(self, shape: ImageShape, mean: Sequence[float], std: Sequence[float]) -> Augmentation:
+        """Build what varies the training images; a recipe whose objective takes `Views` returns a `MultiCrop` instead.
+
+        Args:
+            shape: of the images as they are held or decoded.
+            mean: with which they are normalised, one number per channel.
+            std: the same.
+
+        Raises:
+            ValueError: if a range is none.
+        """
+        with section("data.crop_scale"):
+            return RandomResizedCropFlip((shape.height, shape.width), scale=self.data.crop_scale, flip=self.data.flip)
 
     @property
     def folder(self) -> Path:

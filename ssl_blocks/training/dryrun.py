@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 import yaml
 
-from ssl_blocks.data import ImageShape, find_shape
+from ssl_blocks.data import Augmentation, ImageShape, find_shape
 from ssl_blocks.data.imagefolder import list_folder
 from ssl_blocks.objectives import ObjectiveModule
 from ssl_blocks.randomness import seeded_generator
@@ -19,6 +19,7 @@ from ssl_blocks.training.estimate import (
     activation_bytes,
     count_flops,
     count_parameters,
+    example_images,
     state_bytes,
 )
 from ssl_blocks.training.optimizers import check_warmup
@@ -55,14 +56,15 @@ def describe(config: C, assemble: Callable[[C, ImageShape], ObjectiveModule]) ->
     schedule = _schedule(config)
     with torch.device("meta"):
         objective = assemble(config, shape)
+    augmentation = config.augmentation(shape, (0.5,) * shape.channels, (1.0,) * shape.channels)
     parts = [
         _configuration(config),
         f"images: {shape.channels}x{shape.height}x{shape.width}{remark}",
         _parameters(objective),
-        _flops(objective, shape),
-        _memory(config, objective, shape),
+        _flops(objective, shape, augmentation),
+        _memory(config, objective, shape, augmentation),
         schedule,
-        segments_text(objective, shape, seed=config.seed),
+        segments_text(objective, shape, augmentation, seed=config.seed),
         "dry run: nothing was downloaded, trained or written",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -104,14 +106,14 @@ def _parameters(objective: ObjectiveModule) -> str:
     return _columns([*rows, ("all", f"{total:,}", f"{trained:,}")])
 
 
-def _flops(objective: ObjectiveModule, shape: ImageShape) -> str:
-    flops = count_flops(objective, shape)
+def _flops(objective: ObjectiveModule, shape: ImageShape, augmentation: Augmentation) -> str:
+    flops = count_flops(objective, shape, augmentation)
     rows = [(name, _giga(getattr(flops, name))) for name in ("forward", "backward")]
     table = _columns([("FLOPs per image", ""), *rows, ("training step", _giga(flops.forward + flops.backward))])
     return f"{table}\n  matrix products alone, 2 for each multiply-add; attention over all pairs, masked or not"
 
 
-def _memory(config: RunConfig, objective: ObjectiveModule, shape: ImageShape) -> str:
+def _memory(config: RunConfig, objective: ObjectiveModule, shape: ImageShape, augmentation: Augmentation) -> str:
     processes, settings = count_processes(config).world_size, config.optimizer
     images = settings.batch_size // (processes * settings.accumulate)
     shards = processes if config.trainer.strategy == "fsdp" else 1
@@ -120,7 +122,7 @@ def _memory(config: RunConfig, objective: ObjectiveModule, shape: ImageShape) ->
     static = [("memory per process", ""), *((name, _bytes(number / shards)) for name, number in fixed.items())]
     rows = [("activations", "an image", f"{images} images", "and all above")]
     for precision in PRECISIONS:
-        kept = activation_bytes(objective, shape, precision)
+        kept = activation_bytes(objective, shape, precision, augmentation)
         total = sum(fixed.values()) / shards + kept.of(images)
         rows.append((KERNELS[precision], _bytes(kept.per_image), _bytes(kept.of(images)), _bytes(total)))
     return (
@@ -165,13 +167,16 @@ def _num_images(config: RunConfig) -> int | None:
     return found if found is None or most is None else min(found, most)
 
 
-def segments_text(objective: ObjectiveModule, shape: ImageShape, *, seed: int) -> str:
+def segments_text(
+    objective: ObjectiveModule, shape: ImageShape, augmentation: Augmentation | None = None, *, seed: int
+) -> str:
     """Draw the segments of one image as letters, and beside them the step at which each token is read.
 
     Objectives whose draw is no serialization have no such picture: the text is empty.
     """
     generator = seeded_generator("cpu", seed)
-    draw = objective.draw(torch.zeros(1, *shape), generator=generator)
+    images = example_images(objective, shape, augmentation, batch=1, device="cpu")
+    draw = objective.draw(images, generator=generator)
     if not isinstance(draw, Serialization) or objective.tokenizer is None:
         return ""
     grid = objective.tokenizer.grid

@@ -14,8 +14,9 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_blocks.attention import explicit_attention, split_empty_rows
-from ssl_blocks.data import ImageShape
+from ssl_blocks.data import Augmentation, ImageShape
 from ssl_blocks.objectives import ObjectiveModule
+from ssl_blocks.values import Views
 
 Precision = Literal["fp32", "bf16", "bf16 on CPU"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "bf16 on CPU")
@@ -88,13 +89,18 @@ def state_bytes(objective: nn.Module) -> States:
     )
 
 
-def count_flops(objective: ObjectiveModule, shape: ImageShape) -> Flops:
-    """Count the matrix products of a training step on one image.
+def count_flops(objective: ObjectiveModule, shape: ImageShape, augmentation: Augmentation | None = None) -> Flops:
+    """Count the matrix products of a training step on one image, in all views of it.
 
     Attention counts as products over all pairs of tokens, masked or not; nothing counts twice that a fused kernel
     computes anew in its backward pass.
+
+    Args:
+        objective: whose training step.
+        shape: of the images.
+        augmentation: makes the views for an objective that takes some.
     """
-    objective, images = _on_meta(objective, shape, 1)
+    objective, images = _on_meta(objective, shape, augmentation, 1)
     with FlopCounterMode(display=False) as forward:
         loss = objective(images, objective.draw(images)).loss
     with FlopCounterMode(display=False) as backward:
@@ -102,7 +108,9 @@ def count_flops(objective: ObjectiveModule, shape: ImageShape) -> Flops:
     return Flops(forward.get_total_flops(), backward.get_total_flops())
 
 
-def activation_bytes(objective: ObjectiveModule, shape: ImageShape, precision: Precision) -> Activations:
+def activation_bytes(
+    objective: ObjectiveModule, shape: ImageShape, precision: Precision, augmentation: Augmentation | None = None
+) -> Activations:
     """Count what autograd keeps from the forward to the backward pass, parameters left out.
 
     Args:
@@ -110,14 +118,40 @@ def activation_bytes(objective: ObjectiveModule, shape: ImageShape, precision: P
         shape: of the images.
         precision: ``"fp32"`` and ``"bf16"`` with a fused attention kernel, as on a GPU; ``"bf16 on CPU"`` with
             attention in plain operations, which keeps the weights of all pairs of tokens.
+        augmentation: makes the views for an objective that takes some.
     """
     # two batches, and neither of one image: sizes of 1 are broadcast where others are copied
-    two, three = (_saved(objective, shape, precision, batch) for batch in (2, 3))
+    two, three = (_saved(objective, shape, precision, augmentation, batch) for batch in (2, 3))
     return Activations(per_image=three - two, fixed=two - 2 * (three - two))
 
 
-def _saved(objective: ObjectiveModule, shape: ImageShape, precision: Precision, batch: int) -> int:
-    objective, images = _on_meta(objective, shape, batch)
+def example_images(
+    objective: ObjectiveModule,
+    shape: ImageShape,
+    augmentation: Augmentation | None,
+    *,
+    batch: int,
+    device: torch.device | str,
+) -> Tensor | Views:
+    """Zeros in place of a batch, as the objective would get it."""
+    if augmentation is None or not objective.takes_views:
+        return torch.zeros(batch, *shape, device=device)
+    # one image tells all sizes; drawn beside torch's generator, which is not ours to advance
+    views = augmentation(torch.zeros(1, *shape), generator=torch.Generator().manual_seed(0))
+    if not isinstance(views, Views):
+        return torch.zeros(batch, *views.shape[1:], device=device)
+    zeros = (torch.zeros(batch, *view.shape[1:], device=device) for view in views.images)
+    return Views(tuple(zeros), views.num_global)
+
+
+def _saved(
+    objective: ObjectiveModule,
+    shape: ImageShape,
+    precision: Precision,
+    augmentation: Augmentation | None,
+    batch: int,
+) -> int:
+    objective, images = _on_meta(objective, shape, augmentation, batch)
     draw = objective.draw(images)
     with kept_for_backward(objective) as kept, _Precision(precision):
         loss = objective(images, draw).loss  # noqa: F841 - alive, so that nothing kept is freed
@@ -142,10 +176,12 @@ def kept_for_backward(objective: nn.Module) -> Iterator[dict[int, int]]:
         yield kept
 
 
-def _on_meta(objective: ObjectiveModule, shape: ImageShape, batch: int) -> tuple[ObjectiveModule, Tensor]:
+def _on_meta(
+    objective: ObjectiveModule, shape: ImageShape, augmentation: Augmentation | None, batch: int
+) -> tuple[ObjectiveModule, Tensor | Views]:
     if any(p.device.type != "meta" for p in objective.parameters()):
         objective = copy.deepcopy(objective).to("meta")
-    return objective, torch.zeros(batch, *shape, device="meta")
+    return objective, example_images(objective, shape, augmentation, batch=batch, device="meta")
 
 
 class _Precision(TorchFunctionMode):

@@ -10,13 +10,14 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ssl_blocks.data import ImageData, RandomResizedCropFlip, share_of_cores, to_float, train_loader
+from ssl_blocks.data import ImageData, share_of_cores, to_float, train_loader
 from ssl_blocks.modes import modes_kept
 from ssl_blocks.objectives import ObjectiveModule
+from ssl_blocks.objectives.protocol import seen_by
 from ssl_blocks.randomness import mix_seed, seeded_generator
 from ssl_blocks.training.checkpoints import FORMAT_VERSION, MARK
-from ssl_blocks.training.config import RunConfig, section
-from ssl_blocks.training.optimizers import adamw, check_warmup, warmup_cosine
+from ssl_blocks.training.config import RunConfig
+from ssl_blocks.training.optimizers import adamw, check_warmup, cosine_weight_decay, warmup_cosine
 from ssl_blocks.training.parallel import shard, sum_over_processes
 from ssl_blocks.training.watch import LossWatch
 from ssl_blocks.values import Progress
@@ -39,11 +40,7 @@ class PretrainModule(pl.LightningModule):
     def __init__(self, objective: ObjectiveModule, data: ImageData, config: RunConfig, *, world_size: int = 1) -> None:
         super().__init__()
         self.objective, self.data, self.config, self.world = objective, data, config, world_size
-        shape = data.shape
-        with section("data.crop_scale"):
-            self.augment = RandomResizedCropFlip(
-                (shape.height, shape.width), scale=config.data.crop_scale, flip=config.data.flip
-            )
+        self.augment = config.augmentation(data.shape, data.mean, data.std)
         if config.trainer.compile:
             objective.compile()  # in place: a compiled copy would be registered, and be saved, a second time
         self.watch = LossWatch(config.folder)
@@ -67,8 +64,9 @@ class PretrainModule(pl.LightningModule):
             )
         check_warmup(self.num_steps, self.warmup_steps)
         some = self.data.train.read(torch.arange(min(8, len(self.data.train))))[:2]  # unreadable ones may be left out
-        images = to_float(some, self.data.mean, self.data.std)
+        plain = to_float(some, self.data.mean, self.data.std)
         generator = seeded_generator("cpu", self.config.seed)
+        images = seen_by(self.objective, self.augment(plain, generator=generator))
         # in evaluation mode, for statistics of norms are for training images
         with torch.no_grad(), modes_kept(self.objective, training=False):
             self.objective(images, self.objective.draw(images, generator=generator))
@@ -130,7 +128,7 @@ class PretrainModule(pl.LightningModule):
 
     def train_dataloader(self) -> DataLoader[Tensor]:
         """Batches of uint8 images from the step on at which the run stands."""
-        settings, workers = self.config.optimizer, self.config.data.workers
+        settings, workers, shape = self.config.optimizer, self.config.data.workers, self.data.shape
         return train_loader(
             self.data.train,
             batch_size=settings.batch_size,
@@ -140,7 +138,7 @@ class PretrainModule(pl.LightningModule):
             seed=self.config.seed,
             rank=self.global_rank,
             world_size=self.world,
-            crop=self.augment,
+            crop=self.augment.file_crop((shape.height, shape.width)),
             workers=share_of_cores(self.trainer.num_devices) if workers is None else workers,
             device=self.device,
         )
@@ -156,9 +154,9 @@ class PretrainModule(pl.LightningModule):
         key = (self.config.seed, self.global_rank, step * accumulate + part)
         torch.manual_seed(mix_seed(*key, 1))  # dropout knows no generator
         generator = seeded_generator(self.device, *key)
-        images = to_float(batch, self.data.mean, self.data.std)
-        if not self.data.is_streamed:
-            images = self.augment(images, generator=generator)
+        plain = to_float(batch, self.data.mean, self.data.std)
+        augment = self.augment.finish if self.data.is_streamed else self.augment
+        images = seen_by(self.objective, augment(plain, generator=generator))
         out = self.objective(images, self.objective.draw(images, generator=generator))
         self.rows, count = out.is_target.numel(), out.is_target.sum()
         counted = torch.stack([out.loss.detach() * count, count.to(out.loss.dtype)])
@@ -187,6 +185,7 @@ class PretrainModule(pl.LightningModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then let the objective follow the new weights."""
+        self._set_weight_decay()
         super().optimizer_step(*args, **kwargs)
         self.objective.after_step()
 
@@ -216,6 +215,15 @@ class PretrainModule(pl.LightningModule):
             "seconds": self.seconds,
             "config": self.config.model_dump(mode="json"),
         }
+
+    def _set_weight_decay(self) -> None:
+        """Follow the schedule, which knows the step alone, in the group that decays: the first one."""
+        settings = self.config.optimizer
+        if settings.weight_decay_end is not None:
+            decay = cosine_weight_decay(
+                settings.weight_decay, settings.weight_decay_end, step=self.global_step, num_steps=self.num_steps
+            )
+            self.trainer.optimizers[0].param_groups[0]["weight_decay"] = decay
 
     def _progress(self, step: int) -> Progress:
         return Progress(

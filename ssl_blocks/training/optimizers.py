@@ -1,5 +1,7 @@
 """Parameter groups, optimizer and schedule."""
 
+import math
+
 import torch
 from timm.scheduler import CosineLRScheduler
 from timm.scheduler.scheduler import Scheduler
@@ -24,6 +26,22 @@ def parameter_groups(model: nn.Module, *, weight_decay: float, no_weight_decay: 
         if parameter.requires_grad:
             (spare if parameter.ndim < 2 or name in no_weight_decay else decay).append(parameter)
     return [{"params": decay, "weight_decay": weight_decay}, {"params": spare, "weight_decay": 0.0}]
+
+
+def cosine_weight_decay(start: float, end: float, *, step: int, num_steps: int) -> float:
+    """Weight decay of a step, half a cosine from ``start`` to ``end`` (DINO).
+
+    Args:
+        start: at step 0.
+        end: after the last step.
+        step: optimizer steps done.
+        num_steps: of the whole run.
+
+    Examples:
+        >>> [round(cosine_weight_decay(0.0, 0.4, step=step, num_steps=2), 3) for step in range(3)]
+        [0.0, 0.2, 0.4]
+    """
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * step / num_steps))
 
 
 def adamw(model: nn.Module, config: OptimizerConfig, *, no_weight_decay: set[str]) -> torch.optim.AdamW:

@@ -1,0 +1,176 @@
+"""Several crops of every image, in colours of their own."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ssl_blocks.data import colors
+from ssl_blocks.data.augment import RandomResizedCropFlip, denormalize, normalize
+from ssl_blocks.values import Views
+
+
+@dataclass(frozen=True)
+class ColorChanges:
+    """How far and how often the colours of a view are changed; the defaults are DINO's.
+
+    Saturation, hue and grey are for RGB images alone; images of other channels keep theirs.
+
+    Args:
+        jitter: share of the views whose brightness, contrast, saturation and hue are changed, in random order.
+        brightness: factors are drawn from 1 - brightness to 1 + brightness.
+        contrast: the same.
+        saturation: the same.
+        hue: shifts are drawn from -hue to hue; 1 is the full circle.
+        grey: share of the views that are made grey.
+        blur: share of the views that are blurred: of the first global one, the second, and the local ones.
+        sigma: smallest and largest width of the blur in pixels, its standard deviation.
+        solarize: share of the second global views whose bright half of values is inverted.
+
+    Raises:
+        ValueError: if a share lies outside [0, 1], or a strength or width outside its range.
+
+    Examples:
+        >>> ColorChanges(blur=(0.0, 0.0, 0.0)).solarize
+        0.2
+    """
+
+    jitter: float = 0.8
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.2
+    hue: float = 0.1
+    grey: float = 0.2
+    blur: tuple[float, float, float] = (1.0, 0.1, 0.5)
+    sigma: tuple[float, float] = (0.1, 2.0)
+    solarize: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name in ("jitter", "brightness", "contrast", "saturation", "grey", "solarize"):
+            if not 0 <= (value := getattr(self, name)) <= 1:
+                raise ValueError(f"{name}={value} must lie within [0, 1]")
+        if not 0 <= self.hue <= 0.5:
+            raise ValueError(f"hue={self.hue} must lie within [0, 0.5]")
+        if not all(0 <= share <= 1 for share in self.blur):
+            raise ValueError(f"blur={self.blur} must be three shares within [0, 1]: two global views, and local ones")
+        if not 0 < self.sigma[0] <= self.sigma[1] < float("inf"):
+            raise ValueError(f"sigma={self.sigma} must be (smallest, largest) width in pixels, both above 0")
+
+
+class MultiCrop:
+    """Two large and several small crops of every image, each in changed colours.
+
+    Multi-crop of SwAV (Sec. 3.2) with the sizes and colours of DINO, on the images' device in whole batches; every
+    image, view and choice has a draw of its own. The crops are those of `RandomResizedCropFlip`.
+
+    Args:
+        global_size: height and width of the two global views in pixels; one number means a square.
+        local_size: the same of the local views.
+        num_local: number of local views.
+        mean: with which the images were normalised, one number per channel: colours are changed on the 0..1 scale.
+        std: the same.
+        global_scale: smallest and largest area of a global view, as a share of the image.
+        local_scale: the same of the local views.
+        flip: whether half of the views are mirrored left to right.
+        colors: how colours are changed; ``None`` leaves them alone.
+
+    Raises:
+        ValueError: if a size is below 1, a number of views below 0, or a range of areas is none within (0, 1].
+
+    Examples:
+        >>> crops = MultiCrop(8, 4, num_local=3, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+        >>> views = crops(torch.randn(2, 3, 16, 16), generator=torch.Generator().manual_seed(0))
+        >>> views.num_global, [tuple(view.shape[2:]) for view in views.images]
+        (2, [(8, 8), (8, 8), (4, 4), (4, 4), (4, 4)])
+    """
+
+    def __init__(
+        self,
+        global_size: int | tuple[int, int],
+        local_size: int | tuple[int, int],
+        *,
+        num_local: int = 8,
+        mean: Sequence[float],
+        std: Sequence[float],
+        global_scale: tuple[float, float] = (0.4, 1.0),
+        local_scale: tuple[float, float] = (0.05, 0.4),
+        flip: bool = True,
+        colors: ColorChanges | None = ColorChanges(),
+    ) -> None:
+        if num_local < 0:
+            raise ValueError(f"num_local={num_local} must be at least 0")
+        self.global_crop = _crop("global", global_size, global_scale, flip)
+        self.local_crop = _crop("local", local_size, local_scale, flip)
+        self.num_local, self.mean, self.std, self.colors = num_local, tuple(mean), tuple(std), colors
+
+    def __call__(self, images: Float[Tensor, "b c h w"], *, generator: torch.Generator | None = None) -> Views:
+        """Cut the views of a batch.
+
+        Args:
+            images: ``[B, C, H, W]``, floating point, normalised.
+            generator: source of randomness on the images' device; ``None`` uses torch's default.
+
+        Returns:
+            Two global views, then the local ones, normalised again, in the images' dtype.
+
+        Raises:
+            TypeError: if the images are not floating point.
+            ValueError: if the generator is on another device, or mean and std are not one number per channel.
+        """
+        views = []
+        for number in range(2 + self.num_local):
+            crop = self.global_crop if number < 2 else self.local_crop
+            views.append(self._recolor(crop(images, generator=generator), number, generator))
+        return Views(tuple(views), num_global=2)
+
+    def file_crop(self, size: tuple[int, int]) -> RandomResizedCropFlip:
+        """The largest centred part of a file's image that has the shape of ``size``, resized to it.
+
+        Images held in memory are cut so, too, when they are loaded; all views are cut from this part. Where sides
+        that differ from the shape of ``size`` by no more than a pixel allow it, the part may lie off by that pixel.
+        """
+        ratio = size[1] / size[0]
+        return RandomResizedCropFlip(size, scale=(1.0, 1.0), ratio=(ratio, ratio), flip=False)
+
+    def finish(self, images: Float[Tensor, "b c h w"], *, generator: torch.Generator | None = None) -> Views:
+        """Cut the views: ``file_crop`` has done nothing of that."""
+        return self(images, generator=generator)
+
+    def _recolor(self, view: Tensor, number: int, generator: torch.Generator | None) -> Tensor:
+        """Change the colours of view ``number``."""
+        if self.colors is None:
+            return view
+        with torch.autocast(view.device.type, enabled=False):  # convolutions would blur in 16 bits
+            x = denormalize(view.float(), self.mean, self.std).clamp(0, 1)
+            x = _change(x, self.colors, number, generator)
+            return normalize(x, self.mean, self.std).to(view.dtype)
+
+
+def _crop(kind: str, size: int | tuple[int, int], scale: tuple[float, float], flip: bool) -> RandomResizedCropFlip:
+    try:
+        return RandomResizedCropFlip(size, scale=scale, flip=flip)
+    except ValueError as error:  # which begins with the argument's name
+        raise ValueError(f"{kind}_{error}") from None
+
+
+def _change(x: Tensor, how: ColorChanges, number: int, generator: torch.Generator | None) -> Tensor:
+    """Jitter, grey, blur and solarize images of 0..1, in DINO's order."""
+
+    def draw(*shape: int) -> Tensor:
+        return torch.rand(len(x), *shape, generator=generator, device=x.device)
+
+    strengths = x.new_tensor((how.brightness, how.contrast, how.saturation, how.hue))
+    factors = (2 * draw(4) - 1) * strengths + x.new_tensor((1, 1, 1, 0))
+    jittered = colors.jitter(x, factors, draw(4).argsort(1))
+    x = colors.choose(draw() < how.jitter, jittered, x)
+    if x.shape[1] == 3:
+        x = colors.choose(draw() < how.grey, colors.luminance(x), x)
+    share = how.blur[min(number, 2)]
+    sigma = how.sigma[0] + (how.sigma[1] - how.sigma[0]) * draw()
+    blurred = colors.gaussian_blur(x, sigma, radius=colors.blur_radius(how.sigma[1]))
+    x = colors.choose(draw() < share, blurred, x)
+    if number == 1:
+        x = colors.choose(draw() < how.solarize, colors.solarize(x), x)
+    return x

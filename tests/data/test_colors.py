@@ -1,0 +1,100 @@
+"""Batched changes of colour against torchvision, image by image."""
+
+from collections.abc import Callable
+from itertools import permutations
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as TF
+
+from ssl_blocks.data import colors
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def pictures(channels: int = 3) -> Tensor:
+    """Noise, beside pixels at which conversions to HSV go wrong: greys, pure colours, black and white."""
+    images = noise(6, channels, 8, 9)
+    images[0, :, :4] = noise(4, 9)
+    images[1] = images[1].round()
+    images[2] = 0.0
+    images[3] = 1.0
+    return images
+
+
+FACTORS = torch.tensor([0.6, 0.9, 1.0, 1.1, 1.4, 0.0])
+SHIFTS = torch.tensor([-0.1, 0.05, 0.5, -0.5, 0.1, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "amounts"),
+    [
+        (colors.adjust_brightness, TF.adjust_brightness, FACTORS),
+        (colors.adjust_contrast, TF.adjust_contrast, FACTORS),
+        (colors.adjust_saturation, TF.adjust_saturation, FACTORS),
+        (colors.adjust_hue, TF.adjust_hue, SHIFTS),
+    ],
+    ids=["brightness", "contrast", "saturation", "hue"],
+)
+def test_adjustments_are_torchvisions_with_an_amount_per_image(ours: Callable, theirs: Callable, amounts: Tensor):
+    for turn in range(6):
+        turned = amounts.roll(turn)
+        expected = torch.stack([theirs(image, amount.item()) for image, amount in zip(pictures(), turned, strict=True)])
+        torch.testing.assert_close(ours(pictures(), turned), expected, atol=1e-5, rtol=0)
+    assert not torch.allclose(ours(pictures(), amounts), ours(pictures(), amounts.roll(1)), atol=1e-2)
+
+
+def test_grey_images_have_brightness_and_contrast():
+    for ours, theirs in (
+        (colors.adjust_brightness, TF.adjust_brightness),
+        (colors.adjust_contrast, TF.adjust_contrast),
+    ):
+        expected = torch.stack([theirs(x, f.item()) for x, f in zip(pictures(1), FACTORS, strict=True)])
+        torch.testing.assert_close(ours(pictures(1), FACTORS), expected, atol=1e-5, rtol=0)
+
+
+def test_luminance_is_torchvisions_grey():
+    torch.testing.assert_close(colors.luminance(pictures()), TF.rgb_to_grayscale(pictures()), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("channels", [3, 1, 5])
+def test_jitter_applies_the_four_in_each_images_order(channels: int):
+    functions = [
+        colors.adjust_brightness,
+        colors.adjust_contrast,
+        *([colors.adjust_saturation, colors.adjust_hue] if channels == 3 else [lambda x, _: x] * 2),
+    ]
+    order = torch.tensor(list(permutations(range(4))))
+    images = noise(24, channels, 6, 5)
+    factors = torch.cat((0.5 + noise(24, 3, seed=1), noise(24, 1, seed=2) - 0.5), dim=1)
+    expected = []
+    for image, kinds in zip(range(24), order.tolist(), strict=True):
+        one = images[image : image + 1]
+        for kind in kinds:
+            one = functions[kind](one, factors[image : image + 1, kind])
+        expected.append(one)
+    found = colors.jitter(images, factors, order)
+    torch.testing.assert_close(found, torch.cat(expected), atol=1e-5, rtol=0)
+    assert not torch.allclose(found, colors.jitter(images, factors, order.flip(1)), atol=1e-2)  # order matters
+
+
+@pytest.mark.parametrize("size", [(16, 20), (7, 9)])
+def test_blur_is_torchvisions_with_a_width_per_image(size: tuple[int, int]):
+    images, sigmas = noise(4, 3, *size), torch.tensor([0.1, 0.7, 1.3, 2.0])
+    expected = [TF.gaussian_blur(x, [13, 13], [s.item()] * 2) for x, s in zip(images, sigmas, strict=True)]
+    found = colors.gaussian_blur(images, sigmas, radius=6)
+    torch.testing.assert_close(found, torch.stack(expected), atol=1e-5, rtol=0)
+    assert (found[3] - images[3]).abs().max() > 0.2
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (4, 3)])
+def test_blur_of_images_smaller_than_the_gaussian_keeps_a_plain_area(size: tuple[int, int]):
+    found = colors.gaussian_blur(torch.full((2, 3, *size), 0.3), torch.tensor([0.5, 2.0]), radius=6)
+    torch.testing.assert_close(found, torch.full((2, 3, *size), 0.3))
+
+
+def test_solarize_is_torchvisions():
+    assert torch.equal(colors.solarize(pictures()), TF.solarize(pictures(), 0.5))
