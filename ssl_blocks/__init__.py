@@ -3,10 +3,18 @@
 from ssl_blocks import encoders
 from ssl_blocks.attention import explicit_attention
 from ssl_blocks.decoders import Decoder, MaskTokenDecoder, SegmentDecoder
-from ssl_blocks.encoders import FeatureEncoder, RegionEncoder, TimmViT, TokenEncoder
+from ssl_blocks.encoders import FeatureEncoder, RegionEncoder, TimmRegions, TimmViT, TokenEncoder, TokenRegions
 from ssl_blocks.losses import predicted_mse
 from ssl_blocks.masks import MaskBuilder, SegmentCausalMask
-from ssl_blocks.objectives import MaskedAutoencoding, Objective, ObjectiveModule, SegmentAutoregression
+from ssl_blocks.objectives import (
+    MaskedAutoencoding,
+    Objective,
+    ObjectiveModule,
+    SegmentAutoregression,
+    TeacherSchedule,
+    ViewRegionDistillation,
+    dino_head,
+)
 from ssl_blocks.partitioners import (
     BlobPartitioner,
     BlockSubsetPartitioner,
@@ -18,6 +26,7 @@ from ssl_blocks.partitioners import (
     TokenPartitioner,
 )
 from ssl_blocks.positions import PositionTable, sincos_table
+from ssl_blocks.region_loss import match_regions, paired_cross_entropy
 from ssl_blocks.routers import LastLayerRouter, LearnedSkipRouter, SkipMemoryRouter
 from ssl_blocks.serializers import OrderedSerializer, RandomSerializer, Serializer
 from ssl_blocks.targets import PixelTarget, Target
@@ -74,14 +83,21 @@ __all__ = [
     "SquarePartitioner",
     "SubsetPartitioner",
     "Target",
+    "TeacherSchedule",
+    "TimmRegions",
     "TimmViT",
     "TokenEncoder",
     "TokenPartitioner",
+    "TokenRegions",
     "Tokenizer",
+    "ViewRegionDistillation",
     "Views",
+    "dino_head",
     "encoders",
     "explicit_attention",
     "gather_tokens",
+    "match_regions",
+    "paired_cross_entropy",
     "predicted_mse",
     "sincos_table",
 ]

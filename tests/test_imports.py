@@ -21,6 +21,7 @@ PARTS = {
     "masks",
     "partitioners",
     "positions",
+    "region_loss",
     "routers",
     "serializers",
     "targets",

@@ -3,9 +3,20 @@
 from torch import nn
 
 from ssl_blocks.encoders.protocol import FeatureEncoder, RegionEncoder, TokenEncoder
+from ssl_blocks.encoders.regions import TimmRegions, TokenRegions, timm_regions
 from ssl_blocks.encoders.timm import TimmViT, timm_vit
 
-__all__ = ["FeatureEncoder", "RegionEncoder", "TimmViT", "TokenEncoder", "timm_vit", "wrap"]
+__all__ = [
+    "FeatureEncoder",
+    "RegionEncoder",
+    "TimmRegions",
+    "TimmViT",
+    "TokenEncoder",
+    "TokenRegions",
+    "timm_regions",
+    "timm_vit",
+    "wrap",
+]
 
 
 def wrap(module: nn.Module) -> TokenEncoder:
