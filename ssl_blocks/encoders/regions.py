@@ -248,13 +248,14 @@ def _last_width(module: nn.Module) -> int:
 
 def _find_norm(module: nn.Module, dim: int) -> tuple[nn.Module | None, bool]:
     """The norm that timm's models of this kind end with, and whether it takes channels last; ``None`` for none."""
-    for place in ("norm", "head.norm"):
-        norm = _part(module, place)
-        if norm is not None and not isinstance(norm, nn.Identity) and _width(norm) == dim:
-            return norm, _takes_last_dim(norm)
+    found = [norm for place in ("norm", "head.norm") if (norm := _part(module, place)) is not None]
+    norms = [norm for norm in found if not isinstance(norm, nn.Identity)]
+    fitting = next((norm for norm in norms if _width(norm) == dim), None)
+    if fitting is not None:
+        return fitting, _takes_last_dim(fitting)
     stages = _part(module, "stages")
     ends_normed = isinstance(stages, nn.Sequential | nn.ModuleList) and _part(stages[-1], "norm") is not None
-    if ends_normed or any(isinstance(part, _BatchNorm) for part in module.modules()):
+    if not norms and (ends_normed or any(isinstance(part, _BatchNorm) for part in module.modules())):
         return None, False  # PVT: norms in stages; ResNet: batch norms
     raise ValueError(
         f"the final norm of {type(module).__name__} was not found in norm or head.norm, for a width of {dim}: "

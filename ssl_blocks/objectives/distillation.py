@@ -77,7 +77,7 @@ class ViewRegionDistillation(ObjectiveModule):
         freeze_epochs: int = 1,
     ) -> None:
         super().__init__()
-        if not isinstance(encoder, RegionEncoder):
+        if not callable(getattr(encoder, "regions", None)):
             raise TypeError(
                 f"encoder must have regions(images), such as TimmRegions, got {type(encoder).__name__}: "
                 "a token encoder fits as TokenRegions(encoder)"
