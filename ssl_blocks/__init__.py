@@ -3,7 +3,15 @@
 from ssl_blocks import encoders
 from ssl_blocks.attention import explicit_attention
 from ssl_blocks.decoders import Decoder, MaskTokenDecoder, SegmentDecoder
-from ssl_blocks.encoders import FeatureEncoder, PostNormTransformer, RegionEncoder, TimmViT, TokenEncoder
+from ssl_blocks.encoders import (
+    FeatureEncoder,
+    PostNormTransformer,
+    RegionEncoder,
+    TimmRegions,
+    TimmViT,
+    TokenEncoder,
+    TokenRegions,
+)
 from ssl_blocks.losses import predicted_cross_entropy, predicted_mse
 from ssl_blocks.masks import MaskBuilder, SegmentCausalMask
 from ssl_blocks.objectives import (
@@ -13,8 +21,11 @@ from ssl_blocks.objectives import (
     PatchPuzzle,
     PuzzleDraw,
     SegmentAutoregression,
+    TeacherSchedule,
     TwoStreamAutoregression,
+    ViewRegionDistillation,
     WeightedSum,
+    dino_head,
 )
 from ssl_blocks.partitioners import (
     BlobPartitioner,
@@ -28,6 +39,7 @@ from ssl_blocks.partitioners import (
 )
 from ssl_blocks.positions import PositionTable, sincos_table
 from ssl_blocks.query_stream import QueryBlock, QueryStreamDecoder
+from ssl_blocks.region_loss import match_regions, paired_cross_entropy
 from ssl_blocks.routers import LastLayerRouter, LearnedSkipRouter, MatchedRouter, SkipMemoryRouter
 from ssl_blocks.serializers import OrderedSerializer, RandomSerializer, Serializer
 from ssl_blocks.targets import PixelTarget, PositionTarget, Target
@@ -91,16 +103,23 @@ __all__ = [
     "SquarePartitioner",
     "SubsetPartitioner",
     "Target",
+    "TeacherSchedule",
+    "TimmRegions",
     "TimmViT",
     "TokenEncoder",
     "TokenPartitioner",
+    "TokenRegions",
     "Tokenizer",
     "TwoStreamAutoregression",
+    "ViewRegionDistillation",
     "Views",
     "WeightedSum",
+    "dino_head",
     "encoders",
     "explicit_attention",
     "gather_tokens",
+    "match_regions",
+    "paired_cross_entropy",
     "predicted_cross_entropy",
     "predicted_mse",
     "sincos_table",

@@ -363,6 +363,62 @@ def post_norm_block(x: Tensor, weights: dict[str, Tensor], num_heads: int) -> Te
     return torch.stack(out)
 
 
+# --- distillation -----------------------------------------------------------------------------------------------------
+
+
+def matched_places(student: Tensor, teacher: Tensor) -> list[int]:
+    """For each region (row) of one view of an image the most similar one of another, by cosine."""
+    places = []
+    for row in student:
+        cosines = [(row @ other / (row.norm() * other.norm())).item() for other in teacher]
+        places.append(cosines.index(max(cosines)))
+    return places
+
+
+def distilled_cross_entropy(
+    student: Tensor, teacher: Tensor, center: Tensor, student_temp: float, teacher_temp: float
+) -> Tensor:
+    """Of one row of the student with one row of the teacher, which gets no gradient."""
+    wanted = ((teacher.detach() - center) / teacher_temp).softmax(0)
+    return -(wanted * (student / student_temp).log_softmax(0)).sum()
+
+
+def distillation_loss(
+    student: dict[str, Sequence[Tensor]],
+    teacher: dict[str, Sequence[Tensor]],
+    centers: dict[str, Tensor],
+    *,
+    region_weight: float,
+    student_temp: float,
+    teacher_temp: float,
+) -> Tensor:
+    """EsViT's loss, pair by pair, image by image, region by region.
+
+    Both dictionaries hold a list per view: ``features`` of regions ``[B, R, D]``, their logits ``regions [B, R, K]``,
+    and the logits of the whole ``views [B, K]``. The first views of the student are those of the teacher.
+    """
+    temps = (student_temp, teacher_temp)
+    losses = []
+    for q in range(len(teacher["views"])):
+        for v in range(len(student["views"])):
+            if v == q:
+                continue
+            of_images = []
+            for b in range(len(student["views"][v])):
+                whole = distilled_cross_entropy(
+                    student["views"][v][b], teacher["views"][q][b], centers["views"], *temps
+                )
+                places = matched_places(student["features"][v][b], teacher["features"][q][b])
+                of_regions = [
+                    distilled_cross_entropy(row, teacher["regions"][q][b][place], centers["regions"], *temps)
+                    for row, place in zip(student["regions"][v][b], places, strict=True)
+                ]
+                regions = sum(of_regions) / len(of_regions)
+                of_images.append((1 - region_weight) * whole + region_weight * regions)
+            losses.append(sum(of_images) / len(of_images))
+    return sum(losses) / len(losses)
+
+
 # --- inputs for property tests ----------------------------------------------------------------------------------------
 
 

@@ -22,6 +22,7 @@ PARTS = {
     "partitioners",
     "positions",
     "query_stream",
+    "region_loss",
     "routers",
     "serializers",
     "targets",

@@ -5,15 +5,19 @@ from torch import nn
 from ssl_blocks.encoders.loading import load_encoder
 from ssl_blocks.encoders.protocol import FeatureEncoder, RegionEncoder, TokenEncoder
 from ssl_blocks.encoders.puzzle import PostNormTransformer
+from ssl_blocks.encoders.regions import TimmRegions, TokenRegions, timm_regions
 from ssl_blocks.encoders.timm import TimmViT, timm_vit
 
 __all__ = [
     "FeatureEncoder",
     "PostNormTransformer",
     "RegionEncoder",
+    "TimmRegions",
     "TimmViT",
     "TokenEncoder",
+    "TokenRegions",
     "load_encoder",
+    "timm_regions",
     "timm_vit",
     "wrap",
 ]

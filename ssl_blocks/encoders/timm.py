@@ -262,9 +262,7 @@ def _initialize(encoder: TimmViT, *, fixed_positions: bool) -> None:
 def _check_model(
     name: str, image_size: int | tuple[int, int], patch_size: int | tuple[int, int], model_args: dict[str, Any]
 ) -> None:
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        raise ValueError(f"name={name!r} is no timm model" + (f"; did you mean one of {near}?" if near else ""))
+    check_name(name)
     for length, side in zip(pair(image_size), pair(patch_size), strict=True):
         if side < 1 or length % side:
             raise ValueError(
@@ -273,3 +271,14 @@ def _check_model(
     width, heads = model_args.get("embed_dim"), model_args.get("num_heads")
     if width is not None and heads is not None and width % heads:
         raise ValueError(f"num_heads={heads} must divide embed_dim={width}")
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that timm does not know.
+
+    Raises:
+        ValueError: with names that are near it.
+    """
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        raise ValueError(f"name={name!r} is no timm model" + (f"; did you mean one of {near}?" if near else ""))

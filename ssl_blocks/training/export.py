@@ -62,7 +62,7 @@ def export_encoder(
         "channels": encoder.channels,
         "mean": list(mean),
         "std": list(std),
-        "pooling": "mean of normalised patch tokens",
+        "pooling": getattr(encoder, "pooling", "mean of normalised patch tokens"),
     }
     if architecture in OWN_KINDS:
         _save_own(module, fresh, notes)

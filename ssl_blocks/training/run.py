@@ -151,7 +151,7 @@ class Run(Generic[C]):
             self.module.objective, sample, device=self.device, autocast_dtype=self.autocast_dtype
         )
         self._export(folder / "encoder")
-        figures = write_figures(self.module.objective, self.data, folder / "figures")
+        figures = write_figures(self.module.objective, self.data, folder / "figures", self.module.augment)
         figures.append(write_curves(folder, scores))
         results = {
             "seconds": round(self.module.seconds, 1),
@@ -306,6 +306,7 @@ def _quiet_lightning() -> Iterator[None]:
         for message in (
             ".*does not have many workers.*",
             ".*LeafSpec.*is deprecated.*",
+            ".*module\\(s\\) in eval mode at the start of training.*",  # a teacher is
             ".*your dataloader is not resumable.*",  # it starts at the step at which the run stands
         ):
             warnings.filterwarnings("ignore", message=message)

@@ -1,0 +1,287 @@
+"""Encoders of regions: any timm model that ends in a map of features, and the tokens of a vision transformer."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+import torch
+from jaxtyping import Float
+from timm.layers import LayerNorm2d, RmsNorm, RmsNorm2d
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ssl_blocks.encoders.protocol import TokenEncoder
+from ssl_blocks.encoders.timm import check_name
+from ssl_blocks.tokenizers import pair
+from ssl_blocks.values import Grid, Regions
+
+
+class TimmRegions(nn.Module):
+    """See a timm model as an encoder of regions: its last map, normalised; the model itself stays as it is.
+
+    Swin, PVT, ConvNeXt, ResNet and whatever else has timm's ``forward_intermediates``. The feature of an image is the
+    mean over its normalised regions, as in EsViT. For models that normalise before they pool (Swin) that is what the
+    plain model returns; those that pool first (ConvNeXt) return something a little different.
+
+    Args:
+        module: the model. Build it with ``num_classes=0``: an unused head would stall distributed training.
+        norm: final norm of the map; ``None`` looks where timm's models keep theirs. ``nn.Identity()`` means none.
+        model_args: arguments that ``timm.create_model`` needs to build it again, noted in exports. ``timm_regions``
+            fills them in.
+
+    Raises:
+        TypeError: if the model has no map of regions.
+        ValueError: if its final norm is not found.
+
+    Examples:
+        >>> encoder = TimmRegions(timm.create_model("resnet18", num_classes=0))
+        >>> regions = encoder.regions(torch.zeros(2, 3, 64, 96))
+        >>> regions.map.shape, str(regions.grid), regions.pooled.shape
+        (torch.Size([2, 6, 512]), '2x3', torch.Size([2, 512]))
+    """
+
+    pooling = "mean of normalised regions"
+
+    def __init__(
+        self, module: nn.Module, *, norm: nn.Module | None = None, model_args: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        name = type(module).__name__
+        stem = next((part for part in module.modules() if isinstance(part, nn.Conv2d)), None)
+        if not hasattr(module, "forward_intermediates") or stem is None:
+            raise TypeError(
+                f"{name} has no map of regions: expected an image model of timm with forward_intermediates, such as "
+                "swin_tiny_patch4_window7_224"
+            )
+        self._modules["module"] = module
+        self.dim, self.channels = _last_width(module), stem.in_channels
+        self.model_args = dict(model_args or {})
+        own, self.is_last_dim = _find_norm(module, self.dim) if norm is None else (norm, _takes_last_dim(norm))
+        self.given_norm = None if norm is None else own  # the model's own is reached through it, and saved once
+        self._path = "" if norm is not None else _path_of(module, own)
+
+    @property
+    def module(self) -> nn.Module:
+        """The user's own model, unpatched."""
+        module = self._modules["module"]
+        assert module is not None
+        return module
+
+    @property
+    def norm(self) -> nn.Module:
+        """What normalises the map."""
+        if self.given_norm is not None:
+            return self.given_norm
+        return self.module.get_submodule(self._path) if self._path else nn.Identity()
+
+    def regions(self, images: Float[Tensor, "b c h w"]) -> Regions:
+        """Features of every region and of the whole image.
+
+        Args:
+            images: ``[B, C, H, W]``, of any size that the model takes.
+
+        Raises:
+            ValueError: if the model refuses images of this size or number of channels.
+        """
+        try:
+            found = self.module.forward_intermediates(  # type: ignore[operator]
+                images, indices=1, norm=False, output_fmt="NCHW", intermediates_only=True
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except (AssertionError, RuntimeError, ValueError) as error:
+            size = "x".join(map(str, images.shape[1:]))
+            raise ValueError(f"{type(self.module).__name__} refuses images of {size} pixels: {error}") from error
+        last: Tensor = found[-1]
+        grid = Grid(*last.shape[2:])
+        if self.is_last_dim:
+            normed = self.norm(last.flatten(2).transpose(1, 2))
+        else:
+            normed = self.norm(last).flatten(2).transpose(1, 2)
+        return Regions(map=normed, pooled=normed.mean(1), grid=grid)
+
+    def features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
+        """Mean over the normalised regions, ``[B, D]``."""
+        return self.regions(images).pooled
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that weight decay must spare: what the model names, such as position tables."""
+        own = getattr(self.module, "no_weight_decay", None)
+        return {f"module.{name}" for name in own()} if callable(own) else set()
+
+
+class TokenRegions(nn.Module):
+    """See a vision transformer's patch tokens as regions, and its class token as the feature of the image.
+
+    DINO; EsViT, Sec. 3. Smaller images than the encoder was built for are cut into its patches, and these are placed
+    at evenly spread cells of its grid: a crop of 3x3 patches on a 6x6 grid lies on rows and columns 1, 3 and 5. Any
+    token encoder can do that, whatever its positions.
+
+    Args:
+        encoder: any token encoder.
+        class_token: whether the first prefix token is the feature of the image; otherwise it is the mean of the patch
+            tokens. ``None``: yes where there is a prefix token.
+
+    Raises:
+        ValueError: if ``class_token`` is asked of an encoder without prefix tokens.
+
+    Examples:
+        >>> from ssl_blocks.encoders import timm_vit
+        >>> encoder = TokenRegions(timm_vit(image_size=32, patch_size=4, depth=1, class_token=True))
+        >>> encoder.regions(torch.zeros(2, 3, 16, 16)).map.shape
+        torch.Size([2, 16, 192])
+    """
+
+    def __init__(self, encoder: TokenEncoder, *, class_token: bool | None = None) -> None:
+        super().__init__()
+        if class_token and not encoder.num_prefix:
+            raise ValueError("class_token=True needs an encoder with a prefix token, got num_prefix=0")
+        self.encoder = encoder
+        self.class_token = bool(encoder.num_prefix) if class_token is None else class_token
+        self.dim, self.channels = encoder.dim, encoder.channels
+        self.pooling = "class token" if self.class_token else "mean of normalised patch tokens"
+
+    @property
+    def module(self) -> nn.Module:
+        """The user's own model, unpatched."""
+        return self.encoder.module
+
+    @property
+    def model_args(self) -> dict[str, Any]:
+        """Arguments that build the model again."""
+        return dict(getattr(self.encoder, "model_args", {}))
+
+    def regions(self, images: Float[Tensor, "b c h w"]) -> Regions:
+        """Features of every patch and of the whole image.
+
+        Args:
+            images: ``[B, C, H, W]``, at most as large as what the encoder was built for.
+
+        Raises:
+            ValueError: if the patch does not divide the images, or they are larger than the encoder's.
+        """
+        grid, patches = self._cut(images)
+        index = _spread_cells(grid, self.encoder.grid, images.device).expand(len(images), -1)
+        final = self.encoder.encode(self.encoder.embed(patches), index).final
+        tokens = final[:, self.encoder.num_prefix :]
+        return Regions(map=tokens, pooled=final[:, 0] if self.class_token else tokens.mean(1), grid=grid)
+
+    def _cut(self, images: Tensor) -> tuple[Grid, Tensor]:
+        (p, q), most = self.encoder.patch, self.encoder.grid
+        batch, channels, height, width = images.shape
+        fits = not height % p and not width % q and 0 < height <= most.height * p and 0 < width <= most.width * q
+        if not fits or channels != self.channels:
+            raise ValueError(
+                f"{type(self.module).__name__} refuses images of {channels}x{height}x{width} pixels: expected "
+                f"{self.channels} channels and at most {most} patches of {p}x{q}"
+            )
+        grid = Grid(height // p, width // q)
+        cells = images.reshape(batch, channels, grid.height, p, grid.width, q)
+        return grid, cells.permute(0, 2, 4, 1, 3, 5).reshape(batch, grid.num_tokens, channels, p, q)
+
+    def features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
+        """The class token, or the mean of the patch tokens, ``[B, D]``."""
+        return self.regions(images).pooled
+
+
+def _spread_cells(grid: Grid, on: Grid, device: torch.device) -> Tensor:
+    """Raster indices ``[n]`` of the cells of a grid spread evenly on a larger one."""
+    row, column = (
+        ((2 * torch.arange(n, device=device) + 1) * length).div(2 * n, rounding_mode="floor")
+        for n, length in ((grid.height, on.height), (grid.width, on.width))
+    )
+    return (row[:, None] * on.width + column).flatten()
+
+
+def timm_regions(
+    name: str = "swin_tiny_patch4_window7_224",
+    *,
+    image_size: int | tuple[int, int],
+    channels: int = 3,
+    **model_args: Any,
+) -> TimmRegions:
+    """Build a timm model that ends in a map, and wrap it.
+
+    It has no classifier and pools by averaging. Where the model knows an image size (Swin), smaller crops than
+    ``image_size`` are let through, with windows padded.
+
+    Args:
+        name: any timm model with a map of regions.
+        image_size: height and width of global crops in pixels; one number means a square.
+        channels: colour channels of the images.
+        **model_args: handed to timm, for example ``patch_size=2, window_size=4, depths=(2, 2), num_heads=(2, 4)``.
+
+    Raises:
+        ValueError: if the name is unknown, or the model cannot be built so.
+        TypeError: if the model has no map of regions.
+
+    Examples:
+        >>> size = {"patch_size": 2, "window_size": 4, "embed_dim": 16, "depths": (1, 1), "num_heads": (1, 2)}
+        >>> encoder = timm_regions(image_size=32, **size)
+        >>> [str(encoder.regions(torch.zeros(1, 3, side, side)).grid) for side in (32, 16)]
+        ['8x8', '4x4']
+    """
+    check_name(name)
+    takes = inspect.signature(_class_of(name)).parameters
+    sized: dict[str, Any] = {"img_size": pair(image_size)} if "img_size" in takes else {}
+    if "strict_img_size" in takes:
+        sized["strict_img_size"] = False
+    arguments = {**sized, "in_chans": channels, "num_classes": 0, **model_args}
+    try:
+        model = timm.create_model(name, **arguments)
+    except (TypeError, AssertionError, RuntimeError) as error:
+        raise ValueError(f"name={name!r} cannot be built with {model_args}: {error}") from error
+    return TimmRegions(model, model_args=arguments)
+
+
+def _class_of(name: str) -> type:
+    """The class that a timm name builds, without building it at full size in memory."""
+    with torch.device("meta"):
+        return type(timm.create_model(name))
+
+
+def _last_width(module: nn.Module) -> int:
+    info = getattr(module, "feature_info", None)
+    stages = getattr(info, "info", info)
+    width: int = stages[-1]["num_chs"] if stages else module.num_features  # type: ignore[assignment]
+    return width
+
+
+def _find_norm(module: nn.Module, dim: int) -> tuple[nn.Module | None, bool]:
+    """The norm that timm's models of this kind end with, and whether it takes channels last; ``None`` for none."""
+    found = [norm for place in ("norm", "head.norm") if (norm := _part(module, place)) is not None]
+    norms = [norm for norm in found if not isinstance(norm, nn.Identity)]
+    fitting = next((norm for norm in norms if _width(norm) == dim), None)
+    if fitting is not None:
+        return fitting, _takes_last_dim(fitting)
+    stages = _part(module, "stages")
+    ends_normed = isinstance(stages, nn.Sequential | nn.ModuleList) and _part(stages[-1], "norm") is not None
+    if not norms and (ends_normed or any(isinstance(part, _BatchNorm) for part in module.modules())):
+        return None, False  # PVT: norms in stages; ResNet: batch norms
+    raise ValueError(
+        f"the final norm of {type(module).__name__} was not found in norm or head.norm, for a width of {dim}: "
+        "give norm=, nn.Identity() for none"
+    )
+
+
+def _part(module: nn.Module, path: str) -> nn.Module | None:
+    for name in path.split("."):
+        found = getattr(module, name, None)
+        if not isinstance(found, nn.Module):
+            return None
+        module = found
+    return module
+
+
+def _width(norm: nn.Module) -> int | None:
+    weight = getattr(norm, "weight", None)
+    return None if weight is None else weight.numel()
+
+
+def _takes_last_dim(norm: nn.Module) -> bool:
+    return isinstance(norm, nn.LayerNorm | RmsNorm | nn.RMSNorm) and not isinstance(norm, LayerNorm2d | RmsNorm2d)
+
+
+def _path_of(module: nn.Module, part: nn.Module | None) -> str:
+    return next((name for name, other in module.named_modules() if other is part), "")

@@ -1,0 +1,290 @@
+"""Self-distillation between views of an image, of whole views and of their regions: DINO and EsViT."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import accumulate, groupby
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ssl_blocks.encoders.protocol import FeatureEncoder, RegionEncoder
+from ssl_blocks.objectives.heads import LastLayerGate, dino_head
+from ssl_blocks.objectives.protocol import ObjectiveModule
+from ssl_blocks.objectives.teacher import Teacher, TeacherSchedule
+from ssl_blocks.region_loss import Pairing, match_regions, paired_cross_entropy
+from ssl_blocks.values import ObjectiveOutput, Progress, Views
+
+
+class ViewRegionDistillation(ObjectiveModule):
+    """Teach a student to say of every view what its own moving average says of another, large view.
+
+    DINO (Caron et al., "Emerging Properties in Self-Supervised Vision Transformers") for whole views; EsViT (Li et al.,
+    "Efficient Self-supervised Vision Transformers for Representation Learning", Sec. 3) also for regions, each matched
+    with the most similar region of the teacher's view by the cosine of backbone features. Heads turn features into
+    logits; the teacher's are centred by a moving average of their own and sharpened, and the student's cross-entropy
+    with them is averaged over images and over all pairs of a teacher's view and another view.
+
+    EsViT's paper adds the losses of views and regions; its code, and this objective by default, halve both.
+
+    The teacher sees global views only. It has no dropout and no drop path; its batch norms, if any, see batches of
+    their own. Gradients never reach it. The exported encoder is the teacher's, which is what DINO and EsViT evaluate.
+
+    Args:
+        encoder: any region encoder; the teacher is a copy.
+        out_dim: number of classes of the heads, ``K``.
+        head: builds a head for features of a width and logits of a number: ``head(dim, out_dim)``. `dino_head` by
+            default; it is called once for every head of student and teacher.
+        region_weight: share of the region loss; 0 is DINO, and there are no heads for regions then.
+        student_temperature: of the student's softmax.
+        schedule: temperature and momentum of the teacher.
+        center_momentum: of the centres.
+        freeze_epochs: epochs in which the last layer of `dino_head` stands still.
+
+    Raises:
+        TypeError: if the encoder has no regions.
+        ValueError: if a number is out of range.
+
+    Examples:
+        >>> from functools import partial
+        >>> import ssl_blocks as sb
+        >>> encoder = sb.encoders.timm_regions("resnet10t", image_size=64)
+        >>> head = partial(sb.dino_head, hidden_dim=32, bottleneck_dim=16)
+        >>> objective = ViewRegionDistillation(encoder=encoder, out_dim=64, head=head)
+        >>> views = sb.Views((*torch.rand(2, 4, 3, 64, 64), torch.rand(4, 3, 32, 32)), num_global=2)
+        >>> objective(views).predictions.shape  # four pairs of views
+        torch.Size([4, 4, 1])
+    """
+
+    encoder: RegionEncoder
+    tokenizer = None
+    takes_views = True
+    center: Tensor
+    center_grid: Tensor
+    teacher_temperature: Tensor
+
+    def __init__(
+        self,
+        *,
+        encoder: RegionEncoder,
+        out_dim: int = 65_536,
+        head: Callable[[int, int], nn.Module] = dino_head,
+        region_weight: float = 0.5,
+        student_temperature: float = 0.1,
+        schedule: TeacherSchedule | None = None,
+        center_momentum: float = 0.9,
+        freeze_epochs: int = 1,
+    ) -> None:
+        super().__init__()
+        if not callable(getattr(encoder, "regions", None)):
+            raise TypeError(
+                f"encoder must have regions(images), such as TimmRegions, got {type(encoder).__name__}: "
+                "a token encoder fits as TokenRegions(encoder)"
+            )
+        for name, value in (("region_weight", region_weight), ("center_momentum", center_momentum)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name}={value} must be at least 0 and at most 1")
+        if student_temperature <= 0:
+            raise ValueError(f"student_temperature={student_temperature} must be above 0")
+        self.encoder, self.region_weight, self.student_temperature = encoder, region_weight, student_temperature
+        self.view_head = head(encoder.dim, out_dim)
+        self.region_head = head(encoder.dim, out_dim) if region_weight else None
+        self.teacher = Teacher(
+            copy.deepcopy(encoder),
+            head(encoder.dim, out_dim),
+            head(encoder.dim, out_dim) if region_weight else None,
+        )
+        self.teacher.follow(self, momentum=0.0)
+        self.schedule = TeacherSchedule() if schedule is None else schedule
+        self.center_momentum, self.freeze_epochs = center_momentum, freeze_epochs
+        self.momentum = self.schedule.momentum
+        self.register_buffer("center", torch.zeros(out_dim))
+        self.register_buffer("center_grid", torch.zeros(out_dim) if region_weight else None)
+        self.register_buffer("teacher_temperature", torch.tensor(self.schedule.temperature_at(0)), persistent=False)
+        # the teacher's logits in the step under way, summed, and their number; no buffers, for DistributedDataParallel
+        # would overwrite them with those of the first process
+        self._seen: dict[str, tuple[Tensor, int]] = {}
+
+    def draw(self, images: Views | Float[Tensor, "b c h w"], *, generator: torch.Generator | None = None) -> None:
+        """Draw nothing: views are made before."""
+
+    def forward(self, images: Views | Float[Tensor, "b c h w"], draw: None = None) -> ObjectiveOutput:
+        """Compare every view with every other, global one.
+
+        Args:
+            images: the views; of each image at least one other than a global one.
+            draw: nothing.
+
+        Returns:
+            A row per pair of a teacher's view (``step``) and a student's (``index``): its loss, beside 0.
+
+        Raises:
+            ValueError: if there is no pair of views, or the encoder refuses a view's size.
+        """
+        views = images if isinstance(images, Views) else Views((images,), num_global=1)
+        if len(views.images) < 2:
+            raise ValueError(
+                "images must be Views of at least two crops, got a single one: a view is never compared with itself"
+            )
+        pairs = [(q, v) for q in range(views.num_global) for v in range(len(views.images)) if v != q]
+        with torch.no_grad():
+            teacher = _look(self.teacher, views.images[: views.num_global])
+        student = _look(self, views.images)
+        if self.training and torch.is_grad_enabled():
+            self._note(teacher)
+        loss, of_views, spread = self._compare_views(student, teacher, pairs)
+        rows = (1 - self.region_weight) * of_views
+        if self.region_weight:
+            region_loss, of_regions = self._compare_regions(student, teacher, pairs)
+            loss, rows = loss + region_loss, rows + self.region_weight * of_regions
+        index = torch.tensor(pairs, device=rows.device).T[:, None].expand(2, views.batch, -1)
+        return ObjectiveOutput(
+            loss=loss,
+            predictions=rows[..., None],
+            targets=torch.zeros_like(rows)[..., None],
+            index=index[1],
+            step=index[0],
+            is_target=torch.ones_like(rows, dtype=torch.bool),
+            draw=None,
+            metrics=spread,
+        )
+
+    def _compare_views(
+        self, student: "_Look", teacher: "_Look", pairs: list[tuple[int, int]]
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Loss, its value of every pair ``[B, pairs]``, and what tells of a collapse."""
+        batch, num_global = student.batch, len(teacher.maps)
+        place = torch.arange(batch, device=student.views.device)
+        match = torch.stack([place + q * batch for q in range(num_global)], 1).repeat(len(student.maps), 1)
+        sizes = [1] * len(student.maps)
+        pairings = _pairings(sizes, batch, pairs, (1 - self.region_weight) / (batch * len(pairs)))
+        loss, entropies = self._cross_entropy(student.views, teacher.views, self.center, match, pairings)
+        of_pairs = _per_pair(entropies, sizes, batch, pairs)
+        with torch.no_grad():
+            logits = teacher.views.to(of_pairs.dtype)
+            entropy = torch.special.entr(((logits - self.center) / self.teacher_temperature).softmax(1)).sum(1).mean()
+            unit = nn.functional.normalize(teacher.pooled.to(of_pairs.dtype), dim=-1)
+            spread = unit.view(num_global, batch, -1).std(1, correction=0).mean() * self.encoder.dim**0.5
+        return (
+            loss,
+            of_pairs,
+            {
+                "teacher_entropy": entropy,
+                "teacher_kl": of_pairs.mean() - entropy,
+                "feature_spread": spread,
+            },
+        )
+
+    def _compare_regions(
+        self, student: "_Look", teacher: "_Look", pairs: list[tuple[int, int]]
+    ) -> tuple[Tensor, Tensor]:
+        """Loss, and its value of every pair ``[B, pairs]``."""
+        batch = student.batch
+        ours, theirs = ([features.shape[1] for features in look.maps] for look in (student, teacher))
+        starts = [0, *accumulate(batch * size for size in theirs)]
+        place = torch.arange(batch, device=student.views.device)[:, None]
+        match = torch.cat([
+            torch.stack([
+                (match_regions(features, other) + place * size + start).flatten()
+                for other, size, start in zip(teacher.maps, theirs, starts, strict=False)
+            ], 1)
+            for features in student.maps
+        ])  # fmt: skip
+        pairings = _pairings(ours, batch, pairs, self.region_weight / (batch * len(pairs)))
+        assert student.regions is not None
+        assert teacher.regions is not None
+        loss, entropies = self._cross_entropy(student.regions, teacher.regions, self.center_grid, match, pairings)
+        return loss, _per_pair(entropies, ours, batch, pairs)
+
+    def _cross_entropy(
+        self, student: Tensor, teacher: Tensor, center: Tensor, match: Tensor, pairings: tuple[Pairing, ...]
+    ) -> tuple[Tensor, Tensor]:
+        return paired_cross_entropy(
+            student,
+            teacher,
+            center,
+            match,
+            pairings,
+            student_temperature=self.student_temperature,
+            teacher_temperature=self.teacher_temperature,
+        )
+
+    @torch.no_grad()
+    def _note(self, teacher: "_Look") -> None:
+        """Add the teacher's raw logits up, for the centres."""
+        for name, logits in (("center", teacher.views), ("center_grid", teacher.regions)):
+            if logits is not None:
+                total, count = logits.sum(0, dtype=self.center.dtype), len(logits)
+                if name in self._seen:
+                    total, count = total + self._seen[name][0], count + self._seen[name][1]
+                self._seen[name] = (total, count)
+
+    def before_step(self, progress: Progress) -> None:
+        """Set temperature and momentum of the teacher, and let the last layers loose or not."""
+        self.teacher_temperature.fill_(self.schedule.temperature_at(progress.epoch))
+        self.momentum = self.schedule.momentum_at(progress)
+        for part in self.modules():
+            if isinstance(part, LastLayerGate):
+                part.set_open(progress.epoch >= self.freeze_epochs)
+        self._seen = {}
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Move the centres towards what all processes saw in this step, and the teacher towards the student."""
+        for name, (total, count) in self._seen.items():
+            both = torch.cat([total, total.new_tensor([count])])
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                torch.distributed.all_reduce(both)
+            center = getattr(self, name)
+            center.mul_(self.center_momentum).add_(both[:-1] / both[-1], alpha=1 - self.center_momentum)
+        self._seen = {}
+        self.teacher.follow(self, momentum=self.momentum)
+
+    def no_weight_decay(self) -> set[str]:
+        """Collect what the student's parts name."""
+        return {name for name in super().no_weight_decay() if not name.startswith("teacher.")}
+
+    def export_encoder(self) -> FeatureEncoder:
+        """The teacher's encoder."""
+        return self.teacher.encoder
+
+
+@dataclass(frozen=True, eq=False)
+class _Look:
+    """What a network makes of views: features of regions per view, and logits of all of them, view after view."""
+
+    batch: int
+    maps: list[Tensor]
+    pooled: Tensor
+    views: Tensor
+    regions: Tensor | None
+
+
+def _look(network: ViewRegionDistillation | Teacher, images: tuple[Tensor, ...]) -> _Look:
+    maps: list[Tensor] = []
+    pooled: list[Tensor] = []
+    for _, group in groupby(images, key=lambda view: view.shape):
+        same = list(group)
+        found = network.encoder.regions(torch.cat(same))
+        maps += found.map.chunk(len(same))
+        pooled.append(found.pooled)
+    joined = torch.cat(pooled)
+    head = network.region_head
+    regions = None if head is None else head(torch.cat([features.flatten(0, 1) for features in maps]))
+    return _Look(len(images[0]), maps, joined, network.view_head(joined), regions)
+
+
+def _pairings(sizes: list[int], batch: int, pairs: list[tuple[int, int]], weight: float) -> tuple[Pairing, ...]:
+    ends = list(accumulate(batch * size for size in sizes))
+    return tuple(
+        Pairing(end - batch * size, end, tuple(q for q, other in pairs if other == v), weight / size)
+        for v, (size, end) in enumerate(zip(sizes, ends, strict=True))
+    )
+
+
+def _per_pair(entropies: Tensor, sizes: list[int], batch: int, pairs: list[tuple[int, int]]) -> Tensor:
+    """Means over the regions of an image, ``[B, pairs]``."""
+    starts = [0, *accumulate(batch * size for size in sizes)]
+    columns = [entropies[starts[v] : starts[v + 1], q].reshape(batch, sizes[v]).mean(1) for q, v in pairs]
+    return torch.stack(columns, dim=1)
