@@ -117,7 +117,7 @@ def run_block(block: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any
         out = block(x, *args, **kwargs)
     if not seen:
         raise RuntimeError(
-            f"{type(block).__name__} did not call torch.nn.functional.scaled_dot_product_attention: for timm models "
+            f"{type(getattr(block, 'func', block)).__name__} did not call torch.nn.functional.scaled_dot_product_attention: for timm models "
             "keep fused attention on (TIMM_FUSED_ATTN must not be 0)"
         )
     return out
