@@ -1,15 +1,33 @@
 """Encoder adapters: any vision transformer behind one protocol."""
 
+from timm.models.eva import Eva
 from torch import nn
+from torchvision.models.vision_transformer import VisionTransformer
 
+from ssl_blocks.encoders.eva import TimmEva, timm_eva
 from ssl_blocks.encoders.protocol import FeatureEncoder, RegionEncoder, TokenEncoder
 from ssl_blocks.encoders.timm import TimmViT, timm_vit
+from ssl_blocks.encoders.torch import TorchEncoder
+from ssl_blocks.encoders.torchvision import TorchvisionViT
+from ssl_blocks.encoders.transformers import TransformersViT
 
-__all__ = ["FeatureEncoder", "RegionEncoder", "TimmViT", "TokenEncoder", "timm_vit", "wrap"]
+__all__ = [
+    "FeatureEncoder",
+    "RegionEncoder",
+    "TimmEva",
+    "TimmViT",
+    "TokenEncoder",
+    "TorchEncoder",
+    "TorchvisionViT",
+    "TransformersViT",
+    "timm_eva",
+    "timm_vit",
+    "wrap",
+]
 
 
 def wrap(module: nn.Module) -> TokenEncoder:
-    """Pick the adapter that fits a model.
+    """Pick the adapter that fits a model of timm, torchvision or transformers.
 
     Args:
         module: the model; it is not changed.
@@ -23,4 +41,12 @@ def wrap(module: nn.Module) -> TokenEncoder:
         >>> type(wrap(timm.create_model("vit_tiny_patch16_224", num_classes=0))).__name__
         'TimmViT'
     """
+    if isinstance(module, Eva):
+        return TimmEva(module)
+    if isinstance(module, VisionTransformer):
+        return TorchvisionViT(module)
+    if type(module).__module__.startswith("transformers."):
+        return TransformersViT(module)
+    if isinstance(module, nn.TransformerEncoder):
+        raise TypeError("an nn.TransformerEncoder has no patch stem: use TorchEncoder(encoder, stem=..., grid=...)")
     return TimmViT(module)

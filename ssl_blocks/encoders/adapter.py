@@ -9,7 +9,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ssl_blocks.encoders.blocks import run_blocks
-from ssl_blocks.tokenizers import pair
 from ssl_blocks.values import Encoded, Grid
 
 
@@ -28,7 +27,7 @@ class TokenAdapter(nn.Module):
         super().__init__()
         self._modules["module"] = module
         self.grid, self.dim, self.depth, self.num_prefix = grid, dim, depth, num_prefix
-        self.patch, self.channels = pair(self._stem().kernel_size), self._stem().in_channels
+        self.patch, self.channels = _two(self._stem().kernel_size), self._stem().in_channels
         self._recomputes = False
 
     @property
@@ -168,9 +167,14 @@ def require_plain_stem(owner: str, stem: nn.Module) -> None:
         refuse_stem(owner, stem)
 
 
-def refuse_stem(owner: str, stem: nn.Module) -> None:
+def _two(sizes: tuple[int, ...]) -> tuple[int, int]:
+    height, width = sizes
+    return height, width
+
+
+def refuse_stem(owner: str, stem: object) -> None:
     """Say why a stem does not fit."""
-    kind = f"{type(stem).__name__}({stem.extra_repr()})" if isinstance(stem, nn.Conv2d) else type(stem).__name__
+    kind = str(stem) if isinstance(stem, nn.Conv2d) else type(stem).__name__
     raise TypeError(
         f"{owner} has a {kind} stem, which mixes pixels of neighbouring patches: hidden patches would leak into "
         "visible ones. Use a model with a plain patch embedding"

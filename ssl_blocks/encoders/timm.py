@@ -175,7 +175,7 @@ def timm_vit(
         raise ValueError(f"positions={positions!r} must be 'sincos', 'learned' or 'none'")
     if model_args.get("pretrained") and positions == "sincos":
         raise ValueError("positions='sincos' would overwrite those of pretrained=True: use positions='learned'")
-    _check_model(name, image_size, patch_size, model_args)
+    check_model(name, image_size, patch_size, model_args)
     arguments = {
         "img_size": pair(image_size),
         "patch_size": pair(patch_size),
@@ -187,13 +187,7 @@ def timm_vit(
         "num_classes": 0,
         **model_args,
     }
-    try:
-        model = timm.create_model(name, **arguments)
-    except TypeError as error:  # another family: say why it does not fit, rather than which argument it lacks
-        _refuse_unfit(timm.create_model(name))
-        raise TypeError(f"name={name!r} cannot be built with these arguments: {error}") from None
-    except AssertionError as error:  # timm's way to say that heads do not divide the width, and the like
-        raise ValueError(f"name={name!r} cannot be built with {model_args}: {error}") from None
+    model = create(name, arguments, model_args, _refuse_unfit)
     encoder = TimmViT(model, model_args=arguments)
     if not model_args.get("pretrained"):
         _initialize(encoder, fixed_positions=positions == "sincos")
@@ -217,9 +211,28 @@ def _initialize(encoder: TimmViT, *, fixed_positions: bool) -> None:
             table[0, -encoder.grid.num_tokens :] = sincos_table(encoder.grid, encoder.dim)
 
 
-def _check_model(
+def create(
+    name: str, arguments: dict[str, Any], model_args: dict[str, Any], refuse_unfit: Callable[[nn.Module], object]
+) -> nn.Module:
+    """Build a model of timm; say why where it cannot be built."""
+    try:
+        model: nn.Module = timm.create_model(name, **arguments)
+    except TypeError as error:  # another family: say why it does not fit, rather than which argument it lacks
+        refuse_unfit(timm.create_model(name))
+        raise TypeError(f"name={name!r} cannot be built with these arguments: {error}") from None
+    except AssertionError as error:  # timm's way to say that heads do not divide the width, and the like
+        raise ValueError(f"name={name!r} cannot be built with {model_args}: {error}") from None
+    return model
+
+
+def check_model(
     name: str, image_size: int | tuple[int, int], patch_size: int | tuple[int, int], model_args: dict[str, Any]
 ) -> None:
+    """Refuse a name that timm does not know, and sizes that do not divide.
+
+    Raises:
+        ValueError: naming the argument.
+    """
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         raise ValueError(f"name={name!r} is no timm model" + (f"; did you mean one of {near}?" if near else ""))
