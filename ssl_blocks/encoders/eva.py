@@ -60,7 +60,7 @@ class TimmEva(TokenAdapter):
     @property
     def module(self) -> Eva:
         """The user's own model, unpatched."""
-        eva = super().module
+        eva = self._modules["module"]  # Dynamo follows no super() here
         assert isinstance(eva, Eva)
         return eva
 

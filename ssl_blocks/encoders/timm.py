@@ -52,7 +52,7 @@ class TimmViT(TokenAdapter):
     @property
     def module(self) -> VisionTransformer:
         """The user's own model, unpatched."""
-        vit = super().module
+        vit = self._modules["module"]  # Dynamo follows no super() here
         assert isinstance(vit, VisionTransformer)
         return vit
 
