@@ -3,7 +3,16 @@
 from ssl_blocks import encoders
 from ssl_blocks.attention import explicit_attention
 from ssl_blocks.decoders import Decoder, MaskTokenDecoder, SegmentDecoder
-from ssl_blocks.encoders import FeatureEncoder, RegionEncoder, TimmViT, TokenEncoder
+from ssl_blocks.encoders import (
+    FeatureEncoder,
+    RegionEncoder,
+    TimmEva,
+    TimmViT,
+    TokenEncoder,
+    TorchEncoder,
+    TorchvisionViT,
+    TransformersViT,
+)
 from ssl_blocks.losses import predicted_mse
 from ssl_blocks.masks import MaskBuilder, SegmentCausalMask
 from ssl_blocks.objectives import MaskedAutoencoding, Objective, ObjectiveModule, SegmentAutoregression
@@ -74,10 +83,14 @@ __all__ = [
     "SquarePartitioner",
     "SubsetPartitioner",
     "Target",
+    "TimmEva",
     "TimmViT",
     "TokenEncoder",
     "TokenPartitioner",
     "Tokenizer",
+    "TorchEncoder",
+    "TorchvisionViT",
+    "TransformersViT",
     "Views",
     "encoders",
     "explicit_attention",
