@@ -233,7 +233,8 @@ def _check_compilation(case: Case) -> str | None:
     try:
         compiled = torch.compile(run, fullgraph=True, backend="eager")(*arguments)
     except Exception as error:
-        raise EncoderError(f"embed and encode do not compile in one graph: {error}") from error
+        reason = str(error).strip().partition("\n")[0]
+        raise EncoderError(f"embed and encode do not compile in one graph: {reason}") from error
     if not case.close(compiled, run(*arguments)):
         raise EncoderError("embed and encode give another output when compiled")
     return None

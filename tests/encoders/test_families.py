@@ -1,5 +1,6 @@
 """What holds for every family alike: the public check, objectives without a branch, attention in bfloat16."""
 
+import json
 import subprocess
 import sys
 
@@ -45,6 +46,17 @@ def test_the_table_is_what_the_check_says_in_one_graph_too():
     command = [sys.executable, "-m", "docs.make_encoder_table", "--check"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
+
+
+def test_each_compiles_in_one_graph_in_bfloat16_and_what_does_not_is_found():
+    command = [sys.executable, "-m", "tests.encoders.compile_check"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout.splitlines()[-1])
+    assert set(found["plain"]) == set(FAMILIES)
+    assert max(found["plain"].values()) < 1e-5
+    assert max(found["recomputed"].values()) < 0.1  # inside a checkpoint, attention stays with torch
+    assert found["breaking"].startswith("embed and encode do not compile in one graph: ")
 
 
 @pytest.mark.parametrize("kind", OBJECTIVES)
