@@ -91,7 +91,7 @@ class _ExplicitOnCpu(TorchFunctionMode):
             return func(*args, **kwargs)
         self.seen.append(1)
         query = args[0] if args else kwargs["query"]
-        if query.dtype != torch.bfloat16 or any(kwargs.get(name) for name in _UNSUPPORTED) or len(args) > 5:
+        if not _attends_in_bfloat16(query) or any(kwargs.get(name) for name in _UNSUPPORTED) or len(args) > 5:
             return func(*args, **kwargs)
         kept = {name: value for name, value in kwargs.items() if name not in _UNSUPPORTED}
         return explicit_attention(*args, **kept)
@@ -102,6 +102,13 @@ def wants_seam(x: Tensor) -> bool:
     if x.device.type != "cpu":
         return False
     return x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
+
+
+def _attends_in_bfloat16(query: Tensor) -> bool:
+    """Whether torch's function would compute in bfloat16: autocast casts what a rotation left in single precision."""
+    if query.dtype == torch.float32 and torch.is_autocast_enabled("cpu"):
+        return torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return query.dtype == torch.bfloat16
 
 
 def run_block(block: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -116,8 +123,9 @@ def run_block(block: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any
     with _ExplicitOnCpu(seen):
         out = block(x, *args, **kwargs)
     if not seen:
+        name = type(getattr(block, "func", block)).__name__  # of a block that is called by way of a partial
         raise RuntimeError(
-            f"{type(block).__name__} did not call torch.nn.functional.scaled_dot_product_attention: for timm models "
+            f"{name} did not call torch.nn.functional.scaled_dot_product_attention: for timm models "
             "keep fused attention on (TIMM_FUSED_ATTN must not be 0)"
         )
     return out

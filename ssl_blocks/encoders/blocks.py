@@ -1,18 +1,18 @@
 """The one loop over blocks that all adapters share."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ssl_blocks.attention import run_block
 
 
 def run_blocks(
-    blocks: Iterable[nn.Module],
+    blocks: Iterable[Callable[..., Tensor]],
     x: Float[Tensor, "b s d"],
     mask: Bool[Tensor, "_ 1 s s"] | None,
     *,

@@ -2,25 +2,24 @@
 
 import difflib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import timm
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from timm.layers import PatchDropout, PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ssl_blocks.encoders.blocks import run_blocks
+from ssl_blocks.encoders.adapter import TokenAdapter, refuse_relative_positions, refuse_stem
 from ssl_blocks.positions import sincos_table
 from ssl_blocks.query_stream import QueryBlock
 from ssl_blocks.tokenizers import pair
-from ssl_blocks.values import Encoded, Grid
+from ssl_blocks.values import Grid
 
 
-class TimmViT(nn.Module):
+class TimmViT(TokenAdapter):
     """See a timm ``VisionTransformer`` as a token encoder; the model itself stays as it is.
 
     Args:
@@ -41,20 +40,20 @@ class TimmViT(nn.Module):
     """
 
     def __init__(self, module: nn.Module, *, model_args: Mapping[str, Any] | None = None) -> None:
-        super().__init__()
-        self.model_args = dict(model_args or {})
         vit = _refuse_unfit(module)
-        self._modules["module"] = vit
-        height, width = vit.patch_embed.grid_size
-        self.dim, self.depth, self.num_prefix = vit.embed_dim, len(vit.blocks), vit.num_prefix_tokens
-        self.grid, self.patch = Grid(height, width), pair(vit.patch_embed.patch_size)
-        self.channels = vit.patch_embed.proj.in_channels
+        super().__init__(
+            vit,
+            grid=Grid(*vit.patch_embed.grid_size),
+            dim=vit.embed_dim,
+            depth=len(vit.blocks),
+            num_prefix=vit.num_prefix_tokens,
+        )
+        self.model_args = dict(model_args or {})
 
     @property
     def module(self) -> VisionTransformer:
         """The user's own model, unpatched."""
-        # a property: from Python 3.12 on, isinstance of a protocol passes over what nn.Module keeps elsewhere
-        vit = self._modules["module"]
+        vit = self._modules["module"]  # Dynamo follows no super() here
         assert isinstance(vit, VisionTransformer)
         return vit
 
@@ -64,73 +63,42 @@ class TimmViT(nn.Module):
         norm: nn.Module = self.module.norm
         return norm
 
-    def embed(self, x: Float[Tensor, "..."]) -> Float[Tensor, "b n d"]:
-        """Turn images ``[B, C, H, W]`` or patches ``[B, n, C, p, q]`` into tokens ``[B, n, D]``.
+    @property
+    def grad_checkpointing(self) -> bool:
+        """Whether blocks are recomputed in the backward pass: the model's own flag."""
+        return bool(self.module.grad_checkpointing)
 
-        Raises:
-            ValueError: if the pixels are not the encoder's: image size, patch size or channels.
-        """
-        images = x.ndim == 4
-        have = tuple(x.shape[-3:])
-        size = (self.grid.height * self.patch[0], self.grid.width * self.patch[1])
-        want = (self.channels, *(size if images else self.patch))
-        if x.ndim not in (4, 5) or have != want:
-            raise ValueError(
-                f"{'images' if images else 'patches'} of shape {tuple(x.shape)} do not fit the encoder: "
-                f"expected [B, {'' if images else 'n, '}{', '.join(map(str, want))}]"
-            )
-        stem = self.module.patch_embed
-        if images:
-            tokens = stem.proj(x).flatten(2).transpose(1, 2)
-        else:  # a convolution whose kernel is its stride is one product per patch
-            tokens = F.linear(x.flatten(2), stem.proj.weight.flatten(1), stem.proj.bias)
-        embedded: Tensor = stem.norm(tokens)
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Choose whether blocks are recomputed in the backward pass."""
+        self.module.set_grad_checkpointing(enable)
+
+    def native(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b s d"]:
+        """timm's own normalised output, prefix first."""
+        output: Tensor = self.module.forward_features(images)
+        return output
+
+    def _stem(self) -> nn.Conv2d:
+        stem: nn.Conv2d = self.module.patch_embed.proj
+        return stem
+
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        embedded: Tensor = self.module.patch_embed.norm(tokens)
         return embedded
 
-    def encode(
-        self,
-        tokens: Float[Tensor, "b n d"],
-        index: Int[Tensor, "b n"] | None,
-        mask: Bool[Tensor, "_ 1 s s"] | None = None,
-    ) -> Encoded:
-        """Place the tokens, put the prefix in front and run the blocks.
-
-        Args:
-            tokens: ``[B, n, D]`` out of ``embed``.
-            index: raster position of every token, ``[B, n]``; ``None`` means no positions at all.
-            mask: ``[1|B, 1, P+n, P+n]``, ``True`` = may attend; ``None`` lets all see all.
-
-        Returns:
-            Hidden states ``[B, P+n, D]`` after every block, and the last of them normalised.
-        """
+    def _prefix(self) -> list[Tensor]:
         vit = self.module
-        x = vit.norm_pre(vit.pos_drop(self._place(tokens, index)))
-        hidden = run_blocks(vit.blocks, x, mask, checkpointing=vit.grad_checkpointing)
-        return Encoded(hidden=hidden, final=vit.norm(hidden[-1]))
+        return [t for t in (vit.cls_token, getattr(vit, "dist_token", None), vit.reg_token) if t is not None]
 
-    def _place(self, tokens: Tensor, index: Tensor | None) -> Tensor:
-        """Add looked-up positions and put class, distillation and register tokens in front."""
-        vit = self.module
-        prefix = [t for t in (vit.cls_token, getattr(vit, "dist_token", None), vit.reg_token) if t is not None]
-        front = torch.cat(prefix, dim=1) if prefix else None
-        if vit.pos_embed is not None:
-            rows = 0 if vit.no_embed_class else self.num_prefix
-            if index is not None:
-                tokens = tokens + vit.pos_embed[0, rows:][index]
-            if front is not None and rows:
-                front = front + vit.pos_embed[:, :rows]
-        if front is None:
-            return tokens
-        return torch.cat([front.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens], dim=1)
+    def _positions(self) -> tuple[Tensor | None, int]:
+        return self.module.pos_embed, 0 if self.module.no_embed_class else self.num_prefix
 
-    def features(self, images: Float[Tensor, "..."]) -> Float[Tensor, "b d"]:
-        """Mean over the patch tokens of the normalised output, ``[B, D]`` (RandSAC, Sec. 5.1).
+    def _entered(self, x: Tensor) -> Tensor:
+        entered: Tensor = self.module.norm_pre(self.module.pos_drop(x))
+        return entered
 
-        Args:
-            images: ``[B, C, H, W]``, or all their patches ``[B, N, C, p, q]`` in raster order.
-        """
-        index = torch.arange(self.grid.num_tokens, device=images.device).expand(images.shape[0], -1)
-        return self.encode(self.embed(images), index).final[:, self.num_prefix :].mean(1)
+    def _blocks(self, index: Tensor | None) -> Iterable[Callable[..., Tensor]]:
+        blocks: nn.Sequential = self.module.blocks
+        return blocks
 
     def query_blocks(self, depth: int) -> tuple[QueryBlock, ...]:
         """The first ``depth`` blocks, run on queries with the same weights (SAIM with shared weights).
@@ -145,37 +113,41 @@ class TimmViT(nn.Module):
             raise ValueError(f"depth={depth} must be at least 1 and at most the encoder's {self.depth} blocks")
         return tuple(QueryBlock(block) for block in self.module.blocks[:depth])
 
-    def no_weight_decay(self) -> set[str]:
-        """Names of parameters that weight decay must spare: positions and prefix tokens."""
-        return {f"module.{name}" for name in self.module.no_weight_decay() | {"reg_token"}}
+    def _spared(self) -> set[str]:
+        return set(self.module.no_weight_decay()) | {"reg_token"}
 
 
 def _refuse_unfit(module: nn.Module) -> VisionTransformer:
     name = type(module).__name__
     if not isinstance(module, VisionTransformer):
-        names = [*dict(module.named_modules()), *dict(module.named_parameters())]
-        if any("rel_pos" in n or "relative_position" in n for n in names):
-            raise TypeError(
-                f"{name} adds relative position biases for a full raster grid; segments in another order would get "
-                "wrong ones. Use a model with absolute positions, such as vit_base_patch16_224"
-            )
-        raise TypeError(f"{name} is not a timm VisionTransformer such as vit_base_patch16_224")
-    if type(module.patch_embed) is not PatchEmbed:
+        refuse_relative_positions(module)
         raise TypeError(
-            f"{name} has a {type(module.patch_embed).__name__} stem, which mixes pixels of neighbouring patches: "
-            "hidden patches would leak into visible ones. Use a model with a plain patch embedding"
+            f"{name} is not a timm VisionTransformer such as vit_base_patch16_224. The other adapters are TimmEva, "
+            "TorchvisionViT, TransformersViT and TorchEncoder"
         )
+    require_timm_model(module)
     if isinstance(module.patch_drop, PatchDropout):
-        raise ValueError("patch_drop_rate must be 0: the objective decides which patches the encoder sees")
-    if isinstance(module.norm, nn.Identity) and not isinstance(module.fc_norm, nn.Identity):
-        raise ValueError(
-            "the final norm sits behind the pooling (fc_norm), so tokens would stay unnormalised: "
-            "build the model with fc_norm=False"
-        )
+        refuse_patch_drop()
     for block in module.blocks:
         if "attn_mask" not in inspect.signature(block.forward).parameters:
             raise TypeError(f"{type(block).__name__} takes no attention mask (attn_mask), so it cannot be kept causal")
     return module
+
+
+def require_timm_model(module: nn.Module) -> None:
+    """Refuse what no family of timm may have: a stem that mixes patches, or a final norm behind the pooling."""
+    if type(module.patch_embed) is not PatchEmbed:
+        refuse_stem(type(module).__name__, module.patch_embed)
+    if isinstance(module.norm, nn.Identity) and not isinstance(module.fc_norm, nn.Identity):
+        raise ValueError(
+            "the final norm sits behind the pooling (fc_norm), so tokens would stay unnormalised: "
+            "build the model with fc_norm=False (Eva: use_fc_norm=False, use_post_transformer_norm=True)"
+        )
+
+
+def refuse_patch_drop() -> None:
+    """Say why a model may not drop patches by itself."""
+    raise ValueError("patch_drop_rate must be 0: the objective decides which patches the encoder sees")
 
 
 def timm_vit(
@@ -217,7 +189,7 @@ def timm_vit(
         raise ValueError(f"positions={positions!r} must be 'sincos', 'learned' or 'none'")
     if model_args.get("pretrained") and positions == "sincos":
         raise ValueError("positions='sincos' would overwrite those of pretrained=True: use positions='learned'")
-    _check_model(name, image_size, patch_size, model_args)
+    check_model(name, image_size, patch_size, model_args)
     arguments = {
         "img_size": pair(image_size),
         "patch_size": pair(patch_size),
@@ -229,13 +201,7 @@ def timm_vit(
         "num_classes": 0,
         **model_args,
     }
-    try:
-        model = timm.create_model(name, **arguments)
-    except TypeError as error:  # another family: say why it does not fit, rather than which argument it lacks
-        _refuse_unfit(timm.create_model(name))
-        raise TypeError(f"name={name!r} cannot be built with these arguments: {error}") from None
-    except AssertionError as error:  # timm's way to say that heads do not divide the width, and the like
-        raise ValueError(f"name={name!r} cannot be built with {model_args}: {error}") from None
+    model = create(name, arguments, model_args, _refuse_unfit)
     encoder = TimmViT(model, model_args=arguments)
     if not model_args.get("pretrained"):
         _initialize(encoder, fixed_positions=positions == "sincos")
@@ -259,9 +225,28 @@ def _initialize(encoder: TimmViT, *, fixed_positions: bool) -> None:
             table[0, -encoder.grid.num_tokens :] = sincos_table(encoder.grid, encoder.dim)
 
 
-def _check_model(
+def create(
+    name: str, arguments: dict[str, Any], model_args: dict[str, Any], refuse_unfit: Callable[[nn.Module], object]
+) -> nn.Module:
+    """Build a model of timm; say why where it cannot be built."""
+    try:
+        model: nn.Module = timm.create_model(name, **arguments)
+    except TypeError as error:  # another family: say why it does not fit, rather than which argument it lacks
+        refuse_unfit(timm.create_model(name))
+        raise TypeError(f"name={name!r} cannot be built with these arguments: {error}") from None
+    except AssertionError as error:  # timm's way to say that heads do not divide the width, and the like
+        raise ValueError(f"name={name!r} cannot be built with {model_args}: {error}") from None
+    return model
+
+
+def check_model(
     name: str, image_size: int | tuple[int, int], patch_size: int | tuple[int, int], model_args: dict[str, Any]
 ) -> None:
+    """Refuse a name that timm does not know, and sizes that do not divide.
+
+    Raises:
+        ValueError: naming the argument.
+    """
     check_name(name)
     for length, side in zip(pair(image_size), pair(patch_size), strict=True):
         if side < 1 or length % side:

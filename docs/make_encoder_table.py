@@ -1,0 +1,124 @@
+"""Write the table of docs/encoders.md: run as ``python -m docs.make_encoder_table``; ``--check`` only compares.
+
+Every family is built tiny, checked by ``check_token_encoder``, and gets a row of what passed.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+from torchvision.models import VisionTransformer
+
+import ssl_blocks as sb
+from ssl_blocks.encoders import TokenEncoder, TorchEncoder, wrap
+from ssl_blocks.testing import check_token_encoder
+
+PAGE = Path(__file__).parent / "encoders.md"
+START, END = "<!-- table families -->", "<!-- end families -->"
+CHECKS = (
+    "native output",
+    "embedding",
+    "features",
+    "masks",
+    "order",
+    "subset",
+    "positions",
+    "saving",
+    "checkpointing",
+    "compilation",
+)
+
+
+def of_timm(name: str, **options: Any) -> Callable[[], TokenEncoder]:
+    """A model of timm, tiny."""
+    size = {"img_size": 16, "patch_size": 4, "depth": 2, "embed_dim": 16, "num_heads": 2, "num_classes": 0}
+    return lambda: wrap(timm.create_model(name, **size, **options))
+
+
+def of_transformers(name: str, **options: Any) -> Callable[[], TokenEncoder]:
+    """A model of transformers, tiny."""
+
+    def build() -> TokenEncoder:
+        import transformers
+
+        size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16, "patch_size": 4}
+        config = getattr(transformers, f"{name}Config")(**size, **options)
+        return wrap(getattr(transformers, f"{name}Model")(config))
+
+    return build
+
+
+def of_torchvision() -> TokenEncoder:
+    """A model of torchvision, tiny."""
+    size = {"num_layers": 2, "num_heads": 2, "hidden_dim": 16, "mlp_dim": 32}
+    return wrap(VisionTransformer(image_size=16, patch_size=4, **size))
+
+
+def of_torch(*, norm_first: bool, batch_first: bool = True, num_prefix: int = 0) -> Callable[[], TokenEncoder]:
+    """A stem and layers of torch, tiny."""
+
+    def build() -> TokenEncoder:
+        layer = nn.TransformerEncoderLayer(16, 2, 32, norm_first=norm_first, batch_first=batch_first)
+        norm = nn.LayerNorm(16) if norm_first else None
+        return TorchEncoder(
+            nn.TransformerEncoder(layer, 2, norm=norm, enable_nested_tensor=False),
+            stem=nn.Conv2d(3, 16, kernel_size=4, stride=4),
+            grid=sb.Grid(4, 4),
+            positions=nn.Parameter(0.02 * torch.randn(16, 16)),
+            prefix=nn.Parameter(0.02 * torch.randn(1, num_prefix, 16)) if num_prefix else None,
+        )
+
+    return build
+
+
+FINAL_NORM = {"use_fc_norm": False, "use_post_transformer_norm": True}
+FAMILIES: dict[str, Callable[[], TokenEncoder]] = {
+    "timm ViT": of_timm("vit_tiny_patch16_224"),
+    "timm DeiT, distilled": of_timm("deit_tiny_distilled_patch16_224"),
+    "timm DINOv2 with registers": of_timm("vit_small_patch14_reg4_dinov2"),
+    "timm CLIP": of_timm("vit_base_patch32_clip_224"),
+    "timm SigLIP": of_timm("vit_base_patch16_siglip_224"),
+    "timm EVA-02": of_timm("eva02_tiny_patch14_224", **FINAL_NORM),
+    "timm DINOv3": of_timm("vit_small_patch16_dinov3"),
+    "timm rope-vit, axial": of_timm("vit_small_patch16_rope_224"),
+    "timm rope-vit, mixed": of_timm("vit_small_patch16_rope_mixed_224"),
+    "torchvision ViT": of_torchvision,
+    "transformers ViT": of_transformers("ViT", intermediate_size=32),
+    "transformers DINOv2": of_transformers("Dinov2", mlp_ratio=2),
+    "transformers DINOv2 with registers": of_transformers("Dinov2WithRegisters", mlp_ratio=2),
+    "transformers DINOv3": of_transformers("DINOv3ViT", intermediate_size=32, num_register_tokens=2),
+    "nn.TransformerEncoder, norm first": of_torch(norm_first=True),
+    "nn.TransformerEncoder, norm last": of_torch(norm_first=False),
+}
+
+
+def row(name: str) -> list[str]:
+    """Build a family, check it, and tell what passed."""
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    encoder = FAMILIES[name]()
+    report = check_token_encoder(encoder, compiles=True, generator=torch.Generator().manual_seed(0))
+    marks = ["yes" if check in report.passed else "–" for check in CHECKS]
+    return [name, f"`{type(encoder).__name__}`", str(encoder.num_prefix), *marks]
+
+
+def updated(text: str) -> str:
+    """The page with its table made anew."""
+    head = ["family", "adapter", "prefix tokens", *CHECKS]
+    lines = [head, ["---"] * len(head), *map(row, FAMILIES)]
+    table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    before, after = text.split(START)[0], text.split(END)[1]
+    return f"{before}{START}\n\n{table}\n\n{END}{after}"
+
+
+if __name__ == "__main__":
+    page = PAGE.read_text()
+    made = updated(page)
+    if "--check" not in sys.argv:
+        PAGE.write_text(made)
+    elif made != page:
+        sys.exit("docs/encoders.md is not what python -m docs.make_encoder_table writes")

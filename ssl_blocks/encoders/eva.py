@@ -1,0 +1,181 @@
+"""Adapter for timm's ``Eva`` family: EVA-02, DINOv3, rope-vit, Perception Encoder, Sapiens2."""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from timm.models.eva import Eva
+from torch import Tensor, nn
+
+from ssl_blocks.encoders.adapter import TokenAdapter
+from ssl_blocks.encoders.timm import check_model, create, refuse_patch_drop, require_timm_model
+from ssl_blocks.modes import modes_kept
+from ssl_blocks.tokenizers import pair
+from ssl_blocks.values import Grid
+
+
+class TimmEva(TokenAdapter):
+    """See a timm ``Eva`` as a token encoder: absolute positions, rotary ones (axial or mixed), or both.
+
+    Rotations are looked up per token like table rows, and prefix tokens are not rotated. Random augmentation of
+    coordinates (``rope_rescale_coords`` and the like, which DINOv3 and Sapiens2 train with) is left out: the output
+    is the same for the same input in training mode too.
+
+    Args:
+        module: the model. Build it with ``num_classes=0, use_fc_norm=False, use_post_transformer_norm=True``.
+        model_args: arguments that ``timm.create_model`` needs to build it again, noted in exports.
+
+    Raises:
+        TypeError: if it is no ``Eva``, or its blocks take no mask.
+        ValueError: if it drops patches at random, its final norm sits behind the pooling, or its mixed rotary
+            positions are augmented at random.
+
+    Examples:
+        >>> size = {"depth": 2, "embed_dim": 32, "num_heads": 2, "num_classes": 0}
+        >>> encoder = TimmEva(Eva(img_size=32, patch_size=8, use_rot_pos_emb=True, use_fc_norm=False, **size))
+        >>> encoder.num_prefix, str(encoder.grid), encoder.features(torch.zeros(1, 3, 32, 32)).shape
+        (1, '4x4', torch.Size([1, 32]))
+    """
+
+    rope_table: Tensor | None
+
+    def __init__(self, module: nn.Module, *, model_args: Mapping[str, Any] | None = None) -> None:
+        eva = _refuse_unfit(module)
+        super().__init__(
+            eva,
+            grid=Grid(*eva.patch_embed.grid_size),
+            dim=eva.embed_dim,
+            depth=len(eva.blocks),
+            num_prefix=eva.num_prefix_tokens,
+        )
+        self.model_args = dict(model_args or {})
+        fixed = eva.rope is not None and not eva.rope_mixed
+        with modes_kept(eva, training=False), torch.no_grad():
+            table = self._rotations().clone() if fixed else None
+        self.register_buffer("rope_table", table, persistent=False)
+
+    @property
+    def module(self) -> Eva:
+        """The user's own model, unpatched."""
+        eva = self._modules["module"]  # Dynamo follows no super() here
+        assert isinstance(eva, Eva)
+        return eva
+
+    @property
+    def norm(self) -> nn.Module:
+        """The model's final norm."""
+        norm: nn.Module = self.module.norm
+        return norm
+
+    @property
+    def grad_checkpointing(self) -> bool:
+        """Whether blocks are recomputed in the backward pass: the model's own flag."""
+        return bool(self.module.grad_checkpointing)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Choose whether blocks are recomputed in the backward pass."""
+        self.module.set_grad_checkpointing(enable)
+
+    def native(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b s d"]:
+        """timm's own normalised output, prefix first."""
+        output: Tensor = self.module.forward_features(images)
+        return output
+
+    def _stem(self) -> nn.Conv2d:
+        stem: nn.Conv2d = self.module.patch_embed.proj
+        return stem
+
+    def _prefix(self) -> list[Tensor]:
+        return [t for t in (self.module.cls_token, self.module.reg_token) if t is not None]
+
+    def _positions(self) -> tuple[Tensor | None, int]:
+        return self.module.pos_embed, 0 if self.module.no_embed_class else self.num_prefix
+
+    def _entered(self, x: Tensor) -> Tensor:
+        entered: Tensor = self.module.norm_pre(self.module.pos_drop(x))
+        return entered
+
+    def _rotations(self) -> Tensor:
+        """Sines and cosines in raster order, ``[N, 2d]``, or of every block and head ``[depth, H, N, 2d]``."""
+        rope: Any = self.module.rope
+        known = getattr(rope, "feat_shape", None) is not None
+        table: Tensor = rope.get_embed() if known else rope.get_embed(shape=(self.grid.height, self.grid.width))
+        return table
+
+    def _blocks(self, index: Tensor | None) -> Iterable[Callable[..., Tensor]]:
+        blocks: nn.ModuleList = self.module.blocks
+        if index is None or self.module.rope is None:
+            return blocks
+        if self.rope_table is None:  # frequencies are learned, per block and head
+            rotations = self._rotations()[:, :, index].movedim(2, 1)  # [depth, B, H, n, 2d]
+            return [partial(block, rope=rope) for block, rope in zip(blocks, rotations, strict=True)]
+        rope = self.rope_table.to(index.device)[index].unsqueeze(1)  # [B, 1, n, 2d]: heads need an axis of their own
+        return [partial(block, rope=rope) for block in blocks]
+
+    def _spared(self) -> set[str]:
+        return set(self.module.no_weight_decay())
+
+
+def _refuse_unfit(module: nn.Module) -> Eva:
+    name = type(module).__name__
+    if not isinstance(module, Eva):
+        raise TypeError(f"{name} is not a timm Eva such as eva02_small_patch14_224")
+    require_timm_model(module)
+    if module.patch_drop is not None:
+        refuse_patch_drop()
+    if module.rope_mixed and getattr(module.rope, "aug_active", False):
+        raise ValueError(
+            "mixed rotary positions are augmented at random in training: build the model without rope_shift_coords, "
+            "rope_jitter_coords and rope_rescale_coords, since an objective draws all that is random"
+        )
+    for block in module.blocks:
+        if "attn_mask" not in inspect.signature(block.forward).parameters:
+            raise TypeError(f"{type(block).__name__} takes no attention mask (attn_mask), so it cannot be kept causal")
+    return module
+
+
+def timm_eva(
+    name: str = "vit_small_patch16_rope_224",
+    *,
+    image_size: int | tuple[int, int],
+    patch_size: int | tuple[int, int],
+    channels: int = 3,
+    **model_args: Any,
+) -> TimmEva:
+    """Build a timm ``Eva`` for pretraining, and wrap it.
+
+    It has no head and pools by averaging the normalised patch tokens, so that calling the exported model returns
+    the same features as the adapter.
+
+    Args:
+        name: any name that timm builds as an ``Eva``.
+        image_size: height and width in pixels; one number means a square.
+        patch_size: height and width of a patch in pixels.
+        channels: colour channels of the images.
+        **model_args: handed to timm, for example ``depth=4, embed_dim=64, num_heads=4``.
+
+    Raises:
+        ValueError: if the name is unknown, the patch does not divide the image, or the width does not divide into
+            heads.
+        TypeError: if the model is no ``Eva``.
+
+    Examples:
+        >>> encoder = timm_eva("eva02_tiny_patch14_224", image_size=32, patch_size=4, depth=2)
+        >>> encoder.num_prefix, encoder.dim, str(encoder.grid)
+        (1, 192, '8x8')
+    """
+    check_model(name, image_size, patch_size, model_args)
+    arguments = {
+        "img_size": pair(image_size),
+        "patch_size": pair(patch_size),
+        "in_chans": channels,
+        "global_pool": "avg",
+        "use_fc_norm": False,
+        "use_post_transformer_norm": True,
+        "num_classes": 0,
+        **model_args,
+    }
+    return TimmEva(create(name, arguments, model_args, _refuse_unfit), model_args=arguments)

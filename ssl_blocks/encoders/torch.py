@@ -1,0 +1,178 @@
+"""Adapter for an ``nn.TransformerEncoder`` behind a patch stem."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from ssl_blocks.encoders.adapter import TokenAdapter, require_plain_stem
+from ssl_blocks.encoders.multihead import require_plain_attention, self_attention
+from ssl_blocks.values import Grid
+
+
+class TorchEncoder(TokenAdapter):
+    """See a patch stem and an ``nn.TransformerEncoder`` as a token encoder, norm first or last.
+
+    The layers take inverted masks, one per head, so the adapter computes them from their own parts. ``forward`` of
+    a layer is not called: hooks on a layer, FSDP's among them, do not fire.
+
+    Args:
+        encoder: the layers; ``batch_first`` may be either.
+        stem: convolution whose kernel is its stride: the patch.
+        grid: tokens of an image.
+        positions: ``[N, D]`` or ``[1, N, D]``, or with rows for the prefix first ``[1, P + N, D]``; a parameter is
+            learned. ``None`` means no positions.
+        prefix: class or register tokens ``[1, P, D]``.
+        module: your own model, of which all of these are parts. ``None`` gathers them in a new one, with the names
+            ``stem``, ``encoder``, ``positions`` and ``prefix``.
+
+    Raises:
+        TypeError: if the stem mixes patches, or the layers are not ``nn.TransformerEncoderLayer``.
+        ValueError: if sizes contradict each other, there are no layers, or a part is not in ``module``.
+
+    Examples:
+        >>> layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=True)
+        >>> layers = nn.TransformerEncoder(layer, 2, norm=nn.LayerNorm(16), enable_nested_tensor=False)
+        >>> stem = nn.Conv2d(3, 16, kernel_size=8, stride=8)
+        >>> table = nn.Parameter(0.02 * torch.randn(16, 16))
+        >>> encoder = TorchEncoder(layers, stem=stem, grid=Grid(4, 4), positions=table)
+        >>> encoder.patch, sorted(encoder.module.state_dict())[-3:]
+        ((8, 8), ['positions', 'stem.bias', 'stem.weight'])
+    """
+
+    def __init__(
+        self,
+        encoder: nn.TransformerEncoder,
+        *,
+        stem: nn.Conv2d,
+        grid: Grid,
+        positions: Tensor | None = None,
+        prefix: Tensor | None = None,
+        module: nn.Module | None = None,
+    ) -> None:
+        require_plain_stem("TorchEncoder", stem)
+        num_prefix = 0 if prefix is None else prefix.shape[-2]
+        _check_sizes(encoder, stem.out_channels, grid, positions, prefix)
+        if module is None:
+            module = _gather(encoder, stem, positions, prefix)
+        parts = {"stem": stem, "encoder": encoder, "positions": positions, "prefix": prefix}
+        paths = {name: _path(module, name, part) for name, part in parts.items() if part is not None}
+        self._paths = paths
+        super().__init__(module, grid=grid, dim=stem.out_channels, depth=len(encoder.layers), num_prefix=num_prefix)
+        self._no_norm = nn.Identity()
+
+    @property
+    def norm(self) -> nn.Module:
+        """The final norm; the identity where the layers have none."""
+        norm = self._layers().norm
+        return self._no_norm if norm is None else norm
+
+    def native(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b s d"]:
+        """What torch's own layers compute of the placed tokens."""
+        index = torch.arange(self.grid.num_tokens, device=images.device).expand(len(images), -1)
+        x, layers = self._place(self.embed(images), index), self._layers()
+        batch_first = layers.layers[0].self_attn.batch_first
+        output: Tensor = layers(x) if batch_first else layers(x.transpose(0, 1)).transpose(0, 1)
+        return output
+
+    def _layers(self) -> nn.TransformerEncoder:
+        layers = self.module.get_submodule(self._paths["encoder"])
+        assert isinstance(layers, nn.TransformerEncoder)
+        return layers
+
+    def _stem(self) -> nn.Conv2d:
+        stem = self.module.get_submodule(self._paths["stem"])
+        assert isinstance(stem, nn.Conv2d)
+        return stem
+
+    def _tensor(self, name: str) -> Tensor | None:
+        """``[1, k, D]``."""
+        if name not in self._paths:
+            return None
+        parent, _, leaf = self._paths[name].rpartition(".")
+        tensor: Tensor = getattr(self.module.get_submodule(parent), leaf)
+        return tensor.reshape(1, -1, tensor.shape[-1])
+
+    def _prefix(self) -> list[Tensor]:
+        prefix = self._tensor("prefix")
+        return [] if prefix is None else [prefix]
+
+    def _positions(self) -> tuple[Tensor | None, int]:
+        table = self._tensor("positions")
+        return table, 0 if table is None else table.shape[1] - self.grid.num_tokens
+
+    def _blocks(self, index: Tensor | None) -> Iterable[Callable[..., Tensor]]:
+        return [partial(_run, layer) for layer in self._layers().layers]
+
+    def _spared(self) -> set[str]:
+        return {self._paths[name] for name in ("positions", "prefix") if name in self._paths}
+
+
+def _run(
+    layer: nn.TransformerEncoderLayer, x: Float[Tensor, "b s d"], attn_mask: Bool[Tensor, "_ 1 s s"] | None
+) -> Float[Tensor, "b s d"]:
+    if layer.norm_first:
+        x = x + layer.dropout1(self_attention(layer.self_attn, layer.norm1(x), attn_mask))
+        return x + _feed_forward(layer, layer.norm2(x))
+    x = layer.norm1(x + layer.dropout1(self_attention(layer.self_attn, x, attn_mask)))
+    out: Tensor = layer.norm2(x + _feed_forward(layer, x))
+    return out
+
+
+def _feed_forward(layer: nn.TransformerEncoderLayer, x: Tensor) -> Tensor:
+    out: Tensor = layer.dropout2(layer.linear2(layer.dropout(layer.activation(layer.linear1(x)))))
+    return out
+
+
+def _gather(encoder: nn.Module, stem: nn.Module, positions: Tensor | None, prefix: Tensor | None) -> nn.Module:
+    module = nn.Module()
+    module.stem, module.encoder = stem, encoder
+    for name, tensor in (("positions", positions), ("prefix", prefix)):
+        if isinstance(tensor, nn.Parameter):
+            module.register_parameter(name, tensor)
+        elif tensor is not None:
+            module.register_buffer(name, tensor)
+    return module
+
+
+def _path(module: nn.Module, name: str, part: Any) -> str:
+    """Where a part lies in a model: kept as a name, so that copies of the adapter find their own."""
+    inside: list[tuple[str, Any]] = [*module.named_modules(), *module.named_parameters(), *module.named_buffers()]
+    path = next((path for path, found in inside if found is part), None)
+    if path is None:
+        raise ValueError(f"{name} is no part of module={type(module).__name__}, so its weights would not be exported")
+    return path
+
+
+def _check_sizes(
+    encoder: nn.TransformerEncoder, dim: int, grid: Grid, positions: Tensor | None, prefix: Tensor | None
+) -> None:
+    if not len(encoder.layers):
+        raise ValueError("encoder has no layers")
+    for number, layer in enumerate(encoder.layers):
+        if type(layer) is not nn.TransformerEncoderLayer:
+            raise TypeError(
+                f"layer {number} is a {type(layer).__name__}, expected nn.TransformerEncoderLayer, whose parts the "
+                "adapter runs"
+            )
+        require_plain_attention(f"layer {number}", layer.self_attn)
+        if layer.self_attn.embed_dim != dim:
+            raise ValueError(
+                f"layer {number} has width {layer.self_attn.embed_dim}, but stem.out_channels={dim}: all must be equal"
+            )
+    normalized = tuple(getattr(encoder.norm, "normalized_shape", (dim,)))
+    if normalized != (dim,):
+        raise ValueError(f"encoder.norm normalises {normalized}, but stem.out_channels={dim}")
+    count = 0 if prefix is None else prefix.shape[-2]
+    if prefix is not None and tuple(prefix.shape) != (1, count, dim):
+        raise ValueError(f"prefix of shape {tuple(prefix.shape)} must be [1, P, {dim}]")
+    if positions is not None:
+        rows = positions.numel() // positions.shape[-1]
+        if positions.shape[-1] != dim or rows not in (grid.num_tokens, grid.num_tokens + count):
+            raise ValueError(
+                f"positions of shape {tuple(positions.shape)} must have a row of {dim} for each of the grid's "
+                f"{grid.num_tokens} tokens" + (f", or for the {count} prefix tokens and these" if count else "")
+            )

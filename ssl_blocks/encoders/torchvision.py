@@ -1,0 +1,100 @@
+"""Adapter for torchvision's ``VisionTransformer`` (vit_b_16 and its relatives)."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torchvision.models.vision_transformer import EncoderBlock, VisionTransformer
+
+from ssl_blocks.encoders.adapter import TokenAdapter, require_plain_stem
+from ssl_blocks.encoders.multihead import require_plain_attention, self_attention
+from ssl_blocks.values import Grid
+
+
+class TorchvisionViT(TokenAdapter):
+    """See a torchvision ``VisionTransformer`` as a token encoder; the model itself stays as it is.
+
+    Its blocks take no mask, so the adapter computes them from the blocks' own layers. ``forward`` of a block is not
+    called: hooks on a block, FSDP's among them, do not fire.
+
+    Args:
+        module: the model. Give it ``heads=nn.Identity()`` for distributed training: an unused head would stall it.
+
+    Raises:
+        TypeError: if it is no torchvision ``VisionTransformer``, its stem mixes patches, or its blocks are of
+            another kind.
+        ValueError: if its attention looks at more than the sequence itself.
+
+    Examples:
+        >>> size = {"num_layers": 2, "num_heads": 2, "hidden_dim": 16, "mlp_dim": 32}
+        >>> encoder = TorchvisionViT(VisionTransformer(image_size=32, patch_size=8, **size))
+        >>> encoder.num_prefix, str(encoder.grid), encoder.features(torch.zeros(1, 3, 32, 32)).shape
+        (1, '4x4', torch.Size([1, 16]))
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        vit = _refuse_unfit(module)
+        side = vit.image_size // vit.patch_size
+        super().__init__(vit, grid=Grid(side, side), dim=vit.hidden_dim, depth=len(vit.encoder.layers), num_prefix=1)
+
+    @property
+    def module(self) -> VisionTransformer:
+        """The user's own model, unpatched."""
+        vit = self._modules["module"]  # Dynamo follows no super() here
+        assert isinstance(vit, VisionTransformer)
+        return vit
+
+    @property
+    def norm(self) -> nn.Module:
+        """The model's final norm."""
+        norm: nn.Module = self.module.encoder.ln
+        return norm
+
+    def native(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b s d"]:
+        """torchvision's own normalised output, prefix first."""
+        vit = self.module
+        tokens = vit._process_input(images)
+        output: Tensor = vit.encoder(torch.cat([vit.class_token.expand(len(images), -1, -1), tokens], dim=1))
+        return output
+
+    def _stem(self) -> nn.Conv2d:
+        stem = self.module.conv_proj
+        assert isinstance(stem, nn.Conv2d)
+        return stem
+
+    def _prefix(self) -> list[Tensor]:
+        return [self.module.class_token]
+
+    def _positions(self) -> tuple[Tensor | None, int]:
+        return self.module.encoder.pos_embedding, 1
+
+    def _entered(self, x: Tensor) -> Tensor:
+        entered: Tensor = self.module.encoder.dropout(x)
+        return entered
+
+    def _blocks(self, index: Tensor | None) -> Iterable[Callable[..., Tensor]]:
+        return [partial(_run, block) for block in self.module.encoder.layers]
+
+    def _spared(self) -> set[str]:
+        return {"class_token", "encoder.pos_embedding"}
+
+
+def _run(
+    block: EncoderBlock, x: Float[Tensor, "b s d"], attn_mask: Bool[Tensor, "_ 1 s s"] | None
+) -> Float[Tensor, "b s d"]:
+    x = x + block.dropout(self_attention(block.self_attention, block.ln_1(x), attn_mask))
+    out: Tensor = x + block.mlp(block.ln_2(x))
+    return out
+
+
+def _refuse_unfit(module: nn.Module) -> VisionTransformer:
+    if not isinstance(module, VisionTransformer):
+        raise TypeError(f"{type(module).__name__} is not a torchvision VisionTransformer such as vit_b_16")
+    require_plain_stem("VisionTransformer", module.conv_proj)
+    for block in module.encoder.layers:
+        if type(block) is not EncoderBlock:
+            raise TypeError(f"{type(block).__name__} is not torchvision's EncoderBlock, whose layers the adapter runs")
+        require_plain_attention("EncoderBlock", block.self_attention)
+    return module

@@ -1,0 +1,129 @@
+"""A check for any token encoder: does it compute what its model computes, and see only what the mask lets it see?"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ssl_blocks.encoders import TokenEncoder
+from ssl_blocks.modes import modes_kept
+from ssl_blocks.testing.encoder_case import Case, EncoderError
+from ssl_blocks.testing.encoder_checks import CHECKS
+
+
+@dataclass(frozen=True)
+class EncoderReport:
+    """What a check of an encoder found to hold, and what did not apply to it.
+
+    Attributes:
+        passed: names of the checks that passed, in order.
+        not_applicable: name of each check that was left out, and why.
+    """
+
+    passed: tuple[str, ...]
+    not_applicable: Mapping[str, str]
+
+
+def check_token_encoder(
+    encoder: TokenEncoder,
+    *,
+    native: Callable[[Float[Tensor, "b c h w"]], Float[Tensor, "b s d"]] | None = None,
+    has_positions: bool = True,
+    compiles: bool = False,
+    batch: int = 2,
+    generator: torch.Generator | None = None,
+    tolerance: float = 1e-4,
+) -> EncoderReport:
+    """Prove that an encoder keeps the promises of ``TokenEncoder``, on which every objective relies.
+
+    Weights are shaken by noise meanwhile, since zeros, ones and small scales at the start hide what is left out;
+    weights, buffers, modes, gradients and torch's random state are put back.
+
+    What is checked: the model's own output is reproduced; images and their patches embed alike, patch by patch;
+    features are the mean over patch tokens; tokens in another order give the same outputs in that order; a subset
+    alone gives what it gives among hidden tokens; under masks that are causal and differ between images nothing
+    hidden has a say (by gradient, exactly, and by noise), and all that is seen has one; positions matter and are
+    looked up per token; weights are saved and loaded strictly; gradient checkpointing gives the same gradients.
+
+    What it cannot see: a choice made by the values of the weights that is not made with the shaken ones.
+
+    Args:
+        encoder: the encoder; small ones take a second or two.
+        native: the model's own normalised output of images ``[B, C, H, W] -> [B, P + N, D]``, prefix first;
+            ``None`` asks the encoder's ``native`` if it has one.
+        has_positions: ``False`` expects that positions do not matter.
+        compiles: also compile ``encode`` in one graph (``backend="eager"``), which is slow.
+        batch: images, at least 2.
+        generator: source of randomness; ``None`` uses torch's default.
+        tolerance: largest difference relative to the largest value, where rounding may differ.
+
+    Returns:
+        What passed, and what did not apply.
+
+    Raises:
+        EncoderError: (an ``AssertionError``) naming the first promise that is broken.
+        ValueError: if ``batch`` is less than 2.
+
+    Examples:
+        >>> import ssl_blocks as sb
+        >>> encoder = sb.encoders.timm_vit(image_size=8, patch_size=2, depth=2, embed_dim=16, num_heads=2)
+        >>> report = check_token_encoder(encoder)
+        >>> report.passed[:4], dict(report.not_applicable)
+        (('members', 'native output', 'embedding', 'features'), {'compilation': 'not asked for'})
+    """
+    if batch < 2:
+        raise ValueError(f"batch={batch} must be at least 2, so that images can be told from each other")
+    _check_members(encoder)
+    model = encoder if isinstance(encoder, nn.Module) else encoder.module
+    passed, left_out = ["members"], {}
+    with ExitStack() as stack:
+        reference = next(model.parameters())
+        devices = [reference.device] if reference.device.type == "cuda" else []
+        stack.enter_context(torch.random.fork_rng(devices=devices))
+        stack.enter_context(modes_kept(model, training=False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autocast(reference.device.type, enabled=False))
+        size = (encoder.grid.height * encoder.patch[0], encoder.grid.width * encoder.patch[1])
+        images = torch.empty(batch, encoder.channels, *size, device=reference.device, dtype=reference.dtype)
+        native = native or getattr(encoder, "native", None)
+        case = Case(encoder, native, images, generator, tolerance, has_positions, compiles)
+        images.copy_(case.noise(*images.shape))
+        stack.enter_context(_shaken(case, model))
+        for name, check in CHECKS.items():
+            reason = check(case)
+            if reason is None:
+                passed.append(name)
+            else:
+                left_out[name] = reason
+    return EncoderReport(tuple(passed), left_out)
+
+
+@contextmanager
+def _shaken(case: Case, model: nn.Module) -> Iterator[None]:
+    """Move every weight by noise that suits its size, and put all weights and buffers back."""
+    kept = [(tensor, tensor.detach().clone()) for tensor in (*model.parameters(), *model.buffers())]
+    try:
+        with torch.no_grad():
+            for parameter in case.parameters.values():
+                matrix = parameter.ndim in (2, 4)
+                fan_in = max(1, parameter[0].numel()) if matrix else 1
+                parameter.add_(case.noise(*parameter.shape).to(parameter.dtype) * 0.2 * fan_in**-0.5)
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, was in kept:
+                tensor.copy_(was)
+
+
+def _check_members(encoder: Any) -> None:
+    sizes = ("dim", "depth", "grid", "patch", "channels", "num_prefix")
+    members = ("module", "norm", *sizes, "embed", "encode", "features")
+    missing = [name for name in members if not hasattr(encoder, name)]
+    if missing:
+        raise EncoderError(f"{type(encoder).__name__} lacks {', '.join(missing)}")
+    if not isinstance(encoder.module, nn.Module):
+        raise EncoderError(f"encoder.module is a {type(encoder.module).__name__}, expected the model (nn.Module)")

@@ -1,0 +1,55 @@
+"""Compile encoders of every family in one graph in bfloat16, and print JSON. Run by test_families.py.
+
+A process of its own: shape checks on every call are no part of what is compiled.
+"""
+
+import json
+
+import torch
+
+from ssl_blocks.encoders import TimmViT
+from ssl_blocks.testing import EncoderError, check_token_encoder
+from tests.encoders.families import FAMILIES, causal, family, images_for, raster
+
+
+def difference(name, *, checkpointing):
+    """Largest difference between compiled and eager gradients of the pixels, relative to the largest."""
+    torch.compiler.reset()
+    encoder = family(name)
+    encoder.set_grad_checkpointing(checkpointing)
+    index, mask, found = raster(encoder), causal(encoder), []
+
+    def run(images):
+        return encoder.encode(encoder.embed(images), index, mask).final
+
+    for forward in (run, torch.compile(run, fullgraph=True, backend="eager")):
+        images = images_for(encoder).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            final = forward(images)
+        (final.float() * torch.linspace(-1, 1, final.shape[-1])).sum().backward()
+        found.append(images.grad)
+    return float((found[0] - found[1]).abs().max() / found[0].abs().max())
+
+
+class Breaking(TimmViT):
+    """Wrong: looks at a value in the middle."""
+
+    def encode(self, tokens, index, mask=None):
+        return super().encode(tokens * (1.0 if tokens.detach().mean().item() > -1e9 else 0.0), index, mask)
+
+
+def complaint():
+    torch.compiler.reset()
+    try:
+        check_token_encoder(Breaking(FAMILIES["timm ViT"]().module), compiles=True)
+    except EncoderError as error:
+        return str(error)
+    return ""
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    plain = {name: difference(name, checkpointing=False) for name in FAMILIES}
+    some = ("timm rope-vit, mixed", "torchvision ViT", "transformers DINOv3", "nn.TransformerEncoder, norm last")
+    recomputed = {name: difference(name, checkpointing=True) for name in some}
+    print(json.dumps({"plain": plain, "recomputed": recomputed, "breaking": complaint()}))
