@@ -33,6 +33,7 @@ docs: .venv/installed-dev  ## build the documentation into site/
 bench: .venv/installed-dev  ## time a training step, its attention and augmentation
 	$(BIN)/python -m examples.benchmarks.speed
 	$(BIN)/python -m examples.benchmarks.masked
+	$(BIN)/python -m examples.benchmarks.regions
 	$(BIN)/python -m examples.benchmarks.attention
 	$(BIN)/python -m examples.benchmarks.data
 

@@ -20,16 +20,24 @@ TABLES = {
     "mae": ("mae_cifar_small", "mae_cifar10", "mae_cifar10_vits", "mae_imagenet_vitb", "mae_imagenet_vitl"),
     "saim": ("saim_cifar_small", "saim_cifar10", "saim_imagenet_vitb"),
     "apl": ("apl_cifar_small", "apl_cifar10", "apl_stl10"),
+    "combined": ("combined_cifar_small",),
+    "esvit": ("esvit_cifar_small", "esvit_dino_cifar_small", "esvit_imagenet_swint"),
 }
 ROWS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "data": lambda c: c["data"]["name"].partition(":")[0],
     "image size": lambda c: c["data"].get("image_size", "own"),
-    "patch": lambda c: c["encoder"].get("patch_size"),
+    "patch": lambda c: c["encoder"].get("patch_size", "the model's" if "crops" in c else None),
     "grid": lambda c: c.get("grid"),
     "crop": lambda c: c.get("crop"),
-    "encoder (depth × width × heads)": lambda c: " × ".join(
-        str(c["encoder"].get(k, "a patch's values")) for k in ("depth", "width", "heads")
+    "encoder (depth × width × heads)": lambda c: (
+        None
+        if "crops" in c
+        else " × ".join(str(c["encoder"].get(k, "a patch's values")) for k in ("depth", "width", "heads"))
     ),
+    "encoder (stages; width)": lambda c: _stages(c["encoder"]) if "crops" in c else None,
+    "small crops": lambda c: f"{c['crops']['num_local']} of {c['crops']['local_size']} px" if "crops" in c else None,
+    "classes of the heads": lambda c: c["head"]["out_dim"] if "crops" in c else None,
+    "region weight": lambda c: c.get("region_weight", 0.5) if "crops" in c else None,
     "decoder (depth × width × heads)": lambda c: (
         " × ".join(str(c["decoder"].get(k, c["encoder"]["width"])) for k in ("depth", "width", "heads"))
         if "decoder" in c
@@ -41,13 +49,26 @@ ROWS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "segments": lambda c: c["segments"]["kind"] if "segments" in c else None,
     "sides or counts": lambda c: ", ".join(map(str, _sizes(c["segments"]))) if "segments" in c else None,
     "hidden": lambda c: f"{c.get('mask_ratio', 0.75):.0%}" if c["name"].startswith("mae") else None,
-    "normalised target": lambda c: None if "grid" in c else "yes" if c.get("normalize_target", True) else "no",
+    "normalised target": lambda c: (
+        None if "grid" in c or "crops" in c else "yes" if c.get("normalize_target", True) else "no"
+    ),
     "base learning rate": lambda c: f"{c['optimizer']['base_lr']:g}",
     "batch": lambda c: c["optimizer"]["batch_size"],
-    "weight decay": lambda c: c["optimizer"].get("weight_decay", 0.05),
+    "weight decay": lambda c: _decay(c["optimizer"]),
     "warm-up epochs": lambda c: c["optimizer"]["warmup_epochs"],
     "epochs": lambda c: c["trainer"]["epochs"],
 }
+
+
+def _stages(encoder: dict[str, Any]) -> str:
+    if "stage_depths" not in encoder:
+        return "Swin-T"
+    return f"{' + '.join(map(str, encoder['stage_depths']))}; {encoder['width']}"
+
+
+def _decay(optimizer: dict[str, Any]) -> str:
+    start, end = optimizer.get("weight_decay", 0.05), optimizer.get("weight_decay_end")
+    return f"{start}" if end is None else f"{start} to {end}"
 
 
 def _sizes(segments: dict[str, Any]) -> list[int]:

@@ -31,8 +31,8 @@ class MapEncoderConfig(StrictModel):
     patch_size: PositiveInt | None = Field(None, description="side of a patch in pixels; default: the model's")
     window_size: PositiveInt | None = Field(None, description="side of a window in tokens; default: the model's")
     width: PositiveInt | None = Field(None, description="token width of the first stage; default: the model's")
-    depths: tuple[PositiveInt, ...] | None = Field(None, description="blocks of every stage; default: the model's")
-    heads: tuple[PositiveInt, ...] | None = Field(None, description="attention heads likewise")
+    stage_depths: tuple[PositiveInt, ...] | None = Field(None, description="blocks per stage; default: the model's")
+    stage_heads: tuple[PositiveInt, ...] | None = Field(None, description="attention heads likewise")
     drop_path: float | None = Field(None, ge=0, lt=1, description="drop path of the student; default: the model's")
 
     def build(self, *, image_size: tuple[int, int], channels: int) -> sb.TimmRegions:
@@ -41,8 +41,8 @@ class MapEncoderConfig(StrictModel):
             "patch_size": self.patch_size,
             "window_size": self.window_size,
             "embed_dim": self.width,
-            "depths": self.depths,
-            "num_heads": self.heads,
+            "depths": self.stage_depths,
+            "num_heads": self.stage_heads,
             "drop_path_rate": self.drop_path,
         }
         given = {name: value for name, value in sizes.items() if value is not None}

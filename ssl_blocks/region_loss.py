@@ -1,5 +1,6 @@
 """Cross-entropy between teacher and student distributions of very many classes, with the gradient made in passing."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +46,9 @@ def match_regions(student: Float[Tensor, "b r d"], teacher: Float[Tensor, "b s d
         >>> match_regions(torch.tensor([[[0.1, 0.9], [5.0, 4.0]]]), teacher)
         tensor([[1, 0]])
     """
-    with torch.no_grad(), torch.autocast(student.device.type, enabled=False):
+    # the meta device knows no autocast
+    plain = nullcontext() if student.is_meta else torch.autocast(student.device.type, enabled=False)
+    with torch.no_grad(), plain:
         ours, theirs = (_unit(x.detach()) for x in (student, teacher))
         return (ours @ theirs.transpose(1, 2)).argmax(2)
 

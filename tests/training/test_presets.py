@@ -17,6 +17,10 @@ SHAPES = {
     "apl_cifar10": SMALL,
     "apl_cifar_small": SMALL,
     "apl_stl10": ImageShape(3, 96, 96),
+    "combined_cifar_small": SMALL,
+    "esvit_cifar_small": SMALL,
+    "esvit_dino_cifar_small": SMALL,
+    "esvit_imagenet_swint": ImageShape(3, 224, 224),
     "mae_cifar10": SMALL,
     "mae_cifar10_vits": SMALL,
     "mae_cifar_small": SMALL,
@@ -33,18 +37,21 @@ SHAPES = {
     "saim_cifar_small": SMALL,
     "saim_imagenet_vitb": ImageShape(3, 224, 224),
 }
+VIEWS = [name for name in SHAPES if name.startswith(("combined", "esvit"))]
 PAPER = [name for name in SHAPES if not name.endswith(("_small", "_digits"))]
 LEARNED = {  # what gives a recipe all that must not decay
     "randsac": ("--encoder.positions=learned", "--encoder.class_token=true", "--decoder.positions=learned"),
     "mae": ("--encoder.positions=learned", "--encoder.class_token=true", "--decoder.positions=learned"),
     "saim": ("--encoder.positions=learned", "--encoder.class_token=true"),  # queries have fixed positions
     "apl": (),
+    "esvit": (),
 }
 NOT_DECAYING = {
     "randsac": {"pos_embed", "cls_token", "table"},
     "mae": {"pos_embed", "cls_token", "table", "mask_token"},
     "saim": {"pos_embed", "cls_token"},
     "apl": set(),
+    "esvit": {"relative_position_bias_table"},
 }
 
 
@@ -69,7 +76,7 @@ def test_all_presets_are_known_here() -> None:
     assert sorted(SHAPES) == sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", [name for name in SHAPES if name not in VIEWS])
 def test_every_preset_builds_at_full_size_and_predicts(name: str) -> None:
     objective = build(name)
     images = torch.zeros(2, *SHAPES[name], device="meta")
@@ -148,7 +155,7 @@ def test_norms_biases_positions_and_tokens_do_not_decay(name: str) -> None:
     decaying, spared = parameter_groups(objective, weight_decay=0.05, no_weight_decay=objective.no_weight_decay())
     of = [{names[id(p)] for p in group["params"]} for group in (decaying, spared)]  # type: ignore[attr-defined]
     assert (decaying["weight_decay"], spared["weight_decay"]) == (0.05, 0.0)
-    assert all(n.endswith("weight") and "norm" not in n for n in of[0])
+    assert all(n.endswith(("weight", ".original1")) and "norm." not in n for n in of[0])
     spared_matrices = {n for n in of[1] if dict(objective.named_parameters())[n].ndim > 1}
     assert {n.rpartition(".")[2] for n in spared_matrices} == NOT_DECAYING[recipe]
 
@@ -160,6 +167,7 @@ def test_preset_says_where_its_numbers_come_from(name: str) -> None:
     # where neither tables nor a number on arXiv are known, the paper is named
     sources = {
         "apl": ("Paper     APL, the patch puzzle",),
+        "esvit": ('EsViT, "Efficient Self-supervised Vision Transformers',),
         "saim": ("Exploring Stochastic Autoregressive Image Modeling", "arXiv"),
     }
     source = sources.get(name.partition("_")[0], ("Table ", "arXiv"))
@@ -212,6 +220,28 @@ def test_numbers_of_the_puzzle_are_the_published_ones() -> None:
     assert optimizer.warmup_epochs == int(0.05 * config.trainer.epochs)
     assert optimizer.min_lr == pytest.approx(0.1 * optimizer.lr)
     assert config.data.crop_scale == (1, 1)
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_presets_of_views_build_at_full_size_and_compare(name: str) -> None:
+    config, objective = load(name), build(name)
+    shape = SHAPES[name]
+    views = config.augmentation(shape, (0.5,) * 3, (0.25,) * 3)(torch.zeros(2, *shape))
+    crops = sb.Views(tuple(view.to("meta") for view in views.images), views.num_global)
+    out = objective(crops, objective.draw(crops))
+    assert out.loss.device.type == "meta"
+    rows = 2 if name.startswith("combined") else 2 * (len(crops.images) - 1)
+    assert out.predictions.shape == (2, rows, 1)
+
+
+def test_numbers_of_esvit() -> None:
+    config, objective = load("esvit_imagenet_swint"), build("esvit_imagenet_swint")
+    optimizer = config.optimizer
+    assert (optimizer.base_lr, optimizer.weight_decay, optimizer.weight_decay_end) == (5e-4, 0.04, 0.4)
+    assert (optimizer.warmup_epochs, optimizer.min_lr, optimizer.clip_grad) == (10, 1e-6, 3.0)
+    assert (config.trainer.epochs, config.crops.num_local, config.crops.local_size) == (300, 8, 96)
+    assert objective.center.shape == objective.center_grid.shape == (65_536,)
+    assert count_parameters(objective)["encoder"].total / 1e6 == pytest.approx(27.5, abs=0.5)  # Swin-T without a head
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)

@@ -1,0 +1,138 @@
+"""The loss of views' regions at 65,536 classes: this library against plain loops over pairs of views.
+
+    python -m examples.benchmarks.regions --rounds 5
+
+EsViT's numbers: two crops of 7x7 regions and eight of 3x3, heads of 65,536 classes, four images. Forward and backward
+pass of the loss alone, one thread, runs alternate. The loops hold log-probabilities of the student and probabilities
+of the teacher for every region, as the method's own description reads. Extra memory is what a pass adds to that of the
+logits, at its peak.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+import ssl_blocks as sb
+from examples.benchmarks.speed import machine
+from ssl_blocks.region_loss import Pairing
+
+GLOBAL, LOCAL, NUM_LOCAL = 49, 9, 8
+STUDENT, TEACHER = 0.1, 0.04
+
+
+class Case:
+    """Logits and matches as they come out of networks, at random."""
+
+    def __init__(self, batch: int, classes: int) -> None:
+        self.batch, self.sizes = batch, [GLOBAL] * 2 + [LOCAL] * NUM_LOCAL
+        self.student = torch.randn(batch * sum(self.sizes), classes, requires_grad=True)
+        self.teacher = torch.randn(batch * 2 * GLOBAL, classes)
+        self.center = torch.randn(classes)
+        # place among the regions of the teacher's view, for every region of every view
+        self.places = torch.randint(GLOBAL, (len(self.student), 2))
+        self.pairs = [(q, v) for q in range(2) for v in range(len(self.sizes)) if v != q]
+
+    def rows(self, view: int) -> tuple[int, int]:
+        """First row of a view, and the one after its last."""
+        start = self.batch * sum(self.sizes[:view])
+        return start, start + self.batch * self.sizes[view]
+
+    def ours(self) -> Tensor:
+        """The library's loss."""
+        image = torch.cat([torch.arange(self.batch).repeat_interleave(size) for size in self.sizes])
+        match = self.places + GLOBAL * (image[:, None] + self.batch * torch.arange(2))
+        pairings = tuple(
+            Pairing(
+                *self.rows(v),
+                tuple(q for q, other in self.pairs if other == v),
+                1 / (len(self.pairs) * self.batch * size),
+            )
+            for v, size in enumerate(self.sizes)
+        )
+        loss, _ = sb.paired_cross_entropy(
+            self.student,
+            self.teacher,
+            self.center,
+            match,
+            pairings,
+            student_temperature=STUDENT,
+            teacher_temperature=TEACHER,
+        )
+        return loss
+
+    def loops(self) -> Tensor:
+        """One pair of views after the other."""
+        wanted = [((t - self.center) / TEACHER).softmax(1) for t in self.teacher.chunk(2)]
+        said = [(self.student[slice(*self.rows(v))] / STUDENT).log_softmax(1) for v in range(len(self.sizes))]
+        losses = []
+        for q, v in self.pairs:
+            places = self.places[slice(*self.rows(v)), q].view(self.batch, -1)
+            size = self.sizes[v]
+            for b in range(self.batch):
+                matched = wanted[q][b * GLOBAL : (b + 1) * GLOBAL][places[b]]
+                losses.append(-(matched * said[v][b * size : (b + 1) * size]).sum(1).mean())
+        return torch.stack(losses).mean()
+
+
+def seconds(case: Case, loss_of: Callable[[], Tensor]) -> float:
+    """Of forward and backward pass."""
+    case.student.grad = None
+    start = time.perf_counter()
+    loss_of().backward()  # type: ignore[no-untyped-call]
+    return time.perf_counter() - start
+
+
+def extra_memory(case: Case, loss_of: Callable[[], Tensor]) -> float:
+    """Highest number of MiB that forward and backward pass hold at once."""
+    case.student.grad = None
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        loss_of().backward()  # type: ignore[no-untyped-call]
+    now = most = 0
+    for event in record.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            most = max(most, now)
+    return most / 2**20
+
+
+def main() -> None:
+    """Compare, and print both ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="timed passes of each, after one to warm up")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--classes", type=int, default=65_536)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    case = Case(args.batch, args.classes)
+    ways = {"ours": case.ours, "loops": case.loops}
+    gradients = []
+    for way in ways.values():
+        seconds(case, way)
+        assert case.student.grad is not None
+        gradients.append(case.student.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-7)
+    del gradients
+    print(machine(torch.device("cpu")))
+    print(
+        f"region loss, {args.classes:,} classes, batch {args.batch}, 2 x {GLOBAL} + {NUM_LOCAL} x {LOCAL} regions, fp32"
+    )
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(args.rounds):
+        for name, way in ways.items():
+            times[name].append(seconds(case, way) * 1e3)
+    ratios = [b / a for a, b in zip(times["ours"], times["loops"], strict=True)]
+    shown = ", ".join(f"{k} {statistics.median(v):.0f} ms ({min(v):.0f}-{max(v):.0f})" for k, v in times.items())
+    print(f"time: {shown}, {statistics.median(ratios):.2f}x ({min(ratios):.2f}-{max(ratios):.2f})")
+    extra = {name: extra_memory(case, way) for name, way in ways.items()}
+    shown = ", ".join(f"{name} {mib:.0f} MiB" for name, mib in extra.items())
+    print(f"extra memory: {shown}, {extra['loops'] / extra['ours']:.2f}x")
+
+
+if __name__ == "__main__":
+    main()
