@@ -56,6 +56,4 @@ def check_same_width(name: str, features: Tensor, train: Tensor) -> None:
         ValueError: naming both shapes.
     """
     if features.shape[1:] != train.shape[1:]:
-        raise ValueError(
-            f"{name} of shape {tuple(features.shape)} must have as many features as {tuple(train.shape)}"
-        )
+        raise ValueError(f"{name} of shape {tuple(features.shape)} must have as many features as {tuple(train.shape)}")
