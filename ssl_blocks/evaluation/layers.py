@@ -72,7 +72,7 @@ def _check(encoder: FeatureEncoder, ids: dict[str, int], kind: str) -> None:
         fits = set(range(1, encoder.depth + 1)) <= found <= set(range(encoder.depth + 2))
     else:
         wanted = "at least two blocks"
-        fits = top >= 2 and found == set(range(top + 1))
+        fits = top >= 2 and found | {0} == set(range(top + 1))
     if not fits:
         raise ValueError(
             f"layer_decay needs a layer for each of {wanted}, numbered from 1, but {kind} tells of {sorted(found)}"
