@@ -159,8 +159,9 @@ def test_an_encoder_without_tokens_is_trained_with_one_rate_for_all() -> None:
     settings = replace(STILL, layer_decay=1.0, base_lr=1.0, epochs=10)
     done = finetune_encoder(encoder, bright_and_dark(48, 0), bright_and_dark(20, 1), settings=settings, **STATISTICS)
     assert done.score.accuracy == 1.0
+    train = bright_and_dark(8, 0)
     with pytest.raises(ValueError, match=r"layer_decay needs to know .* but Sequential does not tell"):
-        finetune_encoder(encoder, bright_and_dark(8, 0), bright_and_dark(4, 1), **STATISTICS)
+        finetune_encoder(encoder, train, train, settings=replace(settings, layer_decay=0.5), **STATISTICS)
     with pytest.raises(ValueError, match="fresh_norm=True averages tokens before their norm, but Plain has none"):
         Classifier(encoder, num_classes=2, fresh_norm=True)
 
