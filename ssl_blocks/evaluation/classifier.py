@@ -57,7 +57,7 @@ class Classifier(nn.Module):
         self._encoder = (encoder,)  # in a tuple: its module is registered already, by the name above
         self.fc_norm = nn.LayerNorm(encoder.dim, eps=1e-6) if fresh_norm else nn.Identity()
         # without torch's own first weights, which would be drawn from its default generator
-        self.head = nn.utils.skip_init(nn.Linear, encoder.dim, num_classes)
+        self.head: nn.Linear = nn.utils.skip_init(nn.Linear, encoder.dim, num_classes)  # type: ignore[no-untyped-call]
         nn.init.trunc_normal_(self.head.weight, std=2e-5, generator=generator)  # MAE
         nn.init.zeros_(self.head.bias)
 

@@ -135,8 +135,8 @@ def encoder_features(
     def extract(part: UInt8[Tensor, "m c h w"]) -> Float[Tensor, "m d"]:
         return extract_features(encode, part, mean=mean, std=std, device=device, autocast_dtype=autocast_dtype)
 
+    _check_channels(encoder, images)
     with modes_kept(encoder.module, training=False):
-        check_images(encoder, images, encode, device)
         try:
             return extract(images)
         except FeatureError as error:
@@ -144,6 +144,9 @@ def encoder_features(
                 extract(images[error.image : error.image + 1])
             layer = broken[0] if broken else None
             raise FeatureError(error.message, image=error.image, autocast_dtype=autocast_dtype, layer=layer) from None
+        except (AssertionError, RuntimeError, TypeError):
+            check_images(encoder, images, encode, device)  # if a single blank image does not fit either, it says so
+            raise
 
 
 def check_images(
@@ -154,6 +157,8 @@ def check_images(
 ) -> None:
     """Refuse images that an encoder cannot take, by a try with a blank one of the same shape.
 
+    What the encoder refuses by a ``ValueError`` of its own is left in its words.
+
     Args:
         encoder: whose module lies on ``device``.
         images: of which the shape counts.
@@ -163,17 +168,21 @@ def check_images(
     Raises:
         ValueError: naming the shape, and what the encoder says about it.
     """
+    _check_channels(encoder, images)
     shape = tuple(images.shape[1:])
-    if shape[0] != encoder.channels:
-        raise ValueError(f"images have {shape[0]} channels, but the encoder takes {encoder.channels}")
     try:
         with torch.no_grad():
             encode(torch.zeros(1, *shape, device=device))
     except torch.OutOfMemoryError:
         raise
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+    except (AssertionError, RuntimeError, TypeError) as error:
         size = "x".join(map(str, shape))
         raise ValueError(f"images of {size} (channels x height x width) do not fit the encoder: {error}") from error
+
+
+def _check_channels(encoder: FeatureEncoder, images: Tensor) -> None:
+    if images.shape[1] != encoder.channels:
+        raise ValueError(f"images have {images.shape[1]} channels, but the encoder takes {encoder.channels}")
 
 
 @contextmanager

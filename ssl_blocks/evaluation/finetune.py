@@ -18,7 +18,7 @@ from ssl_blocks.evaluation.accuracy import accuracy
 from ssl_blocks.evaluation.augment import Mixing, TrainAugment
 from ssl_blocks.evaluation.checks import check_classes, labels_of
 from ssl_blocks.evaluation.classifier import Classifier
-from ssl_blocks.evaluation.features import check_images
+from ssl_blocks.evaluation.features import check_images, layer_watch
 from ssl_blocks.evaluation.layers import set_drop_path
 from ssl_blocks.evaluation.schedule import warmup_cosine
 from ssl_blocks.modes import modes_kept
@@ -184,7 +184,7 @@ def finetune_encoder(
     Raises:
         ValueError: if labels are missing or unlike the head's, the encoder cannot take the images, it does not tell the
             layers of its parameters or has no place for drop path (where these are asked for), train is too small for
-            a step, or the loss is not finite.
+            a step, or features or the loss are not finite.
     """
     settings = settings or FinetuneSettings()
     train_labels, test_labels = labels_of("train", train), labels_of("test", test)
@@ -193,9 +193,14 @@ def finetune_encoder(
     check_classes("labels of test", test_labels, classes)
     model = make_classifier(encoder, num_classes=classes, settings=settings, tokenizer=tokenizer).to(device)
     options: dict[str, Any] = {"mean": mean, "std": std, "device": device, "autocast_dtype": autocast_dtype}
-    with modes_kept(model, training=False):
+    with modes_kept(model, training=False), layer_watch(model.backbone) as broken:
         for split in (train, test):
             check_images(model.encoder, torch.zeros(1, *split.shape, dtype=torch.uint8), model, device)
+    if broken:
+        raise ValueError(
+            f"encoder must return finite features, but of a blank image they are NaN or infinite, first in its layer "
+            f"{broken[0]}"
+        )
     losses = _train(model, train, train_labels, settings, progress=progress, **options)
     score = FinetuneScore(classifier_accuracy(model, test, **options), losses, classes)
     return Finetuned(score, model.eval())
@@ -323,7 +328,7 @@ def _finite(loss: float, epoch: int, settings: FinetuneSettings) -> float:
 
 
 def _read(split: ImageSplit | FileSplit, index: Int[Tensor, " k"]) -> Tensor:
-    images = split.read(index)
+    images = split.read(index).cpu()
     if len(images) != len(index):
         raise ValueError("corrupt='error' is needed here: an image left out would put labels out of step")
     return images

@@ -154,7 +154,7 @@ def augmented_linear_probe(
     crop = RandomResizedCropFlip((train.shape.height, train.shape.width), scale=settings.crop_scale)
 
     def read(split: ImageSplit | FileSplit, index: Tensor) -> Tensor:
-        images = split.read(index)
+        images = split.read(index).cpu()
         if len(images) != len(index):
             raise ValueError("corrupt='error' is needed here: an image left out would put labels out of step")
         return images

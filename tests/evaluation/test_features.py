@@ -137,7 +137,7 @@ def test_layer_is_named_by_the_image_that_breaks_it() -> None:
 def test_images_that_an_encoder_cannot_take() -> None:
     encoder = encoders.timm_vit(image_size=8, patch_size=4, depth=1, embed_dim=16, num_heads=2)
     statistics = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
-    with pytest.raises(ValueError, match=r"images of 3x12x8 \(channels x height x width\) do not fit the encoder: .*8"):
+    with pytest.raises(ValueError, match=r"images of shape \(2, 3, 12, 8\) do not fit .* expected \[B, 3, 8, 8\]"):
         encoder_features(encoder, torch.zeros(2, 3, 12, 8, dtype=torch.uint8), **statistics)
     with pytest.raises(ValueError, match="images have 1 channels, but the encoder takes 3"):
         encoder_features(encoder, torch.zeros(2, 1, 8, 8, dtype=torch.uint8), mean=(0.5,), std=(0.25,))
@@ -154,3 +154,17 @@ def test_images_that_an_encoder_cannot_take() -> None:
     with pytest.raises(ValueError, match=r"images of 3x5x5 .* do not fit the encoder: mat1 and mat2 shapes cannot"):
         encoder_features(Stubborn(), torch.zeros(2, 3, 5, 5, dtype=torch.uint8), **statistics)
     assert encoder_features(Stubborn(), make_images(), **statistics).shape == (11, 5)
+
+
+def test_other_errors_of_an_encoder_stay_what_they_are() -> None:
+    class Tired:
+        dim, channels, module = 5, 3, flat_linear()
+
+        def features(self, images: Tensor) -> Tensor:
+            if len(images) > 1:
+                raise RuntimeError("tired")
+            features: Tensor = self.module(images)
+            return features
+
+    with pytest.raises(RuntimeError, match=r"^tired$"):
+        encoder_features(Tired(), make_images(), mean=(0.5,) * 3, std=(0.25,) * 3)

@@ -205,19 +205,23 @@ def test_wrong_labels() -> None:
 def test_images_that_the_encoder_cannot_take() -> None:
     train, small = bright_and_dark(8, 0), bright_and_dark(8, 0, size=4)
     for splits in ((small, train), (train, small)):
-        with pytest.raises(ValueError, match=r"images of 3x4x4 \(channels x height x width\) do not fit the encoder"):
+        with pytest.raises(
+            ValueError, match=r"images of shape \(1, 3, 4, 4\) do not fit the encoder: expected \[B, 3, 8, 8\]"
+        ):
             finetune_encoder(tiny(), *splits, settings=STILL, **STATISTICS)
     grey = ImageSplit(train.images[:, :1], train.labels)
     with pytest.raises(ValueError, match="images have 1 channels, but the encoder takes 3"):
         finetune_encoder(tiny(), grey, grey, mean=(0.5,), std=(0.5,), settings=STILL)
 
 
-def test_a_loss_that_is_not_finite() -> None:
-    encoder = tiny()
+def test_features_and_losses_that_are_not_finite() -> None:
+    encoder, train = tiny(), bright_and_dark(32, 0)
+    with pytest.raises(ValueError, match=r"the loss of epoch 2 must be finite, but is nan: try less than base_lr"):
+        finetune_encoder(encoder, train, train, settings=replace(STILL, base_lr=1e30), **STATISTICS)
     with torch.no_grad():
         encoder.module.blocks[1].mlp.fc1.weight.fill_(float("nan"))
-    with pytest.raises(ValueError, match=r"the loss of epoch 1 must be finite, but is nan: try less than base_lr=0\.1"):
-        finetune_encoder(encoder, bright_and_dark(16, 0), bright_and_dark(4, 1), settings=STILL, **STATISTICS)
+    with pytest.raises(ValueError, match=r"they are NaN or infinite, first in its layer blocks\.1\.mlp\.fc1"):
+        finetune_encoder(encoder, train, train, settings=STILL, **STATISTICS)
 
 
 @pytest.mark.parametrize(
