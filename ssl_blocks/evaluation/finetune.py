@@ -263,10 +263,12 @@ def classifier_accuracy(
     labels = labels_of("test", split)
     check_classes("labels of test", labels, model.num_classes)
     rows = []
-    with modes_kept(model, training=False), torch.inference_mode():
+    kind = torch.device(device).type
+    with modes_kept(model, training=False):
         for index in torch.split(torch.arange(len(split)), batch_size):
-            with torch.autocast(torch.device(device).type, autocast_dtype, enabled=autocast_dtype is not None):
-                rows.append(model(to_float(_read(split, index).to(device), mean, std)).argmax(1).cpu())
+            images = to_float(_read(split, index).to(device), mean, std)
+            with torch.no_grad(), torch.autocast(kind, autocast_dtype, enabled=autocast_dtype is not None):
+                rows.append(model(images).argmax(1).cpu())
     return accuracy(torch.cat(rows), labels.cpu(), num_classes=model.num_classes)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from rich.progress import track
 from torch import Tensor
 
 from ssl_blocks.data import FileSplit, ImageSplit, RandomResizedCropFlip
@@ -125,6 +126,7 @@ def augmented_linear_probe(
     tokenizer: Tokenizer | None = None,
     device: torch.device | str = "cpu",
     autocast_dtype: torch.dtype | None = None,
+    progress: bool = False,
 ) -> SweepScore:
     """Train a linear classifier on features of randomly cropped and mirrored images, encoded anew in every epoch.
 
@@ -140,6 +142,7 @@ def augmented_linear_probe(
         tokenizer: cuts the images as pretraining did, where it leaves pixels out.
         device: where the encoder lies.
         autocast_dtype: its precision under autocast; ``None`` switches autocast off.
+        progress: whether to show a bar.
 
     Raises:
         ValueError: if labels are missing, a test label is unknown to the head, the encoder cannot take the images,
@@ -171,7 +174,7 @@ def augmented_linear_probe(
         return torch.cat([encoder_features(encoder, read(split, part), **options) for part in torch.split(index, 4096)])
 
     probe = _Probe(settings, encoder.dim, num_classes, train_labels.cpu(), device)
-    probe.fit(encode_crops)
+    probe.fit(encode_crops, progress=progress)
     return probe.score(lambda index: encode(train, index), encode(test, torch.arange(len(test))), test_labels)
 
 
@@ -203,11 +206,12 @@ class _Probe:
             generator=seeded_generator("cpu", settings.seed, INITIAL),
         ).to(device)
 
-    def fit(self, features_of: Callable[[Tensor, int], Tensor]) -> None:
+    def fit(self, features_of: Callable[[Tensor, int], Tensor], *, progress: bool = False) -> None:
         """Train all heads.
 
         Args:
             features_of: from places in train and the epoch to their features.
+            progress: whether to show a bar.
         """
         settings, num = self.settings, len(self.labels)
         batch = min(settings.batch_size, num)
@@ -221,7 +225,7 @@ class _Probe:
         )
         self.heads.train()
         step = 0
-        for epoch in range(settings.epochs):
+        for epoch in track(range(settings.epochs), "linear probe", disable=not progress, transient=True):
             order = torch.randperm(num, generator=seeded_generator("cpu", settings.seed, ORDER, epoch))
             for index in torch.split(order[: num // batch * batch], batch):
                 schedule.step_update(step)

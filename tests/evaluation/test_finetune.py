@@ -2,19 +2,23 @@
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
-from ssl_blocks import encoders
-from ssl_blocks.data import ImageSplit, to_float
+from ssl_blocks import PatchTokenizer, encoders
+from ssl_blocks.data import ImageSplit, load, to_float
 from ssl_blocks.evaluation import (
     Classifier,
     FinetuneScore,
     FinetuneSettings,
+    LinearSettings,
     ProbeScore,
+    augmented_linear_probe,
     classifier_accuracy,
     fewshot_finetune,
     finetune_encoder,
@@ -180,6 +184,29 @@ def test_few_labels_are_those_of_the_seed() -> None:
         fewshot_finetune(tiny(), train, test, shots=21, **STATISTICS)
     with pytest.raises(ValueError, match=r"shots=1 must be at least 1, and seeds=\(\) at least one"):
         fewshot_finetune(tiny(), train, test, shots=1, seeds=(), **STATISTICS)
+
+
+def test_images_in_files_and_patches_do_as_well(tmp_path: Path) -> None:
+    train = bright_and_dark(16, 0)
+    for number, (image, label) in enumerate(zip(train.images, train.labels.tolist(), strict=True)):
+        for part in ("train", "test"):
+            folder = tmp_path / part / "ab"[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{number}.png")
+    streamed, kept = (load(f"imagefolder:{tmp_path}", image_size=8, storage=how) for how in ("stream", "memory"))
+    assert streamed.is_streamed
+    scores = [
+        finetune_encoder(tiny(), data.train, data.test, settings=STILL, tokenizer=tokenizer, **STATISTICS).score
+        for data, tokenizer in ((kept, None), (streamed, None), (kept, PatchTokenizer(image_size=8, patch_size=4)))
+    ]
+    assert scores[0] == scores[1]
+    assert scores[2].losses == pytest.approx(scores[0].losses, rel=1e-4)
+    settings = LinearSettings(batch_size=8, epochs=3, warmup_epochs=1)
+    probes = [
+        augmented_linear_probe(tiny(), data.train, data.test, settings=settings, **STATISTICS)
+        for data in (kept, streamed)
+    ]
+    assert probes[0] == probes[1]
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------
