@@ -285,37 +285,40 @@ def _train(
     progress: bool,
 ) -> tuple[float, ...]:
     """Train in place; mean loss of every epoch."""
+    seed, kind = settings.seed, torch.device(device).type
     batch = settings.batch_of(len(train))
+    steps = len(train) // batch
     groups = model.parameter_groups(weight_decay=settings.weight_decay, layer_decay=settings.layer_decay)
     optimizer = torch.optim.AdamW(groups, lr=settings.base_lr * batch / 256)
-    steps = len(train) // batch
     schedule = warmup_cosine(
         optimizer, steps_per_epoch=steps, epochs=settings.epochs, warmup_epochs=settings.warmup_epochs
     )
     augment = settings.augment((train.shape.height, train.shape.width), mean=mean)
     mixing = Mixing(model.num_classes, mixup=settings.mixup, cutmix=settings.cutmix, smoothing=settings.smoothing)
-    losses, seed, criterion = [], settings.seed, SoftTargetCrossEntropy()  # type: ignore[no-untyped-call]
-    gpus = list(range(torch.cuda.device_count())) if torch.device(device).type == "cuda" else []
+    criterion, labels = SoftTargetCrossEntropy(), labels.cpu()  # type: ignore[no-untyped-call]
+
+    def backward(index: Tensor, step: int, number: int) -> Tensor:
+        """Add the gradients of a part of a step, and return its share of the loss."""
+        images = augment(_read(train, index), seed=mix_seed(seed, IMAGES, step, number))
+        pixels, given = to_float(images.to(device), mean, std), labels[index].to(device)
+        x, targets = mixing(pixels, given, seed=mix_seed(seed, LABELS, step, number))
+        with torch.autocast(kind, autocast_dtype, enabled=autocast_dtype is not None):
+            logits = model(x)
+        loss: Tensor = criterion(logits.float(), targets) / settings.accumulate
+        torch.autograd.backward(loss)
+        return loss.detach()
+
+    losses = []
+    gpus = list(range(torch.cuda.device_count())) if kind == "cuda" else []
     with modes_kept(model, training=True), torch.random.fork_rng(devices=gpus):
         torch.manual_seed(mix_seed(seed, DROPS))
         for epoch in track(range(settings.epochs), "fine-tuning", disable=not progress, transient=True):
-            order = torch.randperm(len(train), generator=seeded_generator("cpu", seed, ORDER, epoch))
-            rows = []
+            order, rows = torch.randperm(len(train), generator=seeded_generator("cpu", seed, ORDER, epoch)), []
             for step, whole in enumerate(torch.split(order[: steps * batch], batch), start=epoch * steps):
                 schedule.step_update(step)
                 optimizer.zero_grad(set_to_none=True)
-                for number, index in enumerate(torch.split(whole, batch // settings.accumulate)):
-                    images = augment(_read(train, index), seed=mix_seed(seed, IMAGES, step, number))
-                    x, targets = mixing(
-                        to_float(images.to(device), mean, std),
-                        labels[index.to(labels.device)].to(device),
-                        seed=mix_seed(seed, LABELS, step, number),
-                    )
-                    with torch.autocast(torch.device(device).type, autocast_dtype, enabled=autocast_dtype is not None):
-                        logits = model(x)
-                    loss = criterion(logits.float(), targets) / settings.accumulate
-                    torch.autograd.backward(loss)
-                    rows.append(loss.detach())
+                parts = torch.split(whole, batch // settings.accumulate)
+                rows += [backward(index, step, number) for number, index in enumerate(parts)]
                 optimizer.step()
             losses.append(_finite(float(torch.stack(rows).sum() / steps), epoch, settings))
     return tuple(losses)
