@@ -419,6 +419,38 @@ def distillation_loss(
     return sum(losses) / len(losses)
 
 
+# --- evaluation -------------------------------------------------------------------------------------------------------
+
+
+def lars_step(
+    values: list[float], gradient: list[float], momentum: list[float], lr: float, *, adapts: bool
+) -> tuple[list[float], list[float]]:
+    """One step of LARS (momentum 0.9, trust coefficient 0.001, no weight decay) on one parameter."""
+    norm = math.sqrt(sum(v * v for v in values))
+    slope = math.sqrt(sum(g * g for g in gradient))
+    ratio = 0.001 * norm / slope if adapts and norm > 0 and slope > 0 else 1.0
+    momentum = [0.9 * m + ratio * g for m, g in zip(momentum, gradient, strict=True)]
+    return [v - lr * m for v, m in zip(values, momentum, strict=True)], momentum
+
+
+def warm_cosine(step: int, num_steps: int, warmup_steps: int) -> float:
+    """Share of the learning rate: linear from 0, then half a cosine to 0."""
+    if step < warmup_steps:
+        return step / warmup_steps
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (num_steps - warmup_steps)))
+
+
+def normalised_columns(rows: Tensor) -> Tensor:
+    """Each column with mean 0 and deviation 1 (of the population; 1e-6 inside the root)."""
+    out = torch.zeros_like(rows)
+    for column in range(rows.shape[1]):
+        values = rows[:, column].tolist()
+        mean = sum(values) / len(values)
+        variance = sum((v - mean) ** 2 for v in values) / len(values)
+        out[:, column] = torch.tensor([(v - mean) / math.sqrt(variance + 1e-6) for v in values])
+    return out
+
+
 # --- inputs for property tests ----------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
-"""What features are worth: nearest neighbours, few-shot probes, and dense transfer."""
+"""What features are worth: nearest neighbours, linear and few-shot probes, fine-tuning, and dense transfer."""
 
+from ssl_blocks.evaluation.classifier import Classifier
 from ssl_blocks.evaluation.compare import Scores, raw_pixels, score_features
 from ssl_blocks.evaluation.dense import (
     SegmentationTraining,
@@ -8,8 +9,20 @@ from ssl_blocks.evaluation.dense import (
     train_segmentation,
 )
 from ssl_blocks.evaluation.detection import mask_rcnn
-from ssl_blocks.evaluation.features import encoder_features, extract_features
+from ssl_blocks.evaluation.features import FeatureError, encoder_features, extract_features
+from ssl_blocks.evaluation.fewshot import fewshot_finetune
+from ssl_blocks.evaluation.finetune import (
+    Finetuned,
+    FinetuneScore,
+    FinetuneSettings,
+    classifier_accuracy,
+    finetune_encoder,
+    make_classifier,
+)
 from ssl_blocks.evaluation.knn import knn_accuracy
+from ssl_blocks.evaluation.layers import LayeredEncoder, layer_ids, set_drop_path
+from ssl_blocks.evaluation.linear import LinearSettings, augmented_linear_probe, linear_probe
+from ssl_blocks.evaluation.logistic import logistic_probe
 from ssl_blocks.evaluation.overlap import SegmentationScores, majority_baseline, score_segmentation
 from ssl_blocks.evaluation.pairs import (
     ImageMaskFiles,
@@ -23,11 +36,19 @@ from ssl_blocks.evaluation.probe import ProbeScore, fewshot_probe
 from ssl_blocks.evaluation.pyramid import FeaturePyramid
 from ssl_blocks.evaluation.segmentation import SegmentationModel, UPerHead
 from ssl_blocks.evaluation.shapes import SHAPE_CLASSES, ShapeImages, ShapeScene
+from ssl_blocks.evaluation.sweep import SweepScore
 
 __all__ = [
     "SHAPE_CLASSES",
+    "Classifier",
+    "FeatureError",
     "FeaturePyramid",
+    "FinetuneScore",
+    "FinetuneSettings",
+    "Finetuned",
     "ImageMaskFiles",
+    "LayeredEncoder",
+    "LinearSettings",
     "MaskedImages",
     "ProbeScore",
     "Scores",
@@ -37,20 +58,30 @@ __all__ = [
     "SegmentationTraining",
     "ShapeImages",
     "ShapeScene",
+    "SweepScore",
     "UPerHead",
+    "augmented_linear_probe",
+    "classifier_accuracy",
     "encoder_features",
     "evaluate_segmentation",
     "extract_features",
+    "fewshot_finetune",
     "fewshot_probe",
+    "finetune_encoder",
     "knn_accuracy",
+    "layer_ids",
+    "linear_probe",
     "load_segmentation",
+    "logistic_probe",
     "majority_baseline",
+    "make_classifier",
     "mask_folder",
     "mask_rcnn",
     "raw_pixels",
     "score_features",
     "score_segmentation",
     "segmentation_loss",
+    "set_drop_path",
     "train_segmentation",
     "voc_images",
 ]

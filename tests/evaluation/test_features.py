@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ssl_blocks import encoders
 from ssl_blocks.data import to_float
-from ssl_blocks.evaluation import encoder_features, extract_features
+from ssl_blocks.evaluation import FeatureError, encoder_features, extract_features
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
 
@@ -104,3 +104,67 @@ def test_encoder_features_are_those_in_evaluation_mode() -> None:
     encoder.eval()
     with torch.no_grad():
         torch.testing.assert_close(features, encoder.features(to_float(images, **statistics)))
+
+
+@pytest.mark.parametrize(
+    ("broken", "layer"),
+    [("blocks.1.mlp.fc2.bias", r"blocks\.1\.mlp\.fc2"), ("patch_embed.proj.bias", "patch_embed.proj")],
+)
+def test_layer_that_features_break_in_is_named(broken: str, layer: str) -> None:
+    encoder = encoders.timm_vit(image_size=8, patch_size=4, depth=3, embed_dim=16, num_heads=2)
+    images = torch.zeros(3, 3, 8, 8, dtype=torch.uint8)
+    with torch.no_grad():
+        encoder.module.get_parameter(broken)[0] = float("nan")
+    with pytest.raises(FeatureError, match=rf"3 of 3 images .* first image 0, first in its layer {layer} \(") as error:
+        encoder_features(encoder, images, mean=(0.5,) * 3, std=(0.25,) * 3)
+    assert error.value.layer == layer.replace("\\", "")
+    assert not any(part._forward_hooks for part in encoder.module.modules())
+
+
+def test_layer_is_named_by_the_image_that_breaks_it() -> None:
+    encoder = encoders.timm_vit(image_size=8, patch_size=4, depth=3, embed_dim=16, num_heads=2)
+    with torch.no_grad():  # so large that white images overflow half precision, and black ones do not
+        encoder.module.patch_embed.proj.weight.fill_(1e3)
+        encoder.module.patch_embed.proj.bias.fill_(0)
+    images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    images[2] = 255
+    statistics = {"mean": (0.0,) * 3, "std": (0.25,) * 3}
+    encoder_features(encoder, images, **statistics)
+    with pytest.raises(FeatureError, match=r"1 of 4 images .* first image 2, first in its layer patch_embed\.proj"):
+        encoder_features(encoder, images, autocast_dtype=torch.float16, **statistics)
+
+
+def test_images_that_an_encoder_cannot_take() -> None:
+    encoder = encoders.timm_vit(image_size=8, patch_size=4, depth=1, embed_dim=16, num_heads=2)
+    statistics = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
+    with pytest.raises(ValueError, match=r"images of shape \(2, 3, 12, 8\) do not fit .* expected \[B, 3, 8, 8\]"):
+        encoder_features(encoder, torch.zeros(2, 3, 12, 8, dtype=torch.uint8), **statistics)
+    with pytest.raises(ValueError, match="images have 1 channels, but the encoder takes 3"):
+        encoder_features(encoder, torch.zeros(2, 1, 8, 8, dtype=torch.uint8), mean=(0.5,), std=(0.25,))
+
+    class Stubborn:
+        """An encoder whose model says no in its own way."""
+
+        dim, channels, module = 5, 3, flat_linear()
+
+        def features(self, images: Tensor) -> Tensor:
+            features: Tensor = self.module(images)
+            return features
+
+    with pytest.raises(ValueError, match=r"images of 3x5x5 .* do not fit the encoder: mat1 and mat2 shapes cannot"):
+        encoder_features(Stubborn(), torch.zeros(2, 3, 5, 5, dtype=torch.uint8), **statistics)
+    assert encoder_features(Stubborn(), make_images(), **statistics).shape == (11, 5)
+
+
+def test_other_errors_of_an_encoder_stay_what_they_are() -> None:
+    class Tired:
+        dim, channels, module = 5, 3, flat_linear()
+
+        def features(self, images: Tensor) -> Tensor:
+            if len(images) > 1:
+                raise RuntimeError("tired")
+            features: Tensor = self.module(images)
+            return features
+
+    with pytest.raises(RuntimeError, match=r"^tired$"):
+        encoder_features(Tired(), make_images(), mean=(0.5,) * 3, std=(0.25,) * 3)

@@ -85,5 +85,5 @@ def test_wrong_options_are_named(option: str, message: str, tmp_path: Path) -> N
 
 
 def test_weights_that_are_all_zero_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="weights: weights=.* must be finite, none below 0, and one above"):
+    with pytest.raises(ValueError, match=r"weights: weights=.* must be finite, none below 0, and one above"):
         Run.prepare(configure(tmp_path, "--weights.dino=0", "--weights.randsac=0"), assemble_combined)

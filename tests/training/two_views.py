@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ssl_blocks import Views
+from ssl_blocks.data import RandomResizedCropFlip
 from ssl_blocks.training import Run, load_config
 from tests.examples import CONFIGS, EsViTConfig, assemble_esvit
 from tests.training.test_esvit_recipe import COMMON, MAP
@@ -22,7 +23,7 @@ class Fixed:
     """An image, its mirror image and a corner."""
 
     def file_crop(self, size):
-        return None  # nothing comes out of files
+        return RandomResizedCropFlip(size)  # nothing comes out of files
 
     def __call__(self, images, *, generator=None):
         return Views((images, images.flip(3), images[..., :8, :8].contiguous()), num_global=2)

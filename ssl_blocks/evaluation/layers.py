@@ -1,0 +1,132 @@
+"""Which layer of an encoder each parameter belongs to, and how fast it learns there."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from timm.layers import DropPath
+from timm.models import group_parameters
+from torch import nn
+
+from ssl_blocks.encoders import FeatureEncoder, TokenEncoder
+
+POSITIONS_AND_PREFIX = {"pos_embed", "cls_token", "reg_token", "dist_token"}
+
+
+@runtime_checkable
+class LayeredEncoder(Protocol):
+    """An encoder that tells the layers of its parameters by itself; those of timm models are known without."""
+
+    def layer_ids(self) -> Mapping[str, int]:
+        """Layer of every parameter of ``module`` by its name: 0 for the embedding, i for block i, counted from 1.
+
+        What comes behind the last block, such as the final norm, belongs to the layer after it.
+        """
+        ...
+
+
+def layer_ids(encoder: FeatureEncoder) -> dict[str, int]:
+    """Layer of every parameter of ``encoder.module``: 0 is the embedding, i the block i, then all that follows.
+
+    Semantics of BEiT and MAE: patch embedding, positions and prefix tokens are layer 0, the final norm belongs with
+    the head. A timm model tells by its ``group_matcher``, another adapter by a method ``layer_ids``.
+
+    Args:
+        encoder: any adapter.
+
+    Raises:
+        ValueError: if the encoder does not tell, or not for each of its blocks.
+
+    Examples:
+        >>> from ssl_blocks.encoders import timm_vit
+        >>> ids = layer_ids(timm_vit(image_size=8, patch_size=4, depth=2, embed_dim=16, num_heads=2))
+        >>> ids["patch_embed.proj.weight"], ids["blocks.0.norm1.bias"], ids["blocks.1.norm1.bias"], ids["norm.bias"]
+        (0, 1, 2, 3)
+    """
+    module, kind = encoder.module, type(encoder.module).__name__
+    matcher: Any = getattr(module, "group_matcher", None)
+    if isinstance(encoder, LayeredEncoder):
+        ids = dict(encoder.layer_ids())
+    elif matcher is not None:
+        ids = group_parameters(module, matcher(coarse=False), reverse=True)
+        ids |= {name: 0 for name in ids if name.rpartition(".")[2] in POSITIONS_AND_PREFIX}
+        if isinstance(encoder, TokenEncoder):  # timm counts the final norm with the last block
+            behind = {id(parameter) for parameter in encoder.norm.parameters()}
+            ids |= {name: encoder.depth + 1 for name, p in module.named_parameters() if id(p) in behind}
+    else:
+        raise ValueError(
+            f"layer_decay needs to know the layer of every parameter, but {kind} does not tell: it has no "
+            "group_matcher, and its adapter no layer_ids. Set layer_decay=1.0 to let all layers learn alike"
+        )
+    _check(encoder, ids, kind)
+    return ids
+
+
+def _check(encoder: FeatureEncoder, ids: dict[str, int], kind: str) -> None:
+    missing = sorted({name for name, _ in encoder.module.named_parameters()} - set(ids))
+    if missing:
+        raise ValueError(f"layer_decay needs the layer of every parameter, but {kind} leaves out {missing[0]!r}")
+    found, top = set(ids.values()), max(ids.values())
+    if isinstance(encoder, TokenEncoder):
+        wanted = f"{encoder.depth} blocks"
+        fits = set(range(1, encoder.depth + 1)) <= found <= set(range(encoder.depth + 2))
+    else:
+        wanted = "at least two blocks"
+        fits = top >= 2 and found | {0} == set(range(top + 1))
+    if not fits:
+        raise ValueError(
+            f"layer_decay needs a layer for each of {wanted}, numbered from 1, but {kind} tells of {sorted(found)}"
+        )
+
+
+def set_drop_path(module: nn.Module, rate: float) -> list[float]:
+    """Let every block drop whole images' residuals at random, from 0 in the first block up to ``rate`` in the last.
+
+    Stochastic depth (Huang et al. 2016), as timm builds it; modules are put in, no parameter changes.
+
+    Args:
+        module: whose blocks have places named ``drop_path...``, as timm's do.
+        rate: of the last block, within [0, 1).
+
+    Returns:
+        Rates of the blocks, first to last; nothing for a model without such places and ``rate=0``.
+
+    Raises:
+        ValueError: if the rate is out of range, or is above 0 and the model has no such places.
+
+    Examples:
+        >>> import timm
+        >>> vit = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=3, num_classes=0)
+        >>> [round(rate, 2) for rate in set_drop_path(vit, 0.1)]
+        [0.0, 0.05, 0.1]
+    """
+    if not 0 <= rate < 1:
+        raise ValueError(f"drop_path={rate} must lie within [0, 1)")
+    blocks = [part for part in module.modules() if _drop_paths(part)]
+    if rate > 0 and not blocks:
+        raise ValueError(
+            f"drop_path={rate} needs blocks with a place for it (drop_path...), but {type(module).__name__} has none: "
+            "set drop_path=0.0"
+        )
+    rates: list[float] = torch.linspace(0, rate, len(blocks), dtype=torch.float64).tolist()
+    for block, own in zip(blocks, rates, strict=True):
+        for name in _drop_paths(block):
+            setattr(block, name, DropPath(own) if own > 0 else nn.Identity())
+    return rates
+
+
+def _drop_paths(part: nn.Module) -> list[str]:
+    return [
+        name
+        for name, child in part.named_children()
+        if name.startswith("drop_path") and isinstance(child, nn.Identity | DropPath)
+    ]
+
+
+def spared_names(encoder: FeatureEncoder) -> set[str]:
+    """Names of parameters of ``encoder.module`` that must not decay: positions and prefix tokens."""
+    tell: Any = getattr(encoder, "no_weight_decay", None)
+    if tell is not None:
+        return {name.removeprefix("module.") for name in tell()}
+    tell = getattr(encoder.module, "no_weight_decay", None)
+    return set(tell()) if tell is not None else set()

@@ -1,0 +1,144 @@
+"""Logistic regression on frozen features, fitted to its optimum."""
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ssl_blocks.evaluation.accuracy import accuracy
+from ssl_blocks.evaluation.checks import check_classes, check_labels, check_same_width
+from ssl_blocks.evaluation.sweep import SweepScore, check_candidates, hold_out
+from ssl_blocks.randomness import seeded_generator
+
+
+def logistic_probe(
+    train: Float[Tensor, "n d"],
+    train_labels: Int[Tensor, " n"],
+    test: Float[Tensor, "m d"],
+    test_labels: Int[Tensor, " m"],
+    *,
+    cs: Sequence[float] = (1.0,),
+    standardize: bool = True,
+    validation: float = 0.1,
+    max_iterations: int = 1000,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> SweepScore:
+    """Fit a logistic regression with an L2 penalty by LBFGS, and score it on the test features.
+
+    It has one optimum, so that nothing depends on learning rates, batches or epochs.
+
+    Args:
+        train: ``[N, D]`` features.
+        train_labels: ``[N]`` class indices; there is one class more than the highest.
+        test: ``[M, D]``.
+        test_labels: ``[M]`` class indices.
+        cs: inverse strengths of the penalty, scikit-learn's ``C``. Of several, the one that does best on images held
+            out of train is fitted again to all of train.
+        standardize: whether features get mean 0 and deviation 1, by the statistics of those that are fitted.
+        validation: share of each class that is held out where there are several ``cs``.
+        max_iterations: of LBFGS.
+        seed: decides what is held out.
+        device: where it is fitted, in float64.
+
+    Raises:
+        ValueError: if shapes do not fit together, labels are missing, a test label is unknown to the head, or a
+            number is out of range.
+
+    Examples:
+        >>> x, y = torch.tensor([[0.0], [0.1], [5.0], [5.1]]), torch.tensor([0, 0, 1, 1])
+        >>> logistic_probe(x, y, x, y).accuracy
+        1.0
+    """
+    check_labels("train_labels", train, train_labels)
+    check_labels("test_labels", test, test_labels)
+    check_same_width("test", test, train)
+    check_candidates("cs", cs, validation)
+    num_classes = int(train_labels.max()) + 1
+    check_classes("train_labels", train_labels, num_classes)
+    check_classes("test_labels", test_labels, num_classes)
+    train, test = (x.detach().to(device, torch.float64) for x in (train, test))
+    labels = train_labels.to(device)
+
+    def predict(fitted: Tensor, unseen: Tensor, c: float) -> Tensor:
+        x, y = train[fitted], labels[fitted]
+        if standardize:
+            std = x.std(0, correction=0)
+            center, spread = x.mean(0), torch.where(std > 0, std, 1.0)
+            x, unseen = (x - center) / spread, (unseen - center) / spread
+        weight, bias = fit_logistic(x, y, num_classes=num_classes, c=c, max_iterations=max_iterations)
+        return F.linear(unseen, weight, bias).argmax(1)
+
+    everything, chosen = torch.arange(len(train), device=device), 0
+    reached: tuple[float, ...] = ()
+    if len(cs) > 1:
+        held = hold_out(train_labels.cpu(), validation, seeded_generator("cpu", seed)).to(device)
+        rest = everything[~torch.isin(everything, held)]
+        reached = tuple(accuracy(predict(rest, train[held], c), labels[held], num_classes=num_classes) for c in cs)
+        chosen = max(range(len(cs)), key=lambda place: reached[place])
+    return SweepScore(
+        accuracy=accuracy(predict(everything, test, cs[chosen]), test_labels, num_classes=num_classes),
+        chosen=cs[chosen],
+        candidates=tuple(cs),
+        validation=reached,
+        num_classes=num_classes,
+    )
+
+
+def fit_logistic(
+    features: Float[Tensor, "n d"],
+    labels: Int[Tensor, " n"],
+    *,
+    num_classes: int,
+    c: float,
+    max_iterations: int = 1000,
+    tolerance: float = 1e-7,
+) -> tuple[Float[Tensor, "k d"], Float[Tensor, " k"]]:
+    """Minimise scikit-learn's ``C * sum of cross entropies + |weight|² / 2``; the bias is free of the penalty.
+
+    Args:
+        features: ``[N, D]``, best in float64.
+        labels: ``[N]`` class indices.
+        num_classes: ``K``.
+        c: inverse strength of the penalty.
+        max_iterations: of LBFGS; a warning tells where they do not suffice.
+        tolerance: largest entry of the gradient of the objective, divided by ``C * N``, at which it counts as solved.
+
+    Returns:
+        Weight ``[K, D]`` and bias ``[K]``.
+    """
+    weight = features.new_zeros(num_classes, features.shape[1], requires_grad=True)
+    bias = features.new_zeros(num_classes, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [weight, bias],
+        max_iter=max_iterations,
+        max_eval=2 * max_iterations,
+        tolerance_grad=tolerance,
+        tolerance_change=0.0,
+        history_size=20,
+        line_search_fn="strong_wolfe",
+    )
+
+    def objective() -> Tensor:
+        optimizer.zero_grad()
+        # divided by C * N, so that steps and tolerance do not depend on the number of images
+        loss = F.cross_entropy(F.linear(features, weight, bias), labels)
+        loss = loss + weight.square().sum() / (2 * c * len(features))
+        torch.autograd.backward(loss)
+        return loss
+
+    optimizer.step(objective)  # type: ignore[no-untyped-call]
+    objective()
+    assert weight.grad is not None
+    assert bias.grad is not None
+    steepest = float(torch.maximum(weight.grad.abs().max(), bias.grad.abs().max()))
+    if steepest > 10 * tolerance:
+        warnings.warn(
+            f"logistic regression with c={c} is not at its optimum after {max_iterations} iterations "
+            f"(gradient {steepest:.1e})",
+            stacklevel=2,
+        )
+    return weight.detach(), bias.detach()

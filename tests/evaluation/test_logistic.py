@@ -1,0 +1,71 @@
+"""Logistic regression equals scikit-learn's."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from ssl_blocks.evaluation import logistic_probe
+from ssl_blocks.evaluation.logistic import fit_logistic
+
+
+def draw(count: int, seed: int, classes: int = 4, noise: float = 1.5) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % classes
+    return 2 * torch.eye(classes, 6)[labels] + noise * torch.randn(count, 6, generator=generator), labels
+
+
+@pytest.mark.parametrize("c", [0.01, 1.0, 100.0])
+@pytest.mark.parametrize("classes", [3, 4])
+def test_probabilities_are_those_of_scikit_learn(c: float, classes: int) -> None:
+    (x, y), (test, _) = draw(60, 0, classes), draw(40, 1, classes)
+    weight, bias = fit_logistic(x.double(), y, num_classes=classes, c=c)
+    ours = (test.double() @ weight.T + bias).softmax(1).numpy()
+    theirs = LogisticRegression(C=c, tol=1e-8, max_iter=10_000).fit(x.double().numpy(), y.numpy())
+    np.testing.assert_allclose(ours, theirs.predict_proba(test.double().numpy()), atol=1e-4)
+    assert ours.std() > 0.02
+
+
+def test_probe_equals_scikit_learn_on_standardised_features() -> None:
+    (x, y), (test, test_labels) = draw(60, 0), draw(200, 1)
+    score = logistic_probe(1000 * x + 7, y, 1000 * test + 7, test_labels, cs=(0.05,))
+    mean, std = x.mean(0), x.std(0, correction=0)
+    expected = LogisticRegression(C=0.05, tol=1e-8).fit((x - mean) / std, y).score((test - mean) / std, test_labels)
+    assert score.accuracy == pytest.approx(expected, abs=1e-4)
+    assert 0.4 < expected < 1
+    assert score.validation == ()
+
+
+def test_constant_features_do_no_harm() -> None:
+    (x, y), (test, test_labels) = draw(60, 0), draw(40, 1)
+    same = logistic_probe(x, y, test, test_labels)
+    padded = [torch.nn.functional.pad(part, (0, 1), value=3.0) for part in (x, test)]
+    assert logistic_probe(padded[0], y, padded[1], test_labels) == same
+
+
+def test_strength_is_chosen_without_the_test_images() -> None:
+    x, y = draw(80, 0, noise=3.0)
+    score = logistic_probe(x, y, *draw(40, 1), cs=(1e-6, 0.1, 10.0), validation=0.3)
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        test, labels = torch.randn(30, 6, generator=generator), torch.randint(4, (30,), generator=generator)
+        other = logistic_probe(x, y, test, labels, cs=(1e-6, 0.1, 10.0), validation=0.3)
+        assert (other.chosen, other.validation) == (score.chosen, score.validation)
+    assert score.chosen == score.candidates[max(range(3), key=lambda i: score.validation[i])]
+    # the chosen one has all of train again
+    assert score.accuracy == logistic_probe(x, y, *draw(40, 1), cs=(score.chosen,)).accuracy
+
+
+def test_a_fit_that_is_cut_short_says_so() -> None:
+    x, y = draw(60, 0)
+    with pytest.warns(UserWarning, match=r"c=1\.0 is not at its optimum after 1 iterations"):
+        logistic_probe(x, y, x, y, max_iterations=1)
+
+
+def test_wrong_arguments() -> None:
+    x, y = draw(20, 0)
+    with pytest.raises(ValueError, match=r"cs=\(0\.0,\) must be at least one number, all above 0"):
+        logistic_probe(x, y, x, y, cs=(0.0,))
+    with pytest.raises(ValueError, match=r"test_labels must be classes 0\.\.3"):
+        logistic_probe(x, y, x, y + 1)
