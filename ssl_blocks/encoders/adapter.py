@@ -1,6 +1,6 @@
 """What all adapters of vision transformers share: each adds only where its model keeps things."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -12,7 +12,7 @@ from ssl_blocks.encoders.blocks import run_blocks
 from ssl_blocks.values import Encoded, Grid
 
 
-class TokenAdapter(nn.Module):
+class TokenAdapter(nn.Module, ABC):
     """Shows a vision transformer as a ``TokenEncoder``; the base of the adapters, none of which changes its model.
 
     Args:

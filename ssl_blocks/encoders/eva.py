@@ -1,23 +1,19 @@
 """Adapter for timm's ``Eva`` family: EVA-02, DINOv3, rope-vit, Perception Encoder, Sapiens2."""
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
-from ssl_blocks.encoders.adapter import TokenAdapter
-from ssl_blocks.encoders.timm import check_model, create, refuse_patch_drop, require_timm_model
+from ssl_blocks.encoders.timm_models import TimmAdapter, check_model, create, require_fit
 from ssl_blocks.modes import modes_kept
 from ssl_blocks.tokenizers import pair
-from ssl_blocks.values import Grid
 
 
-class TimmEva(TokenAdapter):
+class TimmEva(TimmAdapter):
     """See a timm ``Eva`` as a token encoder: absolute positions, rotary ones (axial or mixed), or both.
 
     Rotations are looked up per token like table rows, and prefix tokens are not rotated. Random augmentation of
@@ -44,14 +40,7 @@ class TimmEva(TokenAdapter):
 
     def __init__(self, module: nn.Module, *, model_args: Mapping[str, Any] | None = None) -> None:
         eva = _refuse_unfit(module)
-        super().__init__(
-            eva,
-            grid=Grid(*eva.patch_embed.grid_size),
-            dim=eva.embed_dim,
-            depth=len(eva.blocks),
-            num_prefix=eva.num_prefix_tokens,
-        )
-        self.model_args = dict(model_args or {})
+        super().__init__(eva, model_args=model_args)
         fixed = eva.rope is not None and not eva.rope_mixed
         with modes_kept(eva, training=False), torch.no_grad():
             table = self._rotations().clone() if fixed else None
@@ -63,40 +52,6 @@ class TimmEva(TokenAdapter):
         eva = self._modules["module"]  # Dynamo follows no super() here
         assert isinstance(eva, Eva)
         return eva
-
-    @property
-    def norm(self) -> nn.Module:
-        """The model's final norm."""
-        norm: nn.Module = self.module.norm
-        return norm
-
-    @property
-    def grad_checkpointing(self) -> bool:
-        """Whether blocks are recomputed in the backward pass: the model's own flag."""
-        return bool(self.module.grad_checkpointing)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Choose whether blocks are recomputed in the backward pass."""
-        self.module.set_grad_checkpointing(enable)
-
-    def native(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b s d"]:
-        """timm's own normalised output, prefix first."""
-        output: Tensor = self.module.forward_features(images)
-        return output
-
-    def _stem(self) -> nn.Conv2d:
-        stem: nn.Conv2d = self.module.patch_embed.proj
-        return stem
-
-    def _prefix(self) -> list[Tensor]:
-        return [t for t in (self.module.cls_token, self.module.reg_token) if t is not None]
-
-    def _positions(self) -> tuple[Tensor | None, int]:
-        return self.module.pos_embed, 0 if self.module.no_embed_class else self.num_prefix
-
-    def _entered(self, x: Tensor) -> Tensor:
-        entered: Tensor = self.module.norm_pre(self.module.pos_drop(x))
-        return entered
 
     def _rotations(self) -> Tensor:
         """Sines and cosines in raster order, ``[N, 2d]``, or of every block and head ``[depth, H, N, 2d]``."""
@@ -115,25 +70,17 @@ class TimmEva(TokenAdapter):
         rope = self.rope_table.to(index.device)[index].unsqueeze(1)  # [B, 1, n, 2d]: heads need an axis of their own
         return [partial(block, rope=rope) for block in blocks]
 
-    def _spared(self) -> set[str]:
-        return set(self.module.no_weight_decay())
-
 
 def _refuse_unfit(module: nn.Module) -> Eva:
     name = type(module).__name__
     if not isinstance(module, Eva):
         raise TypeError(f"{name} is not a timm Eva such as eva02_small_patch14_224")
-    require_timm_model(module)
-    if module.patch_drop is not None:
-        refuse_patch_drop()
+    require_fit(module)
     if module.rope_mixed and getattr(module.rope, "aug_active", False):
         raise ValueError(
             "mixed rotary positions are augmented at random in training: build the model without rope_shift_coords, "
             "rope_jitter_coords and rope_rescale_coords, since an objective draws all that is random"
         )
-    for block in module.blocks:
-        if "attn_mask" not in inspect.signature(block.forward).parameters:
-            raise TypeError(f"{type(block).__name__} takes no attention mask (attn_mask), so it cannot be kept causal")
     return module
 
 

@@ -1,25 +1,20 @@
 """Adapter for timm's plain vision transformers (vit_*, deit*, CLIP, SigLIP, DINOv2)."""
 
-import difflib
-import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
-import timm
 import torch
-from jaxtyping import Float
-from timm.layers import PatchDropout, PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import nn
 
-from ssl_blocks.encoders.adapter import TokenAdapter, refuse_relative_positions, refuse_stem
+from ssl_blocks.encoders.adapter import refuse_relative_positions
+from ssl_blocks.encoders.timm_models import TimmAdapter, check_model, create, require_fit
 from ssl_blocks.positions import sincos_table
 from ssl_blocks.query_stream import QueryBlock
 from ssl_blocks.tokenizers import pair
-from ssl_blocks.values import Grid
 
 
-class TimmViT(TokenAdapter):
+class TimmViT(TimmAdapter):
     """See a timm ``VisionTransformer`` as a token encoder; the model itself stays as it is.
 
     Args:
@@ -33,6 +28,7 @@ class TimmViT(TokenAdapter):
         ValueError: if it drops patches at random, or its final norm sits behind the pooling.
 
     Examples:
+        >>> import timm
         >>> vit = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=4, depth=2, num_classes=0)
         >>> encoder = TimmViT(vit)
         >>> encoder.num_prefix, str(encoder.grid), encoder.features(torch.zeros(1, 3, 32, 32)).shape
@@ -40,15 +36,7 @@ class TimmViT(TokenAdapter):
     """
 
     def __init__(self, module: nn.Module, *, model_args: Mapping[str, Any] | None = None) -> None:
-        vit = _refuse_unfit(module)
-        super().__init__(
-            vit,
-            grid=Grid(*vit.patch_embed.grid_size),
-            dim=vit.embed_dim,
-            depth=len(vit.blocks),
-            num_prefix=vit.num_prefix_tokens,
-        )
-        self.model_args = dict(model_args or {})
+        super().__init__(_refuse_unfit(module), model_args=model_args)
 
     @property
     def module(self) -> VisionTransformer:
@@ -56,49 +44,6 @@ class TimmViT(TokenAdapter):
         vit = self._modules["module"]  # Dynamo follows no super() here
         assert isinstance(vit, VisionTransformer)
         return vit
-
-    @property
-    def norm(self) -> nn.Module:
-        """The model's final norm."""
-        norm: nn.Module = self.module.norm
-        return norm
-
-    @property
-    def grad_checkpointing(self) -> bool:
-        """Whether blocks are recomputed in the backward pass: the model's own flag."""
-        return bool(self.module.grad_checkpointing)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Choose whether blocks are recomputed in the backward pass."""
-        self.module.set_grad_checkpointing(enable)
-
-    def native(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b s d"]:
-        """timm's own normalised output, prefix first."""
-        output: Tensor = self.module.forward_features(images)
-        return output
-
-    def _stem(self) -> nn.Conv2d:
-        stem: nn.Conv2d = self.module.patch_embed.proj
-        return stem
-
-    def _embedded(self, tokens: Tensor) -> Tensor:
-        embedded: Tensor = self.module.patch_embed.norm(tokens)
-        return embedded
-
-    def _prefix(self) -> list[Tensor]:
-        vit = self.module
-        return [t for t in (vit.cls_token, getattr(vit, "dist_token", None), vit.reg_token) if t is not None]
-
-    def _positions(self) -> tuple[Tensor | None, int]:
-        return self.module.pos_embed, 0 if self.module.no_embed_class else self.num_prefix
-
-    def _entered(self, x: Tensor) -> Tensor:
-        entered: Tensor = self.module.norm_pre(self.module.pos_drop(x))
-        return entered
-
-    def _blocks(self, index: Tensor | None) -> Iterable[Callable[..., Tensor]]:
-        blocks: nn.Sequential = self.module.blocks
-        return blocks
 
     def query_blocks(self, depth: int) -> tuple[QueryBlock, ...]:
         """The first ``depth`` blocks, run on queries with the same weights (SAIM with shared weights).
@@ -113,9 +58,6 @@ class TimmViT(TokenAdapter):
             raise ValueError(f"depth={depth} must be at least 1 and at most the encoder's {self.depth} blocks")
         return tuple(QueryBlock(block) for block in self.module.blocks[:depth])
 
-    def _spared(self) -> set[str]:
-        return set(self.module.no_weight_decay()) | {"reg_token"}
-
 
 def _refuse_unfit(module: nn.Module) -> VisionTransformer:
     name = type(module).__name__
@@ -125,29 +67,8 @@ def _refuse_unfit(module: nn.Module) -> VisionTransformer:
             f"{name} is not a timm VisionTransformer such as vit_base_patch16_224. The other adapters are TimmEva, "
             "TorchvisionViT, TransformersViT and TorchEncoder"
         )
-    require_timm_model(module)
-    if isinstance(module.patch_drop, PatchDropout):
-        refuse_patch_drop()
-    for block in module.blocks:
-        if "attn_mask" not in inspect.signature(block.forward).parameters:
-            raise TypeError(f"{type(block).__name__} takes no attention mask (attn_mask), so it cannot be kept causal")
+    require_fit(module)
     return module
-
-
-def require_timm_model(module: nn.Module) -> None:
-    """Refuse what no family of timm may have: a stem that mixes patches, or a final norm behind the pooling."""
-    if type(module.patch_embed) is not PatchEmbed:
-        refuse_stem(type(module).__name__, module.patch_embed)
-    if isinstance(module.norm, nn.Identity) and not isinstance(module.fc_norm, nn.Identity):
-        raise ValueError(
-            "the final norm sits behind the pooling (fc_norm), so tokens would stay unnormalised: "
-            "build the model with fc_norm=False (Eva: use_fc_norm=False, use_post_transformer_norm=True)"
-        )
-
-
-def refuse_patch_drop() -> None:
-    """Say why a model may not drop patches by itself."""
-    raise ValueError("patch_drop_rate must be 0: the objective decides which patches the encoder sees")
 
 
 def timm_vit(
@@ -223,47 +144,3 @@ def _initialize(encoder: TimmViT, *, fixed_positions: bool) -> None:
         with torch.no_grad():
             table.zero_()  # the rows of prefix tokens stay so
             table[0, -encoder.grid.num_tokens :] = sincos_table(encoder.grid, encoder.dim)
-
-
-def create(
-    name: str, arguments: dict[str, Any], model_args: dict[str, Any], refuse_unfit: Callable[[nn.Module], object]
-) -> nn.Module:
-    """Build a model of timm; say why where it cannot be built."""
-    try:
-        model: nn.Module = timm.create_model(name, **arguments)
-    except TypeError as error:  # another family: say why it does not fit, rather than which argument it lacks
-        refuse_unfit(timm.create_model(name))
-        raise TypeError(f"name={name!r} cannot be built with these arguments: {error}") from None
-    except AssertionError as error:  # timm's way to say that heads do not divide the width, and the like
-        raise ValueError(f"name={name!r} cannot be built with {model_args}: {error}") from None
-    return model
-
-
-def check_model(
-    name: str, image_size: int | tuple[int, int], patch_size: int | tuple[int, int], model_args: dict[str, Any]
-) -> None:
-    """Refuse a name that timm does not know, and sizes that do not divide.
-
-    Raises:
-        ValueError: naming the argument.
-    """
-    check_name(name)
-    for length, side in zip(pair(image_size), pair(patch_size), strict=True):
-        if side < 1 or length % side:
-            raise ValueError(
-                f"patch_size={patch_size} must divide image_size={image_size} ({length} % {side} is not 0)"
-            )
-    width, heads = model_args.get("embed_dim"), model_args.get("num_heads")
-    if width is not None and heads is not None and width % heads:
-        raise ValueError(f"num_heads={heads} must divide embed_dim={width}")
-
-
-def check_name(name: str) -> None:
-    """Refuse a name that timm does not know.
-
-    Raises:
-        ValueError: with names that are near it.
-    """
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        raise ValueError(f"name={name!r} is no timm model" + (f"; did you mean one of {near}?" if near else ""))

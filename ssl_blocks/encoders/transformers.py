@@ -1,5 +1,6 @@
-"""Adapter for the plain vision transformers of Hugging Face transformers (extra ``hf``), from version 5 on."""
+"""Adapter for the plain vision transformers of Hugging Face transformers (extra ``hf``)."""
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,13 +13,11 @@ from ssl_blocks.modes import modes_kept
 from ssl_blocks.tokenizers import pair
 from ssl_blocks.values import Grid
 
-# where each model keeps its layers and its final norm
-_PLACES = {
-    "ViTModel": ("layers", "layernorm"),
-    "Dinov2Model": ("encoder.layer", "layernorm"),
-    "Dinov2WithRegistersModel": ("encoder.layer", "layernorm"),
-    "DINOv3ViTModel": ("model.layer", "norm"),
-}
+_MODELS = ("ViTModel", "Dinov2Model", "Dinov2WithRegistersModel", "DINOv3ViTModel")
+# names that layers and the final norm have in one model and version or another
+_LAYERS = ("layers", "encoder.layer", "model.layer", "layer")
+_NORMS = ("layernorm", "norm")
+_PREFIX = ("cls_token", "register_tokens")
 
 
 class TransformersViT(TokenAdapter):
@@ -50,16 +49,13 @@ class TransformersViT(TokenAdapter):
         _refuse_unfit(module)
         config: Any = module.config
         height, width = (s // p for s, p in zip(_pair(config.image_size), _pair(config.patch_size), strict=True))
-        self._layers_at, self._norm_at = _PLACES[type(module).__name__]
-        tokens = [
-            t for name in ("cls_token", "register_tokens") if (t := getattr(module.embeddings, name, None)) is not None
-        ]
+        self._layers_at, self._norm_at = _find(module, _LAYERS), _find(module, _NORMS)
         super().__init__(
             module,
             grid=Grid(height, width),
             dim=config.hidden_size,
             depth=config.num_hidden_layers,
-            num_prefix=sum(t.shape[1] for t in tokens),
+            num_prefix=sum(token.shape[1] for token in _prefix(module)),
         )
         self.register_buffer("rope_table", self._rotations(), persistent=False)
 
@@ -80,8 +76,7 @@ class TransformersViT(TokenAdapter):
         return _stem(self.module)
 
     def _prefix(self) -> list[Tensor]:
-        embeddings = self._embeddings()
-        return [t for name in ("cls_token", "register_tokens") if (t := getattr(embeddings, name, None)) is not None]
+        return _prefix(self.module)
 
     def _positions(self) -> tuple[Tensor | None, int]:
         return getattr(self._embeddings(), "position_embeddings", None), 1  # registers have no rows
@@ -117,8 +112,7 @@ class TransformersViT(TokenAdapter):
         return [_Step(layer, rope) for layer in layers]
 
     def _spared(self) -> set[str]:
-        names = ("cls_token", "register_tokens", "position_embeddings", "mask_token")
-        return {f"embeddings.{name}" for name in names}
+        return {f"embeddings.{name}" for name in (*_PREFIX, "position_embeddings", "mask_token")}
 
 
 class _Step:
@@ -130,6 +124,15 @@ class _Step:
     def __call__(self, x: Float[Tensor, "b s d"], attn_mask: Bool[Tensor, "_ 1 s s"] | None) -> Float[Tensor, "b s d"]:
         out: Tensor = self.func(x, attention_mask=attn_mask, **self.rope)
         return out
+
+
+def _find(module: nn.Module, names: tuple[str, ...]) -> str:
+    inside = dict(module.named_modules())
+    return next(name for name in names if name in inside)
+
+
+def _prefix(module: nn.Module) -> list[Tensor]:
+    return [token for name in _PREFIX if (token := getattr(module.embeddings, name, None)) is not None]
 
 
 def _stem(module: nn.Module) -> nn.Conv2d:
@@ -144,12 +147,19 @@ def _pair(value: Any) -> tuple[int, int]:
 
 def _refuse_unfit(module: nn.Module) -> None:
     name = type(module).__name__
-    if not type(module).__module__.startswith("transformers.") or name not in _PLACES:
+    if not type(module).__module__.startswith("transformers.") or name not in _MODELS:
         refuse_relative_positions(module)
         raise TypeError(
-            f"{name} is none of transformers' {', '.join(_PLACES)}; of a model with a head, give the part without it"
+            f"{name} is none of transformers' {', '.join(_MODELS)}; of a model with a head, give the part without it"
         )
     require_plain_stem(name, _stem(module))
+    layers = module.get_submodule(_find(module, _LAYERS))
+    for layer in layers.children():
+        if "attention_mask" not in inspect.signature(layer.forward).parameters:
+            raise TypeError(
+                f"{type(layer).__name__} takes no attention mask (attention_mask), so it cannot be kept causal: "
+                "install transformers>=5.18"
+            )
     _require_sdpa(module)
 
 

@@ -1,4 +1,4 @@
-"""Compile encoders of every family in one graph in bfloat16, and print JSON. Run by test_families.py.
+"""Compile every family in one graph in bfloat16, and print what came of it as JSON. Run by test_families.py.
 
 A process of its own: shape checks on every call are no part of what is compiled.
 """

@@ -153,6 +153,20 @@ def test_wrapping_changes_nothing_and_state_has_the_models_own_names(name):
         assert torch.equal(again.eval().features(images_for(encoder)), encoder.eval().features(images_for(encoder)))
 
 
+@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_token_that_sees_nothing_makes_no_nan(name, autocast):
+    encoder = family(name)
+    mask = causal(encoder).clone()
+    mask[:, :, encoder.num_prefix + 2] = False
+    tokens = encoder.embed(images_for(encoder)).detach().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        final = encoder.encode(tokens, raster(encoder), mask).final
+    final.float().square().sum().backward()
+    assert final.isfinite().all()
+    assert tokens.grad.isfinite().all()
+
+
 @pytest.mark.parametrize("name", ["timm ViT", "timm DINOv3", "transformers DINOv3"])
 def test_a_model_on_another_type_keeps_its_tables_beside_it(name):
     encoder = family(name).double()

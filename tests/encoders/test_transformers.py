@@ -135,6 +135,13 @@ def test_dropout_is_honoured_in_training_mode():
 # Refusals
 
 
+class Maskless(nn.Module):
+    """As layers of ViT still were in transformers 5.6, and those of DINOv2 in 5.16."""
+
+    def forward(self, hidden_states):
+        return hidden_states
+
+
 def test_models_that_do_not_fit_are_refused_with_the_reason():
     with pytest.raises(TypeError, match=r"Linear is none of transformers' ViTModel, Dinov2Model, .*, DINOv3ViTModel"):
         TransformersViT(nn.Linear(2, 2))
@@ -146,6 +153,10 @@ def test_models_that_do_not_fit_are_refused_with_the_reason():
     beit = transformers.BeitConfig(**SIZE, use_relative_position_bias=True)
     with pytest.raises(TypeError, match="BeitModel adds relative position biases for a full raster grid"):
         wrap(transformers.BeitModel(beit))
+    model = build("ViT")
+    model.layers[1] = Maskless()
+    with pytest.raises(TypeError, match=r"Maskless takes no attention mask .* install transformers>=5\.18"):
+        wrap(model)
     model = build("ViT")
     model.embeddings.patch_embeddings.projection = nn.Conv2d(3, 16, 5, 4, 2)
     with pytest.raises(TypeError, match=r"ViTModel has a Conv2d\(.* stem, which mixes pixels"):
