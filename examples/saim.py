@@ -5,7 +5,7 @@ Paper     Qi, Yang, Zhu, Liu, Wu, Zhao, Li:
 Idea      Read the patches of an image one by one, in random order. Two streams run side by side: content, which sees
           itself and what was read before; and queries, which start as a position, see only the content read before, and
           after every block ask the content once more. Each query predicts its patch of the blurred image.
-Commands  python examples/saim.py --preset saim_cifar_small   CPU size, under 10 minutes on 2 CPU cores
+Commands  python examples/saim.py --preset saim_cifar_small   CPU size, under 5 minutes on 2 CPU cores
           python examples/saim.py --help                      every option
 Results   docs/results.md
 """

@@ -5,6 +5,7 @@ A process of its own: shape checks on every call are no part of what is compiled
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -80,9 +81,32 @@ def puzzle(*, original: bool) -> sb.PatchPuzzle:
     return sb.PatchPuzzle(encoder=encoder, tokenizer=tokenizer, patch_dropout=0.3)
 
 
+def views() -> sb.Views:
+    """Two large crops and a small one."""
+    return sb.Views((images(2), images(2, seed=2), images(2, 8, seed=3)), num_global=2)
+
+
+def distillation(name: str) -> sb.ViewRegionDistillation:
+    """EsViT over a map, DINO over tokens; with the notes for centres that a training step makes."""
+    torch.manual_seed(0)
+    encoder: sb.RegionEncoder
+    if name == "views and regions":
+        size = {"patch_size": 2, "window_size": 2, "embed_dim": 8, "depths": (2, 1), "num_heads": (1, 2)}
+        encoder = sb.encoders.timm_regions(image_size=16, drop_path_rate=0.0, **size)
+    else:
+        base = build(sb.SquarePartitioner(sides=(2,)), class_token=True)
+        encoder = sb.TokenRegions(base.encoder)
+    head = partial(sb.dino_head, hidden_dim=16, bottleneck_dim=8)
+    return sb.ViewRegionDistillation(
+        encoder=encoder, out_dim=24, head=head, region_weight=0.5 if name == "views and regions" else 0.0
+    )
+
+
 BUILT: dict[str, Callable[[], sb.ObjectiveModule]] = {
     "masked": masked,
     "combined": combined,
+    "views and regions": lambda: distillation("views and regions"),
+    "views of tokens": lambda: distillation("views of tokens"),
     "puzzle": lambda: puzzle(original=False),
     "puzzle, its transformer": lambda: puzzle(original=True),
     "query stream": lambda: query_stream(share=False),
@@ -95,7 +119,7 @@ BUILT: dict[str, Callable[[], sb.ObjectiveModule]] = {
 def run(objective: Any, forward: Any, draw: Any, *, autocast: bool) -> tuple[float, list[torch.Tensor]]:
     objective.zero_grad()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        loss = forward(images(2), draw).loss
+        loss = forward(views() if objective.takes_views else images(2), draw).loss
     loss.backward()
     return loss.item(), [p.grad.clone() for p in objective.parameters() if p.grad is not None]
 

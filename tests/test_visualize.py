@@ -469,3 +469,47 @@ def test_files_without_losses_are_refused(text: str, tmp_path: Path) -> None:
         visualize.draw_curves({"one": tmp_path / "metrics.csv"})
     with pytest.raises(ValueError, match="must name at least one run"):
         visualize.draw_curves({})
+
+
+# --- matches ----------------------------------------------------------------------------------------------------
+
+
+def test_matches_are_framed_where_they_lie() -> None:
+    match = torch.zeros(1, 16, dtype=torch.int64)
+    match[0, [4, 12]] = torch.tensor([15, 3])  # of the two regions that are shown
+    figure = visualize.draw_matches(gray(), gray(level=0.2), match, (GRID, GRID), num_regions=2)
+    shown = Rendered(figure)
+    edge = 0.2  # pixels from the corner of a cell of 4 pixels, where its frame is
+
+    def frame(panel: int, position: int) -> Any:
+        row, column = divmod(position, 4)
+        return shown.at(panel, column * 4 - 0.5 + 2, row * 4 - 0.5 + edge)
+
+    for panel, places, level in ((0, (4, 12), 0.5), (1, (15, 3), 0.2)):
+        for color, place in zip(panels.HUES[:2], places, strict=True):
+            assert close(frame(panel, place), to_rgb(color), 0.3)
+        others = set(range(16)) - set(places)
+        assert all(close(frame(panel, place), [level] * 3) for place in others)
+    texts = [[text.get_text() for text in panel.texts] for panel in figure.axes]
+    assert texts == [["1", "2"], ["1", "2"]]
+
+
+def test_regions_with_one_match_share_its_cell() -> None:
+    views = gray(2)
+    match = torch.full((2, 16), 7)
+    figure = visualize.draw_matches(views, views, match, (GRID, GRID), others=[gray(2, size=8)], num_regions=3)
+    assert len(figure.axes) == 6
+    assert [text.get_text() for text in figure.axes[1].texts] == ["1 2 3"]
+    assert figure.axes[2].get_title() == "small crop"
+
+
+def test_matches_that_do_not_fit_are_named() -> None:
+    match = torch.zeros(1, 16, dtype=torch.int64)
+    for arguments, options, message in (
+        ((gray(), gray(2), match, (GRID, GRID)), {}, "second has shape"),
+        ((gray(), gray(), match[:, :4], (GRID, GRID)), {}, "match has shape"),
+        ((gray(), gray(), match, (GRID, GRID)), {"num_regions": 8}, "num_regions=8 must be at least 1 and at most 7"),
+        ((gray(), gray(), match, (GRID, GRID)), {"others": [gray(2)]}, "others has shape"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            visualize.draw_matches(*arguments, **options)

@@ -1,13 +1,15 @@
 """The pictures of a run say what was predicted, and how training went."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 import ssl_blocks as sb
-from ssl_blocks.data import denormalize, to_float
+from ssl_blocks.data import MultiCrop, denormalize, to_float
 from ssl_blocks.evaluation import Scores
+from ssl_blocks.randomness import seeded_generator
 from ssl_blocks.training import figures
 from tests.recipes import build, some_data
 
@@ -112,6 +114,33 @@ def test_puzzles_with_a_target_of_another_kind_have_no_picture(tmp_path: Path) -
     encoder = sb.PostNormTransformer(grid=4, patch=4, depth=1, num_heads=2)
     puzzle = sb.PatchPuzzle(encoder=encoder, tokenizer=tokenizer, target=Rows())
     assert figures.write_figures(puzzle, some_data(), tmp_path) == []
+
+
+def test_distillation_shows_which_regions_match(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = {}
+    draw_it = figures.distillation.draw_matches
+
+    def spy(first, second, match, grids, *, others):
+        shown.update(first=first, second=second, match=match, grids=grids, others=others)
+        return draw_it(first, second, match, grids, others=others)
+
+    monkeypatch.setattr(figures.distillation, "draw_matches", spy)
+    size = {"patch_size": 2, "window_size": 2, "embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2)}
+    head = partial(sb.dino_head, hidden_dim=8, bottleneck_dim=4)
+    encoder = sb.encoders.timm_regions(image_size=16, **size)
+    objective = sb.ViewRegionDistillation(encoder=encoder, out_dim=8, head=head)
+    data = some_data()
+    augment = MultiCrop(16, 8, num_local=1, mean=data.mean, std=data.std)
+    assert figures.write_figures(objective, data, tmp_path, augment) == [tmp_path / "regions.png"]
+    images = to_float(data.test.images[torch.linspace(0, 7, 6).long()], data.mean, data.std)
+    views = augment(images, generator=seeded_generator("cpu", 0))
+    pictures = [denormalize(view, data.mean, data.std).clamp(0, 1)[:4] for view in views.images]
+    for picture, name in ((pictures[0], "first"), (pictures[1], "second")):
+        torch.testing.assert_close(shown[name], picture)
+    torch.testing.assert_close(shown["others"][0], pictures[2])
+    objective.eval()
+    maps = [objective.encoder.regions(view[:4]).map for view in views.images[:2]]
+    assert torch.equal(shown["match"], sb.match_regions(*maps))
 
 
 def test_the_mode_of_every_module_is_left_as_it_was(tmp_path: Path) -> None:
