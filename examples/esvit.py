@@ -84,6 +84,7 @@ class CropsConfig(StrictModel):
     global_scale: tuple[float, float] = Field((0.4, 1.0), description="share of the area that a large crop keeps")
     local_scale: tuple[float, float] = Field((0.05, 0.4), description="share of the area that a small crop keeps")
     color: float = Field(1.0, ge=0, le=2.5, description="strength of the colour jitter; 1 is DINO's")
+    solarize: float = Field(0.2, ge=0, le=1, description="share of the second large crops that are solarized")
     blur_sigma: tuple[float, float] = Field((0.1, 2.0), description="smallest and largest blur in pixels")
 
     def build(self, shape: ImageShape, *, flip: bool, mean: Sequence[float], std: Sequence[float]) -> MultiCrop:
@@ -95,6 +96,7 @@ class CropsConfig(StrictModel):
                 saturation=0.2 * self.color,
                 hue=0.1 * self.color,
                 sigma=self.blur_sigma,
+                solarize=self.solarize,
             )
             return MultiCrop(
                 (shape.height, shape.width),
