@@ -15,7 +15,11 @@ from ssl_blocks.training import Run, load_config
 from tests.examples import CONFIGS, EsViTConfig, assemble_esvit
 from tests.training.test_esvit_recipe import COMMON, MAP
 
-CASES = {"ddp": [], "ddp-accumulated": ["--optimizer.accumulate=2"]}
+CASES = {
+    "ddp": [],
+    "ddp-accumulated": ["--optimizer.accumulate=2"],
+    "sharded": ["--trainer.strategy=fsdp"],
+}
 OPTIONS = ["--trainer.precision=fp32", "--teacher.momentum=0.5", "--head.freeze_epochs=0", "--encoder.drop_path=0"]
 
 
