@@ -12,7 +12,7 @@ from ssl_blocks import attention
 from ssl_blocks.testing import assert_no_leak, check_token_encoder
 from tests.encoders.families import FAMILIES, ROOT, TABLE, causal, family, images_for, raster, shaken
 
-OBJECTIVES = ("autoregression", "masked")
+OBJECTIVES = ("autoregression", "masked", "query stream")
 
 
 def objective(encoder, kind):
@@ -24,6 +24,17 @@ def objective(encoder, kind):
     if kind == "masked":
         return sb.MaskedAutoencoding(
             encoder=encoder, tokenizer=tokenizer, target=target, decoder=sb.MaskTokenDecoder(**size)
+        )
+    if kind == "query stream":
+        own = {"grid": encoder.grid, "dim": encoder.dim, "depth": 1, "num_heads": 2, "norm": encoder.norm}
+        return sb.SegmentAutoregression(
+            encoder=encoder,
+            tokenizer=tokenizer,
+            partitioner=sb.TokenPartitioner(),
+            target=target,
+            router=sb.MatchedRouter(encoder_depth=encoder.depth, decoder_depth=1),
+            decoder=sb.QueryStreamDecoder(**own),
+            predict_first=encoder.num_prefix > 0,
         )
     return sb.SegmentAutoregression(
         encoder=encoder,
