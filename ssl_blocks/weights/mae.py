@@ -63,9 +63,9 @@ def load_mae(
     found = {_translate(name): value for name, value in state.items()}
     if encoder_only:
         found = {name: value for name, value in found.items() if name.startswith(ENCODER)}
-    for name in set(TABLES.values()) & set(found) & set(ours):
+    for name in (table for table in TABLES.values() if table in found and table in ours):
         found[name] = _fit_table(name, found[name], ours[name], objective.encoder.grid)
-    wanted = {name for name in ours if not encoder_only or name.startswith(ENCODER)}
+    wanted = [name for name in ours if not encoder_only or name.startswith(ENCODER)]
     _check(found, {name: ours[name] for name in wanted})
     with torch.no_grad():
         for name in wanted:
