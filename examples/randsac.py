@@ -26,7 +26,7 @@ class RandSACConfig(RunConfig):
     decoder: DecoderConfig = DecoderConfig()
     learned_skips: bool = Field(True, description="mix encoder layers per decoder layer; otherwise only the last")
     two_stream: bool = Field(
-        False, description="no decoder: queries pass through the encoder beside its content (the paper's Table 10)"
+        False, description="queries pass through the encoder (the paper's Table 10); decoder and learned_skips have no effect"
     )
     normalize_target: bool = Field(True, description="normalise each target patch (the paper's Table 10 and later)")
 
