@@ -26,7 +26,7 @@ class RandSACConfig(RunConfig):
     decoder: DecoderConfig = DecoderConfig()
     learned_skips: bool = Field(True, description="mix encoder layers per decoder layer; otherwise only the last")
     two_stream: bool = Field(
-        False, description="queries pass through the encoder (the paper's Table 10); decoder and learned_skips have no effect"
+        False, description="no decoder: queries go through the encoder (Table 10); decoder, learned_skips are idle"
     )
     normalize_target: bool = Field(True, description="normalise each target patch (the paper's Table 10 and later)")
 
