@@ -105,7 +105,8 @@ class WeightedSum(ObjectiveModule):
         draw = self.draw(images) if draw is None else draw
         outputs = self.outputs(images, draw)
         losses = torch.stack([out.loss for out in outputs.values()])
-        loss = (losses * losses.new_tensor([self.weights[name] for name in outputs])).sum()
+        # numbers, not a tensor of weights, which would be copied to the device in every step
+        loss = torch.stack([self.weights[name] * out.loss for name, out in outputs.items()]).sum()
         metrics: dict[str, Tensor] = {}
         for name, out in outputs.items():
             metrics |= {f"{name}_loss": out.loss.detach()} | {f"{name}_{key}": v for key, v in out.metrics.items()}
