@@ -27,6 +27,27 @@ def test_probabilities_are_those_of_scikit_learn(c: float, classes: int) -> None
     assert ours.std() > 0.02
 
 
+def alike(count: int, width: int, classes: int) -> tuple[Tensor, Tensor]:
+    """Features as an encoder makes them: many of them say nearly the same, and labels are hard to tell."""
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(width, width, dtype=torch.float64, generator=generator)
+    hidden = torch.randn(count, width, dtype=torch.float64, generator=generator)
+    hidden = hidden * torch.logspace(0, -3, width, dtype=torch.float64)
+    noise = 60 * torch.randn(count, classes, dtype=torch.float64, generator=generator)
+    labels = (hidden @ torch.randn(width, classes, dtype=torch.float64, generator=generator) * 20 + noise).argmax(1)
+    x = hidden @ mixing
+    return (x - x.mean(0)) / x.std(0, correction=0), labels
+
+
+def test_features_that_say_nearly_the_same_need_few_steps() -> None:
+    x, y = alike(2000, 64, 5)
+    weight, bias = fit_logistic(x, y, num_classes=5, c=1.0, max_iterations=150)  # a warning would fail the test
+    theirs = LogisticRegression(C=1.0, tol=1e-9, max_iter=20_000).fit(x.numpy(), y.numpy())
+    ours = (x @ weight.T + bias).softmax(1).numpy()
+    np.testing.assert_allclose(ours, theirs.predict_proba(x.numpy()), atol=1e-4)
+    assert np.linalg.cond(x.numpy()) > 500
+
+
 def test_probe_equals_scikit_learn_on_standardised_features() -> None:
     (x, y), (test, test_labels) = draw(60, 0), draw(200, 1)
     score = logistic_probe(1000 * x + 7, y, 1000 * test + 7, test_labels, cs=(0.05,))
