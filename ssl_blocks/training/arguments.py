@@ -56,11 +56,7 @@ def read_arguments(argv: Sequence[str], config_class: type[BaseModel]) -> Argume
         ValueError: if an option is unknown, without its value or given twice, or two contradict each other.
     """
     paths = [option.path for option in list_options(config_class)]
-    given: dict[str, str | None] = {}
-    for name, value in _pairs(argv, paths):
-        if name in given:
-            raise ValueError(f"--{name} is given twice, as {given[name]} and as {value}: give it once")
-        given[name] = value
+    given = pair_options(argv, paths, switches=SWITCHES)
     for name, value in given.items():
         if name in ("dry-run", "help") and value is not None:
             raise ValueError(f"--{name}={value}: --{name} takes no value")
@@ -83,16 +79,38 @@ def read_arguments(argv: Sequence[str], config_class: type[BaseModel]) -> Argume
     )
 
 
-def _pairs(argv: Sequence[str], paths: list[str]) -> Iterator[tuple[str, str | None]]:
-    """Pair options with their values, in either spelling: ``--a b`` and ``--a=b``."""
+def pair_options(argv: Sequence[str], paths: Sequence[str], *, switches: Sequence[str]) -> dict[str, str | None]:
+    """Pair options with their values, in either spelling: ``--a b`` and ``--a=b``.
+
+    Args:
+        argv: arguments.
+        paths: dotted names of a configuration's fields.
+        switches: names of other options; ``help`` and ``dry-run`` take no value.
+
+    Returns:
+        The value of every option that was given; ``None`` where none follows.
+
+    Raises:
+        ValueError: if an option is unknown or given twice, or a word stands alone.
+    """
+    given: dict[str, str | None] = {}
+    for name, value in _pairs(argv, paths, switches):
+        if name in given:
+            raise ValueError(f"--{name} is given twice, as {given[name]} and as {value}: give it once")
+        given[name] = value
+    return given
+
+
+def _pairs(argv: Sequence[str], paths: Sequence[str], switches: Sequence[str]) -> Iterator[tuple[str, str | None]]:
     rest = ["--help" if argument == "-h" else argument for argument in argv]
     while rest:
         argument = rest.pop(0)
         name, equals, value = argument.removeprefix("--").partition("=")
         if not argument.startswith("--"):
-            raise ValueError(f"{argument!r} stands alone, expected an option such as --preset NAME (--help lists all)")
-        if name not in SWITCHES and name not in paths:
-            near = nearest(name, [*paths, *SWITCHES])
+            example = "--preset NAME" if "preset" in switches else f"--{paths[0]} VALUE"
+            raise ValueError(f"{argument!r} stands alone, expected an option such as {example} (--help lists all)")
+        if name not in switches and name not in paths:
+            near = nearest(name, [*paths, *switches])
             hint = f"; did you mean --{near}?" if near else ""
             raise ValueError(f"--{name}{equals}{value} is no known option{hint} (--help lists all)")
         if equals:

@@ -2,12 +2,12 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
@@ -22,6 +22,7 @@ from ssl_blocks.training.resume import run_folder, stored_config
 from ssl_blocks.training.run import Assemble, Run
 
 C = TypeVar("C", bound=RunConfig)
+M = TypeVar("M", bound=BaseModel)
 WRONG_WISH = 2
 
 
@@ -57,11 +58,11 @@ def main(
         _check_place(config.folder)
         run = Run.prepare(config, assemble, resume=arguments.resume)
     except (ValueError, TypeError, OSError) as mistake:
-        return _fail(mistake, WRONG_WISH)
+        return fail(mistake, WRONG_WISH)
     try:
         run.fit()
     except RunStopped as stopped:
-        return _fail(stopped, stopped.exit_code)
+        return fail(stopped, stopped.exit_code)
     return 0
 
 
@@ -91,6 +92,23 @@ def _configure(config_class: type[C], arguments: Arguments, presets: Path, prefi
     elif arguments.preset is not None:
         base = read_preset(arguments.preset, presets, prefix=prefix)
 
+    source = f"--preset {arguments.preset}" if arguments.preset is not None else f"--resume {arguments.resume}"
+    return parse_config(config_class, arguments.overrides, base=base, source=source)
+
+
+def parse_config(config_class: type[M], overrides: Mapping[str, str], *, base: Mapping[str, Any], source: str) -> M:
+    """Build a configuration of values that are known and options that change them.
+
+    Args:
+        config_class: what to build.
+        overrides: value of every dotted option that was given.
+        base: values by field, of a preset or a run.
+        source: what to call these in errors.
+
+    Raises:
+        ValueError: naming every wrong field, its value and what was expected.
+    """
+
     class Settings(BaseSettings, config_class):  # type: ignore[valid-type, misc]
         model_config = SettingsConfigDict(
             extra="forbid", cli_exit_on_error=False, cli_avoid_json=True, cli_hide_none_type=True
@@ -98,13 +116,12 @@ def _configure(config_class: type[C], arguments: Arguments, presets: Path, prefi
 
         @classmethod
         def settings_customise_sources(cls, settings_cls: type[BaseSettings], *_: Any, **__: Any) -> Any:
-            return (_BaseSource(settings_cls, base),)  # no environment variables: they would change runs unseen
+            return (_BaseSource(settings_cls, dict(base)),)  # no environment variables: they would change runs unseen
 
     try:
-        settings = Settings(_cli_parse_args=[f"--{name}={value}" for name, value in arguments.overrides.items()])
+        settings = Settings(_cli_parse_args=[f"--{name}={value}" for name, value in overrides.items()])
     except ValidationError as error:
-        source = f"--preset {arguments.preset}" if arguments.preset is not None else f"--resume {arguments.resume}"
-        raise ValueError(explain(error, config_class, given=arguments.overrides, base=source if base else "")) from None
+        raise ValueError(explain(error, config_class, given=overrides, base=source if base else "")) from None
     except SettingsError as error:
         raise ValueError(str(error).removeprefix("error parsing CLI: ")) from None
     return config_class.model_validate(settings.model_dump())
@@ -170,7 +187,8 @@ def _print(text: str) -> None:
         print(text, end="")
 
 
-def _fail(reason: Exception, exit_code: int) -> int:
+def fail(reason: Exception, exit_code: int) -> int:
+    """Tell a mistake in one line on standard error, and return the exit code."""
     if is_rank_zero():
         print(f"error: {' '.join(str(reason).split())}", file=sys.stderr)
     return exit_code

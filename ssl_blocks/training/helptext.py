@@ -43,10 +43,10 @@ def help_text(config_class: type[RunConfig], *, presets: dict[str, str], program
         f"  {call} --preset {name} --dry-run\n"
         f"  {call} --preset {name} --name mine --seed 1 --data.max_train 1000\n"
         f"  {call} --resume runs/{name}",
-        _table("presets:", list(presets.items()), width, indent=max(map(len, presets), default=0) + 4),
-        _table("what to do:", _SWITCHES, width),
+        option_table("presets:", list(presets.items()), width, indent=max(map(len, presets), default=0) + 4),
+        option_table("what to do:", _SWITCHES, width),
     ]
-    sections += [_table(title, rows, width) for title, rows in _groups(config_class)]
+    sections += [option_table(title, rows, width) for title, rows in _groups(config_class)]
     note = "Lists are written 2,4; true and false are spelled out; None puts a value back to its default meaning."
     sections.append(textwrap.fill(note, width))
     return "\n\n".join(sections) + "\n"
@@ -60,13 +60,14 @@ def _groups(config_class: type[RunConfig]) -> list[tuple[str, list[tuple[str, st
     groups = [("run:", [o for o in plain if o.path in RunConfig.model_fields])]
     for name in [*FIRST, *own, *LAST]:
         members = [o for o in options if o.path.startswith(f"{name}.")]
-        groups.append((f"{name}: {_meaning(config_class.model_fields[name], nested[name])}", members))
+        groups.append((f"{name}: {meaning_of(config_class.model_fields[name], nested[name])}", members))
     recipe = [o for o in plain if o.path not in RunConfig.model_fields]
     groups.insert(1 + len(FIRST) + len(own), ("objective:", recipe))
-    return [(title, [_row(option, nested) for option in members]) for title, members in groups if members]
+    return [(title, [option_row(option, nested) for option in members]) for title, members in groups if members]
 
 
-def _meaning(field: FieldInfo, models: list[type[BaseModel]]) -> str:
+def meaning_of(field: FieldInfo, models: list[type[BaseModel]]) -> str:
+    """Say what a part of a configuration is: its description, or the first line of its docstring."""
     text = field.description or (models[0].__doc__ or "").strip().split("\n")[0].rstrip(".").replace("``", "")
     return _lowered(text)
 
@@ -76,7 +77,8 @@ def _lowered(text: str) -> str:
     return text[:1].lower() + text[1:] if text.partition(" ")[0][1:].islower() or text[1:2] == " " else text
 
 
-def _row(option: Option, nested: dict[str, list[type[BaseModel]]]) -> tuple[str, str]:
+def option_row(option: Option, nested: dict[str, list[type[BaseModel]]]) -> tuple[str, str]:
+    """Write an option and its values on the left, and what they mean on the right."""
     part, _, name = option.path.rpartition(".")
     models = nested.get(part, [])
     text, choices = option.field.description or "", value_text(option.field.annotation)
@@ -117,7 +119,8 @@ def default_text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _table(title: str, rows: Any, width: int, *, indent: int = INDENT) -> str:
+def option_table(title: str, rows: Any, width: int, *, indent: int = INDENT) -> str:
+    """Arrange rows of two texts below a title."""
     lines = [title]
     for left, text in rows:
         if len(left) + 4 > indent:

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -19,8 +20,10 @@ from ssl_blocks.data import ImageData, ImageShape, UnreadableImageError, load
 from ssl_blocks.files import TEMPORARY_SUFFIX, atomically
 from ssl_blocks.objectives import ObjectiveModule
 from ssl_blocks.training.callbacks import OnlineKnn, RichRunProgress, StepLog
+from ssl_blocks.training.card import write_card
 from ssl_blocks.training.checkpoints import AtomicCheckpointIO, Checkpoints, check_checkpoint, list_checkpoints
 from ssl_blocks.training.config import RunConfig, section
+from ssl_blocks.training.devices import choose_device
 from ssl_blocks.training.errors import RunStopped
 from ssl_blocks.training.export import export_encoder
 from ssl_blocks.training.figures import write_curves, write_figures
@@ -87,7 +90,7 @@ class Run(Generic[C]):
         if not is_rank_zero() and resume is None:
             resume = True  # the first process has looked, and may have begun to write
         checkpoint = starting_point(config, resume)
-        device, autocast_dtype = choose_device(config)
+        device, autocast_dtype = choose_device(config.trainer.device, config.trainer.precision, section="trainer.")
         settings = config.data
         with section("data"):
             data = load(
@@ -154,6 +157,7 @@ class Run(Generic[C]):
         figures = write_figures(self.module.objective, self.data, folder / "figures", self.module.augment)
         figures.append(write_curves(folder, scores))
         results = {
+            "recipe": self._recipe(),
             "seconds": round(self.module.seconds, 1),
             "scores": [score.as_dict() for score in scores],
             "objective": measured,
@@ -161,6 +165,7 @@ class Run(Generic[C]):
         }
         with atomically(folder / "results.json") as temporary:
             temporary.write_text(json.dumps(results, indent=2) + "\n")
+        write_card(folder)
         print_report(console, self.config, scores, figures, seconds=self.module.seconds, measured=measured)
         if self.data.skipped:
             console.print(f"{len(self.data.skipped)} unreadable images were skipped, {self.data.skipped[0]} first")
@@ -255,6 +260,15 @@ class Run(Generic[C]):
         objective = self.module.objective
         return score_encoder(name, objective, sample, device=self.device, autocast_dtype=self.autocast_dtype)
 
+    def _recipe(self) -> dict[str, Any]:
+        """What the model card says of where the encoder comes from."""
+        return {
+            "name": type(self.config).__name__.removesuffix("Config"),
+            "objective": type(self.module.objective).__name__,
+            "train_images": len(self.data.train),
+            "version": version("ssl_blocks"),
+        }
+
     def _export(self, folder: Path) -> None:
         objective = self.module.objective
         export_encoder(
@@ -271,28 +285,6 @@ def build(config: C, assemble: Assemble[C], shape: ImageShape) -> ObjectiveModul
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return assemble(config, shape)
-
-
-def choose_device(config: RunConfig) -> tuple[str, torch.dtype | None]:
-    """Resolve ``auto`` to what this machine has: device, and 16-bit type or ``None``.
-
-    Raises:
-        ValueError: if a GPU is asked for and there is none.
-    """
-    wanted, precision = config.trainer.device, config.trainer.precision
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise ValueError("trainer.device='cuda' needs a CUDA GPU, and there is none; use auto or cpu")
-    device = "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
-    if precision == "auto":
-        precision = "bf16" if _has_bf16(device) else "fp32"
-    return device, torch.bfloat16 if precision == "bf16" else None
-
-
-def _has_bf16(device: str) -> bool:
-    if device == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities: dict[str, Any] = dict(torch.cpu.get_capabilities())
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 @contextmanager

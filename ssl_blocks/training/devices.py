@@ -1,0 +1,31 @@
+"""Where to compute, and how precisely."""
+
+from typing import Any
+
+import torch
+
+
+def choose_device(wanted: str, precision: str, *, section: str = "") -> tuple[str, torch.dtype | None]:
+    """Resolve ``auto`` to what this machine has: device, and 16-bit type or ``None``.
+
+    Args:
+        wanted: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        precision: ``"auto"``, ``"bf16"`` or ``"fp32"``.
+        section: what stands before the option's name in errors, with a dot.
+
+    Raises:
+        ValueError: if a GPU is asked for and there is none.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"{section}device='cuda' needs a CUDA GPU, and there is none; use auto or cpu")
+    device = "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+    if precision == "auto":
+        precision = "bf16" if _has_bf16(device) else "fp32"
+    return device, torch.bfloat16 if precision == "bf16" else None
+
+
+def _has_bf16(device: str) -> bool:
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities: dict[str, Any] = dict(torch.cpu.get_capabilities())
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
