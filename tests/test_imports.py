@@ -34,6 +34,7 @@ LAYERS = [
     {"encoders"},
     {"objectives"},
     {"data", "evaluation", "testing", "training", "visualize", "weights"},
+    {"evaluate"},
 ]
 HEAVY = ("pytorch_lightning", "lightly", "matplotlib", "sklearn", "transformers")
 

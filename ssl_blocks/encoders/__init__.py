@@ -6,6 +6,7 @@ from torchvision.models.vision_transformer import VisionTransformer
 
 from ssl_blocks.encoders.eva import TimmEva, timm_eva
 from ssl_blocks.encoders.loading import load_encoder
+from ssl_blocks.encoders.pooled import TimmPooled
 from ssl_blocks.encoders.protocol import FeatureEncoder, RegionEncoder, TokenEncoder
 from ssl_blocks.encoders.puzzle import PostNormTransformer
 from ssl_blocks.encoders.regions import TimmRegions, TokenRegions, timm_regions
@@ -13,12 +14,14 @@ from ssl_blocks.encoders.timm import TimmViT, timm_vit
 from ssl_blocks.encoders.torch import TorchEncoder
 from ssl_blocks.encoders.torchvision import TorchvisionViT
 from ssl_blocks.encoders.transformers import TransformersViT
+from ssl_blocks.encoders.untrained import untrained
 
 __all__ = [
     "FeatureEncoder",
     "PostNormTransformer",
     "RegionEncoder",
     "TimmEva",
+    "TimmPooled",
     "TimmRegions",
     "TimmViT",
     "TokenEncoder",
@@ -30,6 +33,7 @@ __all__ = [
     "timm_eva",
     "timm_regions",
     "timm_vit",
+    "untrained",
     "wrap",
 ]
 

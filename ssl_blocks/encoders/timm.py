@@ -125,11 +125,11 @@ def timm_vit(
     model = create(name, arguments, model_args, _refuse_unfit)
     encoder = TimmViT(model, model_args=arguments)
     if not model_args.get("pretrained"):
-        _initialize(encoder, fixed_positions=positions == "sincos")
+        initialize(encoder, fixed_positions=positions == "sincos")
     return encoder
 
 
-def _initialize(encoder: TimmViT, *, fixed_positions: bool) -> None:
+def initialize(encoder: TimmViT, *, fixed_positions: bool) -> None:
     """Draw prefix tokens, and set up a fixed position table, as MAE does."""
     vit = encoder.module
     for token in (vit.cls_token, vit.reg_token):

@@ -20,6 +20,7 @@ from ssl_blocks.evaluation.sweep import SweepScore, check_candidates, hold_out
 from ssl_blocks.randomness import seeded_generator
 from ssl_blocks.tokenizers import Tokenizer
 
+IMAGENET_IMAGES = 1_281_167
 INITIAL, HELD_OUT, ORDER, CROPS = range(4)  # what a generator is for
 
 
@@ -54,6 +55,27 @@ class LinearSettings:
     validation: float = 0.1
     crop_scale: tuple[float, float] = (0.08, 1.0)
     seed: int = 0
+
+    @classmethod
+    def for_images(cls, num_images: int, **others: Any) -> "LinearSettings":
+        """Settings that move weights as far on a small train set as RandSAC's do on ImageNet.
+
+        LARS moves a weight by a share of its norm that depends on the rate alone, so with few steps the paper's rate
+        ends near the start. Rates around ``0.1 * 1281167 / num_images`` make up for that, of which one is chosen on
+        images held out, and a batch of at most a 16th of train makes steps small enough.
+
+        Args:
+            num_images: of train.
+            **others: fields to set otherwise; ``lrs`` and ``batch_size`` may be among them.
+
+        Examples:
+            >>> settings = LinearSettings.for_images(50_000)
+            >>> settings.batch_size, [round(lr, 1) for lr in settings.lrs]
+            (3125, [0.9, 2.6, 7.7])
+        """
+        center = cls.lrs[0] * IMAGENET_IMAGES / num_images
+        batch_size = min(cls.batch_size, max(1, num_images // 16))
+        return cls(**{"lrs": (center / 3, center, center * 3), "batch_size": batch_size, **others})
 
     def __post_init__(self) -> None:
         check_candidates("lrs", self.lrs, self.validation)

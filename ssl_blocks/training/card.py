@@ -1,0 +1,181 @@
+"""The model card of an exported encoder: what it is, where it comes from, what it scores, how to load it."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ssl_blocks.files import atomically
+
+NAME = "README.md"
+
+
+def write_card(run: Path) -> Path:
+    """Write ``encoder/README.md`` of a finished run out of what the run wrote: anew whenever scores are added.
+
+    Args:
+        run: folder with ``config.yaml``, ``results.json`` and ``encoder/``.
+
+    Returns:
+        The card.
+
+    Raises:
+        OSError: if one of them is missing, or the card cannot be written.
+        ValueError: if one of them is damaged.
+    """
+    folder = run / "encoder"
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    results = json.loads((run / "results.json").read_text())
+    exported = json.loads((folder / "config.json").read_text())
+    text = "\n".join(_card(folder, exported, config=config, results=results))
+    with atomically(folder / NAME) as temporary:
+        temporary.write_text(text)
+    return folder / NAME
+
+
+def plain_card(folder: Path, exported: Mapping[str, Any]) -> str:
+    """The card of an encoder that comes from no run.
+
+    Args:
+        folder: where it will lie.
+        exported: its ``config.json``.
+    """
+    return "\n".join(_card(folder, exported, config=None, results={}))
+
+
+def _card(
+    folder: Path, exported: Mapping[str, Any], *, config: Mapping[str, Any] | None, results: Mapping[str, Any]
+) -> Iterator[str]:
+    notes: dict[str, Any] = exported.get("ssl_blocks", {})
+    of_timm = is_of_timm(exported)
+    yield "---"
+    yield f"library_name: {'timm' if of_timm else 'ssl_blocks'}"
+    yield "tags: [image-feature-extraction, self-supervised]"
+    yield "---"
+    yield ""
+    yield f"# {config['name'] if config else folder.name}"
+    yield ""
+    if config:
+        yield from _origin(config, results)
+    yield from _encoder(notes, exported)
+    scores = list(_scores(results))
+    if scores:
+        yield from ["## Scores", "", *scores]
+    yield from _loading(folder, notes, of_timm=of_timm)
+
+
+def is_of_timm(exported: Mapping[str, Any]) -> bool:
+    """Whether plain timm loads an export, by its ``config.json``."""
+    return "pretrained_cfg" in exported
+
+
+def _origin(config: Mapping[str, Any], results: Mapping[str, Any]) -> Iterator[str]:
+    recipe, data, trainer = results.get("recipe", {}), config["data"], config["trainer"]
+    images = recipe.get("train_images")
+    what = f"Pretrained with `{recipe.get('name', 'a recipe')}` of ssl_blocks {recipe.get('version', '')}".rstrip()
+    objective = f", objective `{recipe['objective']}`" if "objective" in recipe else ""
+    yield f"{what}{objective}."
+    yield ""
+    yield "| | |"
+    yield "|---|---|"
+    count = f", {images:,} training images" if images else ""
+    yield f"| data | `{data['name']}`{count} |"
+    yield f"| epochs | {trainer['epochs']} |"
+    optimizer = config["optimizer"]
+    yield f"| batch, base rate | {optimizer['batch_size']}, {optimizer['base_lr']:g} |"
+    yield f"| seed | {config['seed']} |"
+    if results.get("seconds") is not None:
+        yield f"| training time | {results['seconds']:.0f} s |"
+    yield ""
+    yield "All settings are in the run's `config.yaml`, all numbers in its `results.json`."
+    yield ""
+
+
+def _encoder(notes: Mapping[str, Any], exported: Mapping[str, Any]) -> Iterator[str]:
+    yield "## Encoder"
+    yield ""
+    yield "| | |"
+    yield "|---|---|"
+    architecture = exported.get("architecture") or exported.get("model_type") or "unknown"
+    yield f"| architecture | `{architecture}`, adapter `{notes.get('encoder', 'unknown')}` |"
+    grid, patch, crop = notes.get("grid"), notes.get("patch"), notes.get("crop")
+    if grid and patch:
+        cut = f", cut out of cells with {crop} pixels left out" if crop else ""
+        yield f"| patches | {grid[0]} x {grid[1]} of {patch[0]} x {patch[1]} pixels{cut} |"
+    if "mean" in notes:
+        yield f"| input | {notes['channels']} channels; mean {_numbers(notes['mean'])}, std {_numbers(notes['std'])} |"
+    yield f"| features | {notes.get('pooling', 'unknown')} |"
+    yield ""
+
+
+def _scores(results: Mapping[str, Any]) -> Iterator[str]:
+    """The run's own scores, and the latest evaluation by each protocol and on each data."""
+    own: Sequence[Mapping[str, Any]] = results.get("scores", [])
+    if own:
+        yield "At the end of the run, on the test images of its data:"
+        yield ""
+        yield f"| features | kNN | linear probe, {own[0]['shots']} labels a class |"
+        yield "|---|---|---|"
+        for row in own:
+            yield f"| {row['name']} | {row['knn']:.1%} | {_spread(row['fewshot'])} |"
+        yield ""
+    latest: dict[tuple[str, ...], Mapping[str, Any]] = {}
+    for entry in results.get("evaluations", []):
+        data = entry["data"] or {"name": ""}
+        latest[(data["name"], *sorted(entry["settings"]))] = entry
+    for entry in latest.values():
+        yield from _evaluation(entry)
+
+
+def _evaluation(entry: Mapping[str, Any]) -> Iterator[str]:
+    columns = list(dict.fromkeys(name for row in entry["scores"] for name in row if name != "name"))
+    data = entry["data"]
+    images = "" if data is None else f" on `{data['name']}` ({data['train']:,} training, {data['test']:,} test images)"
+    yield f"`{entry['command']}`{images}, {entry['date']}:"
+    yield ""
+    yield f"| features | {' | '.join(name.replace('_', ' ') for name in columns)} |"
+    yield "|---" * (1 + len(columns)) + "|"
+    for row in entry["scores"]:
+        yield f"| {row['name']} | {' | '.join(_cell(row.get(name)) for name in columns)} |"
+    yield ""
+
+
+def _cell(score: Mapping[str, Any] | None) -> str:
+    if score is None:
+        return "-"
+    if "mean_iou" in score:
+        return f"mean IoU {score['mean_iou']:.1%}, pixels {score['pixel_accuracy']:.1%}"
+    return _spread(score) if "mean" in score else f"{score['accuracy']:.1%}"
+
+
+def _spread(score: Mapping[str, Any] | None) -> str:
+    return "-" if score is None else f"{score['mean']:.1%} ± {score['std']:.1%}"
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.4g}" for value in values)
+
+
+def _loading(folder: Path, notes: Mapping[str, Any], *, of_timm: bool) -> Iterator[str]:
+    yield "## Load"
+    yield ""
+    yield "```python"
+    if of_timm and not notes.get("crop"):
+        yield "import timm"
+        yield ""
+        yield f'model = timm.create_model("local-dir:{folder.as_posix()}", pretrained=True).eval()'
+        yield "features = model(images)  # normalised images [B, C, H, W] -> [B, D]"
+        yield "```"
+        yield ""
+        yield "or, as an encoder for objectives and evaluation:"
+        yield ""
+        yield "```python"
+    yield "from ssl_blocks.encoders import load_encoder"
+    yield ""
+    yield f'encoder = load_encoder("{folder.as_posix()}")'
+    what = "patches [B, N, C, p, q]" if notes.get("crop") else "images [B, C, H, W]"
+    yield f"features = encoder.features(images)  # normalised {what} -> [B, D]"
+    yield "```"
+    yield ""

@@ -1,0 +1,23 @@
+"""A small finished run, which every test copies."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.training.small import config
+from tests.training.small import prepare as prepare_run
+
+SHORT = ("--trainer.epochs=1", "--optimizer.warmup_epochs=0.5", "--data.max_train=200", "--data.max_test=50")
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    prepare_run(folder, *SHORT).fit()
+    return config(folder, *SHORT).folder
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "runs" / "run"))
