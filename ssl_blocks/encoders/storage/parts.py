@@ -70,7 +70,8 @@ def require_type(owner: str, name: str, part: object, expected: type) -> None:
         TypeError: naming both.
     """
     if type(part) is not expected:
-        refuse(owner, f"{name} is a {type(part).__name__}, expected nn.{expected.__name__}")
+        home = "nn." if hasattr(nn, expected.__name__) else "torchvision's "
+        refuse(owner, f"{name} is a {type(part).__name__}, expected {home}{expected.__name__}")
 
 
 def require_same(owner: str, module: nn.Module, again: nn.Module, *, passed_over: tuple[str, ...] = ()) -> None:

@@ -63,7 +63,7 @@ def _resized(model: nn.Module, folder: Path, image_size: int | tuple[int, int]) 
     embed = getattr(model, "patch_embed", None)
     patch = pair(embed.patch_size) if isinstance(embed, PatchEmbed) else (1, 1)
     new = grid_for(image_size, patch)
-    if "img_size" not in inspect.signature(type(model)).parameters:
+    if not _knows_size(model):
         return model  # convolutions take any size
     if not isinstance(model, VisionTransformer | Eva):
         # windows and tables of relative positions: timm knows them
@@ -77,3 +77,8 @@ def _resized(model: nn.Module, folder: Path, image_size: int | tuple[int, int]) 
         state["pos_embed"] = resampled(model.pos_embed.detach(), old=Grid(*embed.grid_size), new=new)
     again.load_state_dict(state)
     return again
+
+
+def _knows_size(model: nn.Module) -> bool:
+    """Whether its class, or one that it hands its arguments on to, is built for a size of images."""
+    return any("img_size" in inspect.signature(kind.__init__).parameters for kind in type(model).__mro__)  # type: ignore[misc]
