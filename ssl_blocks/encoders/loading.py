@@ -37,6 +37,7 @@ def load_encoder(folder: str | Path, *, image_size: int | tuple[int, int] | None
 
     Examples:
         >>> import tempfile, torch
+        >>> from ssl_blocks.encoders import PostNormTransformer
         >>> from ssl_blocks.training import export_encoder
         >>> encoder = PostNormTransformer(grid=2, patch=4, depth=1, num_heads=2)
         >>> half = (0.5, 0.5, 0.5)
@@ -51,6 +52,9 @@ def load_encoder(folder: str | Path, *, image_size: int | tuple[int, int] | None
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"folder={str(folder)!r} must be an exported encoder, but {name} is not in it")
+    sides = image_size if isinstance(image_size, tuple | list) else (image_size, image_size)
+    if image_size is not None and (len(sides) != 2 or not all(type(side) is int for side in sides)):
+        raise ValueError(f"image_size={image_size!r} must be a whole number of pixels, or two: height and width")
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text())
         notes: dict[str, Any] = config.get("ssl_blocks") or {}

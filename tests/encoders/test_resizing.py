@@ -1,5 +1,6 @@
 """Encoders are loaded at other input sizes: tables of positions as resampled by hand, all else unchanged."""
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -131,3 +132,10 @@ def test_the_error_names_argument_value_and_patch(tmp_path: Path) -> None:
         load_encoder(save(build("torchvision ViT"), tmp_path), image_size=(16, 8))
     with pytest.raises(ValueError, match=r"image_size=10 must be .* patch of 4x4 pixels, got 10 for 4"):
         load_encoder(save(build("transformers ViT"), tmp_path), image_size=10)
+
+
+@pytest.mark.parametrize("size", ["16", 16.0, (16,), (16, 16, 3), (16, None)])
+def test_a_size_of_another_type_is_refused(size: object, tmp_path: Path) -> None:
+    folder = save(build("timm ViT"), tmp_path)
+    with pytest.raises(ValueError, match=r"image_size=.* must be a whole number of pixels, or two: height and width"):
+        inspect.unwrap(load_encoder)(folder, image_size=size)

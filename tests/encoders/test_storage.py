@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from timm.models import save_for_hf
 from torch import nn
 
 from ssl_blocks import encoders
@@ -100,6 +101,17 @@ def test_a_folder_of_transformers_without_notes_is_loaded_with_the_one_attention
     encoder.module.save_pretrained(tmp_path)
     again = load_encoder(tmp_path)
     assert again.module.config._attn_implementation == "sdpa"
+    with torch.no_grad():
+        assert torch.equal(again.features(images), encoder.features(images))
+
+
+def test_a_folder_of_timm_without_notes_is_loaded(tmp_path: Path) -> None:
+    encoder = build("timm, learned, class token")
+    save_for_hf(encoder.module, tmp_path, model_args=encoder.model_args, safe_serialization=True)
+    assert "ssl_blocks" not in json.loads((tmp_path / "config.json").read_text())
+    images = inputs_for(encoder)
+    again = load_encoder(tmp_path)
+    assert isinstance(again, encoders.TimmViT)
     with torch.no_grad():
         assert torch.equal(again.features(images), encoder.features(images))
 

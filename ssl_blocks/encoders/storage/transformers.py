@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from ssl_blocks.encoders.storage.parts import grid_for, resampled
@@ -34,6 +33,7 @@ def load(
     """
     try:
         import transformers  # the extra hf
+        from huggingface_hub.errors import StrictDataclassError
     except ImportError as error:
         raise ImportError(f"a model of transformers needs it installed (extra hf): {error}") from error
     kind, state = config["model_type"], dict(state)
