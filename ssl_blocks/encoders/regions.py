@@ -162,7 +162,7 @@ class TokenRegions(nn.Module):
             ValueError: if the patch does not divide the images, or they are larger than the encoder's.
         """
         grid, patches = self._cut(images)
-        index = _spread_cells(grid, self.encoder.grid, images.device).expand(len(images), -1)
+        index = _spread_cells(grid, self.encoder.grid, images.device).expand(images.shape[0], -1)
         final = self.encoder.encode(self.encoder.embed(patches), index).final
         tokens = final[:, self.encoder.num_prefix :]
         return Regions(map=tokens, pooled=final[:, 0] if self.class_token else tokens.mean(1), grid=grid)

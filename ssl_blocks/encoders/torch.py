@@ -88,13 +88,22 @@ class TorchEncoder(TokenAdapter):
         assert isinstance(stem, nn.Conv2d)
         return stem
 
-    def _tensor(self, name: str) -> Tensor | None:
-        """``[1, k, D]``."""
+    def gathered(self) -> nn.Module:
+        """The parts in a module of their own, under the names ``stem``, ``encoder``, ``positions`` and ``prefix``."""
+        return _gather(self._layers(), self._stem(), self._given("positions"), self._given("prefix"))
+
+    def _given(self, name: str) -> Tensor | None:
+        """A tensor in the shape that it was given in."""
         if name not in self._paths:
             return None
         parent, _, leaf = self._paths[name].rpartition(".")
         tensor: Tensor = getattr(self.module.get_submodule(parent), leaf)
-        return tensor.reshape(1, -1, tensor.shape[-1])
+        return tensor
+
+    def _tensor(self, name: str) -> Tensor | None:
+        """``[1, k, D]``."""
+        tensor = self._given(name)
+        return None if tensor is None else tensor.reshape(1, -1, tensor.shape[-1])
 
     def _prefix(self) -> list[Tensor]:
         prefix = self._tensor("prefix")

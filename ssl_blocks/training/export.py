@@ -1,4 +1,4 @@
-"""Save a pretrained encoder so that plain timm loads it, or this library where it is no model of timm."""
+"""Save a pretrained encoder: where timm or transformers know the model, so that they load it, too."""
 
 import json
 import logging
@@ -7,16 +7,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from timm.models import save_for_hf
-from torch import nn
 
-from ssl_blocks.encoders import FeatureEncoder
-from ssl_blocks.encoders.loading import OWN_KINDS
+from ssl_blocks.encoders import FeatureEncoder, TimmRegions, TokenRegions, TransformersViT
+from ssl_blocks.encoders.storage import Stored, describe, norm_of
 from ssl_blocks.tokenizers import Tokenizer
 from ssl_blocks.training.logs import quiet
 
 FORMAT_VERSION = 1
+CONTIGUOUS = torch.contiguous_format
 
 
 def export_encoder(
@@ -29,12 +30,17 @@ def export_encoder(
 ) -> Path:
     """Write ``config.json`` and ``model.safetensors``; an existing folder is replaced only when both are there.
 
-    ``timm.create_model("local-dir:FOLDER", pretrained=True)`` then returns the model, and calling it returns the
-    mean over normalised patch tokens: the same features as the encoder's. A model of this library, such as
-    `PostNormTransformer`, is no model of timm; ``ssl_blocks.encoders.load_encoder`` loads either kind.
+    ``ssl_blocks.encoders.load_encoder`` loads it again, with equal features. Others load it without this library:
+
+    - A model of timm: ``timm.create_model("local-dir:FOLDER", pretrained=True)``. Calling it returns the mean over
+      normalised patch tokens, the same features as the encoder's, if the model was built so, as ``timm_vit`` does.
+    - A model of transformers: ``transformers.AutoModel.from_pretrained(FOLDER)``.
+
+    Of torchvision's ``VisionTransformer``, of ``TorchEncoder`` and of ``PostNormTransformer`` the configuration holds
+    what they are built from.
 
     Args:
-        encoder: what to save; its module is a timm model, or one of this library.
+        encoder: what to save; any encoder of this library.
         folder: where to.
         tokenizer: how pretraining cut the images, noted in the configuration; ``None`` where it did not.
         mean: per channel on the 0..1 scale.
@@ -44,15 +50,38 @@ def export_encoder(
         The folder.
 
     Raises:
-        TypeError: if the encoder's module is neither.
+        TypeError: if the encoder is of no such kind, or has a part that could not be built again, with the reason.
     """
-    module, architecture = encoder.module, type(encoder.module).__name__
-    if architecture not in OWN_KINDS and not hasattr(module, "pretrained_cfg"):
+    inner = encoder.encoder if isinstance(encoder, TokenRegions) else encoder
+    stored = describe(inner)
+    if stored is None and not isinstance(inner, TransformersViT) and not hasattr(inner.module, "pretrained_cfg"):
         raise TypeError(
-            f"encoder.module must be a model of timm, or a {' or '.join(OWN_KINDS)}, to be exported, got {architecture}"
+            "encoder must be one of this library's, or its module a model of timm, to be exported, got "
+            f"{type(inner).__name__} with {type(inner.module).__name__}"
         )
+    notes = _notes(encoder, tokenizer, mean, std)
     fresh = folder.with_name(folder.name + ".incomplete")
     shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        if stored is not None:
+            _save_own(stored, fresh, notes)
+        elif isinstance(inner, TransformersViT):
+            _save_transformers(inner, fresh, notes)
+        else:
+            _save_timm(encoder, fresh, notes)
+            _note_preprocessing(fresh / "config.json", encoder, tokenizer, mean, std)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(fresh, folder)
+    return folder
+
+
+def _notes(
+    encoder: FeatureEncoder, tokenizer: Tokenizer | None, mean: tuple[float, ...], std: tuple[float, ...]
+) -> dict[str, Any]:
+    """What evaluation asks for, and loading beyond the model itself."""
     notes = {
         "format_version": FORMAT_VERSION,
         "encoder": type(encoder).__name__,
@@ -64,21 +93,26 @@ def export_encoder(
         "std": list(std),
         "pooling": getattr(encoder, "pooling", "mean of normalised patch tokens"),
     }
-    if architecture in OWN_KINDS:
-        _save_own(module, fresh, notes)
-    else:
-        _save_timm(encoder, fresh, notes)
-        _note_preprocessing(fresh / "config.json", encoder, tokenizer, mean, std)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(fresh, folder)
-    return folder
+    if isinstance(encoder, TimmRegions):
+        notes["norm"] = norm_of(encoder)
+    return notes
 
 
-def _save_own(module: nn.Module, folder: Path, notes: dict[str, Any]) -> None:
+def _save_own(stored: Stored, folder: Path, notes: dict[str, Any]) -> None:
     folder.mkdir(parents=True)
-    save_file({name: weight.contiguous() for name, weight in module.state_dict().items()}, folder / "model.safetensors")
-    config = {"architecture": type(module).__name__, "model_args": module.model_args, "ssl_blocks": notes}
+    # copies: what layers share is saved for each of them
+    state = {name: weight.detach().clone(memory_format=CONTIGUOUS) for name, weight in stored.state.items()}
+    save_file(state, folder / "model.safetensors")
+    config = {"architecture": stored.architecture, "model_args": stored.model_args, "ssl_blocks": notes}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _save_transformers(encoder: TransformersViT, folder: Path, notes: dict[str, Any]) -> None:
+    model: Any = encoder.module
+    model.save_pretrained(folder, max_shard_size="1TB")  # one file, however large
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"ssl_blocks": notes}, indent=2) + "\n")
 
 
 def _save_timm(encoder: FeatureEncoder, folder: Path, notes: dict[str, Any]) -> None:

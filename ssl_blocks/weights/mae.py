@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ssl_blocks.objectives import MaskedAutoencoding
-from ssl_blocks.positions import sincos_table
+from ssl_blocks.positions import resample_positions, sincos_table
 from ssl_blocks.values import Grid
 from ssl_blocks.weights.reading import read_state
-from ssl_blocks.weights.resampling import resample_positions
 
 # beginnings of names in MAE's files, and in the objective
 NAMES = {

@@ -98,7 +98,7 @@ def test_other_models_are_refused_by_the_export(tmp_path: Path) -> None:
         def features(self, images):
             return images.mean((2, 3))
 
-    message = "must be a model of timm, or a PostNormTransformer, to be exported, got Other"
+    message = "must be one of this library's, or its module a model of timm, to be exported, got Other with Other"
     with pytest.raises(TypeError, match=message):
         save(Other(), tmp_path / "encoder")
     assert not list(tmp_path.iterdir())
