@@ -121,7 +121,7 @@ def _of_folder(path: Path, image_size: int | None) -> Subject:
                 f"encoder={str(path)!r} is a run without an exported encoder (no encoder/config.json): it writes one "
                 f"at its end; go on with --resume {path}"
             )
-    encoder = load_encoder(folder)
+    encoder = load_encoder(folder, image_size=image_size)
     config: dict[str, Any] = json.loads((folder / "config.json").read_text())
     notes = config.get("ssl_blocks", {})
     tokenizer = _tokenizer(notes, image_size)

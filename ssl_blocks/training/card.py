@@ -9,7 +9,7 @@ import yaml
 
 from ssl_blocks.files import atomically
 
-NAME = "README.md"
+CARD = "README.md"
 
 
 def write_card(run: Path) -> Path:
@@ -30,9 +30,9 @@ def write_card(run: Path) -> Path:
     results = json.loads((run / "results.json").read_text())
     exported = json.loads((folder / "config.json").read_text())
     text = "\n".join(_card(folder, exported, config=config, results=results))
-    with atomically(folder / NAME) as temporary:
+    with atomically(folder / CARD) as temporary:
         temporary.write_text(text)
-    return folder / NAME
+    return folder / CARD
 
 
 def plain_card(folder: Path, exported: Mapping[str, Any]) -> str:

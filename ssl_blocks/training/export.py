@@ -14,6 +14,7 @@ from timm.models import save_for_hf
 from ssl_blocks.encoders import FeatureEncoder, TimmRegions, TokenRegions, TransformersViT
 from ssl_blocks.encoders.storage import Stored, describe, norm_of
 from ssl_blocks.tokenizers import Tokenizer
+from ssl_blocks.training.card import CARD, plain_card
 from ssl_blocks.training.logs import quiet
 
 FORMAT_VERSION = 1
@@ -28,7 +29,7 @@ def export_encoder(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> Path:
-    """Write ``config.json`` and ``model.safetensors``; an existing folder is replaced only when both are there.
+    """Write ``config.json``, ``model.safetensors`` and a model card; an existing folder is replaced as a whole.
 
     ``ssl_blocks.encoders.load_encoder`` loads it again, with equal features. Others load it without this library:
 
@@ -70,6 +71,8 @@ def export_encoder(
         else:
             _save_timm(encoder, fresh, notes)
             _note_preprocessing(fresh / "config.json", encoder, tokenizer, mean, std)
+        card = plain_card(folder, json.loads((fresh / "config.json").read_text()))
+        (fresh / CARD).write_text(card)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
@@ -88,6 +91,7 @@ def _notes(
         "patch": None if tokenizer is None else list(tokenizer.patch),
         "crop": getattr(tokenizer, "crop", 0),
         "grid": None if tokenizer is None else [tokenizer.grid.height, tokenizer.grid.width],
+        "image_size": None if tokenizer is None else list(getattr(tokenizer, "image_size", ())) or None,
         "channels": encoder.channels,
         "mean": list(mean),
         "std": list(std),

@@ -47,7 +47,7 @@ def test_features_are_equal_after_saving_and_loading(kind, tmp_path: Path) -> No
 
 def test_the_export_of_an_own_kind_notes_what_evaluation_needs(tmp_path: Path) -> None:
     folder = save(original(mlp_ratio=2), tmp_path / "encoder")
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     config = json.loads((folder / "config.json").read_text())
     assert config["architecture"] == "PostNormTransformer"
     assert config["model_args"] == {

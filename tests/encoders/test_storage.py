@@ -26,7 +26,7 @@ def test_features_are_equal_to_the_bit(name: str, tmp_path: Path) -> None:
     encoder = build(name)
     images = inputs_for(encoder)
     folder = save(encoder, tmp_path)
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     again = load_encoder(folder)
     assert type(again) is type(encoder)
     assert (again.dim, again.channels) == (encoder.dim, encoder.channels)

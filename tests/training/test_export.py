@@ -81,6 +81,6 @@ def test_export_replaces_an_older_one(tmp_path: Path) -> None:
     folder = save(small(), tmp_path / "encoder")
     (folder / "stale.txt").write_text("old")
     save(small(class_token=True), folder)
-    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(p.name for p in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert json.loads((folder / "config.json").read_text())["model_args"]["class_token"] is True
     assert [p.name for p in tmp_path.iterdir()] == ["encoder"]

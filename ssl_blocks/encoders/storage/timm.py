@@ -11,6 +11,7 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from ssl_blocks.encoders.pooled import TimmPooled
 from ssl_blocks.encoders.protocol import FeatureEncoder
 from ssl_blocks.encoders.regions import TimmRegions
 from ssl_blocks.encoders.storage.parts import grid_for, refuse, resampled
@@ -53,6 +54,8 @@ def load(
         place = notes.get("norm")
         norm = None if place is None else model.get_submodule(place) if place else nn.Identity()
         return TimmRegions(model, norm=norm, model_args=arguments)
+    if notes.get("encoder") == "TimmPooled":
+        return TimmPooled(model)
     encoder = wrap(model)
     if isinstance(encoder, TimmAdapter):
         encoder.model_args = arguments
@@ -63,7 +66,7 @@ def _resized(model: nn.Module, folder: Path, image_size: int | tuple[int, int]) 
     embed = getattr(model, "patch_embed", None)
     patch = pair(embed.patch_size) if isinstance(embed, PatchEmbed) else (1, 1)
     new = grid_for(image_size, patch)
-    if not _knows_size(model):
+    if not knows_size(model):
         return model  # convolutions take any size
     if not isinstance(model, VisionTransformer | Eva):
         # windows and tables of relative positions: timm knows them
@@ -79,6 +82,6 @@ def _resized(model: nn.Module, folder: Path, image_size: int | tuple[int, int]) 
     return again
 
 
-def _knows_size(model: nn.Module) -> bool:
+def knows_size(model: nn.Module) -> bool:
     """Whether its class, or one that it hands its arguments on to, is built for a size of images."""
     return any("img_size" in inspect.signature(kind.__init__).parameters for kind in type(model).__mro__)  # type: ignore[misc]
