@@ -10,7 +10,7 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 
 import ssl_blocks as sb
-from ssl_blocks.weights import load_saim
+from ssl_blocks.weights import load_saim, resample_positions
 from tests.recipes import images
 
 DEPTH = 4
@@ -219,7 +219,7 @@ def test_positions_are_resampled_for_another_image_size(query_positions: str) ->
     one, other = build(seed=1), build(seed=2, image_size=24, query_positions=query_positions)
     load_saim(other, official(one))
     pos_embed = one.encoder.module.pos_embed
-    table = sb.weights.resample_positions(pos_embed, old=one.encoder.grid, new=other.encoder.grid, num_prefix=1)
+    table = resample_positions(pos_embed, old=one.encoder.grid, new=other.encoder.grid, num_prefix=1)
     assert torch.equal(other.encoder.module.pos_embed, table)
     expected = table[0, 1:] if query_positions == "learned" else sb.sincos_table(sb.Grid(6, 6), 16)
     torch.testing.assert_close(other.decoder.positions.table.data, expected)
