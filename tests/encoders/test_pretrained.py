@@ -228,9 +228,7 @@ def test_a_download_that_fails_is_one_line(make, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", fail)
     monkeypatch.setattr("timm.models._builder.download_cached_file", fail)
     name = "vit_tiny_patch16_224.augreg_in21k" if make is timm_vit else "vit_small_patch16_rope_224.naver_in1k"
-    with pytest.raises(
-        ValueError, match=f"name='{name}': its pretrained weights cannot be loaded: Unreachable: the net"
-    ):
+    with pytest.raises(ValueError, match=f"name='{name}': its .* cannot be loaded: UnreachableError: the network is"):
         make(name, image_size=32, pretrained=True)
 
 
