@@ -64,7 +64,7 @@ def assemble(config: CombinedConfig, shape: ImageShape) -> sb.WeightedSum:
     """Put the objective together from its parts."""
     channels, image_size = shape.channels, (shape.height, shape.width)
     encoder = config.encoder.build(image_size=image_size, channels=channels)
-    tokenizer = sb.PatchTokenizer(image_size=image_size, patch_size=config.encoder.patch_size, channels=channels)
+    tokenizer = sb.PatchTokenizer(image_size=image_size, patch_size=encoder.patch, channels=channels)
     randsac = sb.SegmentAutoregression(
         encoder=encoder,
         tokenizer=tokenizer,

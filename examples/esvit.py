@@ -58,17 +58,13 @@ class ViTEncoderConfig(EncoderConfig):
 
     def build(self, *, image_size: int | tuple[int, int], channels: int) -> sb.TokenRegions:  # type: ignore[override]
         """Build the encoder for global crops of this size."""
-        sizes = {"embed_dim": self.width, "depth": self.depth, "num_heads": self.heads}
         with section("encoder"):
             encoder = sb.encoders.timm_vit(
                 self.name,
                 image_size=image_size,
-                patch_size=self.patch_size,
                 channels=channels,
-                positions=self.positions,
-                class_token=self.class_token,
                 global_pool="token" if self.class_token else "avg",  # so that plain timm returns the same feature
-                **{name: size for name, size in sizes.items() if size is not None},
+                **self.arguments(),
             )
             return sb.TokenRegions(encoder)
 

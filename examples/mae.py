@@ -52,7 +52,7 @@ def assemble(config: MAEConfig, shape: ImageShape) -> sb.MaskedAutoencoding:
     """Put the objective together from its parts."""
     channels, image_size = shape.channels, (shape.height, shape.width)
     encoder = config.encoder.build(image_size=image_size, channels=channels)
-    tokenizer = sb.PatchTokenizer(image_size=image_size, patch_size=config.encoder.patch_size, channels=channels)
+    tokenizer = sb.PatchTokenizer(image_size=image_size, patch_size=encoder.patch, channels=channels)
     with section("decoder"):
         decoder = sb.MaskTokenDecoder(
             grid=encoder.grid,

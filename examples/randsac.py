@@ -35,7 +35,7 @@ def assemble(config: RandSACConfig, shape: ImageShape) -> sb.SegmentAutoregressi
     """Put the objective together from its parts."""
     channels, image_size = shape.channels, (shape.height, shape.width)
     encoder = config.encoder.build(image_size=image_size, channels=channels)
-    tokenizer = sb.PatchTokenizer(image_size=image_size, patch_size=config.encoder.patch_size, channels=channels)
+    tokenizer = sb.PatchTokenizer(image_size=image_size, patch_size=encoder.patch, channels=channels)
     partitioner = config.segments.build()
     serializer = sb.OrderedSerializer() if config.in_order else sb.RandomSerializer()
     target = sb.PixelTarget(tokenizer, normalize=config.normalize_target)

@@ -60,7 +60,7 @@ def assemble(config: SAIMConfig, shape: ImageShape) -> sb.SegmentAutoregression:
     """Put the objective together from its parts."""
     channels, image_size = shape.channels, (shape.height, shape.width)
     encoder = config.encoder.build(image_size=image_size, channels=channels)
-    tokenizer = sb.PatchTokenizer(image_size=image_size, patch_size=config.encoder.patch_size, channels=channels)
+    tokenizer = sb.PatchTokenizer(image_size=image_size, patch_size=encoder.patch, channels=channels)
     target = sb.PixelTarget(tokenizer, normalize=config.normalize_target, blur=config.blur)
     depth = config.query_depth or encoder.depth
     if depth > encoder.depth or encoder.depth % depth:

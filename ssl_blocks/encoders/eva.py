@@ -8,7 +8,8 @@ import torch
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
-from ssl_blocks.encoders.timm_models import TimmAdapter, check_model, create, require_fit
+from ssl_blocks.encoders.pretrained import as_saved, create_pretrained, rebuilding, refuse_contradictions
+from ssl_blocks.encoders.timm_models import TimmAdapter, check_name, check_sizes, create, require_fit
 from ssl_blocks.modes import modes_kept
 from ssl_blocks.tokenizers import pair
 
@@ -88,25 +89,29 @@ def timm_eva(
     name: str = "vit_small_patch16_rope_224",
     *,
     image_size: int | tuple[int, int],
-    patch_size: int | tuple[int, int],
+    patch_size: int | tuple[int, int] | None = None,
     channels: int = 3,
+    pretrained: bool = False,
     **model_args: Any,
 ) -> TimmEva:
     """Build a timm ``Eva`` for pretraining, and wrap it.
 
     It has no head and pools by averaging the normalised patch tokens, so that calling the exported model returns
-    the same features as the adapter.
+    the same features as the adapter. Pretrained weights are loaded as in `timm_vit`: all but the head's.
 
     Args:
-        name: any name that timm builds as an ``Eva``.
+        name: any name that timm builds as an ``Eva``, with a tag or without; ``local-dir:FOLDER`` is an exported
+            encoder, and ``hf-hub:OWNER/NAME`` a repository.
         image_size: height and width in pixels; one number means a square.
-        patch_size: height and width of a patch in pixels.
+        patch_size: height and width of a patch in pixels; ``None`` is the model's own.
         channels: colour channels of the images.
+        pretrained: start from the weights that belong to the name.
         **model_args: handed to timm, for example ``depth=4, embed_dim=64, num_heads=4``.
 
     Raises:
-        ValueError: if the name is unknown, the patch does not divide the image, or the width does not divide into
-            heads.
+        ValueError: if the name is unknown, the patch does not divide the image, the width does not divide into
+            heads, an argument contradicts pretrained weights, or they cannot be loaded.
+        FileNotFoundError: if the folder holds no model.
         TypeError: if the model is no ``Eva``.
 
     Examples:
@@ -114,15 +119,22 @@ def timm_eva(
         >>> encoder.num_prefix, encoder.dim, str(encoder.grid)
         (1, 192, '8x8')
     """
-    check_model(name, image_size, patch_size, model_args)
-    arguments = {
+    check_name(name)
+    saved: Any = as_saved(name, Eva, _refuse_unfit) if pretrained or patch_size is None else None
+    patch = saved.patch_embed.patch_size if patch_size is None else patch_size
+    check_sizes(image_size, patch, model_args)
+    arguments: dict[str, Any] = {
         "img_size": pair(image_size),
-        "patch_size": pair(patch_size),
+        "patch_size": pair(patch),
         "in_chans": channels,
         "global_pool": "avg",
-        "use_fc_norm": False,
-        "use_post_transformer_norm": True,
         "num_classes": 0,
-        **model_args,
     }
+    if pretrained:
+        refuse_contradictions(name, saved, model_args)
+        _refuse_unfit(saved)
+        arguments |= model_args
+        norms = {"use_fc_norm": False, "use_post_transformer_norm": not isinstance(saved.norm, nn.Identity)}
+        return TimmEva(create_pretrained(name, arguments), model_args=rebuilding(name, norms | arguments))
+    arguments |= {"use_fc_norm": False, "use_post_transformer_norm": True, **model_args}
     return TimmEva(create(name, arguments, model_args, _refuse_unfit), model_args=arguments)

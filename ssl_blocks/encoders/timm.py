@@ -5,13 +5,15 @@ from typing import Any, Literal
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from ssl_blocks.encoders.adapter import refuse_relative_positions
-from ssl_blocks.encoders.timm_models import TimmAdapter, check_model, create, require_fit
+from ssl_blocks.encoders.pretrained import as_saved, create_pretrained, rebuilding, refuse_contradictions
+from ssl_blocks.encoders.timm_models import TimmAdapter, check_name, check_sizes, create, require_fit
 from ssl_blocks.positions import sincos_table
 from ssl_blocks.query_stream import QueryBlock
 from ssl_blocks.tokenizers import pair
+from ssl_blocks.values import Grid
 
 
 class TimmViT(TimmAdapter):
@@ -75,10 +77,11 @@ def timm_vit(
     name: str = "vit_tiny_patch16_224",
     *,
     image_size: int | tuple[int, int],
-    patch_size: int | tuple[int, int],
+    patch_size: int | tuple[int, int] | None = None,
     channels: int = 3,
-    positions: Literal["sincos", "learned", "none"] = "sincos",
-    class_token: bool = False,
+    positions: Literal["sincos", "learned", "none"] | None = None,
+    class_token: bool | None = None,
+    pretrained: bool = False,
     **model_args: Any,
 ) -> TimmViT:
     """Build a timm vision transformer for pretraining, and wrap it.
@@ -86,19 +89,28 @@ def timm_vit(
     It has no head and pools by averaging the normalised patch tokens, so that calling the exported model
     returns the same features as the adapter.
 
+    With ``pretrained=True`` all weights but those of the head are loaded, or the call is refused. Where ``image_size``,
+    ``patch_size`` or ``channels`` are not those of the weights, timm resamples the positions and the kernels of the
+    patch embedding, and adds up or repeats its colours. On the meta device nothing is loaded.
+
     Args:
-        name: any name that timm builds as a ``VisionTransformer``.
+        name: any name that timm builds as a ``VisionTransformer``, with a tag or without; ``local-dir:FOLDER`` is an
+            exported encoder, and ``hf-hub:OWNER/NAME`` a repository.
         image_size: height and width in pixels; one number means a square.
-        patch_size: height and width of a patch in pixels.
+        patch_size: height and width of a patch in pixels; ``None`` is the model's own.
         channels: colour channels of the images.
         positions: ``"sincos"`` fixed (MAE's table, stored in ``pos_embed`` and not trained), ``"learned"``, or
-            ``"none"``.
-        class_token: whether to keep a class token.
+            ``"none"``. ``None`` is ``"sincos"``; for pretrained weights it is their own table, which stays fixed if it
+            is MAE's for this grid, and is trained otherwise.
+        class_token: whether to keep a class token; ``None`` means no, and for pretrained weights what they have.
+        pretrained: start from the weights that belong to the name.
         **model_args: handed to timm, for example ``depth=4, embed_dim=64, num_heads=4``.
 
     Raises:
         ValueError: if the name is unknown, the patch does not divide the image, the width does not divide into
-            heads, ``positions`` is none of the three, or would overwrite pretrained ones.
+            heads, ``positions`` is none of the three, an argument contradicts pretrained weights, or they cannot be
+            loaded.
+        FileNotFoundError: if the folder holds no model.
         TypeError: if the model is no plain vision transformer.
 
     Examples:
@@ -106,27 +118,57 @@ def timm_vit(
         >>> encoder.num_prefix, encoder.module.pos_embed.requires_grad
         (0, False)
     """
-    if positions not in ("sincos", "learned", "none"):
+    if positions not in (None, "sincos", "learned", "none"):
         raise ValueError(f"positions={positions!r} must be 'sincos', 'learned' or 'none'")
-    if model_args.get("pretrained") and positions == "sincos":
-        raise ValueError("positions='sincos' would overwrite those of pretrained=True: use positions='learned'")
-    check_model(name, image_size, patch_size, model_args)
+    check_name(name)
+    saved: Any = as_saved(name, VisionTransformer, _refuse_unfit) if pretrained or patch_size is None else None
+    patch = saved.patch_embed.patch_size if patch_size is None else patch_size
+    check_sizes(image_size, patch, model_args)
     arguments = {
         "img_size": pair(image_size),
-        "patch_size": pair(patch_size),
+        "patch_size": pair(patch),
         "in_chans": channels,
-        "class_token": class_token,
-        "pos_embed": "none" if positions == "none" else "learn",
         "global_pool": "avg",
         "fc_norm": False,
         "num_classes": 0,
         **model_args,
     }
-    model = create(name, arguments, model_args, _refuse_unfit)
-    encoder = TimmViT(model, model_args=arguments)
-    if not model_args.get("pretrained"):
-        initialize(encoder, fixed_positions=positions == "sincos")
+    if pretrained:
+        refuse_contradictions(name, saved, {**model_args, "class_token": class_token})
+        _refuse_unfit(saved)
+        if positions is not None and (positions == "none") != (saved.pos_embed is None):
+            raise ValueError(
+                f"positions={positions!r} contradicts the pretrained {name!r}, which has "
+                f"{'no' if saved.pos_embed is None else 'a'} table: leave positions out"
+            )
+        encoder = TimmViT(create_pretrained(name, arguments), model_args=rebuilding(name, arguments))
+        _keep_positions(encoder, positions)
+        return encoder
+    arguments = {"class_token": bool(class_token), "pos_embed": "none" if positions == "none" else "learn"} | arguments
+    encoder = TimmViT(create(name, arguments, model_args, _refuse_unfit), model_args=arguments)
+    initialize(encoder, fixed_positions=positions in (None, "sincos"))
     return encoder
+
+
+def _keep_positions(encoder: TimmViT, positions: str | None) -> None:
+    """Leave a fixed table fixed, and train any other."""
+    table = encoder.module.pos_embed
+    if table is None:
+        return
+    fixed = positions == "sincos" if table.is_meta else is_sincos(table.detach()[0], encoder.grid)
+    if positions == "sincos" and not fixed:
+        raise ValueError(
+            "positions='sincos' would overwrite those of pretrained=True: leave positions out, or use 'learned'"
+        )
+    table.requires_grad_(positions == "learned" or not fixed)
+
+
+def is_sincos(table: Tensor, grid: Grid) -> bool:
+    """Whether a table ``[P + N, D]`` is the fixed one of a grid, with zeros for prefix tokens."""
+    prefix, width = len(table) - grid.num_tokens, table.shape[-1]
+    if width % 4 or table[:prefix].any():
+        return False
+    return torch.allclose(table[prefix:], sincos_table(grid, width).to(table), rtol=0, atol=1e-5)
 
 
 def initialize(encoder: TimmViT, *, fixed_positions: bool) -> None:

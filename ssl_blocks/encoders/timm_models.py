@@ -4,6 +4,7 @@ import difflib
 import inspect
 from abc import ABC
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from ssl_blocks.encoders.adapter import TokenAdapter, refuse_stem
 from ssl_blocks.tokenizers import pair
 from ssl_blocks.values import Grid
+
+LOCAL, HUB = "local-dir", ("hf-hub", "hf_hub")  # timm's prefixes of names that are no names of its own
 
 
 class TimmAdapter(TokenAdapter, ABC):
@@ -115,20 +118,19 @@ def create(
     except TypeError as error:  # another family: say why it does not fit, rather than which argument it lacks
         refuse_unfit(timm.create_model(name))
         raise TypeError(f"name={name!r} cannot be built with these arguments: {error}") from None
-    except AssertionError as error:  # timm's way to say that heads do not divide the width, and the like
+    except (AssertionError, RuntimeError) as error:  # heads that do not divide the width, a tag that there is not
         raise ValueError(f"name={name!r} cannot be built with {model_args}: {error}") from None
     return model
 
 
-def check_model(
-    name: str, image_size: int | tuple[int, int], patch_size: int | tuple[int, int], model_args: dict[str, Any]
+def check_sizes(
+    image_size: int | tuple[int, int], patch_size: int | tuple[int, int], model_args: Mapping[str, Any]
 ) -> None:
-    """Refuse a name that timm does not know, and sizes that do not divide.
+    """Refuse sizes that do not divide.
 
     Raises:
         ValueError: naming the argument.
     """
-    check_name(name)
     for length, side in zip(pair(image_size), pair(patch_size), strict=True):
         if side < 1 or length % side:
             raise ValueError(
@@ -139,12 +141,23 @@ def check_model(
         raise ValueError(f"num_heads={heads} must divide embed_dim={width}")
 
 
+def is_on_hub(name: str) -> bool:
+    """Whether a name is that of a repository, such as ``hf-hub:timm/vit_tiny_patch16_224.augreg_in21k``."""
+    source, _, place = name.partition(":")
+    return source in HUB and bool(place)
+
+
 def check_name(name: str) -> None:
-    """Refuse a name that timm does not know.
+    """Refuse a name that timm does not know. Names may have a tag, or be those of a folder or a repository.
 
     Raises:
         ValueError: with names that are near it.
+        FileNotFoundError: if the folder holds no model.
     """
-    if not timm.is_model(name):
+    source, _, place = name.partition(":")
+    if source == LOCAL:
+        if not (Path(place) / "config.json").is_file():
+            raise FileNotFoundError(f"name={name!r} must name the folder of a model, but there is no config.json in it")
+    elif not is_on_hub(name) and not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         raise ValueError(f"name={name!r} is no timm model" + (f"; did you mean one of {near}?" if near else ""))

@@ -10,8 +10,7 @@ from torch import nn
 from ssl_blocks.encoders.loading import load_encoder
 from ssl_blocks.encoders.protocol import FeatureEncoder
 from ssl_blocks.encoders.storage.timm import knows_size
-from ssl_blocks.encoders.timm import TimmViT, initialize
-from ssl_blocks.positions import sincos_table
+from ssl_blocks.encoders.timm import TimmViT, initialize, is_sincos
 from ssl_blocks.tokenizers import pair
 
 
@@ -52,18 +51,13 @@ def untrained(folder: str | Path, *, seed: int, image_size: int | tuple[int, int
             options: dict[str, Any] = {"img_size": pair(image_size)} if sized and image_size is not None else {}
             fresh = timm.create_model(f"local-dir:{folder}", pretrained=False, **options)
             if isinstance(stored, TimmViT):
-                initialize(TimmViT(fresh), fixed_positions=_has_sincos(stored))
+                table = stored.module.pos_embed
+                fixed = table is not None and is_sincos(table.detach()[0], stored.grid)
+                initialize(TimmViT(fresh), fixed_positions=fixed)
             encoder.module.load_state_dict(fresh.state_dict())
         else:
             _draw(encoder.module)
     return encoder
-
-
-def _has_sincos(encoder: TimmViT) -> bool:
-    table = encoder.module.pos_embed
-    if table is None:
-        return False
-    return torch.equal(table[0, -encoder.grid.num_tokens :], sincos_table(encoder.grid, encoder.dim))
 
 
 @torch.no_grad()

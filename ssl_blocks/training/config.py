@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -50,31 +50,47 @@ class EncoderConfig(StrictModel):
     """The vision transformer to pretrain, built by timm."""
 
     name: str = Field("vit_tiny_patch16_224", description="timm model that gives all sizes not set here")
-    patch_size: PositiveInt = Field(4, description="side of a patch in pixels")
+    pretrained: bool = Field(
+        False, description="start from the weights of the name: a tag of timm, or local-dir:FOLDER of an export"
+    )
+    patch_size: PositiveInt | None = Field(
+        None, description="side of a patch in pixels; default: 4, or the pretrained model's"
+    )
     width: PositiveInt | None = Field(None, description="token width; default: the model's")
     depth: PositiveInt | None = Field(None, description="number of blocks; default: the model's")
     heads: PositiveInt | None = Field(None, description="attention heads; default: the model's")
-    positions: Literal["sincos", "learned", "none"] = Field("sincos", description="position table")
-    class_token: bool = Field(False, description="put a class token in front (it sees no patch while pretraining)")
+    positions: Literal["sincos", "learned", "none"] | None = Field(
+        None, description="position table; default: sincos, or the pretrained model's"
+    )
+    class_token: bool | None = Field(
+        None,
+        description="put a class token in front (it sees no patch while pretraining); default: false, or as the "
+        "pretrained model has it",
+    )
+
+    def arguments(self) -> dict[str, Any]:
+        """What `timm_vit` is to be told; what is not said here is left to the pretrained model."""
+        given = {
+            "patch_size": self.patch_size or (None if self.pretrained else 4),
+            "positions": self.positions,
+            "class_token": self.class_token,
+            "embed_dim": self.width,
+            "depth": self.depth,
+            "num_heads": self.heads,
+        }
+        return {"pretrained": self.pretrained} | {name: value for name, value in given.items() if value is not None}
 
     def build(self, *, image_size: int | tuple[int, int], channels: int) -> TimmViT:
         """Build the encoder for images of this size.
 
         Raises:
-            ValueError: if sizes do not fit each other or the name is unknown.
+            ValueError: if sizes do not fit each other, the name is unknown, or pretrained weights cannot be loaded or
+                are contradicted.
+            FileNotFoundError: if the folder holds no model.
             TypeError: if the model is no plain vision transformer.
         """
-        sizes = {"embed_dim": self.width, "depth": self.depth, "num_heads": self.heads}
         with section("encoder"):
-            return timm_vit(
-                self.name,
-                image_size=image_size,
-                patch_size=self.patch_size,
-                channels=channels,
-                positions=self.positions,
-                class_token=self.class_token,
-                **{name: size for name, size in sizes.items() if size is not None},
-            )
+            return timm_vit(self.name, image_size=image_size, channels=channels, **self.arguments())
 
 
 class DecoderConfig(StrictModel):

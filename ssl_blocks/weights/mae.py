@@ -1,16 +1,11 @@
 """Checkpoints in the layout of MAE's official code."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 from ssl_blocks.objectives import MaskedAutoencoding
-from ssl_blocks.positions import resample_positions, sincos_table
-from ssl_blocks.values import Grid
+from ssl_blocks.weights.filling import ENCODER, fill, fit_table, own_tensors
 from ssl_blocks.weights.reading import read_state
 
 # beginnings of names in MAE's files, and in the objective
@@ -21,9 +16,7 @@ NAMES = {
     "decoder_norm.": "decoder.norm.",
     "decoder_pred.": "head.",
 }
-ENCODER = "encoder.module."
 TABLES = {"pos_embed": f"{ENCODER}pos_embed", "decoder_pos_embed": "decoder.positions.table"}
-TOLERANCE = 1e-5  # of sines that were computed in another order
 
 
 def load_mae(
@@ -56,19 +49,15 @@ def load_mae(
         >>> load_mae(mae, encoder.module.state_dict(), encoder_only=True)
     """
     state = read_state(source)
-    ours = {**dict(objective.named_parameters()), **dict(objective.named_buffers())}
+    ours = own_tensors(objective)
     if not encoder_only and not any(name.startswith("decoder_") for name in state):
         raise ValueError("the checkpoint holds no decoder: give encoder_only=True, or a file of the whole model")
     found = {_translate(name): value for name, value in state.items()}
     if encoder_only:
         found = {name: value for name, value in found.items() if name.startswith(ENCODER)}
     for name in (table for table in TABLES.values() if table in found and table in ours):
-        found[name] = _fit_table(name, found[name], ours[name], objective.encoder.grid)
-    wanted = [name for name in ours if not encoder_only or name.startswith(ENCODER)]
-    _check(found, {name: ours[name] for name in wanted})
-    with torch.no_grad():
-        for name in wanted:
-            ours[name].copy_(found[name])
+        found[name] = fit_table(name, found[name], ours[name], objective.encoder.grid)
+    fill(ours, found, [name for name in ours if not encoder_only or name.startswith(ENCODER)])
 
 
 def _translate(name: str) -> str:
@@ -78,36 +67,3 @@ def _translate(name: str) -> str:
         if name.startswith(theirs):
             return own + name.removeprefix(theirs)
     return ENCODER + name
-
-
-def _fit_table(name: str, table: Tensor, own: Tensor, grid: Grid) -> Tensor:
-    """Bring a table of ``[1, 1 + N, D]`` to our grid and rows: our decoders' have none for the class token."""
-    side = math.isqrt(table.shape[1] - 1)
-    if table.ndim != 3 or side * side != table.shape[1] - 1:
-        raise ValueError(
-            f"{name}: the checkpoint's table of shape {tuple(table.shape)} must be [1, 1 + N, D], N a square"
-        )
-    old = Grid(side, side)
-    if own.ndim == 3:
-        return resample_positions(table, old=old, new=grid, num_prefix=1)
-    if isinstance(own, nn.Parameter):
-        return resample_positions(table[:, 1:], old=old, new=grid)[0]
-    if (table[0, 1:] - sincos_table(old, table.shape[-1])).abs().max() > TOLERANCE:
-        raise ValueError(
-            f"{name}: the checkpoint's positions are not the fixed sine-cosine table: build the decoder with "
-            "positions='learned'"
-        )
-    return own
-
-
-def _check(found: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
-    missing, extra = sorted(set(ours) - set(found)), sorted(set(found) - set(ours))
-    if missing:
-        raise ValueError(f"the checkpoint lacks {missing[0]} ({len(missing)} such): is the objective another one?")
-    if extra:
-        raise ValueError(f"the objective has no {extra[0]} ({len(extra)} such): is it built of other sizes?")
-    for name, value in ours.items():
-        if value.shape != found[name].shape:
-            raise ValueError(
-                f"{name} must have shape {tuple(value.shape)}, but the checkpoint's has {tuple(found[name].shape)}"
-            )

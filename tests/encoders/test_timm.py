@@ -439,11 +439,6 @@ def test_unknown_positions_are_named():
         unchecked(image_size=16, patch_size=4, depth=1, positions="rope")
 
 
-def test_pretrained_positions_are_never_overwritten():
-    with pytest.raises(ValueError, match=r"positions='sincos' would overwrite those of pretrained=True"):
-        timm_vit(image_size=32, patch_size=4, pretrained=True)
-
-
 def test_sizes_that_timm_asserts_are_a_value_error():
     with pytest.raises(ValueError, match=r"cannot be built with \{'embed_dim': 100, 'depth': 1\}"):
         timm_vit(image_size=32, patch_size=4, embed_dim=100, depth=1)
