@@ -151,6 +151,23 @@ class TokenAdapter(nn.Module, ABC):
         return torch.cat([front.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens], dim=1)
 
 
+def number_layers(
+    module: nn.Module, blocks: Iterable[nn.Module], *, first: Iterable[nn.Parameter | None]
+) -> dict[str, int]:
+    """Layer of every parameter of a model: 0 for the embedding, i for block i from 1, then all that follows.
+
+    Args:
+        module: the model.
+        blocks: its blocks in order.
+        first: parameters of the embedding: patches, positions, prefix tokens.
+    """
+    layers, count = {id(parameter): 0 for parameter in first if parameter is not None}, 0
+    for block in blocks:
+        count += 1
+        layers |= {id(parameter): count for parameter in block.parameters()}
+    return {name: layers.get(id(parameter), count + 1) for name, parameter in module.named_parameters()}
+
+
 def require_plain_stem(owner: str, stem: nn.Module) -> None:
     """Refuse a stem that mixes pixels of neighbouring patches.
 

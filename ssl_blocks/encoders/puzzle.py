@@ -7,6 +7,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ssl_blocks.encoders.adapter import number_layers
 from ssl_blocks.encoders.blocks import run_blocks
 from ssl_blocks.tokenizers import pair
 from ssl_blocks.values import Encoded, Grid
@@ -125,6 +126,10 @@ class PostNormTransformer(nn.Module):
             images: ``[B, C, H, W]``, or all their patches ``[B, N, C, p, q]``.
         """
         return self.encode(self.embed(images), None).final.mean(1)
+
+    def layer_ids(self) -> dict[str, int]:
+        """Layer of every parameter of ``module``, for layer-wise decay: see `ssl_blocks.evaluation.layer_ids`."""
+        return number_layers(self, self.blocks, first=())
 
     def forward(self, images: Float[Tensor, "..."]) -> Float[Tensor, "b d"]:
         """The same as ``features``."""

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ssl_blocks.encoders.adapter import TokenAdapter, require_plain_stem
+from ssl_blocks.encoders.adapter import TokenAdapter, number_layers, require_plain_stem
 from ssl_blocks.encoders.multihead import require_plain_attention, self_attention
 from ssl_blocks.values import Grid
 
@@ -77,6 +77,12 @@ class TorchEncoder(TokenAdapter):
         batch_first = layers.layers[0].self_attn.batch_first
         output: Tensor = layers(x) if batch_first else layers(x.transpose(0, 1)).transpose(0, 1)
         return output
+
+    def layer_ids(self) -> dict[str, int]:
+        """Layer of every parameter of ``module``, for layer-wise decay: see `ssl_blocks.evaluation.layer_ids`."""
+        named = dict(self.module.named_parameters())
+        first = [named[path] for name in ("positions", "prefix") if (path := self._paths.get(name)) in named]
+        return number_layers(self.module, self._layers().layers, first=[*self._stem().parameters(), *first])
 
     def _layers(self) -> nn.TransformerEncoder:
         layers = self.module.get_submodule(self._paths["encoder"])

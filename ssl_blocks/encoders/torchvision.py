@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torchvision.models.vision_transformer import EncoderBlock, VisionTransformer
 
-from ssl_blocks.encoders.adapter import TokenAdapter, require_plain_stem
+from ssl_blocks.encoders.adapter import TokenAdapter, number_layers, require_plain_stem
 from ssl_blocks.encoders.multihead import require_plain_attention, self_attention
 from ssl_blocks.values import Grid
 
@@ -58,6 +58,12 @@ class TorchvisionViT(TokenAdapter):
         tokens = vit._process_input(images)
         output: Tensor = vit.encoder(torch.cat([vit.class_token.expand(len(images), -1, -1), tokens], dim=1))
         return output
+
+    def layer_ids(self) -> dict[str, int]:
+        """Layer of every parameter of ``module``, for layer-wise decay: see `ssl_blocks.evaluation.layer_ids`."""
+        vit = self.module
+        first = [*vit.conv_proj.parameters(), vit.class_token, vit.encoder.pos_embedding]
+        return number_layers(vit, vit.encoder.layers, first=first)
 
     def _stem(self) -> nn.Conv2d:
         stem = self.module.conv_proj

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ssl_blocks.encoders.adapter import TokenAdapter, refuse_relative_positions, require_plain_stem
+from ssl_blocks.encoders.adapter import TokenAdapter, number_layers, refuse_relative_positions, require_plain_stem
 from ssl_blocks.modes import modes_kept
 from ssl_blocks.tokenizers import pair
 from ssl_blocks.values import Grid
@@ -68,6 +68,11 @@ class TransformersViT(TokenAdapter):
         """The model's own ``last_hidden_state``, prefix first."""
         output: Tensor = self.module(images).last_hidden_state
         return output
+
+    def layer_ids(self) -> dict[str, int]:
+        """Layer of every parameter of ``module``, for layer-wise decay: see `ssl_blocks.evaluation.layer_ids`."""
+        layers = self.module.get_submodule(self._layers_at)
+        return number_layers(self.module, layers.children(), first=self._embeddings().parameters())
 
     def _embeddings(self) -> Any:
         return self.module.embeddings

@@ -15,7 +15,7 @@ POSITIONS_AND_PREFIX = {"pos_embed", "cls_token", "reg_token", "dist_token"}
 
 @runtime_checkable
 class LayeredEncoder(Protocol):
-    """An encoder that tells the layers of its parameters by itself; those of timm models are known without."""
+    """An encoder that tells the layers of its parameters by itself, as adapters do; timm models are known without."""
 
     def layer_ids(self) -> Mapping[str, int]:
         """Layer of every parameter of ``module`` by its name: 0 for the embedding, i for block i, counted from 1.

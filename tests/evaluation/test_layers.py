@@ -1,5 +1,6 @@
 """Layer ids, drop path, and parameter groups."""
 
+import re
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from ssl_blocks import encoders
 from ssl_blocks.evaluation import Classifier, FinetuneSettings, layer_ids, make_classifier, set_drop_path
+from tests.encoders.families import FAMILIES, family
 
 DEPTH = 4
 
@@ -54,6 +56,27 @@ def test_layers_of_a_vision_transformer() -> None:
     ids = layer_ids(encoder)
     assert ids == {name: expected_layer(name) for name, _ in encoder.module.named_parameters()}
     assert set(ids.values()) == set(range(DEPTH + 2))
+
+
+BEHIND = ("norm.", "encoder.ln.", "heads.", "layernorm.", "pooler.", "encoder.norm.", "attn_pool.", "rope.")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_layers_of_every_family(name: str) -> None:
+    encoder = family(name)
+    for parameter, layer in layer_ids(encoder).items():
+        block = re.search(r"(?:layers?|blocks)\.(?:encoder_layer_)?(\d+)\.", parameter)
+        expected = int(block[1]) + 1 if block else encoder.depth + 1 if parameter.startswith(BEHIND) else 0
+        assert layer == expected, parameter
+    model = Classifier(encoder, num_classes=2)
+    scales = {group["lr_scale"] for group in model.parameter_groups(weight_decay=0.05, layer_decay=0.5)}
+    assert scales == {0.5**i for i in range(encoder.depth + 2)}
+
+
+def test_layers_of_the_patch_puzzles_encoder() -> None:
+    encoder = encoders.PostNormTransformer(grid=2, patch=3, depth=3, num_heads=3)
+    ids = layer_ids(encoder)
+    assert ids == {name: int(name.split(".")[1]) + 1 for name, _ in encoder.named_parameters()}
 
 
 @pytest.mark.parametrize("fresh_norm", [False, True])
