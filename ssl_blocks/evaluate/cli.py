@@ -7,6 +7,7 @@ import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import timm
 import torch
 from rich.console import Console
 
-import ssl_blocks
 from ssl_blocks.data import ImageData, load
 from ssl_blocks.evaluate.config import EvaluateConfig
 from ssl_blocks.evaluate.processes import connected, share_of_torchrun
@@ -225,7 +225,7 @@ def make_entry(
         "settings": {name: settings[name] for name in ("seed", *tasks)},
         "device": setup.device,
         "autocast_dtype": None if setup.autocast_dtype is None else str(setup.autocast_dtype),
-        "versions": {"ssl_blocks": ssl_blocks.__version__, "torch": torch.__version__, "timm": timm.__version__},
+        "versions": {"ssl_blocks": version("ssl_blocks"), "torch": torch.__version__, "timm": timm.__version__},
         "seconds": round(seconds, 1),
         "scores": [{"name": row.name, **row.scores} for row in rows],
     }

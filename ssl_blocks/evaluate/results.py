@@ -42,7 +42,7 @@ def score_text(task: str, score: Mapping[str, Any] | None) -> str:
     if score is None:
         return "-"
     if task == "probe":
-        return f"{score['accuracy']:.1%} ({score['chosen']:g})"
+        return f"{score['accuracy']:.1%} ({score['chosen']:.2g})"
     if task.startswith("fewshot"):
         return f"{score['mean']:.1%} ± {score['std']:.1%}"
     if task == "segment":

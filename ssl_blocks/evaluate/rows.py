@@ -1,6 +1,7 @@
 """Features, and what each protocol makes of them: one row of the table for each kind of features."""
 
 import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -163,7 +164,9 @@ def _score(setup: Setup, name: str, features: Labelled, tasks: Sequence[str]) ->
     arguments = (features.train, features.train_labels, features.test, features.test_labels)
     for task in tasks:
         setup.say(f"{name}: {task}")
-        row.scores[task] = _protocol(setup, task, arguments)
+        started = time.perf_counter()
+        score = _protocol(setup, task, arguments)
+        row.scores[task] = score | {"seconds": round(time.perf_counter() - started, 2)}
     return row
 
 

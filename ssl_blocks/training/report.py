@@ -31,6 +31,8 @@ def print_report(
     console.print(f"pretrained {config.trainer.epochs} epochs in {seconds:.0f} s; the run is in {config.folder}")
     for path in [*figures, config.folder / "encoder"]:
         console.print(f"  {path}", soft_wrap=True)
+    if scores:
+        console.print(f"more: python examples/evaluate.py knn probe fewshot {config.folder}", soft_wrap=True)
 
 
 def scores_table(title: str, scores: Sequence[Scores]) -> Table:
