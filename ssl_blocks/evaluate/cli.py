@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 
 from ssl_blocks.data import ImageData, load
+from ssl_blocks.evaluate.checks import check_fit, check_numbers
 from ssl_blocks.evaluate.config import EvaluateConfig
 from ssl_blocks.evaluate.processes import connected, share_of_torchrun
 from ssl_blocks.evaluate.results import add_entry, read_results, results_table
@@ -134,21 +135,12 @@ def prepare(tasks: Sequence[str], word: str, config: EvaluateConfig, console: Co
         TypeError: if what was given is no encoder.
     """
     device, autocast_dtype = choose_device(config.device, config.precision)
-    _check_numbers(config)
+    check_numbers(config)
     subject = find_subject(word, image_size=config.image_size, pretrained=config.pretrained)
     data = _load(subject, config) if set(tasks) - {"segment"} else None
-    return Setup(subject, data, config, device, autocast_dtype, lambda text: console.print(text, style="dim"))
-
-
-def _check_numbers(config: EvaluateConfig) -> None:
-    """Refuse what the protocols themselves would refuse after minutes of work."""
-    for name, build in (
-        ("probe", lambda: config.probe.settings(10_000, config.seed)),
-        ("finetune", lambda: config.finetune.settings(config.seed)),
-        ("segment", config.segment.training),
-    ):
-        with section(name):
-            build()
+    setup = Setup(subject, data, config, device, autocast_dtype, lambda text: console.print(text, style="dim"))
+    check_fit(setup, tasks)
+    return setup
 
 
 def _load(subject: Subject, config: EvaluateConfig) -> ImageData:

@@ -34,7 +34,7 @@ class ProbeConfig(StrictModel):
     solver: Literal["lars", "logistic"] = Field("lars", description="LARS, or logistic regression to its optimum")
     lrs: tuple[PositiveFloat, ...] | None = Field(
         None,
-        description="(lars) base rates, of which one is chosen on images held out of train; default: three around the "
+        description="(lars) base rates, of which one is chosen on images held out of train; default: four around the "
         "paper's 0.1, scaled to the number of images",
     )
     batch_size: PositiveInt | None = Field(

@@ -175,6 +175,13 @@ def _of_timm(word: str, image_size: int | None, *, pretrained: bool) -> Subject:
             + (" (--pretrained false evaluates random weights)" if pretrained and not timm_source(word) else "")
         ) from error
     encoder = adapt(module)
+    built = _size_of(encoder, None)
+    if image_size is not None and built not in (None, (image_size, image_size)):
+        assert isinstance(encoder, TokenEncoder)
+        raise ValueError(
+            f"image_size={image_size} must be a positive multiple of the patch of {word}, "
+            f"{encoder.patch[0]}x{encoder.patch[1]} pixels"
+        )
     own = dict(getattr(module, "pretrained_cfg", {})).get("input_size")
     mean, std = _statistics(encoder)
     return Subject(

@@ -71,11 +71,11 @@ class LinearSettings:
         Examples:
             >>> settings = LinearSettings.for_images(50_000)
             >>> settings.batch_size, [round(lr, 1) for lr in settings.lrs]
-            (3125, [0.9, 2.6, 7.7])
+            (3125, [0.9, 2.6, 7.7, 25.6])
         """
         center = cls.lrs[0] * IMAGENET_IMAGES / num_images
         batch_size = min(cls.batch_size, max(1, num_images // 16))
-        return cls(**{"lrs": (center / 3, center, center * 3), "batch_size": batch_size, **others})
+        return cls(**{"lrs": (center / 3, center, center * 3, center * 10), "batch_size": batch_size, **others})
 
     def __post_init__(self) -> None:
         check_candidates("lrs", self.lrs, self.validation)

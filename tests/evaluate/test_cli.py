@@ -158,20 +158,16 @@ def test_a_timm_name_is_evaluated_on_resized_images(tmp_path: Path) -> None:
     [
         ("test_vit", "mean of normalised patch tokens"),
         ("test_resnet", "mean of normalised regions"),
-        ("test_mambaout", None),
-        ("test_beit", "the model's own"),
+        ("test_convnext", "mean of normalised regions"),
+        ("test_vit_relpos", "the model's own"),
+        ("test_efficientnet_evos", "the model's own"),
     ],
 )
-def test_any_family_of_timm_has_features(name: str, pooling: str | None, tmp_path: Path) -> None:
-    import timm
-
-    if not timm.is_model(name):
-        pytest.skip(f"this timm has no {name}")
+def test_any_family_of_timm_has_features(name: str, pooling: str, tmp_path: Path) -> None:
     output = tmp_path / "scores.json"
     options = ["--data.name=digits", "--data.max_train=40", "--data.max_test=10", "--pretrained=false"]
     assert main(["knn", name, *options, "--pixels=false", f"--output={output}", *CPU]) == 0
-    if pooling is not None:
-        assert results(output)[0]["features"] == pooling
+    assert results(output)[0]["features"] == pooling
 
 
 def test_a_function_in_user_code_is_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +270,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture) -> str:
         (["knn", "test_vit", "--pretrained=false"], "data.name is required, for test_vit comes from no run"),
         (["probe", "test_vit", "--probe.lrs=0"], "probe.lrs"),
         (["finetune", "test_vit", "--finetune.batch_size=31"], "finetune: batch_size=31 must be a multiple of 2"),
-        (["knn", "test_vit", "--pretrained=false", "--data.name=digits", "--image_size=33"], "33"),
+        (["knn", "test_vit", "--pretrained=false", "--data.name=digits", "--image_size=33"], "image_size=33 must be"),
         (["knn", "test_vit", "--device=cuda", "--data.name=digits"], "device='cuda' needs a CUDA GPU"),
     ],
 )
@@ -344,6 +340,41 @@ def test_more_classes_in_test_than_in_train_are_refused(run: Path, tmp_path: Pat
                 Image.new("L", (8, 8), 50 * number + copy).save(folder / f"{copy}.png")
     error = refused(["probe", str(run), f"--data.name=imagefolder:{tmp_path / 'set'}", *CPU], capsys)
     assert "classes" in error
+
+
+@pytest.mark.parametrize(
+    ("tasks", "option", "message"),
+    [
+        (["knn"], "--knn.k=201", "knn.k=201 must be at most the number of training images, 200"),
+        (["fewshot"], "--fewshot.shots=100", "fewshot: shots=100 must not exceed the labels of a class"),
+        (["fewshot"], "--fewshot.shots=0", "fewshot.shots=0 must be greater than 0"),
+        (["finetune"], "--finetune.epochs=3", "finetune: warmup_epochs=5.0 must be at least 0 and below epochs=3"),
+        (["segment"], "--segment.data=shapes", "must be at least 16 pixels"),
+        (["knn"], "--image_size=9", "image_size=9 must be a positive multiple of the encoder's patch of 2x2 pixels"),
+    ],
+)
+def test_what_does_not_fit_is_found_before_anything_is_computed(
+    tasks: list[str], option: str, message: str, run: Path, capsys
+) -> None:
+    before = (run / "results.json").read_bytes()
+    assert main([*tasks, str(run), option, *CPU]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "raw pixels" not in error
+    assert (run / "results.json").read_bytes() == before
+
+
+def test_an_encoder_without_places_for_drop_path_says_what_to_do(tmp_path: Path, capsys) -> None:
+    from torchvision.models.vision_transformer import VisionTransformer
+
+    vit = VisionTransformer(image_size=8, patch_size=4, num_layers=1, num_heads=2, hidden_dim=8, mlp_dim=16)
+    folder = export_encoder(encoders.TorchvisionViT(vit), tmp_path / "tv", tokenizer=None, mean=HALF, std=HALF)
+    options = ["--data.name=digits", "--data.max_train=40", "--data.max_test=10", f"--output={tmp_path / 'out.json'}"]
+    options += ["--finetune.epochs=1", "--finetune.warmup_epochs=0", "--finetune.batch_size=16"]
+    error = refused(["finetune", str(folder), *options, *CPU], capsys)
+    assert "finetune: drop_path=0.1 needs blocks with a place for it" in error
+    assert main(["finetune", str(folder), *options, "--finetune.drop_path=0", *CPU]) == 0
+    assert "finetune" in by_name(results(tmp_path / "out.json")[0])["tv"]
 
 
 def test_the_entry_holds_what_the_numbers_were_made_with(run: Path) -> None:
