@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import torch
 
 from ssl_blocks.data import ImageData
+from ssl_blocks.encoders import TokenEncoder
 from ssl_blocks.evaluate.config import EvaluateConfig
 from ssl_blocks.evaluate.rows import Setup
-from ssl_blocks.evaluation import make_classifier
+from ssl_blocks.evaluation import FeaturePyramid, make_classifier
 from ssl_blocks.evaluation.checks import check_classes, labels_of
 from ssl_blocks.evaluation.features import check_images
 from ssl_blocks.evaluation.probe import draw_shots
@@ -40,9 +41,25 @@ def check_fit(setup: Setup, tasks: Sequence[str]) -> None:
     Raises:
         ValueError: naming what does not fit.
     """
-    data, config, encoder = setup.data, setup.config, setup.subject.encoder
-    if data is None:
-        return
+    if "segment" in tasks:
+        _check_segmentation(setup)
+    if setup.data is not None:
+        _check_classification(setup, setup.data, tasks)
+
+
+def _check_segmentation(setup: Setup) -> None:
+    subject = setup.subject
+    if not isinstance(subject.encoder, TokenEncoder) or subject.tokenizer is not None:
+        raise ValueError(
+            f"segment needs an encoder of tokens that takes whole images, and {subject.name} "
+            f"({type(subject.encoder).__name__}) is none"
+        )
+    with section("segment"):
+        FeaturePyramid(subject.encoder, out_channels=setup.config.segment.width)
+
+
+def _check_classification(setup: Setup, data: ImageData, tasks: Sequence[str]) -> None:
+    config, encoder = setup.config, setup.subject.encoder
     tokenizer, blank = setup.subject.tokenizer, torch.zeros(1, *data.shape, dtype=torch.uint8)
     with modes_kept(encoder.module, training=False):
         check_images(encoder, blank, lambda x: encoder.features(x if tokenizer is None else tokenizer(x)))

@@ -222,15 +222,10 @@ def segmented_rows(setup: Setup) -> list[Row]:
     """Train a pyramid and a head for segmentation, and score the most frequent class beside it.
 
     Raises:
-        ValueError: if the encoder has no tokens, or data and encoder do not fit together.
+        ValueError: if data and encoder do not fit together.
         FileNotFoundError: if the data is not there.
     """
     subject, config, settings = setup.subject, setup.config, setup.config.segment
-    if not isinstance(subject.encoder, TokenEncoder) or subject.tokenizer is not None:
-        raise ValueError(
-            f"segment needs an encoder of tokens that takes whole images, and {subject.name} "
-            f"({type(subject.encoder).__name__}) is none"
-        )
     assert subject.image_size is not None
     data = load_segmentation(
         settings.data,

@@ -275,3 +275,24 @@ def test_missing_labels() -> None:
         augmented_linear_probe(tiny(), train, some, **STATISTICS)
     with pytest.raises(ValueError, match="train must hold at least one image"):
         augmented_linear_probe(tiny(), ImageSplit(train.images[:0], train.labels[:0]), train, **STATISTICS)
+
+
+def test_rates_for_few_images_move_weights_as_far_as_the_papers_on_imagenet() -> None:
+    whole = LinearSettings.for_images(1_281_167)
+    assert (whole.batch_size, whole.lrs[1]) == (LinearSettings().batch_size, pytest.approx(LinearSettings().lrs[0]))
+    few = LinearSettings.for_images(1000, epochs=30)
+    assert (few.batch_size, few.epochs, few.warmup_epochs) == (62, 30, 10)
+    for settings, images in ((whole, 1_281_167), (few, 1000)):
+        steps = images // settings.batch_size
+        moved = settings.lrs[1] * settings.batch_size / 256 * steps
+        assert moved == pytest.approx(0.1 * 1_281_167 / 256, rel=0.05)
+    assert LinearSettings.for_images(10, lrs=(0.5,), batch_size=5) == LinearSettings(lrs=(0.5,), batch_size=5)
+
+
+def test_with_few_images_the_papers_rate_stays_near_the_start() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(400) % 4
+    x = torch.eye(4, 16)[labels] + 0.4 * torch.randn(400, 16, generator=generator)
+    split = (x[:300], labels[:300], x[300:], labels[300:])
+    assert linear_probe(*split, settings=LinearSettings.for_images(300)).accuracy > 0.85
+    assert linear_probe(*split, settings=LinearSettings()).accuracy < 0.7
