@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         entry = make_entry(setup, tasks, word, given, rows, seconds=time.perf_counter() - started)
         if path is not None and share.rank == 0:
             add_entry(path, entry)
-    except (ValueError, TypeError, OSError) as mistake:
+    except (ValueError, TypeError, OSError, ImportError) as mistake:
         return fail(mistake, WRONG_WISH)
     if share.rank == 0:
         _report(setup, tasks, rows, path)
@@ -259,7 +259,7 @@ def help_text(program: str, *, width: int | None = None) -> str:
         f"usage: {call} PROTOCOL [PROTOCOL ...] ENCODER [--OPTION VALUE ...]",
         f"examples:\n  {call} knn probe fewshot runs/randsac_digits\n"
         f"  {call} knn vit_tiny_patch16_224 --data.name cifar10 --data.max_train 5000\n"
-        f"  {call} finetune runs/randsac_digits --finetune.epochs 20",
+        f"  {call} finetune runs/randsac_digits --finetune.from_random true",
         option_table("protocols:", what, width),
         option_table("encoder:", who, width),
     ]

@@ -130,7 +130,7 @@ def _of_folder(path: Path, image_size: int | None) -> Subject:
     own = config.get("pretrained_cfg", {}).get("input_size")
     size = _pair(image_size) or _size_of(encoder, tokenizer) or (None if own is None else tuple(own[1:]))
     return Subject(
-        name=run.name if run is not None else folder.name,
+        name=(folder if run is None else run).resolve().name,
         encoder=encoder,
         tokenizer=tokenizer,
         image_size=size,
