@@ -51,30 +51,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         assert word is not None
         config = configure(word, options)
         path = _results_path(word, config)
-        read_results(path) if path is not None else None
+        if path is not None:
+            read_results(path)  # refuses a file of something else
         share = share_of_torchrun(tasks)
         setup = prepare(tasks, word, config, Console(stderr=True, quiet=share.rank > 0))
         started = time.perf_counter()
         with connected(share, setup.device) as device:
             setup = replace(setup, share=share, device=device)
             rows = evaluate(setup, tasks)
-        entry = make_entry(setup, tasks, word, given, rows, seconds=time.perf_counter() - started)
-        if path is not None and share.rank == 0:
-            add_entry(path, entry)
+        if share.rank == 0:
+            entry = make_entry(setup, tasks, word, given, rows, seconds=time.perf_counter() - started)
+            _report(setup, tasks, rows, entry, path)
     except (ValueError, TypeError, OSError, ImportError) as mistake:
         return fail(mistake, WRONG_WISH)
-    if share.rank == 0:
-        _report(setup, tasks, rows, path)
     return 0
 
 
-def _report(setup: Setup, tasks: Sequence[str], rows: Sequence[Row], path: Path | None) -> None:
+def _report(
+    setup: Setup, tasks: Sequence[str], rows: Sequence[Row], entry: Mapping[str, Any], path: Path | None
+) -> None:
     console, run = Console(), setup.subject.folder
-    console.print(results_table(_title(setup, tasks), rows))
+    console.print(results_table(_title(setup, tasks), rows))  # first: a full disk does not cost the numbers
     if path is None:
         console.print("no file was written: give --output FILE to keep the results")
-    else:
-        console.print(f"added to {path}", soft_wrap=True)
+        return
+    add_entry(path, entry)
+    console.print(f"added to {path}", soft_wrap=True)
     if run is not None and path == run / "results.json":
         console.print(f"and to {write_card(run)}", soft_wrap=True)
 

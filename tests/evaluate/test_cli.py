@@ -331,6 +331,21 @@ def test_other_files_are_not_overwritten(run: Path, tmp_path: Path, capsys) -> N
     assert "config.yaml is damaged" in refused(["knn", str(run)], capsys)
 
 
+def test_a_full_disk_costs_neither_the_numbers_nor_the_old_results(run: Path, monkeypatch, capsys) -> None:
+    before = (run / "results.json").read_bytes()
+
+    def full_disk(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ssl_blocks.files.os.fsync", full_disk)
+    assert main(["knn", str(run), *CPU]) == 2
+    shown = capsys.readouterr()
+    assert "No space left on device" in shown.err
+    assert "raw pixels" in shown.out
+    assert (run / "results.json").read_bytes() == before
+    assert not list(run.rglob("*.tmp"))
+
+
 def test_more_classes_in_test_than_in_train_are_refused(run: Path, tmp_path: Path, capsys) -> None:
     for split, classes in (("train", 2), ("test", 3)):
         for number in range(classes):
