@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 from ssl_blocks import PatchTokenizer, encoders
 from ssl_blocks.data import load
@@ -247,151 +246,6 @@ def test_help_names_every_option() -> None:
     assert split_arguments(["knn", "-h"])[2] == {"help": None}
 
 
-def refused(arguments: list[str], capsys: pytest.CaptureFixture) -> str:
-    assert main(arguments) == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: ")
-    return error
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["vit_tiny_patch16_224"], "say what to evaluate by: one or several of knn, probe, fewshot, finetune, segment"),
-        (["knn"], "knn: say what to evaluate: the folder of a run"),
-        (["knn", "a", "b"], "a b: give one encoder"),
-        (["knn", "x", "--knn.q=3"], "--knn.q=3 is no known option; did you mean --knn.k?"),
-        (["knn", "x", "--knn.k"], "--knn.k needs a value"),
-        (["knn", "x", "--knn.k=0"], "knn.k=0 must be greater than 0"),
-        (["knn", "x", "--seed=1", "--seed=2"], "--seed is given twice"),
-        (["knn", "vit_tny_patch16_224", "--data.name=digits"], "did you mean one of timm's vit_tiny_patch16_224"),
-        (["knn", "runs/nowhere"], "there is no such folder and no such model"),
-        (["knn", "nowhere:make"], "encoder='nowhere:make' cannot be imported: No module named 'nowhere'"),
-        (["knn", "test_vit", "--pretrained=false"], "data.name is required, for test_vit comes from no run"),
-        (["probe", "test_vit", "--probe.lrs=0"], "probe.lrs"),
-        (["finetune", "test_vit", "--finetune.batch_size=31"], "finetune: batch_size=31 must be a multiple of 2"),
-        (["knn", "test_vit", "--pretrained=false", "--data.name=digits", "--image_size=33"], "image_size=33 must be"),
-        (["knn", "test_vit", "--device=cuda", "--data.name=digits"], "device='cuda' needs a CUDA GPU"),
-    ],
-)
-def test_wrong_words_are_one_clear_error(arguments: list[str], message: str, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert message in refused(arguments, capsys)
-
-
-def test_weights_that_cannot_be_had_are_one_clear_error(capsys, monkeypatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    error = refused(["knn", "vit_tiny_patch16_224.augreg_in21k", "--data.name=digits"], capsys)
-    assert "encoder='vit_tiny_patch16_224.augreg_in21k' cannot be had from timm with its weights" in error
-    assert "--pretrained false" in error
-
-
-def test_a_folder_without_its_configuration_is_named(run: Path, tmp_path: Path, capsys) -> None:
-    before = (run / "results.json").read_bytes()
-    (tmp_path / "empty").mkdir()
-    assert "config.json is not in it" in refused(["knn", str(tmp_path / "empty"), "--data.name=digits"], capsys)
-    (run / "encoder" / "config.json").unlink()
-    assert "is a run without an exported encoder (no encoder/config.json)" in refused(["knn", str(run)], capsys)
-    assert "config.json is not in it" in refused(["knn", str(run / "encoder")], capsys)
-    assert (run / "results.json").read_bytes() == before
-
-
-def unlabelled(folder: Path) -> Path:
-    folder.mkdir(parents=True)
-    for number in range(3):
-        Image.new("L", (8, 8), number).save(folder / f"{number}.png")
-    return folder
-
-
-def test_data_without_labels_is_refused(run: Path, tmp_path: Path, capsys) -> None:
-    flat = unlabelled(tmp_path / "flat")
-    error = refused(["knn", str(run), f"--data.name=imagefolder:{flat}"], capsys)
-    assert "data: name=" in error
-    assert "has no test images" in error or "has no labels" in error
-
-
-def test_features_with_nan_name_the_layer(run: Path, capsys) -> None:
-    from safetensors.torch import load_file, save_file
-
-    path = run / "encoder" / "model.safetensors"
-    state = load_file(path)
-    state["blocks.1.mlp.fc1.bias"][0] = float("nan")
-    save_file(state, path)
-    before = (run / "results.json").read_bytes()
-    assert "first in its layer blocks.1.mlp.fc1" in refused(["knn", str(run), *CPU], capsys)
-    assert (run / "results.json").read_bytes() == before
-
-
-def test_other_files_are_not_overwritten(run: Path, tmp_path: Path, capsys) -> None:
-    mine = tmp_path / "notes.txt"
-    mine.write_text("my notes")
-    assert "notes.txt is no JSON, and is left as it is" in refused(["knn", str(run), f"--output={mine}"], capsys)
-    assert mine.read_text() == "my notes"
-    (run / "config.yaml").write_text("a: [")
-    assert "config.yaml is damaged" in refused(["knn", str(run)], capsys)
-
-
-def test_a_full_disk_costs_neither_the_numbers_nor_the_old_results(run: Path, monkeypatch, capsys) -> None:
-    before = (run / "results.json").read_bytes()
-
-    def full_disk(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("ssl_blocks.files.os.fsync", full_disk)
-    assert main(["knn", str(run), *CPU]) == 2
-    shown = capsys.readouterr()
-    assert "No space left on device" in shown.err
-    assert "raw pixels" in shown.out
-    assert (run / "results.json").read_bytes() == before
-    assert not list(run.rglob("*.tmp"))
-
-
-def test_more_classes_in_test_than_in_train_are_refused(run: Path, tmp_path: Path, capsys) -> None:
-    for split, classes in (("train", 2), ("test", 3)):
-        for number in range(classes):
-            folder = tmp_path / "set" / split / str(number)
-            folder.mkdir(parents=True)
-            for copy in range(4):
-                Image.new("L", (8, 8), 50 * number + copy).save(folder / f"{copy}.png")
-    error = refused(["probe", str(run), f"--data.name=imagefolder:{tmp_path / 'set'}", *CPU], capsys)
-    assert "classes" in error
-
-
-@pytest.mark.parametrize(
-    ("tasks", "option", "message"),
-    [
-        (["knn"], "--knn.k=201", "knn.k=201 must be at most the number of training images, 200"),
-        (["fewshot"], "--fewshot.shots=100", "fewshot: shots=100 must not exceed the labels of a class"),
-        (["fewshot"], "--fewshot.shots=0", "fewshot.shots=0 must be greater than 0"),
-        (["finetune"], "--finetune.epochs=3", "finetune: warmup_epochs=5.0 must be at least 0 and below epochs=3"),
-        (["segment"], "--segment.data=shapes", "segment: encoder of depth 2 must have a multiple of four blocks"),
-        (["knn"], "--image_size=9", "image_size=9 must be a positive multiple of the encoder's patch of 2x2 pixels"),
-    ],
-)
-def test_what_does_not_fit_is_found_before_anything_is_computed(
-    tasks: list[str], option: str, message: str, run: Path, capsys
-) -> None:
-    before = (run / "results.json").read_bytes()
-    assert main([*tasks, str(run), option, *CPU]) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert "raw pixels" not in error
-    assert (run / "results.json").read_bytes() == before
-
-
-def test_an_encoder_without_places_for_drop_path_says_what_to_do(tmp_path: Path, capsys) -> None:
-    from torchvision.models.vision_transformer import VisionTransformer
-
-    vit = VisionTransformer(image_size=8, patch_size=4, num_layers=1, num_heads=2, hidden_dim=8, mlp_dim=16)
-    folder = export_encoder(encoders.TorchvisionViT(vit), tmp_path / "tv", tokenizer=None, mean=HALF, std=HALF)
-    options = ["--data.name=digits", "--data.max_train=40", "--data.max_test=10", f"--output={tmp_path / 'out.json'}"]
-    options += ["--finetune.epochs=1", "--finetune.warmup_epochs=0", "--finetune.batch_size=16"]
-    error = refused(["finetune", str(folder), *options, *CPU], capsys)
-    assert "finetune: drop_path=0.1 needs blocks with a place for it" in error
-    assert main(["finetune", str(folder), *options, "--finetune.drop_path=0", *CPU]) == 0
-    assert "finetune" in by_name(results(tmp_path / "out.json")[0])["tv"]
-
-
 def test_the_entry_holds_what_the_numbers_were_made_with(run: Path) -> None:
     assert main(["knn", str(run), *CPU]) == 0
     entry = results(run / "results.json")[0]
@@ -416,9 +270,3 @@ def test_processes_share_the_images_and_find_what_one_finds(run: Path, tmp_path:
     assert found[0] == pytest.approx(found[1])
     assert len(results(two)) == 1
     assert done.stdout.count("raw pixels") == 1
-
-
-def test_what_cannot_be_shared_is_refused(run: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    error = refused(["knn", "probe", str(run)], capsys)
-    assert "probe cannot share work between 2 processes, only knn can" in error
