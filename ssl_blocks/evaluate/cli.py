@@ -20,14 +20,25 @@ from ssl_blocks.evaluate.checks import check_fit, check_numbers
 from ssl_blocks.evaluate.config import EvaluateConfig
 from ssl_blocks.evaluate.processes import connected, share_of_torchrun
 from ssl_blocks.evaluate.results import add_entry, read_results, results_table
-from ssl_blocks.evaluate.rows import FROZEN, TASKS, Row, Setup, finetuned_rows, frozen_rows, merge_rows, segmented_rows
-from ssl_blocks.evaluate.subject import Subject, find_subject, run_config, run_of
+from ssl_blocks.evaluate.rows import (
+    FROZEN,
+    TASKS,
+    Row,
+    Setup,
+    finetuned_rows,
+    frozen_rows,
+    load_masks,
+    merge_rows,
+    segmented_rows,
+)
+from ssl_blocks.evaluate.subject import Subject, find_subject, run_of
 from ssl_blocks.training.arguments import list_options, pair_options, sub_models
 from ssl_blocks.training.card import write_card
 from ssl_blocks.training.cli import WRONG_WISH, fail, parse_config
 from ssl_blocks.training.config import section
 from ssl_blocks.training.devices import choose_device
 from ssl_blocks.training.helptext import WIDEST, meaning_of, option_row, option_table
+from ssl_blocks.training.resume import stored_config
 
 INHERITED = ("name", "root", "max_train", "max_test", "max_memory_gib")  # of a run's data
 
@@ -120,7 +131,7 @@ def configure(word: str, options: Mapping[str, str | None]) -> EvaluateConfig:
     base: dict[str, Any] = {}
     run = run_of(word)
     if run is not None:
-        known = run_config(run)
+        known = stored_config(run)
         data = {name: value for name, value in known.get("data", {}).items() if name in INHERITED}
         if "data.name" in overrides:  # sizes of another data set mean nothing
             data = {name: value for name, value in data.items() if not name.startswith("max_t")}
@@ -142,7 +153,7 @@ def prepare(tasks: Sequence[str], word: str, config: EvaluateConfig, console: Co
     data = _load(subject, config) if set(tasks) - {"segment"} else None
     setup = Setup(subject, data, config, device, autocast_dtype, lambda text: console.print(text, style="dim"))
     check_fit(setup, tasks)
-    return setup
+    return replace(setup, masks=load_masks(setup)) if "segment" in tasks else setup
 
 
 def _load(subject: Subject, config: EvaluateConfig) -> ImageData:

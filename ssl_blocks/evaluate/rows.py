@@ -15,6 +15,7 @@ from ssl_blocks.evaluate.config import EvaluateConfig
 from ssl_blocks.evaluate.processes import Share
 from ssl_blocks.evaluate.subject import Subject
 from ssl_blocks.evaluation import (
+    SegmentationData,
     augmented_linear_probe,
     encoder_features,
     evaluate_segmentation,
@@ -55,6 +56,7 @@ class Setup:
         device: where it is computed.
         autocast_dtype: precision of encoders under autocast; ``None`` switches autocast off.
         say: tells the user what is being done, or left out.
+        masks: images with masks; ``None`` where there is no segmentation.
         share: which images are this process's, where several share the work.
     """
 
@@ -64,6 +66,7 @@ class Setup:
     device: str
     autocast_dtype: torch.dtype | None
     say: Callable[[str], None]
+    masks: SegmentationData | None = None
     share: Share = field(default_factory=Share)
 
     @property
@@ -218,23 +221,29 @@ def finetuned_rows(setup: Setup, tasks: Sequence[str]) -> list[Row]:
     return rows
 
 
-def segmented_rows(setup: Setup) -> list[Row]:
-    """Train a pyramid and a head for segmentation, and score the most frequent class beside it.
+def load_masks(setup: Setup) -> SegmentationData:
+    """Images of the encoder's size, and their masks.
 
     Raises:
         ValueError: if data and encoder do not fit together.
         FileNotFoundError: if the data is not there.
     """
-    subject, config, settings = setup.subject, setup.config, setup.config.segment
+    subject, config = setup.subject, setup.config
     assert subject.image_size is not None
-    data = load_segmentation(
-        settings.data,
+    return load_segmentation(
+        config.segment.data,
         image_size=subject.image_size,
-        num_classes=settings.num_classes,
+        num_classes=config.segment.num_classes,
         channels=subject.encoder.channels,
         root=config.data.root,
         seed=config.seed,
     )
+
+
+def segmented_rows(setup: Setup) -> list[Row]:
+    """Train a pyramid and a head for segmentation, and score the most frequent class beside it."""
+    config, settings, data = setup.config, setup.config.segment, setup.masks
+    assert data is not None
     rows = [Row("most frequent class", {"segment": majority_baseline(data).as_dict()})]
     for name, encoder in setup.with_random(settings.from_random):
         setup.say(f"{name}: segment, {settings.epochs} epochs")

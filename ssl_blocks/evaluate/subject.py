@@ -12,7 +12,6 @@ from typing import Any
 
 import timm
 import torch
-import yaml
 from torch import nn
 
 from ssl_blocks.encoders import FeatureEncoder, TimmPooled, TimmRegions, TokenEncoder, load_encoder, untrained, wrap
@@ -89,21 +88,6 @@ def run_of(word: str) -> Path | None:
         if (folder / "config.yaml").is_file() and (folder == path or inside.name == "encoder"):
             return folder
     return None
-
-
-def run_config(folder: Path) -> dict[str, Any]:
-    """Configuration that a run was written with.
-
-    Raises:
-        ValueError: if it is damaged.
-    """
-    try:
-        values = yaml.safe_load((folder / "config.yaml").read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{folder / 'config.yaml'} is damaged: {str(error).splitlines()[0]}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{folder / 'config.yaml'} is damaged: it must hold fields and values")
-    return values
 
 
 def timm_source(word: str) -> bool:

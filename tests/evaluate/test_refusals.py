@@ -93,7 +93,7 @@ def test_other_files_are_not_overwritten(run: Path, tmp_path: Path, capsys) -> N
     assert "notes.txt is no JSON, and is left as it is" in refused(["knn", str(run), f"--output={mine}"], capsys)
     assert mine.read_text() == "my notes"
     (run / "config.yaml").write_text("a: [")
-    assert "config.yaml is damaged" in refused(["knn", str(run)], capsys)
+    assert "config.yaml is not valid YAML" in refused(["knn", str(run)], capsys)
 
 
 def test_a_full_disk_costs_neither_the_numbers_nor_the_old_results(run: Path, monkeypatch, capsys) -> None:
