@@ -18,8 +18,10 @@ from timm.layers import Mlp
 from torch import nn
 
 import ssl_blocks as sb
+from ssl_blocks.cli import main
 from ssl_blocks.data import ImageShape
-from ssl_blocks.training import RunConfig, StrictModel, main, section
+from ssl_blocks.engine import StrictModel, section
+from ssl_blocks.pretrain import RunConfig
 
 
 class OriginalEncoder(StrictModel):

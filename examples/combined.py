@@ -17,8 +17,10 @@ from pathlib import Path
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 import ssl_blocks as sb
+from ssl_blocks.cli import main
 from ssl_blocks.data import Augmentation, ImageShape, MultiCrop
-from ssl_blocks.training import DecoderConfig, RunConfig, SegmentsConfig, SquareSegments, StrictModel, main, section
+from ssl_blocks.engine import StrictModel, section
+from ssl_blocks.pretrain import DecoderConfig, RunConfig, SegmentsConfig, SquareSegments
 
 
 class WeightsConfig(StrictModel):

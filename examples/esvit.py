@@ -19,8 +19,10 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 import ssl_blocks as sb
+from ssl_blocks.cli import main
 from ssl_blocks.data import ColorChanges, ImageShape, MultiCrop
-from ssl_blocks.training import EncoderConfig, RunConfig, StrictModel, main, section
+from ssl_blocks.engine import StrictModel, section
+from ssl_blocks.pretrain import EncoderConfig, RunConfig
 
 
 class MapEncoderConfig(StrictModel):

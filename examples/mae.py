@@ -14,8 +14,10 @@ from typing import Literal
 from pydantic import Field, PositiveInt
 
 import ssl_blocks as sb
+from ssl_blocks.cli import main
 from ssl_blocks.data import ImageShape
-from ssl_blocks.training import RunConfig, StrictModel, main, section
+from ssl_blocks.engine import StrictModel, section
+from ssl_blocks.pretrain import RunConfig
 
 
 class MaskTokenDecoderConfig(StrictModel):

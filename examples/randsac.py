@@ -14,8 +14,9 @@ from pathlib import Path
 from pydantic import Field
 
 import ssl_blocks as sb
+from ssl_blocks.cli import main
 from ssl_blocks.data import ImageShape
-from ssl_blocks.training import DecoderConfig, RunConfig, SegmentsConfig, SquareSegments, main
+from ssl_blocks.pretrain import DecoderConfig, RunConfig, SegmentsConfig, SquareSegments
 
 
 class RandSACConfig(RunConfig):

@@ -18,8 +18,9 @@ from timm.layers import Mlp
 from torch import nn
 
 import ssl_blocks as sb
+from ssl_blocks.cli import main
 from ssl_blocks.data import ImageShape
-from ssl_blocks.training import EncoderConfig, RunConfig, main
+from ssl_blocks.pretrain import EncoderConfig, RunConfig
 
 
 class ClassTokenEncoderConfig(EncoderConfig):

@@ -1,8 +1,6 @@
 """Composable parts for self-supervised pretraining objectives of vision transformers."""
 
 from ssl_blocks import encoders
-from ssl_blocks.attention import explicit_attention
-from ssl_blocks.decoders import Decoder, MaskTokenDecoder, SegmentDecoder
 from ssl_blocks.encoders import (
     FeatureEncoder,
     PostNormTransformer,
@@ -16,8 +14,6 @@ from ssl_blocks.encoders import (
     TorchvisionViT,
     TransformersViT,
 )
-from ssl_blocks.losses import predicted_cross_entropy, predicted_mse
-from ssl_blocks.masks import MaskBuilder, SegmentCausalMask
 from ssl_blocks.objectives import (
     MaskedAutoencoding,
     Objective,
@@ -31,7 +27,11 @@ from ssl_blocks.objectives import (
     WeightedSum,
     dino_head,
 )
-from ssl_blocks.partitioners import (
+from ssl_blocks.parts.attention import explicit_attention
+from ssl_blocks.parts.decode import Decoder, MaskTokenDecoder, SegmentDecoder
+from ssl_blocks.parts.loss import predicted_cross_entropy, predicted_mse
+from ssl_blocks.parts.mask import MaskBuilder, SegmentCausalMask
+from ssl_blocks.parts.partition import (
     BlobPartitioner,
     BlockSubsetPartitioner,
     GridSubsetPartitioner,
@@ -41,13 +41,13 @@ from ssl_blocks.partitioners import (
     SubsetPartitioner,
     TokenPartitioner,
 )
-from ssl_blocks.positions import PositionTable, sincos_table
-from ssl_blocks.query_stream import QueryBlock, QueryStreamDecoder
-from ssl_blocks.region_loss import match_regions, paired_cross_entropy
-from ssl_blocks.routers import LastLayerRouter, LearnedSkipRouter, MatchedRouter, SkipMemoryRouter
-from ssl_blocks.serializers import OrderedSerializer, RandomSerializer, Serializer
-from ssl_blocks.targets import PixelTarget, PositionTarget, Target
-from ssl_blocks.tokenizers import PatchTokenizer, Tokenizer
+from ssl_blocks.parts.position import PositionTable, sincos_table
+from ssl_blocks.parts.query_stream import QueryBlock, QueryStreamDecoder
+from ssl_blocks.parts.region_loss import match_regions, paired_cross_entropy
+from ssl_blocks.parts.route import LastLayerRouter, LearnedSkipRouter, MatchedRouter, SkipMemoryRouter
+from ssl_blocks.parts.serialize import OrderedSerializer, RandomSerializer, Serializer
+from ssl_blocks.parts.target import PixelTarget, PositionTarget, Target
+from ssl_blocks.parts.tokenize import PatchTokenizer, Tokenizer
 from ssl_blocks.values import (
     AttentionMasks,
     Encoded,

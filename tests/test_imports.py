@@ -13,28 +13,17 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 # layers from the ground up: a module may import its own layer and those below
-GROUND = {"values", "randomness", "files", "modes"}
-PARTS = {
-    "attention",
-    "decoders",
-    "losses",
-    "masks",
-    "partitioners",
-    "positions",
-    "query_stream",
-    "region_loss",
-    "routers",
-    "serializers",
-    "targets",
-    "tokenizers",
-}
 LAYERS = [
-    GROUND,
-    PARTS,
+    {"values", "randomness", "files", "modes", "quiet"},
+    {"parts"},
     {"encoders"},
     {"objectives"},
-    {"data", "evaluation", "testing", "training", "visualize", "weights"},
-    {"evaluate"},
+    {"data", "testing", "visualize"},
+    {"engine"},
+    {"evaluation"},
+    {"pretrain"},
+    {"evaluate", "cli"},
+    {"recipes"},
 ]
 HEAVY = ("pytorch_lightning", "lightly", "matplotlib", "sklearn", "transformers")
 

@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import ssl_blocks as sb
 from examples.benchmarks.speed import machine
-from ssl_blocks.region_loss import Pairing
+from ssl_blocks.parts.region_loss import Pairing
 
 GLOBAL, LOCAL, NUM_LOCAL = 49, 9, 8
 STUDENT, TEACHER = 0.1, 0.04

@@ -5,10 +5,11 @@ from torch import nn
 from torchvision.models.vision_transformer import VisionTransformer
 
 from ssl_blocks.encoders.eva import TimmEva, timm_eva
+from ssl_blocks.encoders.export import export_encoder
 from ssl_blocks.encoders.loading import load_encoder
 from ssl_blocks.encoders.pooled import TimmPooled
+from ssl_blocks.encoders.postnorm import PostNormTransformer
 from ssl_blocks.encoders.protocol import FeatureEncoder, RegionEncoder, TokenEncoder
-from ssl_blocks.encoders.puzzle import PostNormTransformer
 from ssl_blocks.encoders.regions import TimmRegions, TokenRegions, timm_regions
 from ssl_blocks.encoders.timm import TimmViT, timm_vit
 from ssl_blocks.encoders.torch import TorchEncoder
@@ -29,6 +30,7 @@ __all__ = [
     "TorchEncoder",
     "TorchvisionViT",
     "TransformersViT",
+    "export_encoder",
     "load_encoder",
     "timm_eva",
     "timm_regions",

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ssl_blocks.attention import run_block
+from ssl_blocks.parts.attention import run_block
 
 
 def run_blocks(

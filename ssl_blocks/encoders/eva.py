@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ssl_blocks.encoders.pretrained import as_saved, create_pretrained, rebuilding, refuse_contradictions
 from ssl_blocks.encoders.timm_models import TimmAdapter, check_name, check_sizes, create, require_fit
 from ssl_blocks.modes import modes_kept
-from ssl_blocks.tokenizers import pair
+from ssl_blocks.parts.tokenize import pair
 
 
 class TimmEva(TimmAdapter):

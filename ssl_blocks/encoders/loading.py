@@ -15,7 +15,7 @@ _DAMAGED = (ValueError, TypeError, LookupError, RuntimeError, AttributeError, As
 
 
 def load_encoder(folder: str | Path, *, image_size: int | tuple[int, int] | None = None) -> FeatureEncoder:
-    """Load an encoder that a run or ``ssl_blocks.training.export_encoder`` has saved, in evaluation mode.
+    """Load an encoder that a run or ``ssl_blocks.engine.export_encoder`` has saved, in evaluation mode.
 
     It is of the kind that was saved, with equal features: a ``TokenEncoder`` for vision transformers, a
     ``RegionEncoder`` where ``TimmRegions`` or ``TokenRegions`` was saved. Folders that timm or transformers have
@@ -38,7 +38,7 @@ def load_encoder(folder: str | Path, *, image_size: int | tuple[int, int] | None
     Examples:
         >>> import tempfile, torch
         >>> from ssl_blocks.encoders import PostNormTransformer
-        >>> from ssl_blocks.training import export_encoder
+        >>> from ssl_blocks.engine import export_encoder
         >>> encoder = PostNormTransformer(grid=2, patch=4, depth=1, num_heads=2)
         >>> half = (0.5, 0.5, 0.5)
         >>> folder = export_encoder(encoder, Path(tempfile.mkdtemp()) / "encoder", tokenizer=None, mean=half, std=half)

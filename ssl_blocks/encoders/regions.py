@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssl_blocks.encoders.protocol import TokenEncoder
 from ssl_blocks.encoders.timm_models import check_name
-from ssl_blocks.tokenizers import pair
+from ssl_blocks.parts.tokenize import pair
 from ssl_blocks.values import Grid, Regions
 
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from ssl_blocks.encoders.adapter import refuse_relative_positions
 from ssl_blocks.encoders.pretrained import as_saved, create_pretrained, rebuilding, refuse_contradictions
 from ssl_blocks.encoders.timm_models import TimmAdapter, check_name, check_sizes, create, require_fit
-from ssl_blocks.positions import sincos_table
-from ssl_blocks.query_stream import QueryBlock
-from ssl_blocks.tokenizers import pair
+from ssl_blocks.parts.position import sincos_table
+from ssl_blocks.parts.query_stream import QueryBlock
+from ssl_blocks.parts.tokenize import pair
 from ssl_blocks.values import Grid
 
 

@@ -13,7 +13,7 @@ from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
 from ssl_blocks.encoders.adapter import TokenAdapter, refuse_stem
-from ssl_blocks.tokenizers import pair
+from ssl_blocks.parts.tokenize import pair
 from ssl_blocks.values import Grid
 
 LOCAL, HUB = "local-dir", ("hf-hub", "hf_hub")  # timm's prefixes of names that are no names of its own

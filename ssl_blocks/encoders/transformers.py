@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ssl_blocks.encoders.adapter import TokenAdapter, number_layers, refuse_relative_positions, require_plain_stem
 from ssl_blocks.modes import modes_kept
-from ssl_blocks.tokenizers import pair
+from ssl_blocks.parts.tokenize import pair
 from ssl_blocks.values import Grid
 
 _MODELS = ("ViTModel", "Dinov2Model", "Dinov2WithRegistersModel", "DINOv3ViTModel")

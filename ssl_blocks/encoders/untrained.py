@@ -11,7 +11,7 @@ from ssl_blocks.encoders.loading import load_encoder
 from ssl_blocks.encoders.protocol import FeatureEncoder
 from ssl_blocks.encoders.storage.timm import knows_size
 from ssl_blocks.encoders.timm import TimmViT, initialize, is_sincos
-from ssl_blocks.tokenizers import pair
+from ssl_blocks.parts.tokenize import pair
 
 
 def untrained(folder: str | Path, *, seed: int, image_size: int | tuple[int, int] | None = None) -> FeatureEncoder:
@@ -33,7 +33,7 @@ def untrained(folder: str | Path, *, seed: int, image_size: int | tuple[int, int
     Examples:
         >>> import tempfile
         >>> from ssl_blocks.encoders import timm_vit
-        >>> from ssl_blocks.training import export_encoder
+        >>> from ssl_blocks.engine import export_encoder
         >>> _ = torch.manual_seed(3)
         >>> encoder = timm_vit(image_size=8, patch_size=4, depth=1, embed_dim=16, num_heads=2).eval()
         >>> half = (0.5, 0.5, 0.5)

@@ -6,6 +6,7 @@ import torch
 
 from ssl_blocks.data import ImageData
 from ssl_blocks.encoders import TokenEncoder
+from ssl_blocks.engine.settings import section
 from ssl_blocks.evaluate.config import EvaluateConfig
 from ssl_blocks.evaluate.rows import Setup
 from ssl_blocks.evaluation import FeaturePyramid, make_classifier
@@ -13,7 +14,6 @@ from ssl_blocks.evaluation.checks import check_classes, labels_of
 from ssl_blocks.evaluation.features import check_images
 from ssl_blocks.evaluation.probe import draw_shots
 from ssl_blocks.modes import modes_kept
-from ssl_blocks.training.config import section
 
 
 def check_numbers(config: EvaluateConfig) -> None:

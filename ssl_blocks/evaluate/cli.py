@@ -15,7 +15,13 @@ import timm
 import torch
 from rich.console import Console
 
+from ssl_blocks.cli.arguments import list_options, pair_options, sub_models
+from ssl_blocks.cli.command import WRONG_WISH, fail, parse_config
+from ssl_blocks.cli.helptext import WIDEST, meaning_of, option_row, option_table
 from ssl_blocks.data import ImageData, load
+from ssl_blocks.encoders.card import write_card
+from ssl_blocks.engine.devices import choose_device
+from ssl_blocks.engine.settings import section
 from ssl_blocks.evaluate.checks import check_fit, check_numbers
 from ssl_blocks.evaluate.config import EvaluateConfig
 from ssl_blocks.evaluate.processes import connected, share_of_torchrun
@@ -32,13 +38,7 @@ from ssl_blocks.evaluate.rows import (
     segmented_rows,
 )
 from ssl_blocks.evaluate.subject import Subject, find_subject, run_of
-from ssl_blocks.training.arguments import list_options, pair_options, sub_models
-from ssl_blocks.training.card import write_card
-from ssl_blocks.training.cli import WRONG_WISH, fail, parse_config
-from ssl_blocks.training.config import section
-from ssl_blocks.training.devices import choose_device
-from ssl_blocks.training.helptext import WIDEST, meaning_of, option_row, option_table
-from ssl_blocks.training.resume import stored_config
+from ssl_blocks.pretrain.resume import stored_config
 
 INHERITED = ("name", "root", "max_train", "max_test", "max_memory_gib")  # of a run's data
 

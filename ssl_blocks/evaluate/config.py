@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from ssl_blocks.engine.settings import StrictModel
 from ssl_blocks.evaluation import FinetuneSettings, LinearSettings, SegmentationTraining
-from ssl_blocks.training.config import StrictModel
 
 
 class LabelledDataConfig(StrictModel):

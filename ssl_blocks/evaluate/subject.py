@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ssl_blocks.encoders import FeatureEncoder, TimmPooled, TimmRegions, TokenEncoder, load_encoder, untrained, wrap
-from ssl_blocks.tokenizers import PatchTokenizer, Tokenizer
+from ssl_blocks.parts.tokenize import PatchTokenizer, Tokenizer
 
 HALF = 0.5
 

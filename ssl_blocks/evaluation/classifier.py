@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ssl_blocks.encoders import FeatureEncoder, TokenEncoder
 from ssl_blocks.evaluation.layers import layer_ids, spared_names
-from ssl_blocks.tokenizers import Tokenizer
+from ssl_blocks.parts.tokenize import Tokenizer
 
 
 class Classifier(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ssl_blocks.data.augment import to_float
 from ssl_blocks.encoders import FeatureEncoder
 from ssl_blocks.modes import modes_kept
-from ssl_blocks.tokenizers import Tokenizer
+from ssl_blocks.parts.tokenize import Tokenizer
 
 
 class FeatureError(ValueError):

@@ -22,8 +22,8 @@ from ssl_blocks.evaluation.features import check_images, layer_watch
 from ssl_blocks.evaluation.layers import set_drop_path
 from ssl_blocks.evaluation.schedule import warmup_cosine
 from ssl_blocks.modes import modes_kept
+from ssl_blocks.parts.tokenize import Tokenizer
 from ssl_blocks.randomness import mix_seed, seeded_generator
-from ssl_blocks.tokenizers import Tokenizer
 
 INITIAL, ORDER, IMAGES, LABELS, DROPS = range(5)  # what a seed is for
 

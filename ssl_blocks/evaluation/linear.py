@@ -17,8 +17,8 @@ from ssl_blocks.evaluation.features import encoder_features
 from ssl_blocks.evaluation.heads import LinearHeads, head_loss, lars
 from ssl_blocks.evaluation.schedule import warmup_cosine
 from ssl_blocks.evaluation.sweep import SweepScore, check_candidates, hold_out
+from ssl_blocks.parts.tokenize import Tokenizer
 from ssl_blocks.randomness import seeded_generator
-from ssl_blocks.tokenizers import Tokenizer
 
 IMAGENET_IMAGES = 1_281_167
 INITIAL, HELD_OUT, ORDER, CROPS = range(4)  # what a generator is for

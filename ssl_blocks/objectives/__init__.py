@@ -5,7 +5,7 @@ from ssl_blocks.objectives.combine import WeightedSum
 from ssl_blocks.objectives.distillation import ViewRegionDistillation
 from ssl_blocks.objectives.heads import dino_head
 from ssl_blocks.objectives.masked import MaskedAutoencoding
-from ssl_blocks.objectives.protocol import Objective, ObjectiveModule
+from ssl_blocks.objectives.objective import Objective, ObjectiveModule
 from ssl_blocks.objectives.puzzle import PatchPuzzle, PuzzleDraw
 from ssl_blocks.objectives.teacher import TeacherSchedule
 from ssl_blocks.objectives.two_stream import TwoStreamAutoregression

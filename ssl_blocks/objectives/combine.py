@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ssl_blocks.objectives.protocol import ObjectiveModule, seen_by
+from ssl_blocks.objectives.objective import ObjectiveModule, seen_by
 from ssl_blocks.values import ObjectiveOutput, Progress, Views
 
 

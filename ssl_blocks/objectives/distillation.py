@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from ssl_blocks.encoders.protocol import FeatureEncoder, RegionEncoder
 from ssl_blocks.objectives.heads import LastLayerGate, dino_head
-from ssl_blocks.objectives.protocol import ObjectiveModule
+from ssl_blocks.objectives.objective import ObjectiveModule
 from ssl_blocks.objectives.teacher import Teacher, TeacherSchedule
-from ssl_blocks.region_loss import Pairing, match_regions, paired_cross_entropy
+from ssl_blocks.parts.region_loss import Pairing, match_regions, paired_cross_entropy
 from ssl_blocks.values import ObjectiveOutput, Progress, Views
 
 

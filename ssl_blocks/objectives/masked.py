@@ -4,15 +4,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ssl_blocks.decoders import Decoder
 from ssl_blocks.encoders.protocol import TokenEncoder
-from ssl_blocks.losses import predicted_mse
-from ssl_blocks.objectives.protocol import ObjectiveModule, check_tokenizer
-from ssl_blocks.partitioners import SegmentPartitioner, SubsetPartitioner
-from ssl_blocks.routers import LastLayerRouter, SkipMemoryRouter
-from ssl_blocks.serializers import OrderedSerializer
-from ssl_blocks.targets import Target
-from ssl_blocks.tokenizers import Tokenizer
+from ssl_blocks.objectives.objective import ObjectiveModule, check_tokenizer
+from ssl_blocks.parts.decode import Decoder
+from ssl_blocks.parts.loss import predicted_mse
+from ssl_blocks.parts.partition import SegmentPartitioner, SubsetPartitioner
+from ssl_blocks.parts.route import LastLayerRouter, SkipMemoryRouter
+from ssl_blocks.parts.serialize import OrderedSerializer
+from ssl_blocks.parts.target import Target
+from ssl_blocks.parts.tokenize import Tokenizer
 from ssl_blocks.values import AttentionMasks, ObjectiveOutput, Serialization
 
 

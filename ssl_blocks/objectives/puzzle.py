@@ -8,12 +8,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ssl_blocks.encoders.protocol import TokenEncoder
-from ssl_blocks.losses import predicted_cross_entropy
 from ssl_blocks.modes import modes_kept
-from ssl_blocks.objectives.protocol import ObjectiveModule, check_tokenizer
+from ssl_blocks.objectives.objective import ObjectiveModule, check_tokenizer
+from ssl_blocks.parts.loss import predicted_cross_entropy
+from ssl_blocks.parts.target import PositionTarget, Target
+from ssl_blocks.parts.tokenize import Tokenizer
 from ssl_blocks.randomness import check_generator
-from ssl_blocks.targets import PositionTarget, Target
-from ssl_blocks.tokenizers import Tokenizer
 from ssl_blocks.values import ObjectiveOutput
 
 TOPS = (1, 3, 5)

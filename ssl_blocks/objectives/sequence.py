@@ -5,10 +5,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ssl_blocks.encoders.protocol import TokenEncoder
-from ssl_blocks.losses import predicted_mse
-from ssl_blocks.partitioners import SegmentPartitioner
-from ssl_blocks.serializers import Serializer
-from ssl_blocks.targets import Target
+from ssl_blocks.parts.loss import predicted_mse
+from ssl_blocks.parts.partition import SegmentPartitioner
+from ssl_blocks.parts.serialize import Serializer
+from ssl_blocks.parts.target import Target
 from ssl_blocks.values import Grid, ObjectiveOutput, Serialization
 
 

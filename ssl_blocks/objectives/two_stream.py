@@ -5,13 +5,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ssl_blocks.encoders.protocol import TokenEncoder
-from ssl_blocks.masks import MaskBuilder, SegmentCausalMask
-from ssl_blocks.objectives.protocol import ObjectiveModule, check_tokenizer
+from ssl_blocks.objectives.objective import ObjectiveModule, check_tokenizer
 from ssl_blocks.objectives.sequence import check_predict_first, draw_sequence, score_sequence
-from ssl_blocks.partitioners import SegmentPartitioner
-from ssl_blocks.serializers import RandomSerializer, Serializer
-from ssl_blocks.targets import Target
-from ssl_blocks.tokenizers import Tokenizer
+from ssl_blocks.parts.mask import MaskBuilder, SegmentCausalMask
+from ssl_blocks.parts.partition import SegmentPartitioner
+from ssl_blocks.parts.serialize import RandomSerializer, Serializer
+from ssl_blocks.parts.target import Target
+from ssl_blocks.parts.tokenize import Tokenizer
 from ssl_blocks.values import AttentionMasks, ObjectiveOutput, Serialization
 
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ssl_blocks.tokenizers import PatchTokenizer
+from ssl_blocks.parts.tokenize import PatchTokenizer
 
 NUM_STEPS = 4  # segments of the causal masks
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ssl_blocks.tokenizers import Tokenizer
+from ssl_blocks.parts.tokenize import Tokenizer
 from ssl_blocks.values import ObjectiveOutput, Serialization, gather_tokens
 
 _CONTEXT = -1  # step of tokens that are never predicted: they are given

@@ -189,7 +189,7 @@ def test_arguments_that_build_no_encoder_are_named(options, message):
 
 
 def test_it_exports_as_timm_models_do(tmp_path):
-    from ssl_blocks.training import export_encoder
+    from ssl_blocks.encoders import export_encoder
 
     encoder = timm_eva(image_size=16, patch_size=4, depth=2, embed_dim=16, num_heads=2)
     shaken(encoder).eval()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import ssl_blocks as sb
-from ssl_blocks import attention
+from ssl_blocks.parts import attention
 from ssl_blocks.testing import assert_no_leak, check_token_encoder
 from tests.encoders.families import FAMILIES, ROOT, TABLE, causal, family, images_for, raster, shaken
 

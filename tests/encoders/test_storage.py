@@ -10,8 +10,7 @@ from timm.models import save_for_hf
 from torch import nn
 
 from ssl_blocks import encoders
-from ssl_blocks.encoders import TokenRegions, TorchEncoder, load_encoder, wrap
-from ssl_blocks.training import export_encoder
+from ssl_blocks.encoders import TokenRegions, TorchEncoder, export_encoder, load_encoder, wrap
 from tests.encoders.stored import ALL, TORCH, TRANSFORMERS, build, inputs_for, torch_encoder, torchvision_vit
 
 HALF = (0.5, 0.25, 0.125)

@@ -9,8 +9,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import ssl_blocks as sb
-from ssl_blocks import attention
 from ssl_blocks.encoders import TimmViT, timm_vit, wrap
+from ssl_blocks.parts import attention
 
 SMALL = {"depth": 2, "embed_dim": 16, "num_heads": 2, "num_classes": 0}
 

@@ -7,8 +7,8 @@ import timm
 import torch
 
 from ssl_blocks import encoders
-from ssl_blocks.positions import sincos_table
-from ssl_blocks.training import export_encoder
+from ssl_blocks.encoders import export_encoder
+from ssl_blocks.parts.position import sincos_table
 from tests.encoders.families import FAMILIES, family, images_for
 
 HALF = (0.5, 0.5, 0.5)

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from ssl_blocks import PatchTokenizer, encoders
+from ssl_blocks.cli.arguments import list_options
 from ssl_blocks.data import load
+from ssl_blocks.encoders import export_encoder
 from ssl_blocks.evaluate import EvaluateConfig, main
 from ssl_blocks.evaluate.cli import configure, help_text, make_entry, split_arguments
 from ssl_blocks.evaluate.config import FinetuneConfig, ProbeConfig, SegmentConfig
@@ -27,8 +29,6 @@ from ssl_blocks.evaluation import (
     logistic_probe,
     raw_pixels,
 )
-from ssl_blocks.training import export_encoder
-from ssl_blocks.training.arguments import list_options
 
 CPU = ("--device=cpu", "--precision=fp32")
 HALF = (0.5, 0.5, 0.5)

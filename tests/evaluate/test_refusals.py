@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from ssl_blocks import encoders
+from ssl_blocks.encoders import export_encoder
 from ssl_blocks.evaluate import main
-from ssl_blocks.training import export_encoder
 from tests.evaluate.test_cli import CPU, HALF, by_name, results
 
 

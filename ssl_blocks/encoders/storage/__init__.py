@@ -7,9 +7,9 @@ from typing import Any, Protocol
 import torch
 from safetensors.torch import load_file
 
+from ssl_blocks.encoders.postnorm import PostNormTransformer
 from ssl_blocks.encoders.protocol import FeatureEncoder, TokenEncoder
-from ssl_blocks.encoders.puzzle import PostNormTransformer
-from ssl_blocks.encoders.storage import layers, puzzle, timm, torchvision, transformers
+from ssl_blocks.encoders.storage import layers, postnorm, timm, torchvision, transformers
 from ssl_blocks.encoders.storage.parts import ImageSizeError, Stored
 from ssl_blocks.encoders.storage.timm import norm_of
 from ssl_blocks.encoders.torch import TorchEncoder
@@ -24,7 +24,7 @@ class _Kind(Protocol):
     def resized(self, stored: Stored, image_size: int | tuple[int, int], /) -> Stored: ...
 
 
-KINDS: dict[str, _Kind] = {"PostNormTransformer": puzzle, torchvision.NAME: torchvision, layers.NAME: layers}
+KINDS: dict[str, _Kind] = {"PostNormTransformer": postnorm, torchvision.NAME: torchvision, layers.NAME: layers}
 
 
 def describe(encoder: object) -> Stored | None:
@@ -38,7 +38,7 @@ def describe(encoder: object) -> Stored | None:
     if isinstance(encoder, TorchEncoder):
         return layers.describe(encoder)
     module = getattr(encoder, "module", None)
-    return puzzle.describe(module) if isinstance(module, PostNormTransformer) else None
+    return postnorm.describe(module) if isinstance(module, PostNormTransformer) else None
 
 
 def rebuild(folder: Path, config: Mapping[str, Any], image_size: int | tuple[int, int] | None) -> FeatureEncoder:

@@ -6,8 +6,8 @@ from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
-from ssl_blocks.positions import resample_positions
-from ssl_blocks.tokenizers import pair
+from ssl_blocks.parts.position import resample_positions
+from ssl_blocks.parts.tokenize import pair
 from ssl_blocks.values import Grid
 
 

@@ -16,7 +16,7 @@ from ssl_blocks.encoders.protocol import FeatureEncoder
 from ssl_blocks.encoders.regions import TimmRegions
 from ssl_blocks.encoders.storage.parts import grid_for, refuse, resampled
 from ssl_blocks.encoders.timm_models import TimmAdapter
-from ssl_blocks.tokenizers import pair
+from ssl_blocks.parts.tokenize import pair
 from ssl_blocks.values import Grid
 
 

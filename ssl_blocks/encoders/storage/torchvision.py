@@ -10,7 +10,7 @@ from torchvision.models.vision_transformer import VisionTransformer
 
 from ssl_blocks.encoders.storage.parts import ImageSizeError, Stored, grid_for, require_same, require_type, resampled
 from ssl_blocks.encoders.torchvision import TorchvisionViT
-from ssl_blocks.tokenizers import pair
+from ssl_blocks.parts.tokenize import pair
 from ssl_blocks.values import Grid
 
 NAME = "torchvision.VisionTransformer"

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ssl_blocks.encoders.storage.parts import grid_for, resampled
 from ssl_blocks.encoders.transformers import TransformersViT
-from ssl_blocks.tokenizers import pair
+from ssl_blocks.parts.tokenize import pair
 from ssl_blocks.values import Grid
 
 # what model_type stands for: the only classes that a folder can name

@@ -1,0 +1,155 @@
+"""The patch puzzle's own transformer: raw patches are its tokens, and nothing tells it where they lie."""
+
+from typing import Any
+
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from ssl_blocks.encoders.adapter import number_layers
+from ssl_blocks.encoders.blocks import run_blocks
+from ssl_blocks.parts.tokenize import pair
+from ssl_blocks.values import Encoded, Grid
+
+
+class PostNormTransformer(nn.Module):
+    """A transformer over raw patches without positions, normalised after each step (APL).
+
+    A token is the patch itself, flattened as (c, y, x), so its width is ``C * p * q``. Queries, keys and values have no
+    bias, and all three are divided by the fourth root of the whole width. Every block adds, normalises and drops out,
+    after attention and again after its MLP with ReLU. The last block ends in a norm, so there is no other one.
+
+    Calling it, like calling an exported timm model, gives the same as ``features``.
+
+    Args:
+        grid: tokens of an image in height and width; one number means a square.
+        patch: height and width of a patch in pixels; one number means a square.
+        channels: colour channels of the images.
+        depth: number of blocks.
+        num_heads: attention heads.
+        mlp_ratio: hidden width of the MLP in units of the width.
+        dropout: share of the values that is dropped after each norm while training.
+
+    Raises:
+        ValueError: if the heads do not divide the width, the depth is smaller than 1, or the dropout not in [0, 1).
+
+    Examples:
+        >>> import torch
+        >>> encoder = PostNormTransformer(grid=7, patch=12)
+        >>> encoder.dim, encoder.features(torch.zeros(1, 49, 3, 12, 12)).shape
+        (432, torch.Size([1, 432]))
+    """
+
+    num_prefix = 0
+
+    def __init__(
+        self,
+        *,
+        grid: int | tuple[int, int],
+        patch: int | tuple[int, int],
+        channels: int = 3,
+        depth: int = 4,
+        num_heads: int = 16,
+        mlp_ratio: int = 3,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.grid, self.patch, self.channels, self.depth = Grid(*pair(grid)), pair(patch), channels, depth
+        self.dim = channels * self.patch[0] * self.patch[1]
+        if num_heads < 1 or self.dim % num_heads:
+            raise ValueError(
+                f"num_heads={num_heads} must divide the width {self.dim}, which is the values of a patch: "
+                f"{channels} channels of {self.patch[0]}x{self.patch[1]} pixels"
+            )
+        if depth < 1:
+            raise ValueError(f"depth={depth} must be at least 1")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout={dropout} must be at least 0 and below 1")
+        self.model_args: dict[str, Any] = {
+            "grid": (self.grid.height, self.grid.width),
+            "patch": self.patch,
+            "channels": channels,
+            "depth": depth,
+            "num_heads": num_heads,
+            "mlp_ratio": mlp_ratio,
+            "dropout": dropout,
+        }
+        self.blocks = nn.ModuleList(_PostNormBlock(self.dim, num_heads, mlp_ratio, dropout) for _ in range(depth))
+        self.norm = nn.Identity()
+
+    @property
+    def module(self) -> nn.Module:
+        """The model itself: it needs no adapter."""
+        return self
+
+    def embed(self, x: Float[Tensor, "..."]) -> Float[Tensor, "b n d"]:
+        """Flatten images ``[B, C, H, W]`` or patches ``[B, n, C, p, q]`` into tokens ``[B, n, D]``.
+
+        Raises:
+            ValueError: if the pixels are not the encoder's: image size, patch size or channels.
+        """
+        images, sides = x.ndim == 4, (self.grid.height * self.patch[0], self.grid.width * self.patch[1])
+        want = (self.channels, *(sides if images else self.patch))
+        if x.ndim not in (4, 5) or tuple(x.shape[-3:]) != want:
+            raise ValueError(
+                f"{'images' if images else 'patches'} of shape {tuple(x.shape)} do not fit the encoder: "
+                f"expected [B, {'' if images else 'n, '}{', '.join(map(str, want))}]"
+            )
+        if not images:
+            return x.flatten(2)
+        return rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch[0], q=self.patch[1])
+
+    def encode(
+        self,
+        tokens: Float[Tensor, "b n d"],
+        index: Int[Tensor, "b n"] | None,
+        mask: Bool[Tensor, "_ 1 s s"] | None = None,
+    ) -> Encoded:
+        """Run the blocks.
+
+        Args:
+            tokens: ``[B, n, D]`` out of ``embed``.
+            index: makes no difference: the model knows no positions.
+            mask: ``[1|B, 1, n, n]``, ``True`` = may attend; ``None`` lets all see all.
+
+        Returns:
+            What every block put out, normalised already, ``[B, n, D]``; ``final`` is the last of it.
+        """
+        hidden = run_blocks(self.blocks, tokens, mask)
+        return Encoded(hidden=hidden, final=self.norm(hidden[-1]))
+
+    def features(self, images: Float[Tensor, "..."]) -> Float[Tensor, "b d"]:
+        """Mean over the tokens of the output, ``[B, D]``.
+
+        Args:
+            images: ``[B, C, H, W]``, or all their patches ``[B, N, C, p, q]``.
+        """
+        return self.encode(self.embed(images), None).final.mean(1)
+
+    def layer_ids(self) -> dict[str, int]:
+        """Layer of every parameter of ``module``, for layer-wise decay: see `ssl_blocks.evaluation.layer_ids`."""
+        return number_layers(self, self.blocks, first=())
+
+    def forward(self, images: Float[Tensor, "..."]) -> Float[Tensor, "b d"]:
+        """The same as ``features``."""
+        return self.features(images)
+
+
+class _PostNormBlock(nn.Module):
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, dim)
+        self.norm1, self.norm2, self.dropout = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.Dropout(dropout)
+        self.mlp = nn.Sequential(nn.Linear(dim, mlp_ratio * dim), nn.ReLU(), nn.Linear(mlp_ratio * dim, dim))
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        b, n, d = x.shape
+        # queries and keys together make the usual scale, of the width and not of a head; values are divided, too
+        scaled = self.qkv(x) * d**-0.25
+        query, key, value = scaled.reshape(b, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        seen = F.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, scale=1.0)
+        x = self.dropout(self.norm1(self.proj(seen.transpose(1, 2).flatten(2)) + x))
+        out: Tensor = self.dropout(self.norm2(self.mlp(x) + x))
+        return out

@@ -1,0 +1,113 @@
+"""Several processes: how many there are, which one this is, and how the model lies in them."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+from ssl_blocks.engine.settings import OptimizerConfig, TrainerConfig
+
+
+@dataclass(frozen=True)
+class Processes:
+    """How many processes train together: ``devices`` on each of ``num_nodes`` machines."""
+
+    devices: int
+    num_nodes: int
+
+    @property
+    def world_size(self) -> int:
+        """All of them."""
+        return self.devices * self.num_nodes
+
+
+def count_processes(trainer: TrainerConfig, settings: OptimizerConfig) -> Processes:
+    """Read off configuration and ``torchrun`` how many processes there will be.
+
+    Raises:
+        ValueError: if the two disagree, or a step's images cannot be dealt out evenly.
+    """
+    given = {"devices": trainer.devices, "num_nodes": trainer.num_nodes}
+    started = {"devices": 1, "num_nodes": 1}
+    if TorchElasticEnvironment.detect():
+        local = int(os.environ["LOCAL_WORLD_SIZE"])
+        started = {"devices": local, "num_nodes": int(os.environ["WORLD_SIZE"]) // local}
+        for name, value in given.items():
+            if value not in (None, started[name]):
+                raise ValueError(f"trainer.{name}={value} must be left out, or be torchrun's {started[name]}")
+    found = Processes(**{name: given[name] or started[name] for name in started})
+    if settings.batch_size % (found.world_size * settings.accumulate):
+        raise ValueError(
+            f"optimizer.batch_size={settings.batch_size} must be a multiple of processes x optimizer.accumulate = "
+            f"{found.world_size} x {settings.accumulate}"
+        )
+    if trainer.strategy == "fsdp" and found.world_size == 1:
+        raise ValueError("trainer.strategy='fsdp' needs at least two processes: give trainer.devices, or use torchrun")
+    return found
+
+
+def is_rank_zero() -> bool:
+    """Whether this is the process that speaks and writes; known before the processes have met."""
+    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+    return next((int(os.environ[name]) for name in names if name in os.environ), 0) == 0
+
+
+def choose_strategy(trainer: TrainerConfig, world_size: int) -> str | Strategy:
+    """Lightning's strategy for this many processes."""
+    if world_size == 1:
+        return "auto"
+    if trainer.strategy == "fsdp":
+        return ModelParallelStrategy(
+            data_parallel_size=world_size, tensor_parallel_size=1, save_distributed_checkpoint=False
+        )
+    return DDPStrategy(gradient_as_bucket_view=True)
+
+
+def environment_plugins() -> list[Any]:
+    """Keep Lightning from resubmitting jobs by itself: it would go on from checkpoints of its own."""
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+
+
+def shard(model: nn.Module, mesh: Any) -> None:
+    """Deal out the parameters of every block, and then what is left, over the processes (FSDP)."""
+    for block in repeated_blocks(model):
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+@contextmanager
+def whole_weights(model: nn.Module) -> Iterator[None]:
+    """Put together the parameters that belong to no block, so that parts can be called by themselves."""
+    dealt_out = model if isinstance(model, FSDPModule) else None
+    if dealt_out is not None:
+        dealt_out.unshard()
+    try:
+        yield
+    finally:
+        if dealt_out is not None:
+            dealt_out.reshard()
+
+
+def repeated_blocks(model: nn.Module) -> list[nn.Module]:
+    """Transformer blocks: the members of lists whose members are all of one class, and have parameters."""
+    blocks = []
+    for part in model.modules():
+        if isinstance(part, (nn.ModuleList, nn.Sequential)) and len(part) > 1:
+            kinds = {type(member) for member in part}
+            if len(kinds) == 1 and all(any(True for _ in member.parameters()) for member in part):
+                blocks += list(part)
+    return blocks
+
+
+def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
+    """Add up a tensor over all processes, in place; alone, it stays as it is."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(values)
+    return values

@@ -1,0 +1,120 @@
+"""Settings that loops share: what a configuration model is, and the sections on data, optimizer and trainer."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+
+
+@contextmanager
+def section(name: str) -> Iterator[None]:
+    """Say in errors which section of the configuration they are about: several have a ``name``."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        kinds = (FileNotFoundError, ValueError, TypeError, OSError)
+        kind = next(k for k in kinds if isinstance(error, k))
+        raise kind(f"{name}: {error}") from error
+
+
+class StrictModel(BaseModel):
+    """A configuration in which an unknown field is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DataConfig(StrictModel):
+    """Where images come from, and how they are varied."""
+
+    name: str = Field("digits", description="data set by name, or imagefolder:PATH")
+    image_size: PositiveInt | None = Field(None, description="side in pixels; default: the images' own")
+    channels: PositiveInt | None = Field(
+        None, description="1 makes images grey; default: the data set's own, 3 for files"
+    )
+    root: Path = Field(Path(".data"), description="folder for downloads")
+    max_train: PositiveInt | None = Field(None, description="train on this many images, drawn class by class")
+    max_test: PositiveInt | None = Field(None, description="test on this many images, drawn class by class")
+    crop_scale: tuple[float, float] = Field((0.2, 1.0), description="share of the area that a random crop keeps")
+    flip: bool = Field(True, description="mirror half of the images")
+    storage: Literal["auto", "memory", "stream"] = Field(
+        "auto", description="decode once into memory, or anew every epoch; auto: memory where max_memory_gib suffices"
+    )
+    max_memory_gib: PositiveFloat = Field(8.0, description="most memory that decoded images may take, per process")
+    workers: NonNegativeInt | None = Field(
+        None, description="decoding processes of each process; default: its share of cores"
+    )
+    corrupt: Literal["error", "skip"] = Field("error", description="what to do about an image that cannot be read")
+
+    @field_validator("crop_scale")
+    @classmethod
+    def _shares(cls, scale: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError("must be (smallest, largest), both above 0 and at most 1")
+        return scale
+
+
+class OptimizerConfig(StrictModel):
+    """AdamW with a linear warm-up and a cosine to ``min_lr``, step by step."""
+
+    base_lr: PositiveFloat = Field(1e-3, description="learning rate per 256 images of a batch")
+    batch_size: PositiveInt = Field(256, description="images per step, over all processes and accumulated batches")
+    accumulate: PositiveInt = Field(1, description="take a step's images in this many parts, to save memory")
+    weight_decay: float = Field(0.05, ge=0, description="not applied to norms, biases, positions and tokens")
+    weight_decay_end: float | None = Field(
+        None, ge=0, description="weight decay at the end, reached along half a cosine; default: constant"
+    )
+    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's decay rates")
+    warmup_epochs: float = Field(10.0, ge=0, description="epochs of linear warm-up")
+    warmup_start: float = Field(0.0, ge=0, le=1, description="share of the peak at which the warm-up begins")
+    min_lr: float = Field(0.0, ge=0, description="learning rate at the end")
+    clip_grad: PositiveFloat | None = Field(None, description="largest gradient norm; default: no clipping")
+
+    @field_validator("betas")
+    @classmethod
+    def _decay_rates(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError("must be two numbers of at least 0 and below 1")
+        return betas
+
+    @model_validator(mode="after")
+    def _falls(self) -> "OptimizerConfig":
+        if self.min_lr > self.lr:
+            raise ValueError(
+                f"optimizer.min_lr={self.min_lr:g} must not exceed the peak rate {self.lr:g}, which is "
+                "optimizer.base_lr * optimizer.batch_size / 256"
+            )
+        return self
+
+    @property
+    def lr(self) -> float:
+        """Peak learning rate: the base rate scaled linearly with the batch (MAE)."""
+        return self.base_lr * self.batch_size / 256
+
+
+class TrainerConfig(StrictModel):
+    """How long, how precisely and on what."""
+
+    epochs: PositiveInt = Field(100, description="passes over the training images")
+    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the hardware has it")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
+    devices: PositiveInt | None = Field(None, description="processes on this machine; default: torchrun's, else 1")
+    num_nodes: PositiveInt | None = Field(None, description="machines; default: torchrun's, else 1")
+    strategy: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="several processes: whole copies of the model (ddp), or its blocks in shards (fsdp)"
+    )
+    compile: bool = Field(False, description="compile the objective (worth it on a GPU)")
+    knn_every: PositiveInt | None = Field(None, description="kNN on the test images every so many epochs")
+    knn_bank: PositiveInt = Field(5000, description="training images that kNN while training looks at")
+    checkpoint_every: PositiveFloat = Field(1.0, description="epochs between checkpoints; 0.5 is twice an epoch")
+    keep_checkpoints: PositiveInt = Field(2, description="how many of the newest checkpoints are kept")

@@ -1,0 +1,49 @@
+"""Seeing to it that the loss is a number."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ssl_blocks.engine.checkpoints import list_checkpoints
+from ssl_blocks.engine.errors import RunStopped
+
+LOOK_EVERY = 25  # steps between two looks at a value on a GPU, which has to wait for each
+
+
+class LossWatch:
+    """Remember, without making a GPU wait, the first step whose loss was no finite number.
+
+    Args:
+        run: the run's folder, whose last checkpoint is named in the message.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.first_bad: Tensor | None = None
+
+    def see(self, loss: Tensor, step: int) -> None:
+        """Note the loss of step ``step``, the same in all processes.
+
+        Raises:
+            RunStopped: on CPU at once; elsewhere see `check`.
+        """
+        here = torch.where(loss.isfinite(), torch.inf, float(step))
+        self.first_bad = here if self.first_bad is None else torch.minimum(self.first_bad, here)
+        if loss.device.type == "cpu" or step % LOOK_EVERY == 0:
+            self.check()
+
+    def check(self) -> None:
+        """Stop the run if any loss so far was bad: call before weights are saved.
+
+        Raises:
+            RunStopped: naming the step and the last good checkpoint.
+        """
+        if self.first_bad is None or not self.first_bad.isfinite():
+            return
+        good = next(iter(list_checkpoints(self.run)), None)
+        kept = f"the last good checkpoint is {good}" if good is not None else "there is no checkpoint yet"
+        raise RunStopped(
+            f"the loss was not a finite number in step {int(self.first_bad)} (counted from 0), the run stops; {kept}. "
+            "A smaller optimizer.base_lr, a longer warm-up, optimizer.clip_grad or trainer.precision=fp32 may help"
+        )

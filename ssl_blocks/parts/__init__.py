@@ -1,0 +1,1 @@
+"""Composable parts: each answers one question about tokens and knows no neighbour."""

@@ -1,0 +1,182 @@
+"""Targets say what is predicted of every patch."""
+
+import math
+from typing import Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ssl_blocks.parts.tokenize import Tokenizer
+from ssl_blocks.values import gather_tokens
+
+_EPS = 1e-6  # inside the root: MAE's formula
+
+
+@runtime_checkable
+class Target(Protocol):
+    """Computes the value to predict for every position."""
+
+    dim: int
+
+    def __call__(self, images: Float[Tensor, "b c h w"], /) -> Float[Tensor, "b n p"]:
+        """Return targets ``[B, N, dim]`` in raster order."""
+        ...
+
+    def to_pixels(
+        self, predictions: Float[Tensor, "b n p"], images: Float[Tensor, "b c h w"], /
+    ) -> Float[Tensor, "b c h w"]:
+        """Turn predictions ``[B, N, dim]`` of ``images`` into pictures."""
+        ...
+
+
+class PixelTarget:
+    """Predict the pixels of each patch, raw or normalised by the patch's own mean and deviation.
+
+    The values of a patch go row by row, channels last ``(y, x, c)`` (MAE and RandSAC). Normalising uses the
+    unbiased variance with 1e-6 inside the root (MAE, "norm_pix"; RandSAC from Table 10 on; raw before). SAIM blurs the
+    image before it is cut, so that fine detail need not be predicted.
+
+    Args:
+        tokenizer: cuts the images; its crop applies.
+        normalize: whether to normalise each patch.
+        blur: size of a Gaussian kernel in pixels (odd) and its standard deviation, ``(9, 1.0)`` in SAIM; ``None`` blurs
+            nothing. What lies outside the image counts as 0.
+
+    Raises:
+        ValueError: if a patch of one value shall be normalised, or the kernel's size is not odd, or its deviation not
+            positive.
+
+    Examples:
+        >>> import torch
+        >>> from ssl_blocks import PatchTokenizer
+        >>> target = PixelTarget(PatchTokenizer(image_size=8, patch_size=4))
+        >>> images = torch.rand(1, 3, 8, 8)
+        >>> target(images).shape, torch.equal(target.to_pixels(target(images), images), images)
+        (torch.Size([1, 4, 48]), True)
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, normalize: bool = False, blur: tuple[int, float] | None = None) -> None:
+        self.tokenizer, self.normalize, self.blur = tokenizer, normalize, blur
+        self._kernel = None if blur is None else _gaussian(*blur)
+        self.dim = tokenizer.channels * tokenizer.patch[0] * tokenizer.patch[1]
+        if normalize and self.dim < 2:
+            raise ValueError("normalize=True needs patches of at least 2 values: one value has no deviation")
+
+    def _flat(self, images: Tensor) -> Float[Tensor, "b n p"]:
+        if self._kernel is not None:
+            images = _blurred(images, self._kernel)
+        return rearrange(self.tokenizer(images), "b n c p q -> b n (p q c)")
+
+    def __call__(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n p"]:
+        """Return targets ``[B, N, p*q*C]`` of images ``[B, C, H, W]``."""
+        flat = self._flat(images)
+        if not self.normalize:
+            return flat
+        return (flat - flat.mean(-1, keepdim=True)) / _deviation(flat)
+
+    def to_pixels(
+        self, predictions: Float[Tensor, "b n p"], images: Float[Tensor, "b c h w"]
+    ) -> Float[Tensor, "b c h w"]:
+        """Undo the normalisation with the statistics of ``images``, and put the patches together; a blur stays.
+
+        Args:
+            predictions: ``[B, N, p*q*C]`` in raster order.
+            images: ``[B, C, H, W]`` that the predictions are of, not blurred.
+
+        Returns:
+            Images ``[B, C, H, W]`` in the same units as ``images``.
+        """
+        if self.normalize:
+            flat = self._flat(images)
+            predictions = predictions * _deviation(flat) + flat.mean(-1, keepdim=True)
+        patches = rearrange(
+            predictions, "b n (p q c) -> b n c p q", p=self.tokenizer.patch[0], q=self.tokenizer.patch[1]
+        )
+        return self.tokenizer.untokenize(patches)
+
+
+def _deviation(flat: Float[Tensor, "b n p"]) -> Float[Tensor, "b n 1"]:
+    return (flat.var(-1, keepdim=True) + _EPS).sqrt()
+
+
+def _gaussian(size: int, sigma: float) -> tuple[float, ...]:
+    """Weights of a Gaussian at the centres of ``size`` pixels; they add up to 1."""
+    if size < 1 or size % 2 == 0:
+        raise ValueError(f"blur={(size, sigma)} must have a kernel of odd size, so that it has a middle pixel")
+    if not 0 < sigma < math.inf:
+        raise ValueError(f"blur={(size, sigma)} must have a positive standard deviation")
+    weights = [math.exp(-((i - size // 2) ** 2) / (2 * sigma**2)) for i in range(size)]
+    return tuple(weight / sum(weights) for weight in weights)
+
+
+def _blurred(images: Float[Tensor, "b c h w"], kernel: tuple[float, ...]) -> Float[Tensor, "b c h w"]:
+    """Convolve rows, then columns. Sums of shifted images keep their precision under autocast, convolutions do not."""
+    (height, width), reach = images.shape[-2:], len(kernel) // 2
+    padded = F.pad(images, (reach, reach, 0, 0))
+    rows = sum((weight * padded[..., i : i + width] for i, weight in enumerate(kernel)), torch.zeros_like(images))
+    padded = F.pad(rows, (0, 0, reach, reach))
+    return sum((weight * padded[..., i : i + height, :] for i, weight in enumerate(kernel)), torch.zeros_like(images))
+
+
+class PositionTarget:
+    """Predict where each patch lies: class t is raster position t (APL, the patch puzzle).
+
+    Targets are one-hot rows, the same for all images, so predictions are logits over positions.
+
+    Args:
+        tokenizer: cuts the images.
+
+    Examples:
+        >>> from ssl_blocks import PatchTokenizer
+        >>> target = PositionTarget(PatchTokenizer(image_size=8, patch_size=4))
+        >>> images = torch.rand(1, 3, 8, 8)
+        >>> target(images)[0].argmax(-1)
+        tensor([0, 1, 2, 3])
+        >>> torch.equal(target.to_pixels(target(images), images), images)
+        True
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.dim = tokenizer.grid.num_tokens
+
+    def __call__(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n p"]:
+        """Return one-hot targets ``[B, N, N]``, one table that all images share."""
+        table = torch.eye(self.dim, dtype=images.dtype, device=images.device)
+        return table.expand(images.shape[0], -1, -1)
+
+    def arrange(self, predictions: Float[Tensor, "b n p"]) -> Int[Tensor, "b p"]:
+        """Lay out the puzzle as predicted: the patch at every place, -1 where no patch was put.
+
+        Each patch goes to its likeliest place. Where several go to one, the one that is put there with the highest
+        probability lies on top, and the others are lost.
+
+        Args:
+            predictions: logits ``[B, N, N]`` of patches in raster order.
+
+        Returns:
+            ``[B, N]`` raster index of the patch that lies at each place, or -1.
+        """
+        confidence, place = predictions.detach().float().softmax(-1).max(-1)
+        put = torch.zeros_like(predictions, dtype=confidence.dtype).scatter(-1, place[..., None], confidence[..., None])
+        best, patch = put.max(1)  # over the patches, for each place
+        return torch.where(best > 0, patch, -1)
+
+    def to_pixels(
+        self, predictions: Float[Tensor, "b n p"], images: Float[Tensor, "b c h w"]
+    ) -> Float[Tensor, "b c h w"]:
+        """Put the patches where the predictions say: the puzzle as solved, see `arrange`.
+
+        Args:
+            predictions: logits ``[B, N, N]`` of patches in raster order.
+            images: ``[B, C, H, W]`` that the predictions are of.
+
+        Returns:
+            Images ``[B, C, H, W]``; places without a patch, and pixels of no patch, are 0.
+        """
+        arrangement = self.arrange(predictions)
+        patches = gather_tokens(self.tokenizer(images), arrangement.clamp(min=0))
+        return self.tokenizer.untokenize(patches * (arrangement >= 0)[..., None, None, None])

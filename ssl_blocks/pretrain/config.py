@@ -1,0 +1,176 @@
+"""Configuration: the sub-models that recipes share, and the parts and encoders they describe."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    Field,
+    PositiveInt,
+    field_validator,
+)
+
+from ssl_blocks.data import Augmentation, ImageShape, RandomResizedCropFlip
+from ssl_blocks.encoders import TimmViT, TokenEncoder, timm_vit
+from ssl_blocks.engine.settings import DataConfig, OptimizerConfig, StrictModel, TrainerConfig, section
+from ssl_blocks.parts.decode import SegmentDecoder
+from ssl_blocks.parts.partition import (
+    BlobPartitioner,
+    SegmentPartitioner,
+    ShuffledPartitioner,
+    SquarePartitioner,
+    TokenPartitioner,
+)
+
+
+class EncoderConfig(StrictModel):
+    """The vision transformer to pretrain, built by timm."""
+
+    name: str = Field("vit_tiny_patch16_224", description="timm model that gives all sizes not set here")
+    pretrained: bool = Field(
+        False, description="start from the weights of the name: a tag of timm, or local-dir:FOLDER of an export"
+    )
+    patch_size: PositiveInt | None = Field(
+        None, description="side of a patch in pixels; default: 4, or the pretrained model's"
+    )
+    width: PositiveInt | None = Field(None, description="token width; default: the model's")
+    depth: PositiveInt | None = Field(None, description="number of blocks; default: the model's")
+    heads: PositiveInt | None = Field(None, description="attention heads; default: the model's")
+    positions: Literal["sincos", "learned", "none"] | None = Field(
+        None, description="position table; default: sincos, or the pretrained model's"
+    )
+    class_token: bool | None = Field(
+        None,
+        description="put a class token in front (it sees no patch while pretraining); default: false, or as the "
+        "pretrained model has it",
+    )
+
+    def arguments(self) -> dict[str, Any]:
+        """What `timm_vit` is to be told; what is not said here is left to the pretrained model."""
+        given = {
+            "patch_size": self.patch_size or (None if self.pretrained else 4),
+            "positions": self.positions,
+            "class_token": self.class_token,
+            "embed_dim": self.width,
+            "depth": self.depth,
+            "num_heads": self.heads,
+        }
+        return {"pretrained": self.pretrained} | {name: value for name, value in given.items() if value is not None}
+
+    def build(self, *, image_size: int | tuple[int, int], channels: int) -> TimmViT:
+        """Build the encoder for images of this size.
+
+        Raises:
+            ValueError: if sizes do not fit each other, the name is unknown, or pretrained weights cannot be loaded or
+                are contradicted.
+            FileNotFoundError: if the folder holds no model.
+            TypeError: if the model is no plain vision transformer.
+        """
+        with section("encoder"):
+            return timm_vit(self.name, image_size=image_size, channels=channels, **self.arguments())
+
+
+class DecoderConfig(StrictModel):
+    """The decoder, thrown away after pretraining."""
+
+    depth: PositiveInt = Field(4, description="number of layers")
+    width: PositiveInt | None = Field(None, description="token width; default: the encoder's")
+    heads: PositiveInt = Field(3, description="attention heads")
+    positions: Literal["sincos", "learned"] = Field("sincos", description="position table of the queries")
+
+    def build(self, encoder: TokenEncoder) -> SegmentDecoder:
+        """Build the decoder that attends to this encoder's states.
+
+        Raises:
+            ValueError: if the width does not divide into heads.
+        """
+        with section("decoder"):
+            return SegmentDecoder(
+                grid=encoder.grid,
+                dim=self.width or encoder.dim,
+                depth=self.depth,
+                num_heads=self.heads,
+                memory_dim=encoder.dim,
+                positions=self.positions,
+            )
+
+
+class TokenSegments(StrictModel):
+    """Every token is a segment of its own."""
+
+    kind: Literal["token"] = "token"
+
+    def build(self) -> SegmentPartitioner:
+        """Build the partitioner."""
+        return TokenPartitioner()
+
+
+class SquareSegments(StrictModel):
+    """Squares of tokens, and squares of squares."""
+
+    kind: Literal["square"] = "square"
+    sides: tuple[PositiveInt, ...] = Field((2,), description="side of the squares in tokens, finest level first")
+
+    def build(self) -> SegmentPartitioner:
+        """Build the partitioner."""
+        with section("segments"):
+            return SquarePartitioner(sides=self.sides)
+
+
+class BlobSegments(StrictModel):
+    """Irregular regions around random Gaussians."""
+
+    kind: Literal["blob"] = "blob"
+    counts: tuple[PositiveInt, ...] = Field((7,), description="number of Gaussians, finest level first")
+    mean_range: tuple[float, float] = Field((-2.0, 2.0), description="lowest and highest mean; the grid spans -2..2")
+    std_range: tuple[float, float] = Field((0.5, 1.5), description="lowest and highest standard deviation")
+    shuffled: bool = Field(False, description="scatter the tokens of the blobs: the incoherent control")
+
+    def build(self) -> SegmentPartitioner:
+        """Build the partitioner."""
+        with section("segments"):
+            blobs = BlobPartitioner(counts=self.counts, mean_range=self.mean_range, std_range=self.std_range)
+        return ShuffledPartitioner(base=blobs) if self.shuffled else blobs
+
+
+SegmentsConfig = Annotated[TokenSegments | SquareSegments | BlobSegments, Field(discriminator="kind")]
+
+
+class RunConfig(StrictModel):
+    """What every recipe's configuration has."""
+
+    name: str = Field(description="the run's folder below output_dir")
+    output_dir: Path = Field(Path("runs"), description="folder of all runs")
+    seed: int = Field(0, ge=0, description="seed of weights, data order and draws")
+    note: str = Field("", description="a remark printed before the final table")
+    data: DataConfig = DataConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    trainer: TrainerConfig = TrainerConfig()
+
+    @field_validator("name")
+    @classmethod
+    def _is_folder_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[\w.+=-]+", name) or not name.strip("."):
+            raise ValueError("must name a folder: letters, digits and . _ + = - only")
+        return name
+
+    def augmentation(self, shape: ImageShape, mean: Sequence[float], std: Sequence[float]) -> Augmentation:
+        """Build what varies the training images; a recipe whose objective takes `Views` returns a `MultiCrop` instead.
+
+        Args:
+            shape: of the images as they are held or decoded.
+            mean: with which they are normalised, one number per channel.
+            std: the same.
+
+        Raises:
+            ValueError: if a range is none.
+        """
+        with section("data.crop_scale"):
+            return RandomResizedCropFlip((shape.height, shape.width), scale=self.data.crop_scale, flip=self.data.flip)
+
+    @property
+    def folder(self) -> Path:
+        """Where the run is written."""
+        return self.output_dir / self.name

@@ -1,0 +1,231 @@
+"""What a run would be, told without data, weights or anything written."""
+
+import string
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import yaml
+
+from ssl_blocks.data import Augmentation, ImageShape, find_shape
+from ssl_blocks.data.imagefolder import list_folder
+from ssl_blocks.engine.optimizers import check_warmup
+from ssl_blocks.engine.parallel import count_processes
+from ssl_blocks.engine.settings import section
+from ssl_blocks.objectives import ObjectiveModule
+from ssl_blocks.pretrain.config import RunConfig
+from ssl_blocks.pretrain.estimate import (
+    PRECISIONS,
+    activation_bytes,
+    count_flops,
+    count_parameters,
+    example_images,
+    state_bytes,
+)
+from ssl_blocks.pretrain.resume import is_free
+from ssl_blocks.randomness import seeded_generator
+from ssl_blocks.values import Grid, Serialization
+
+C = TypeVar("C", bound=RunConfig)
+NUM_IMAGES = {  # in the train splits of data sets that are not counted cheaply
+    "digits": 1_297,
+    "cifar10": 50_000,
+    "cifar100": 50_000,
+    "stl10": 105_000,
+    "fashion-mnist": 60_000,
+    "imagenet": 1_281_167,
+}
+KERNELS = {
+    "fp32": "fp32",
+    "bf16": "bf16 on a GPU (fused attention)",
+    "bf16 on CPU": "bf16 on a CPU (plain attention)",
+}
+
+
+def describe(config: C, assemble: Callable[[C, ImageShape], ObjectiveModule]) -> str:
+    """Describe a run: configuration, parameters, FLOPs, memory, schedule and the segments of one image.
+
+    The objective is built on the meta device, so its size is no matter. Data is only looked for.
+
+    Raises:
+        ValueError: if parts do not fit, or the shape of the images is not known.
+        TypeError: if the encoder cannot be kept causal.
+    """
+    shape, remark = _shape(config)
+    schedule = _schedule(config)
+    with torch.device("meta"):
+        objective = assemble(config, shape)
+    augmentation = config.augmentation(shape, (0.5,) * shape.channels, (1.0,) * shape.channels)
+    parts = [
+        _configuration(config),
+        f"images: {shape.channels}x{shape.height}x{shape.width}{remark}",
+        _parameters(objective),
+        _flops(objective, shape, augmentation),
+        _memory(config, objective, shape, augmentation),
+        schedule,
+        segments_text(objective, shape, augmentation, seed=config.seed),
+        "dry run: nothing was downloaded, trained or written",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _shape(config: RunConfig) -> tuple[ImageShape, str]:
+    """Shape of the images, and what was assumed where they are not there."""
+    data = config.data
+    with section("data"):
+        try:
+            return find_shape(data.name, image_size=data.image_size, channels=data.channels, root=data.root), ""
+        except FileNotFoundError as error:
+            missing = _one_line(error)
+    if data.image_size is None:
+        raise ValueError(
+            f"data.image_size=None needs the data, but {missing}: give --data.image_size for a dry run without it"
+        )
+    shape = ImageShape(data.channels or 3, data.image_size, data.image_size)
+    guess = "data.image_size as configured" + ("" if data.channels else " and 3 channels")
+    note = f"NOTE: the data was not found; assumed: {guess} ({missing})"
+    return shape, "\n" + textwrap.fill(note, 100, initial_indent="  ", subsequent_indent="  ", break_long_words=False)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _configuration(config: RunConfig) -> str:
+    place = "is free" if is_free(config.folder) else "holds something already: only --resume would go on there"
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=96)
+    return f"configuration ({config.folder} {place}):\n{_indent(text.rstrip().splitlines())}"
+
+
+def _parameters(objective: ObjectiveModule) -> str:
+    counts = count_parameters(objective)
+    rows = [("parameters", "total", "trainable")]
+    rows += [(name, f"{c.total:,}", f"{c.trainable:,}") for name, c in counts.items()]
+    total, trained = (sum(getattr(c, which) for c in counts.values()) for which in ("total", "trainable"))
+    return _columns([*rows, ("all", f"{total:,}", f"{trained:,}")])
+
+
+def _flops(objective: ObjectiveModule, shape: ImageShape, augmentation: Augmentation) -> str:
+    flops = count_flops(objective, shape, augmentation)
+    rows = [(name, _giga(getattr(flops, name))) for name in ("forward", "backward")]
+    table = _columns([("FLOPs per image", ""), *rows, ("training step", _giga(flops.forward + flops.backward))])
+    return f"{table}\n  matrix products alone, 2 for each multiply-add; attention over all pairs, masked or not"
+
+
+def _memory(config: RunConfig, objective: ObjectiveModule, shape: ImageShape, augmentation: Augmentation) -> str:
+    processes, settings = count_processes(config.trainer, config.optimizer).world_size, config.optimizer
+    images = settings.batch_size // (processes * settings.accumulate)
+    shards = processes if config.trainer.strategy == "fsdp" else 1
+    states = state_bytes(objective)
+    fixed = {"parameters": states.parameters, "gradients": states.gradients, "AdamW": states.optimizer}
+    static = [("memory per process", ""), *((name, _bytes(number / shards)) for name, number in fixed.items())]
+    rows = [("activations", "an image", f"{images} images", "and all above")]
+    for precision in PRECISIONS:
+        kept = activation_bytes(objective, shape, precision, augmentation)
+        total = sum(fixed.values()) / shards + kept.of(images)
+        rows.append((KERNELS[precision], _bytes(kept.per_image), _bytes(kept.of(images)), _bytes(total)))
+    return (
+        f"{_columns(static)}\n{_columns(rows)}\n"
+        f"  {images} images at a time: batch {settings.batch_size}, {processes} process{'es' * (processes > 1)}, "
+        f"{settings.accumulate} part{'s' * (settings.accumulate > 1)} (optimizer.accumulate).\n"
+        "  An estimate of what the backward pass needs; it leaves out the allocator's slack, workspaces of kernels,\n"
+        "  gradients of activations, buffers for communication, and the images themselves."
+    )
+
+
+def _schedule(config: RunConfig) -> str:
+    settings, epochs = config.optimizer, config.trainer.epochs
+    rows = [("schedule", ""), ("peak learning rate", f"{settings.lr:.4g}")]
+    number = _num_images(config)
+    if number is None:
+        if settings.warmup_epochs >= epochs:
+            raise ValueError(
+                f"optimizer.warmup_epochs={settings.warmup_epochs:g} must be below trainer.epochs={epochs}"
+            )
+        return f"{_columns(rows)}\n  steps are not known before the data is"
+    if number < settings.batch_size:
+        raise ValueError(f"optimizer.batch_size={settings.batch_size} must not exceed the {number} training images")
+    steps = number // settings.batch_size
+    warmup = int(settings.warmup_epochs * steps)
+    check_warmup(steps * epochs, warmup)
+    counted = [("training images", number), ("steps per epoch", steps), ("steps", steps * epochs), ("warm-up", warmup)]
+    return _columns([*rows, *((name, f"{value:,}") for name, value in counted)])
+
+
+def _num_images(config: RunConfig) -> int | None:
+    name, most = config.data.name, config.data.max_train
+    found = NUM_IMAGES.get(name)
+    if name.startswith("imagefolder:"):
+        try:
+            train, test = list_folder(Path(name.partition(":")[2]).expanduser())
+        except (OSError, ValueError):
+            return None
+        if test is None and train.labels is not None:
+            return None  # some of them will be held out
+        found = len(train.files)
+    return found if found is None or most is None else min(found, most)
+
+
+def segments_text(
+    objective: ObjectiveModule, shape: ImageShape, augmentation: Augmentation | None = None, *, seed: int
+) -> str:
+    """Draw the segments of one image as letters, and beside them the step at which each token is read.
+
+    Objectives whose draw is no serialization have no such picture: the text is empty.
+    """
+    generator = seeded_generator("cpu", seed)
+    images = example_images(objective, shape, augmentation, batch=1, device="cpu")
+    draw = objective.draw(images, generator=generator)
+    if not isinstance(draw, Serialization) or objective.tokenizer is None:
+        return ""
+    grid = objective.tokenizer.grid
+    steps = draw.put(draw.step)[0].tolist()
+    letters = _letters(steps)
+    number = len(set(steps))
+    width = len(str(number))
+    left = _lines([letters[step] for step in steps], grid)
+    right = _lines([str(step + 1).rjust(width) for step in steps], grid)
+    gap = max(4, 12 - len(left[0]))
+    title = "segments".ljust(len(left[0]) + gap) + "read as number"
+    lines = [f"{a}{' ' * gap}{b}" for a, b in zip(left, right, strict=True)]
+    order = " ".join(letters[step] for step in range(number))
+    caption = f"{number} segments of one image, drawn with seed {seed}, on a {grid} grid; the order of reading:"
+    return f"{caption}\n{_indent([*textwrap.wrap(order, 76), '', title, *lines])}"
+
+
+def _letters(steps: list[int]) -> dict[int, str]:
+    """A name for every segment, in raster order; of two letters where one does not suffice."""
+    seen = list(dict.fromkeys(steps))
+    single = string.ascii_uppercase + string.ascii_lowercase
+    names = list(single) if len(seen) <= len(single) else [a + b for a in single for b in single]
+    return {step: names[i] for i, step in enumerate(seen)}
+
+
+def _lines(cells: list[str], grid: Grid) -> list[str]:
+    return [" ".join(cells[row * grid.width : (row + 1) * grid.width]) for row in range(grid.height)]
+
+
+def _indent(lines: Iterable[str]) -> str:
+    return "\n".join(f"  {line}".rstrip() for line in lines)
+
+
+def _columns(rows: Sequence[tuple[str, ...]]) -> str:
+    """A title row, then rows indented below it, numbers to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    widths[0] += 2
+    lines = []
+    for number, row in enumerate(rows):
+        name = row[0] if number == 0 else f"  {row[0]}"
+        cells = [name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _giga(number: int) -> str:
+    return f"{number / 1e9:.4g} G"
+
+
+def _bytes(number: int | float) -> str:
+    return f"{number / 2**30:.2f} GiB" if number >= 2**30 else f"{number / 2**20:.2f} MiB"

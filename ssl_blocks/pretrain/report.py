@@ -1,0 +1,56 @@
+"""What a run prints at its end."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from ssl_blocks.evaluation import Scores
+from ssl_blocks.pretrain.config import RunConfig
+
+
+def print_report(
+    console: Console,
+    config: RunConfig,
+    scores: Sequence[Scores],
+    figures: Sequence[Path],
+    *,
+    seconds: float,
+    measured: Mapping[str, float] | None = None,
+) -> None:
+    """Print the scores beside each other, and where everything lies."""
+    if config.note:
+        console.print(f"\n{config.note}")
+    if scores:
+        console.print(scores_table(config.name, scores))
+    else:
+        console.print("no scores: the images have no labels, or there are no test images")
+    if measured:
+        console.print(measured_table(config.name, measured))
+    console.print(f"pretrained {config.trainer.epochs} epochs in {seconds:.0f} s; the run is in {config.folder}")
+    for path in [*figures, config.folder / "encoder"]:
+        console.print(f"  {path}", soft_wrap=True)
+    if scores:
+        console.print(f"more: python examples/evaluate.py knn probe fewshot {config.folder}", soft_wrap=True)
+
+
+def scores_table(title: str, scores: Sequence[Scores]) -> Table:
+    """Arrange scores as a table."""
+    table = Table(title=f"{title}: accuracy on test images")
+    table.add_column("features")
+    table.add_column("kNN", justify="right")
+    table.add_column(f"linear probe, {scores[0].shots} labels a class", justify="right")
+    for row in scores:
+        probe = "-" if row.fewshot is None else f"{row.fewshot.mean:.1%} ± {row.fewshot.std:.1%}"
+        table.add_row(row.name, f"{row.knn:.1%}", probe)
+    return table
+
+
+def measured_table(title: str, measured: Mapping[str, float]) -> Table:
+    """Arrange what the objective measured of itself as a table."""
+    table = Table(title=f"{title}: the objective on test images")
+    for name in measured:
+        table.add_column(name.replace("_", " "), justify="right")
+    table.add_row(*(f"{value:.1%}" if 0 <= value <= 1 else f"{value:.4g}" for value in measured.values()))
+    return table

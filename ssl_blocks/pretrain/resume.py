@@ -1,0 +1,133 @@
+"""Going on with a run that was interrupted."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ssl_blocks.engine.checkpoints import list_checkpoints
+from ssl_blocks.files import TEMPORARY_SUFFIX
+from ssl_blocks.pretrain.config import RunConfig
+
+# what may differ when a run goes on: where it runs, and what it writes besides
+FREE = {
+    "name",
+    "output_dir",
+    "note",
+    "data.root",
+    "data.workers",
+    "optimizer.accumulate",
+    "trainer.precision",
+    "trainer.device",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
+    "trainer.compile",
+    "trainer.knn_every",
+    "trainer.knn_bank",
+    "trainer.checkpoint_every",
+    "trainer.keep_checkpoints",
+}
+
+
+def starting_point(config: RunConfig, resume: Path | bool | None) -> Path | None:
+    """Find the checkpoint from which a run starts; ``None`` means from the beginning.
+
+    Args:
+        config: of the run.
+        resume: ``None``: the run is a new one; ``True``: go on where the run's folder exists; a path: go on from
+            this run, or from this checkpoint.
+
+    Raises:
+        FileExistsError: if the folder holds a run already and ``resume`` is ``None``, or holds something else.
+        FileNotFoundError: if ``resume`` names no run.
+        ValueError: if the run was configured otherwise.
+    """
+    folder = config.folder
+    if resume is None or (resume is True and is_free(folder)):
+        check_folder(folder)
+        return None
+    if isinstance(resume, Path):
+        folder = run_folder(resume)
+    elif not (folder / "config.yaml").is_file():
+        raise FileExistsError(f"--resume: {folder} holds no run (no config.yaml): give the --name of one, or move it")
+    _check_same(config, stored_config(folder), folder)
+    if isinstance(resume, Path) and resume.is_file():
+        return resume
+    return next(iter(list_checkpoints(folder)), None)
+
+
+def is_free(folder: Path) -> bool:
+    """Whether a run may be written there: nothing is there yet, or what a start killed at once left behind."""
+    if not folder.exists():
+        return True
+    return folder.is_dir() and all(entry.name.endswith(TEMPORARY_SUFFIX) for entry in folder.iterdir())
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that already holds something.
+
+    Raises:
+        FileExistsError: naming the folder and the ways out.
+    """
+    if not is_free(folder):
+        raise FileExistsError(
+            f"{folder} already holds a run, which is never overwritten: give another --name or --output_dir, "
+            "go on with --resume, or move it"
+        )
+
+
+def _check_same(config: RunConfig, stored: Mapping[str, Any], folder: Path) -> None:
+    ours = dict(_flatten(config.model_dump(mode="json")))
+    theirs = dict(_flatten(type(config).model_validate(stored).model_dump(mode="json")))
+    changed = [
+        f"{name}={ours.get(name)!r} (the run has {theirs.get(name)!r})"
+        for name in dict.fromkeys([*ours, *theirs])
+        if name not in FREE and ours.get(name) != theirs.get(name)
+    ]
+    if changed:
+        raise ValueError(
+            f"--resume must go on as {folder} began, but {', '.join(changed)} differ{'s' * (len(changed) == 1)}: "
+            "leave out what changes, or begin another run with --name"
+        )
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def run_folder(path: Path) -> Path:
+    """The run that ``path`` means: a run's folder, or a checkpoint in its ``checkpoints/``.
+
+    Raises:
+        FileNotFoundError: if there is no such run.
+    """
+    folder = path.parent.parent if path.is_file() else path
+    if not (folder / "config.yaml").is_file():
+        raise FileNotFoundError(
+            f"--resume {path} must be the folder of a run or a checkpoint in its checkpoints/, "
+            f"but {folder} holds no config.yaml"
+        )
+    return folder
+
+
+def stored_config(path: Path) -> dict[str, Any]:
+    """Values of the ``config.yaml`` of the run that ``path`` means.
+
+    Raises:
+        FileNotFoundError: if there is no such run.
+        ValueError: if the file is no YAML mapping.
+    """
+    file = run_folder(path) / "config.yaml"
+    try:
+        values = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{file} must hold a mapping of fields to values")
+    return values

@@ -1,0 +1,177 @@
+"""Dry runs: estimates beside hand calculations and real steps, and the text that tells them."""
+
+import contextlib
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import ssl_blocks as sb
+from ssl_blocks.cli import main
+from ssl_blocks.data import ImageShape, load
+from ssl_blocks.engine import adamw
+from ssl_blocks.engine.settings import OptimizerConfig
+from ssl_blocks.pretrain.dryrun import NUM_IMAGES, segments_text
+from ssl_blocks.pretrain.estimate import (
+    Count,
+    activation_bytes,
+    count_flops,
+    count_parameters,
+    kept_for_backward,
+    state_bytes,
+)
+from tests.examples import CONFIGS, RandSACConfig, assemble
+from tests.recipes import build, images
+
+SHAPE = ImageShape(3, 16, 16)
+SQUARES, BLOBS = sb.SquarePartitioner(sides=(2,)), sb.BlobPartitioner(counts=(7, 3))
+
+
+def test_flops_equal_a_hand_calculation() -> None:
+    dim, depth, layers, pixels = 32, 4, 2, 3 * 2 * 2
+    e = t = 60  # 64 tokens less a segment of 4
+    linear = e * pixels * dim  # patch embedding
+    linear += depth * e * 12 * dim**2  # qkv and projection: 4, MLP: 8
+    linear += layers * (t * 12 * dim**2 + t * 2 * dim**2 + e * 2 * dim**2)  # queries and projection; keys and values
+    linear += t * dim * pixels  # head
+    attention = depth * 2 * e * e * dim + layers * 2 * (t * t + t * e) * dim
+    forward = 2 * (linear + attention)
+    flops = count_flops(build(SQUARES, dim=dim, depth=depth, decoder_depth=layers), SHAPE)
+    assert flops.forward == pytest.approx(forward, rel=0.03)
+    assert flops.backward == pytest.approx(2 * forward, rel=0.03)
+
+
+def test_parameters_are_counted_by_part_and_once() -> None:
+    objective = build(SQUARES, decoder_positions="shared", positions="learned", class_token=True)
+    counts = count_parameters(objective)
+    assert list(counts) == ["encoder", "router", "decoder", "head"]
+    assert sum(count.total for count in counts.values()) == sum(p.numel() for p in objective.parameters())
+    assert counts["router"] == Count(total=3 * 2 + 2, trainable=3 * 2 + 2)
+    fixed = count_parameters(build(SQUARES))["encoder"]
+    assert fixed.total - fixed.trainable == 64 * 16
+
+
+def test_states_are_the_bytes_of_a_real_step() -> None:
+    objective = build(SQUARES, positions="sincos")
+    optimizer = adamw(objective, OptimizerConfig(), no_weight_decay=objective.no_weight_decay())
+    objective(images()).loss.backward()
+    optimizer.step()
+    states = state_bytes(objective)
+    assert states.parameters == sum(p.nbytes for p in objective.parameters())
+    assert states.gradients == sum(p.grad.nbytes for p in objective.parameters() if p.grad is not None)
+    assert states.optimizer == sum(v.nbytes for state in optimizer.state.values() for v in state.values())
+
+
+@pytest.mark.parametrize("partitioner", [SQUARES, BLOBS], ids=["squares", "blobs"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16 on CPU"])
+def test_activations_are_those_of_a_real_step(partitioner: sb.SegmentPartitioner, precision: str) -> None:
+    objective, batch = build(partitioner, dim=32, num_heads=4), images(6)
+    casts = torch.autocast("cpu", dtype=torch.bfloat16) if precision != "fp32" else contextlib.nullcontext()
+    draw = objective.draw(batch)
+    with kept_for_backward(objective) as kept, casts:
+        loss = objective(batch, draw).loss  # noqa: F841 - alive
+    estimate = activation_bytes(objective, SHAPE, precision).of(6)  # type: ignore[arg-type]
+    assert estimate == pytest.approx(sum(kept.values()), rel=0.01)
+    assert all(p.device.type == "cpu" for p in objective.parameters())
+    assert not {p.untyped_storage()._cdata for p in objective.parameters()} & set(kept)
+
+
+def test_sixteen_bits_take_less_and_plain_attention_more() -> None:
+    objective = build(SQUARES)
+    full, fused, plain = (activation_bytes(objective, SHAPE, p).per_image for p in ("fp32", "bf16", "bf16 on CPU"))
+    assert 0.5 * full < fused < plain < full
+
+
+@pytest.mark.parametrize(
+    ("partitioner", "number"), [(SQUARES, 16), (sb.SquarePartitioner(sides=(2, 4)), 16), (sb.TokenPartitioner(), 64)]
+)
+def test_segments_are_shown_in_reading_order(partitioner: sb.SegmentPartitioner, number: int) -> None:
+    objective = build(partitioner)
+    text = segments_text(objective, SHAPE, seed=3)
+    assert text == segments_text(objective, SHAPE, seed=3) != segments_text(objective, SHAPE, seed=4)
+    lines = text.splitlines()
+    assert lines[0].startswith(f"{number} segments")
+    title = next(i for i, line in enumerate(lines) if "read as number" in line)
+    order = " ".join(lines[1:title]).split()
+    assert len(set(order)) == number
+    cells = [line.split() for line in lines[title + 1 :]]
+    assert [len(row) for row in cells] == [16] * 8
+    for row in cells:
+        for letter, step in zip(row[:8], row[8:], strict=True):
+            assert order[int(step) - 1] == letter
+    draw = objective.draw(torch.zeros(1, 3, 16, 16), generator=torch.Generator().manual_seed(0))
+    assert sorted(int(step) for row in cells for step in row[8:]) == sorted((draw.step[0] + 1).tolist())
+
+
+def dry(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    assert main(RandSACConfig, assemble, presets=CONFIGS, argv=[*argv, "--dry-run"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    return printed.out
+
+
+def words(text: str) -> str:
+    return " ".join(text.split())
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("preset", ["randsac_cifar_small", "randsac_lowdata_blob"])
+def test_dry_run_tells_everything_and_writes_nothing(
+    preset: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    text = dry(capsys, "--preset", preset, "--data.image_size", "32", "--encoder.depth", "2", "--decoder.depth", "1")
+    assert list(tmp_path.iterdir()) == []
+    for part in ("configuration", "parameters", "FLOPs per image", "memory per process", "schedule", "segments of one"):
+        assert part in text
+    assert f"runs/{preset} is free" in text
+    assert max(map(len, text.splitlines())) <= 110
+
+
+def test_dry_run_without_the_data_says_what_it_assumed(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ("--trainer.devices", "8", "--optimizer.accumulate", "2", "--encoder.depth", "2", "--decoder.depth", "1")
+    text = words(dry(capsys, "--preset", "randsac_imagenet1k", *sizes))
+    for part in (
+        "base_lr: 0.0002",
+        "images: 3x192x192 NOTE: the data was not found",
+        "assumed: data.image_size as configured and 3 channels",
+        "256 images at a time: batch 4096, 8 processes, 2 parts",
+        "peak learning rate 0.0032",
+        "steps per epoch 312 steps 499,200 warm-up 12,480",
+        "16 segments of one image",
+    ):
+        assert part in text
+
+
+def test_shards_divide_what_belongs_to_the_weights(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "runs" / "randsac_digits").mkdir(parents=True)
+    (tmp_path / "runs" / "randsac_digits" / "config.yaml").write_text("name: randsac_digits\n")
+    whole, shards = (
+        words(dry(capsys, "--preset", "randsac_digits", "--trainer.devices", "2", "--trainer.strategy", strategy))
+        for strategy in ("ddp", "fsdp")
+    )
+    assert "parameters 1.28 MiB gradients 1.28 MiB AdamW 2.55 MiB" in whole
+    assert "parameters 0.64 MiB gradients 0.64 MiB AdamW 1.28 MiB" in shards
+    assert "runs/randsac_digits holds something already" in whole
+    for text, states in ((whole, 5.11), (shards, 2.56)):
+        _, kept, total = re.findall(r"([\d.]+) MiB", text[text.index("activations") :])[:3]
+        assert float(total) == pytest.approx(states + float(kept), abs=0.03)
+
+
+def test_known_numbers_of_images_are_right() -> None:
+    assert len(load("digits").train) == NUM_IMAGES["digits"]
+
+
+def test_flat_folder_is_counted_and_looked_at(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for i in range(9):
+        Image.new("RGB", (16, 8), (i, i, i)).save(tmp_path / "images" / f"{i}.png")
+    argv = ("--preset", "randsac_digits", "--data.name", "imagefolder:images", "--optimizer.batch_size", "4")
+    text = words(dry(capsys, *argv))
+    assert "images: 3x8x16" in text
+    assert "training images 9 steps per epoch 2" in text

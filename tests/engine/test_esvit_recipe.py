@@ -1,0 +1,172 @@
+"""The EsViT recipe runs from its command line's options to an encoder that plain timm loads."""
+
+import csv
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+import ssl_blocks as sb
+from ssl_blocks.cli import load_config, main
+from ssl_blocks.data import load, to_float
+from ssl_blocks.engine.errors import RunStopped
+from ssl_blocks.pretrain import Run
+from tests.engine.small import differences, final
+from tests.examples import CONFIGS, EsViTConfig, assemble_esvit
+
+COMMON = [
+    "--name=esvit",
+    "--data.name=digits",
+    "--data.image_size=16",
+    "--data.max_train=128",
+    "--data.max_test=40",
+    "--crops.num_local=2",
+    "--crops.local_size=8",
+    "--crops.blur_sigma=[0.1, 0.5]",
+    "--head.out_dim=16",
+    "--head.hidden=16",
+    "--head.bottleneck=8",
+    "--optimizer.batch_size=32",
+    "--optimizer.warmup_epochs=0.5",
+    "--optimizer.weight_decay_end=0.4",
+    "--trainer.epochs=2",
+    "--trainer.device=cpu",
+]
+MAP = [
+    "--encoder.kind=map",
+    "--encoder.patch_size=2",
+    "--encoder.window_size=2",
+    "--encoder.width=8",
+    "--encoder.stage_depths=[1, 1]",
+    "--encoder.stage_heads=[1, 2]",
+]
+VIT = ["--encoder.kind=vit", "--encoder.patch_size=4", "--encoder.width=16", "--encoder.depth=2", "--encoder.heads=2"]
+
+
+def configure(folder: Path, *more: str) -> EsViTConfig:
+    options = [*COMMON, f"--output_dir={folder}", *more]
+    argv = list({option.partition("=")[0]: option for option in options}.values())
+    return load_config(EsViTConfig, argv, presets=CONFIGS, prefix="esvit_")
+
+
+@pytest.mark.parametrize("encoder", [MAP, VIT, [*VIT, "--encoder.class_token=false"]], ids=["map", "vit", "no token"])
+def test_a_run_leaves_the_teachers_encoder_and_plain_timm_loads_it(encoder: list[str], tmp_path: Path) -> None:
+    run = Run.prepare(configure(tmp_path, *encoder), assemble_esvit)
+    folder = run.fit()
+    assert (folder / "figures" / "regions.png").is_file()
+    model = timm.create_model(f"local-dir:{folder / 'encoder'}", pretrained=True).eval()
+    data = load("digits", image_size=16, max_train=128, max_test=40)
+    images = to_float(data.test.images, data.mean, data.std)
+    teacher = run.module.objective.teacher.encoder
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), teacher.features(images), rtol=1e-5, atol=1e-6)
+        assert not torch.allclose(model(images), run.module.objective.encoder.eval().features(images))
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for name in ("teacher_entropy", "teacher_kl", "feature_spread"):
+        assert all(float(row[name]) > 0 for row in rows if row["loss"])
+
+
+def test_dino_has_no_heads_for_regions(tmp_path: Path) -> None:
+    run = Run.prepare(configure(tmp_path, *MAP, "--region_weight=0"), assemble_esvit)
+    assert run.module.objective.region_head is None
+    run.fit()
+
+
+def stopping(at_step: int):
+    def build(config, shape):
+        objective = assemble_esvit(config, shape)
+        after, steps = objective.after_step, 0
+
+        def after_step() -> None:
+            nonlocal steps
+            after()
+            steps += 1
+            if steps == at_step:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        objective.after_step = after_step
+        return objective
+
+    return build
+
+
+def test_an_interrupted_run_ends_in_the_same_bits(tmp_path: Path) -> None:
+    options = [
+        *MAP,
+        "--encoder.drop_path=0.3",
+        "--optimizer.accumulate=2",
+        "--teacher.warmup_epochs=2",
+        "--teacher.temperature=0.07",
+    ]
+    whole = Run.prepare(configure(tmp_path / "whole", *options), assemble_esvit).fit()
+    with pytest.raises(RunStopped, match="step 3"):
+        Run.prepare(configure(tmp_path / "parts", *options), stopping(3)).fit()
+    run = Run.prepare(configure(tmp_path / "parts", *options), assemble_esvit, resume=True)
+    ended = run.fit()
+    assert differences(final(whole), final(ended)) == []
+    assert (whole / "metrics.csv").read_text() == (ended / "metrics.csv").read_text()
+    stored = final(ended)["state_dict"]
+    for name in ("center", "center_grid", "teacher.encoder.module.norm.weight"):
+        assert stored[f"objective.{name}"].any()
+    assert run.module.objective.momentum == 1.0
+    assert final(ended)["optimizer_states"][0]["param_groups"][0]["weight_decay"] == pytest.approx(0.4, abs=0.02)
+
+
+def test_views_are_counted_by_a_dry_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    work = []
+    for number in (0, 2):
+        argv = [o for o in [*COMMON, *MAP] if "num_local" not in o]
+        argv = [*argv, f"--crops.num_local={number}", f"--output_dir={tmp_path}", "--dry-run"]
+        assert main(EsViTConfig, assemble_esvit, presets=CONFIGS, argv=argv) == 0
+        printed = capsys.readouterr()
+        assert printed.err == ""
+        assert "teacher" in printed.out
+        line = next(line for line in printed.out.splitlines() if "training step" in line)
+        work.append(float(line.split()[-2]))
+    assert 1.1 * work[0] < work[1] < 2 * work[0]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([*MAP, "--region_weight=2"], "region_weight=2 must be less than or equal to 1"),
+        ([*VIT, "--crops.local_size=6"], "VisionTransformer refuses images of 1x6x6 pixels"),
+        ([*VIT, "--crops.local_size=20"], "VisionTransformer refuses images of 1x20x20 pixels"),
+        ([*MAP, "--crops.blur_sigma=[2, 1]"], "crops: sigma=.* must be .smallest, largest."),
+        ([*MAP, "--crops.local_scale=[0.5, 0.1]"], "crops: local_scale=.* must be .smallest, largest."),
+        ([*MAP, "--encoder.name=swin_tiny"], "encoder: name='swin_tiny' is no timm model"),
+    ],
+)
+def test_wrong_options_are_named_before_anything_is_written(options: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        Run.prepare(configure(tmp_path, *options), assemble_esvit)
+    assert not list(tmp_path.iterdir())
+
+
+def test_crops_are_taken_of_files_decoded_whole(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for label in ("a", "b"):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for i in range(20):
+            Image.new("RGB", (24, 20), (10 * i, 0, 255)).save(tmp_path / "data" / label / f"{i}.png")
+    options = [*MAP, f"--data.name=imagefolder:{tmp_path / 'data'}", "--data.storage=stream", "--data.workers=0"]
+    config = configure(tmp_path / "runs", *options, "--optimizer.batch_size=8")
+    seen: list[sb.Views] = []
+
+    def build(config, shape):
+        objective = assemble_esvit(config, shape)
+        objective.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        return objective
+
+    run = Run.prepare(config, build)
+    assert run.data.is_streamed
+    run.fit()
+    assert {tuple(view.shape[1:] for view in views.images) for views in seen} == {
+        ((3, 16, 16), (3, 16, 16), (3, 8, 8), (3, 8, 8))
+    }

@@ -1,0 +1,87 @@
+"""Exported encoders: loaded by plain timm, never half written."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from ssl_blocks import PatchTokenizer, encoders
+from ssl_blocks.encoders import export_encoder
+from ssl_blocks.engine import export
+
+HALF = (0.5, 0.25, 0.125)
+
+
+def small(**options):
+    return encoders.timm_vit(image_size=(16, 24), patch_size=(4, 8), depth=2, embed_dim=24, num_heads=2, **options)
+
+
+def save(encoder, folder: Path) -> Path:
+    tokenizer = PatchTokenizer(image_size=(16, 24), patch_size=(4, 8))
+    return export_encoder(encoder, folder, tokenizer=tokenizer, mean=HALF, std=HALF)
+
+
+@pytest.mark.parametrize("positions", ["sincos", "learned", "none"])
+@pytest.mark.parametrize("class_token", [False, True])
+def test_plain_timm_gives_the_same_features(tmp_path: Path, positions: str, class_token: bool) -> None:
+    encoder = small(positions=positions, class_token=class_token).eval()
+    folder = save(encoder, tmp_path / "encoder")
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    images = torch.randn(2, 3, 16, 24)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), encoder.features(images))
+    assert set(model.state_dict()) == set(encoder.module.state_dict())
+
+
+def test_a_wrapped_model_of_the_users_own_is_exported_too(tmp_path: Path) -> None:
+    arguments = {"img_size": (16, 24), "patch_size": (4, 8), "depth": 2, "embed_dim": 24, "num_heads": 2}
+    arguments |= {"num_classes": 0, "global_pool": "avg", "fc_norm": False}
+    encoder = encoders.TimmViT(timm.create_model("vit_tiny_patch16_224", **arguments), model_args=arguments).eval()
+    model = timm.create_model(f"local-dir:{save(encoder, tmp_path / 'encoder')}", pretrained=True).eval()
+    images = torch.randn(2, 3, 16, 24)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), encoder.features(images))
+
+
+def test_one_channel_is_exported_without_a_remark(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    encoder = encoders.timm_vit(image_size=8, patch_size=2, channels=1, depth=1, embed_dim=16, num_heads=2)
+    tokenizer = PatchTokenizer(image_size=8, patch_size=2, channels=1)
+    folder = export_encoder(encoder, tmp_path / "encoder", tokenizer=tokenizer, mean=(0.5,), std=(0.25,))
+    assert json.loads((folder / "config.json").read_text())["pretrained_cfg"]["mean"] == [0.5]
+    assert not caplog.records
+
+
+def test_preprocessing_is_noted_where_timm_looks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = save(small(), tmp_path / "encoder")
+    config = timm.data.resolve_model_data_config(timm.create_model(f"local-dir:{folder}", pretrained=True))
+    assert tuple(config["mean"]) == HALF
+    assert tuple(config["std"]) == HALF
+    assert tuple(config["input_size"]) == (3, 16, 24)
+    assert not caplog.records
+    assert logging.getLogger("timm.data").level == logging.NOTSET
+
+
+def test_failed_export_leaves_the_old_one_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = small()
+    folder = save(encoder, tmp_path / "encoder")
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+
+    def full_disk(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(export, "save_for_hf", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        save(small(), folder)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_export_replaces_an_older_one(tmp_path: Path) -> None:
+    folder = save(small(), tmp_path / "encoder")
+    (folder / "stale.txt").write_text("old")
+    save(small(class_token=True), folder)
+    assert sorted(p.name for p in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert json.loads((folder / "config.json").read_text())["model_args"]["class_token"] is True
+    assert [p.name for p in tmp_path.iterdir()] == ["encoder"]

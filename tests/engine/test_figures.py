@@ -1,0 +1,185 @@
+"""The pictures of a run say what was predicted, and how training went."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+import ssl_blocks as sb
+from ssl_blocks.data import MultiCrop, denormalize, to_float
+from ssl_blocks.engine import figures
+from ssl_blocks.evaluation import Scores
+from ssl_blocks.randomness import seeded_generator
+from tests.recipes import build, some_data
+
+
+@pytest.mark.parametrize("partitioner", [sb.SquarePartitioner(sides=(2,)), sb.BlobPartitioner(counts=(5,))])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_reconstructions_show_guesses_and_mark_what_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, partitioner: sb.SegmentPartitioner, normalize: bool
+) -> None:
+    shown = {}
+    draw_it = figures.pixels.draw_reconstructions
+
+    def spy(images, targets, predictions, known, grid):
+        shown.update(images=images, targets=targets, predictions=predictions, known=known)
+        return draw_it(images, targets, predictions, known, grid)
+
+    monkeypatch.setattr(figures.pixels, "draw_reconstructions", spy)
+    data, objective = some_data(), build(partitioner, normalize=normalize)
+    files = figures.write_figures(objective, data, tmp_path)
+    assert all(file.stat().st_size > 0 for file in files)
+
+    split = data.test.images[torch.linspace(0, 7, 6).long()]
+    pictures = denormalize(to_float(split, data.mean, data.std), data.mean, data.std)
+    torch.testing.assert_close(shown["images"], pictures)
+    torch.testing.assert_close(shown["targets"], pictures, atol=1e-4, rtol=0)
+    differs = objective.tokenizer((shown["predictions"] - shown["targets"]).abs()).flatten(2).amax(-1) > 1e-3
+    assert torch.equal(differs, ~shown["known"])
+    assert shown["known"].any(1).all()
+
+
+def test_an_objective_without_segments_has_no_such_figures(tmp_path: Path) -> None:
+    class Other(sb.ObjectiveModule):
+        def draw(self, images, *, generator=None):
+            return None
+
+        def forward(self, images, draw=None):
+            raise AssertionError("is not asked")
+
+    assert figures.write_figures(Other(), some_data(), tmp_path / "figures") == []
+    assert not (tmp_path / "figures").exists()
+
+
+def test_masked_autoencoding_shows_its_reconstructions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = {}
+    draw_it = figures.pixels.draw_reconstructions
+
+    def spy(images, targets, predictions, known, grid):
+        shown.update(targets=targets, predictions=predictions, known=known)
+        return draw_it(images, targets, predictions, known, grid)
+
+    monkeypatch.setattr(figures.pixels, "draw_reconstructions", spy)
+    base = build(sb.SquarePartitioner(sides=(2,)))
+    decoder = sb.MaskTokenDecoder(grid=base.encoder.grid, dim=16, depth=1, num_heads=2)
+    mae = sb.MaskedAutoencoding(encoder=base.encoder, tokenizer=base.tokenizer, target=base.target, decoder=decoder)
+    assert figures.write_figures(mae, some_data(), tmp_path) == [tmp_path / "reconstructions.png"]
+    assert shown["known"].sum(1).tolist() == [16] * 6  # a quarter of 64 tokens
+    differs = mae.tokenizer((shown["predictions"] - shown["targets"]).abs()).flatten(2).amax(-1) > 1e-3
+    assert torch.equal(differs, ~shown["known"])
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.9])
+def test_puzzles_are_shown_shuffled_as_guessed_and_solved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dropout: float
+) -> None:
+    shown = {}
+    draw_it = figures.puzzle.draw_puzzles
+
+    def spy(patches, shuffled, guessed, grid):
+        shown.update(patches=patches, shuffled=shuffled, guessed=guessed)
+        return draw_it(patches, shuffled, guessed, grid)
+
+    monkeypatch.setattr(figures.puzzle, "draw_puzzles", spy)
+    data, tokenizer = some_data(), sb.PatchTokenizer.from_grid(image_size=16, grid=3, crop=1)
+    torch.manual_seed(0)
+    encoder = sb.PostNormTransformer(grid=3, patch=4, depth=1, num_heads=2, dropout=0.5)
+    puzzle = sb.PatchPuzzle(encoder=encoder, tokenizer=tokenizer, patch_dropout=dropout)
+    assert figures.write_figures(puzzle, data, tmp_path) == [tmp_path / "puzzles.png"]
+
+    normalised = to_float(data.test.images[torch.linspace(0, 7, 6).long()], data.mean, data.std)
+    pictures = denormalize(normalised, data.mean, data.std)
+    torch.testing.assert_close(shown["patches"], tokenizer(pictures))
+    assert shown["shuffled"].sort(1).values.tolist() == [list(range(9))] * 6
+    assert len(set(map(tuple, shown["shuffled"].tolist()))) == 6
+    puzzle.eval()
+    predictions = puzzle(normalised, puzzle.keep_all(normalised)).predictions
+    assert torch.equal(shown["guessed"], puzzle.target.arrange(predictions))
+
+
+def test_puzzles_with_a_target_of_another_kind_have_no_picture(tmp_path: Path) -> None:
+    class Rows:
+        """Which row a patch lies in."""
+
+        dim = 4
+
+        def __call__(self, images):
+            return torch.eye(4).repeat_interleave(4, 0).expand(len(images), -1, -1)
+
+        def to_pixels(self, predictions, images):
+            raise AssertionError("is not asked")
+
+    tokenizer = sb.PatchTokenizer(image_size=16, patch_size=4)
+    encoder = sb.PostNormTransformer(grid=4, patch=4, depth=1, num_heads=2)
+    puzzle = sb.PatchPuzzle(encoder=encoder, tokenizer=tokenizer, target=Rows())
+    assert figures.write_figures(puzzle, some_data(), tmp_path) == []
+
+
+def test_distillation_shows_which_regions_match(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = {}
+    draw_it = figures.distillation.draw_matches
+
+    def spy(first, second, match, grids, *, others):
+        shown.update(first=first, second=second, match=match, grids=grids, others=others)
+        return draw_it(first, second, match, grids, others=others)
+
+    monkeypatch.setattr(figures.distillation, "draw_matches", spy)
+    size = {"patch_size": 2, "window_size": 2, "embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2)}
+    head = partial(sb.dino_head, hidden_dim=8, bottleneck_dim=4)
+    encoder = sb.encoders.timm_regions(image_size=16, **size)
+    objective = sb.ViewRegionDistillation(encoder=encoder, out_dim=8, head=head)
+    data = some_data()
+    augment = MultiCrop(16, 8, num_local=1, mean=data.mean, std=data.std)
+    assert figures.write_figures(objective, data, tmp_path, augment) == [tmp_path / "regions.png"]
+    images = to_float(data.test.images[torch.linspace(0, 7, 6).long()], data.mean, data.std)
+    views = augment(images, generator=seeded_generator("cpu", 0))
+    pictures = [denormalize(view, data.mean, data.std).clamp(0, 1)[:4] for view in views.images]
+    for picture, name in ((pictures[0], "first"), (pictures[1], "second")):
+        torch.testing.assert_close(shown[name], picture)
+    torch.testing.assert_close(shown["others"][0], pictures[2])
+    objective.eval()
+    maps = [objective.encoder.regions(view[:4]).map for view in views.images[:2]]
+    assert torch.equal(shown["match"], sb.match_regions(*maps))
+
+
+def test_the_mode_of_every_module_is_left_as_it_was(tmp_path: Path) -> None:
+    objective = build(sb.SquarePartitioner(sides=(2,)))
+    objective.train()
+    objective.encoder.module.norm.eval()
+    before = {name: part.training for name, part in objective.named_modules()}
+    figures.write_figures(objective, some_data(), tmp_path)
+    assert before == {name: part.training for name, part in objective.named_modules()}
+
+
+def test_another_kind_of_objective_brings_its_own_pictures(tmp_path: Path) -> None:
+    class Own(sb.ObjectiveModule):
+        def draw(self, images, *, generator=None):
+            return None
+
+        def forward(self, images, draw=None):
+            raise AssertionError("is not asked")
+
+    @figures.draw_examples.register
+    def _(objective: Own, images, data, folder):
+        return [folder / f"{len(images)}.png"]
+
+    assert figures.write_figures(Own(), some_data(), tmp_path) == [tmp_path / "6.png"]
+
+
+def test_curves_compare_with_untrained_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {}
+    draw_it = figures.registry.draw_curves
+
+    def spy(runs, *, references):
+        asked.update(runs=runs, references=references)
+        return draw_it(runs, references=references)
+
+    monkeypatch.setattr(figures.registry, "draw_curves", spy)
+    run = tmp_path / "mine"
+    run.mkdir()
+    (run / "metrics.csv").write_text("step,epoch,loss,knn\n0,1.0,0.9,0.25\n")
+    names = ("raw pixels", "random encoder", "pretrained encoder")
+    scores = [Scores(name=name, knn=i / 10, shots=10, fewshot=None) for i, name in enumerate(names)]
+    assert figures.write_curves(run, scores).stat().st_size > 0
+    assert asked == {"runs": {"mine": run / "metrics.csv"}, "references": {"raw pixels": 0.0, "random encoder": 0.1}}

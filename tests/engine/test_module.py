@@ -1,0 +1,287 @@
+"""The engine keeps its promises to an objective: hooks, progress, draws seeded by step."""
+
+import io
+import itertools
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from rich.console import Console
+
+from ssl_blocks import (
+    BlobPartitioner,
+    ObjectiveModule,
+    Progress,
+    SegmentAutoregression,
+    Serialization,
+    SquarePartitioner,
+)
+from ssl_blocks.data import RandomResizedCropFlip
+from ssl_blocks.engine import DataConfig, OptimizerConfig, TrainerConfig
+from ssl_blocks.pretrain import PretrainModule, RunConfig
+from ssl_blocks.pretrain.callbacks import OnlineKnn, RichRunProgress
+from ssl_blocks.randomness import seeded_generator
+from tests.engine.small import Untouched
+from tests.recipes import build, some_data
+
+
+def some_config(**optimizer: object) -> RunConfig:
+    return RunConfig(
+        name="test",
+        data=DataConfig(crop_scale=(0.5, 1.0)),
+        optimizer=OptimizerConfig(**{"batch_size": 8, "warmup_epochs": 1, "clip_grad": 1.0, **optimizer}),
+        trainer=TrainerConfig(epochs=2),
+    )
+
+
+class Recorder(ObjectiveModule):
+    """Wraps an objective and writes down what the engine asks of it."""
+
+    def __init__(self, inner: SegmentAutoregression) -> None:
+        super().__init__()
+        self.inner, self.calls = inner, []
+        self.tokenizer, self.encoder = inner.tokenizer, inner.encoder
+
+    def draw(self, images, *, generator=None):
+        draw = self.inner.draw(images, generator=generator)
+        self.calls.append(("draw", draw.order.clone()))
+        return draw
+
+    def forward(self, images, draw=None):
+        self.calls.append(("forward", images.detach().clone()))
+        return self.inner(images, draw)
+
+    def before_step(self, progress: Progress) -> None:
+        self.calls.append(("before", progress))
+
+    def after_step(self) -> None:
+        self.calls.append(("after", self.inner.head.weight.detach().clone()))
+
+    def no_weight_decay(self) -> set[str]:
+        return set()
+
+    def export_encoder(self):
+        return self.inner.export_encoder()
+
+
+class OneDrawPerStep(Recorder):
+    """Draws for the whole batch of a step, and deals it out to the parts."""
+
+    def __init__(self, inner: SegmentAutoregression, parts: int) -> None:
+        super().__init__(inner)
+        self.parts, self.part, self.step, self.counts = parts, 0, 0, []
+
+    def before_step(self, progress: Progress) -> None:
+        self.step, self.part = progress.step, 0
+
+    def draw(self, images, *, generator=None):
+        whole = torch.zeros(len(images) * self.parts, *images.shape[1:])
+        draw = self.inner.draw(whole, generator=seeded_generator("cpu", 7, self.step))
+        mine = slice(self.part * len(images), (self.part + 1) * len(images))
+        self.part += 1
+        return Serialization(draw.order[mine], draw.step[mine], draw.step_sizes)
+
+    def forward(self, images, draw=None):
+        out = self.inner(images, draw)
+        self.counts.append(int(out.is_target.sum()))
+        return out
+
+
+class Losses(pl.Callback):
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def on_train_batch_end(self, trainer, pl_module, *_) -> None:
+        if pl_module.step_is_done:
+            self.losses.append(float(pl_module.latest["loss"]))
+
+
+def fit(objective, tmp_path: Path, *callbacks: pl.Callback, config: RunConfig | None = None) -> PretrainModule:
+    module = PretrainModule(objective, some_data(), some_config() if config is None else config)
+    return fit_module(module, tmp_path, *callbacks)
+
+
+def fit_module(module: PretrainModule, tmp_path: Path, *callbacks: pl.Callback) -> PretrainModule:
+    config = module.config
+    trainer = pl.Trainer(
+        max_epochs=-1,
+        max_steps=module.num_steps,
+        accumulate_grad_batches=config.optimizer.accumulate,
+        gradient_clip_val=config.optimizer.clip_grad,
+        log_every_n_steps=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=tmp_path,
+        callbacks=list(callbacks),
+    )
+    trainer.fit(module)
+    return module
+
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated"),
+]
+
+
+def small_objective() -> SegmentAutoregression:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return build(SquarePartitioner(sides=(2,)))
+
+
+def test_every_step_calls_before_draw_forward_after_in_this_order(tmp_path: Path) -> None:
+    recorder = Recorder(small_objective())
+    fit(recorder, tmp_path)
+    assert [name for name, _ in recorder.calls] == ["before", "draw", "forward", "after"] * 10
+    told = [value for name, value in recorder.calls if name == "before"]
+    assert told == [Progress(step=s, epoch=s // 5, num_steps=10, steps_per_epoch=5) for s in range(10)]
+    weights = [value for name, value in recorder.calls if name == "after"]
+    assert all(not torch.equal(a, b) for a, b in itertools.pairwise(weights[1:]))  # after the update
+
+
+def test_draws_depend_on_the_step_and_repeat_with_the_seed(tmp_path: Path) -> None:
+    first, second = Recorder(small_objective()), Recorder(small_objective())
+    fit(first, tmp_path)
+    torch.manual_seed(999)  # the global generator has no say
+    fit(second, tmp_path)
+    orders = [value for name, value in first.calls if name == "draw"]
+    assert all(torch.equal(a, b) for a, b in zip(orders, [v for n, v in second.calls if n == "draw"], strict=True))
+    assert not torch.equal(orders[0], orders[1])
+    images = [[v for n, v in r.calls if n == "forward"] for r in (first, second)]
+    assert all(torch.equal(a, b) for a, b in zip(*images, strict=True))
+
+
+def test_check_refuses_parts_that_do_not_fit() -> None:
+    objective = small_objective()
+    objective.router.mix = torch.nn.Linear(7, objective.router.mix.out_features)
+    with pytest.raises(ValueError, match="encoder_depth=7"):
+        PretrainModule(objective, some_data(), some_config()).check()
+    with pytest.raises(ValueError, match="batch_size=8"):
+        PretrainModule(small_objective(), some_data(num=4), some_config()).check()
+
+
+def test_progress_prints_plain_lines_where_there_is_no_terminal(tmp_path: Path) -> None:
+    text = io.StringIO()
+    fit(small_objective(), tmp_path, RichRunProgress(Console(file=text, width=120)))
+    lines = text.getvalue().splitlines()
+    assert len(lines) == 10
+    assert lines[-1].startswith("step 10/10  loss ")
+    for word in ("lr ", "images/s", "left "):
+        assert word in lines[-1]
+
+
+def test_progress_draws_a_bar_in_a_terminal(tmp_path: Path) -> None:
+    text = io.StringIO()
+    fit(small_objective(), tmp_path, RichRunProgress(Console(file=text, width=160, force_terminal=True)))
+    assert "10/10" in text.getvalue()
+    assert "pretraining" in text.getvalue()
+
+
+def test_online_knn_equals_knn_of_the_features_afterwards(tmp_path: Path) -> None:
+    from ssl_blocks.data import to_float
+    from ssl_blocks.evaluation import knn_accuracy
+
+    data = some_data()
+    knn = OnlineKnn(data, every=10, autocast_dtype=None)
+    module = fit(small_objective(), tmp_path, knn)
+    encoder = module.objective.encoder
+    with torch.no_grad():
+        bank, test = (encoder.features(to_float(s.images, data.mean, data.std)) for s in (data.train, data.test))
+    assert knn.latest == pytest.approx(knn_accuracy(bank, data.train.labels, test, data.test.labels, k=20))
+
+
+def test_scoring_leaves_every_module_in_its_mode() -> None:
+    data, objective = some_data(), small_objective()
+    module = PretrainModule(objective, data, some_config()).train()
+    objective.encoder.module.norm.eval()  # frozen by the user, say
+    OnlineKnn(data, every=1, autocast_dtype=None).score(module)
+    modes = {name: part.training for name, part in objective.encoder.module.named_modules()}
+    assert modes.pop("norm") is False
+    assert all(modes.values())
+
+
+def test_every_epoch_shuffles_anew_and_every_step_augments(tmp_path: Path) -> None:
+    from ssl_blocks.data import RunSampler, to_float
+
+    data, recorder = some_data(), Recorder(small_objective())
+    fit(recorder, tmp_path)
+    seen = [value for name, value in recorder.calls if name == "forward"]
+    for step, places in enumerate(RunSampler(40, 8, seed=0, epochs=2)):
+        plain = to_float(data.train.images[[place.image for place in places]], data.mean, data.std)
+        augment = RandomResizedCropFlip((16, 16), scale=(0.5, 1.0))
+        expected = augment(plain, generator=seeded_generator("cpu", 0, 0, step))
+        assert torch.equal(seen[step], expected)
+        assert not torch.equal(seen[step], plain)
+
+
+def test_accumulated_parts_make_the_step_of_the_whole_batch(tmp_path: Path) -> None:
+    """Blobs: the parts predict different numbers of tokens, so that a mean of their means would be another loss."""
+    runs = {}
+    for parts in (1, 2):
+        recorder = OneDrawPerStep(build(BlobPartitioner(counts=(5,)), seed=0), parts=parts)
+        module = PretrainModule(recorder, some_data(), some_config(accumulate=parts))
+        module.augment = Untouched()
+        # AdamW would make steps of full size out of gradients that are rounding errors (the keys' biases)
+        sgd = torch.optim.SGD(recorder.parameters(), lr=0.1)
+        module.configure_optimizers = lambda sgd=sgd: sgd
+        log = Losses()
+        fit_module(module, tmp_path, log)
+        runs[parts] = (log.losses, recorder.state_dict(), recorder.counts)
+    counts = torch.tensor(runs[2][2]).view(-1, 2)
+    assert (counts[:, 0] != counts[:, 1]).any()
+    assert runs[1][0] == pytest.approx(runs[2][0], rel=1e-5)
+    for name, value in runs[1][1].items():
+        torch.testing.assert_close(runs[2][1][name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_hooks_are_called_once_a_step_where_batches_are_accumulated(tmp_path: Path) -> None:
+    recorder = Recorder(small_objective())
+    fit(recorder, tmp_path, config=some_config(accumulate=2))
+    assert [name for name, _ in recorder.calls] == ["before", "draw", "forward", "draw", "forward", "after"] * 10
+    first, second = [value for name, value in recorder.calls if name == "draw"][:2]
+    assert not torch.equal(first, second)
+
+
+def test_gradients_of_squares_are_left_exactly_as_they_are(tmp_path: Path) -> None:
+    """Every row counts, so the scale is 1 and not nearly 1: the plain step in PyTorch gives the same bits."""
+    recorder = Recorder(small_objective())
+    module = PretrainModule(recorder, some_data(), some_config(clip_grad=None))
+    grads: list[torch.Tensor] = []
+    recorder.after_step = lambda: grads.append(recorder.inner.head.weight.grad.clone())
+    fit_module(module, tmp_path)
+    plain = small_objective()
+    images = next(value for name, value in recorder.calls if name == "forward")
+    generator = seeded_generator("cpu", 0, 0, 0)
+    module.augment(torch.zeros_like(images), generator=generator)  # takes its share of the draws
+    plain(images, plain.draw(images, generator=generator)).loss.backward()
+    assert torch.equal(grads[0], plain.head.weight.grad)
+
+
+def test_dropout_follows_the_step_not_the_global_generator(tmp_path: Path) -> None:
+    weights = []
+    for seed in (1, 2):
+        objective = small_objective()
+        objective.encoder.module.pos_drop = torch.nn.Dropout(0.3)
+        torch.manual_seed(seed)
+        fit(objective, tmp_path)
+        weights.append(objective.head.weight)
+    assert torch.equal(*weights)
+    without = small_objective()
+    fit(without, tmp_path)
+    assert not torch.equal(weights[0], without.head.weight)
+
+
+def test_trying_two_images_leaves_modes_and_statistics_alone() -> None:
+    objective = small_objective()
+    objective.head = torch.nn.Sequential(torch.nn.BatchNorm1d(60), objective.head)
+    objective.encoder.module.norm.eval()
+    before = {name: part.training for name, part in objective.named_modules()}
+    PretrainModule(objective, some_data(), some_config()).check()
+    assert before == {name: part.training for name, part in objective.named_modules()}
+    assert objective.head[0].num_batches_tracked == 0

@@ -1,0 +1,75 @@
+"""Parameter groups and schedule against their formulas."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import ssl_blocks as sb
+from ssl_blocks.engine import OptimizerConfig, adamw, parameter_groups, warmup_cosine
+from tests.recipes import build
+
+
+def test_norms_biases_positions_and_tokens_do_not_decay() -> None:
+    objective = build(
+        sb.SquarePartitioner(sides=(2,)), class_token=True, positions="learned", decoder_positions="learned"
+    )
+    names = {id(p): n for n, p in objective.named_parameters()}
+    decay, spare = parameter_groups(objective, weight_decay=0.1, no_weight_decay=objective.no_weight_decay())
+    assert decay["weight_decay"] == 0.1
+    assert spare["weight_decay"] == 0.0
+    decayed, spared = ({names[id(p)] for p in group["params"]} for group in (decay, spare))
+    assert all(n.endswith("weight") for n in decayed)
+    assert not any("norm" in n for n in decayed)
+    assert {"encoder.module.cls_token", "encoder.module.pos_embed", "decoder.positions.table"} <= spared
+    assert len(decayed) + len(spared) == sum(p.requires_grad for p in objective.parameters())
+
+
+def test_parameters_without_gradient_are_left_out() -> None:
+    objective = build(sb.SquarePartitioner(sides=(2,)))  # fixed sine-cosine positions
+    table = objective.encoder.module.pos_embed
+    groups = parameter_groups(objective, weight_decay=0.1, no_weight_decay=set())
+    assert not any(p is table for group in groups for p in group["params"])
+
+
+def test_learning_rate_scales_with_the_batch() -> None:
+    assert OptimizerConfig(base_lr=1e-3, batch_size=1024).lr == pytest.approx(4e-3)
+    optimizer = adamw(nn.Linear(2, 2), OptimizerConfig(base_lr=1e-3, batch_size=1024), no_weight_decay=set())
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(4e-3)
+
+
+def test_schedule_is_linear_then_half_a_cosine() -> None:
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=2.0)
+    schedule = warmup_cosine(optimizer, num_steps=100, warmup_steps=20, min_lr=0.5)
+    for step in range(100):
+        schedule.step_update(step)
+        expected = (
+            2.0 * step / 20 if step < 20 else 0.5 + (2.0 - 0.5) * 0.5 * (1 + math.cos(math.pi * (step - 20) / 80))
+        )
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(expected), step
+
+
+def test_first_step_has_rate_zero_before_any_update() -> None:
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=2.0)
+    warmup_cosine(optimizer, num_steps=10, warmup_steps=2, min_lr=0.0)
+    assert optimizer.param_groups[0]["lr"] == 0.0
+
+
+def test_a_warmup_may_begin_at_a_share_of_the_peak() -> None:
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=2.0)
+    schedule = warmup_cosine(optimizer, num_steps=100, warmup_steps=20, min_lr=0.2, warmup_start=0.5)
+    assert optimizer.param_groups[0]["lr"] == 1.0
+    for step in range(100):
+        schedule.step_update(step)
+        falling = 0.2 + (2.0 - 0.2) * 0.5 * (1 + math.cos(math.pi * (step - 20) / 80))
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(1.0 + step / 20 if step < 20 else falling), step
+    flat = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=2.0)
+    warmup_cosine(flat, num_steps=10, warmup_steps=0, min_lr=0.0, warmup_start=0.5)
+    assert flat.param_groups[0]["lr"] == 2.0
+
+
+def test_warmup_as_long_as_the_run_is_refused() -> None:
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0)
+    with pytest.raises(ValueError, match=r"10 warm-up steps, which must be fewer than the 10 of the run"):
+        warmup_cosine(optimizer, num_steps=10, warmup_steps=10, min_lr=0.0)

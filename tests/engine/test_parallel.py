@@ -1,0 +1,103 @@
+"""Two processes do what one does with the whole batch."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ssl_blocks.engine.parallel import count_processes, is_rank_zero, repeated_blocks
+from tests.engine.small import arguments, config, final
+from tests.engine.two_processes import CASES, train
+from tests.examples import ROOT
+from tests.recipes import build
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def divided(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All cases, trained by two processes."""
+    folder = tmp_path_factory.mktemp("divided")
+    run(
+        *("-m", "torch.distributed.run", "--nproc-per-node=2", "tests/engine/two_processes.py"),
+        *(str(folder), *CASES),
+    )
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_give_losses_gradients_and_weights_of_one(case: str, divided: Path, tmp_path: Path) -> None:
+    one = train(tmp_path, "run", *CASES[case][:2])
+    two = [torch.load(divided / f"{case}-{rank}.pt") for rank in range(2)]
+    counts = [torch.tensor(outcome["counts"]) for outcome in two]
+    # with a mean of means, blobs would give another loss
+    assert (counts[0] != counts[1]).any() == ("blobs" in case)
+    for outcome in two:
+        assert outcome["losses"] == pytest.approx(one["losses"], rel=1e-4)
+        assert outcome["gradients"].keys() == one["gradients"].keys()
+        for name, gradient in one["gradients"].items():
+            torch.testing.assert_close(outcome["gradients"][name], gradient, rtol=1e-4, atol=1e-6)
+    weights = [final(folder)["state_dict"] for folder in (tmp_path / "run", divided / case)]
+    assert weights[0].keys() == weights[1].keys()
+    for name, weight in weights[0].items():
+        if "qkv.bias" not in name:  # gradients of keys' biases are rounding errors, of which AdamW makes full steps
+            torch.testing.assert_close(weights[1][name], weight, rtol=1e-3, atol=1e-4)
+    results = json.loads((divided / case / "results.json").read_text())
+    assert [score["name"] for score in results["scores"]] == ["raw pixels", "random encoder", "pretrained encoder"]
+    assert (divided / case / "encoder" / "model.safetensors").is_file()
+
+
+def test_lightning_starts_the_processes_itself_where_torchrun_has_not(tmp_path: Path) -> None:
+    done = run("examples/randsac.py", *arguments(tmp_path, "--trainer.devices=2", "--trainer.epochs=2"))
+    assert done.stdout.count("pretrained 2 epochs") == 1  # one process speaks
+    assert done.stderr == ""
+    assert final(tmp_path / "run")["global_step"] == 8
+
+
+def sections(config):
+    return config.trainer, config.optimizer
+
+
+def test_processes_are_counted_from_options_or_from_torchrun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert count_processes(*sections(config(tmp_path))).world_size == 1
+    found = count_processes(*sections(config(tmp_path, "--trainer.devices=2", "--trainer.num_nodes=4")))
+    assert (found.devices, found.num_nodes, found.world_size) == (2, 4, 8)
+    started = {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8", "RANK": "5", "GROUP_RANK": "1"}
+    for name, value in started.items():
+        monkeypatch.setenv(name, value)
+    found = count_processes(*sections(config(tmp_path)))
+    assert (found.devices, found.num_nodes, found.world_size) == (4, 2, 8)
+    assert not is_rank_zero()
+    with pytest.raises(ValueError, match=r"trainer.devices=2 must be left out, or be torchrun's 4"):
+        count_processes(*sections(config(tmp_path, "--trainer.devices=2")))
+
+
+def test_a_batch_that_cannot_be_dealt_out_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"optimizer.batch_size=64 must be a multiple of .* = 3 x 2"):
+        count_processes(*sections(config(tmp_path, "--trainer.devices=3", "--optimizer.accumulate=2")))
+    with pytest.raises(ValueError, match=r"trainer.strategy='fsdp' needs at least two processes"):
+        count_processes(*sections(config(tmp_path, "--trainer.strategy=fsdp")))
+
+
+def test_blocks_of_encoder_and_decoder_are_found_and_nothing_else() -> None:
+    from ssl_blocks import SquarePartitioner
+
+    objective = build(SquarePartitioner(sides=(2,)), depth=3, decoder_depth=2)
+    blocks = repeated_blocks(objective)
+    assert len(blocks) == 5
+    assert {id(block) for block in blocks} == {
+        id(block) for block in [*objective.encoder.module.blocks, *objective.decoder.layers]
+    }
+    assert repeated_blocks(nn.Sequential(nn.Linear(2, 2), nn.ReLU())) == []

@@ -1,0 +1,126 @@
+"""Recipes go on from an exported encoder: by its folder, with its sizes, or not at all."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import ssl_blocks as sb
+from ssl_blocks.cli import load_config, main
+from ssl_blocks.data import ImageShape
+from ssl_blocks.encoders import export_encoder, timm_vit
+from ssl_blocks.pretrain import EncoderConfig, Run
+from tests.examples import CONFIGS, RECIPES, MAEConfig, assemble_mae
+
+SHAPE = ImageShape(3, 16, 16)
+SMALL = [
+    "--name=on",
+    "--data.name=digits",
+    "--data.image_size=16",
+    "--data.channels=3",
+    "--data.max_train=64",
+    "--data.max_test=20",
+    "--decoder.depth=1",
+    "--decoder.width=16",
+    "--decoder.heads=2",
+    "--optimizer.batch_size=32",
+    "--optimizer.warmup_epochs=0.5",
+    "--trainer.epochs=1",
+    "--trainer.device=cpu",
+]
+
+
+@pytest.fixture
+def name(tmp_path: Path) -> str:
+    """An encoder with a patch, a class token and positions that are no recipe's defaults."""
+    torch.manual_seed(0)
+    size = {"image_size": 16, "patch_size": 2, "depth": 2, "embed_dim": 16, "num_heads": 2}
+    encoder = timm_vit(class_token=True, positions="learned", **size)
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    tokenizer = sb.PatchTokenizer(image_size=16, patch_size=2)
+    half = (0.5, 0.5, 0.5)
+    return f"local-dir:{export_encoder(encoder, tmp_path / 'old', tokenizer=tokenizer, mean=half, std=half)}"
+
+
+def state_of(name: str) -> dict[str, torch.Tensor]:
+    return timm_vit(name, image_size=16, pretrained=True).module.state_dict()
+
+
+def options(tmp_path: Path, name: str, *more: str) -> list[str]:
+    return [*SMALL, f"--output_dir={tmp_path}", f"--encoder.name={name}", "--encoder.pretrained=true", *more]
+
+
+def test_a_run_goes_on_from_a_folder_and_leaves_another(tmp_path: Path, name: str) -> None:
+    config = load_config(MAEConfig, options(tmp_path, name), presets=CONFIGS, prefix="mae_")
+    run = Run.prepare(config, assemble_mae)
+    encoder = run.module.objective.encoder
+    assert (encoder.patch, encoder.num_prefix, encoder.module.pos_embed.requires_grad) == ((2, 2), 1, True)
+    before = state_of(name)
+    assert all(torch.equal(value, before[key]) for key, value in encoder.module.state_dict().items())
+    after = state_of(f"local-dir:{run.fit() / 'encoder'}")
+    assert after.keys() == before.keys()
+    assert all(not torch.equal(value, before[key]) for key, value in after.items())
+
+
+@pytest.mark.parametrize("recipe", ["randsac", "mae", "saim", "combined", "esvit"])
+def test_each_recipe_starts_from_the_weights(recipe: str, tmp_path: Path, name: str) -> None:
+    config_class, assemble = RECIPES[recipe]
+    argv = ["--name=on", f"--encoder.name={name}", "--encoder.pretrained=true"]
+    heads = {"randsac": ["--decoder.heads=2"], "mae": ["--decoder.heads=2", "--decoder.width=16"]}
+    argv += heads.get(recipe, []) + (["--encoder.kind=vit"] if recipe == "esvit" else [])
+    argv += ["--decoder.heads=2"] if recipe == "combined" else []
+    objective = assemble(load_config(config_class, argv, presets=CONFIGS), SHAPE)
+    state, found = state_of(name), objective.export_encoder().module.state_dict()
+    assert state.keys() == found.keys()
+    assert all(torch.equal(value, state[key]) for key, value in found.items())
+
+
+@pytest.mark.parametrize("preset", ["mae_cifar_small", "mae_cifar10"])
+def test_a_preset_that_contradicts_the_weights_is_told(preset: str, tmp_path: Path, name: str) -> None:
+    argv = [f"--preset={preset}", "--name=on", f"--encoder.name={name}", "--encoder.pretrained=true"]
+    config = load_config(MAEConfig, argv, presets=CONFIGS, prefix="mae_")
+    with pytest.raises(ValueError, match=r"encoder: embed_dim=\d+ contradicts the pretrained .* has embed_dim=16"):
+        assemble_mae(config, SHAPE)
+    free = [f"--encoder.{part}=None" for part in ("width", "depth", "heads", "patch_size")]
+    config = load_config(MAEConfig, [*argv, *free, "--decoder.heads=2"], presets=CONFIGS, prefix="mae_")
+    assert assemble_mae(config, SHAPE).encoder.patch == (2, 2)
+
+
+def test_another_patch_size_is_taken_if_it_is_given(name: str) -> None:
+    encoder = EncoderConfig(name=name, pretrained=True, patch_size=4).build(image_size=16, channels=3)
+    assert (encoder.patch, str(encoder.grid)) == ((4, 4), "4x4")
+
+
+def test_without_pretrained_weights_the_defaults_are_as_ever() -> None:
+    encoder = EncoderConfig(depth=1, width=16, heads=2).build(image_size=16, channels=3)
+    assert (encoder.patch, encoder.num_prefix) == ((4, 4), 0)
+    assert torch.equal(encoder.module.pos_embed[0], sb.sincos_table(sb.Grid(4, 4), 16))
+    assert not encoder.module.pos_embed.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--encoder.name=local-dir:nowhere", "encoder: name='local-dir:nowhere' must name the folder of a model"),
+        ("--encoder.heads=4", "encoder: num_heads=4 contradicts the pretrained 'local-dir:"),
+        ("--encoder.class_token=false", "encoder: class_token=False contradicts the pretrained 'local-dir:"),
+        ("--encoder.positions=sincos", "encoder: positions='sincos' would overwrite those of pretrained=True"),
+    ],
+)
+def test_mistakes_are_one_line(
+    option: str, message: str, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [o for o in options(tmp_path, name) if o.partition("=")[0] != option.partition("=")[0]]
+    assert main(MAEConfig, assemble_mae, presets=CONFIGS, argv=[*given, option]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "on").exists()
+
+
+def test_a_dry_run_needs_no_weights(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "old" / "model.safetensors").unlink()
+    assert main(MAEConfig, assemble_mae, presets=CONFIGS, argv=[*options(tmp_path, name), "--dry-run"]) == 0
+    assert "pretrained: true" in capsys.readouterr().out

@@ -1,0 +1,235 @@
+"""Interrupted runs end as uninterrupted ones do, and what cannot be gone on with is refused by name."""
+
+import os
+import pickle
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ssl_blocks.engine.checkpoints import check_checkpoint, list_checkpoints, read_checkpoint
+from ssl_blocks.engine.errors import RunStopped
+from ssl_blocks.pretrain.resume import stored_config
+from tests.engine.small import NUM_STEPS, acting, differences, final, prepare
+from tests.examples import ROOT, assemble
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an uninterrupted run."""
+    return prepare(tmp_path_factory.mktemp("whole")).fit()
+
+
+def stop(number: int):
+    return lambda _: os.kill(os.getpid(), number)
+
+
+def interrupted(folder: Path, at_step: int = 9) -> Path:
+    with pytest.raises(RunStopped):
+        prepare(folder, build=acting(stop(signal.SIGTERM), at_step)).fit()
+    return folder / "run"
+
+
+def test_killed_at_twenty_random_moments_a_run_ends_in_the_same_bits(whole: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "tests" / "training" / "kill_loop.py"), str(tmp_path), "20", "0"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    killed = [line for line in done.stdout.splitlines() if "signal 9" in line]
+    assert len(killed) > 12, done.stdout
+    assert sum("operation None" not in line for line in killed) > 5, done.stdout  # amid file operations
+    ended = [*tmp_path.glob("finished-*"), tmp_path / "run"]
+    for folder in ended:
+        assert differences(final(whole), final(folder)) == []
+        assert (folder / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("at_step", [1, 9, 12, NUM_STEPS - 1])  # the first, amid an epoch, at its end, the last but one
+def test_sigterm_saves_that_very_step_and_the_rest_is_the_same(at_step: int, whole: Path, tmp_path: Path) -> None:
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with pytest.raises(RunStopped, match=rf"SIGTERM after step {at_step}, saved as .*ckpt; go on with --resume") as end:
+        prepare(tmp_path, build=acting(stop(signal.SIGTERM), at_step)).fit()
+    assert end.value.exit_code == 143
+    assert final(tmp_path / "run")["global_step"] == at_step
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
+    prepare(tmp_path, resume=True).fit()
+    assert differences(final(whole), final(tmp_path / "run")) == []
+    assert (tmp_path / "run" / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
+    assert (tmp_path / "run" / "encoder" / "model.safetensors").read_bytes() == (
+        whole / "encoder" / "model.safetensors"
+    ).read_bytes()
+
+
+def test_ctrl_c_stops_in_order_too(tmp_path: Path) -> None:
+    with pytest.raises(RunStopped, match="SIGINT after step 3") as end:
+        prepare(tmp_path, build=acting(stop(signal.SIGINT), 3)).fit()
+    assert end.value.exit_code == 130
+
+
+def test_accumulated_runs_go_on_at_whole_steps(tmp_path: Path) -> None:
+    ends = []
+    for name, more in (("whole", {}), ("parts", {"build": acting(stop(signal.SIGTERM), 7)})):
+        folder = tmp_path / name
+        run = prepare(folder, "--optimizer.accumulate=2", **more)
+        if more:
+            with pytest.raises(RunStopped, match="step 7"):
+                run.fit()
+            run = prepare(folder, "--optimizer.accumulate=2", resume=True)
+        ends.append(final(run.fit()))
+    assert differences(*ends) == []
+
+
+def test_only_the_newest_checkpoints_stay(whole: Path) -> None:
+    assert [path.name for path in list_checkpoints(whole)] == ["step-00000024.ckpt", "step-00000022.ckpt"]
+
+
+def test_a_finished_run_is_left_alone(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    prepare(whole.parent, resume=True).fit()
+    assert "is complete" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+
+
+def test_a_run_killed_between_training_and_results_still_gets_them(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    for name in ("results.json", "encoder", "figures"):
+        path = tmp_path / "run" / name
+        path.unlink() if path.is_file() else shutil.rmtree(path)
+    prepare(tmp_path, resume=True).fit()
+    assert (tmp_path / "run" / "results.json").is_file()
+    assert (tmp_path / "run" / "encoder" / "model.safetensors").read_bytes() == (
+        whole / "encoder" / "model.safetensors"
+    ).read_bytes()
+
+
+def test_bare_resume_begins_a_run_that_is_not_there_yet(tmp_path: Path) -> None:
+    assert prepare(tmp_path, resume=True).checkpoint is None
+
+
+def test_a_path_names_run_or_checkpoint(whole: Path) -> None:
+    newest, older = list_checkpoints(whole)
+    assert prepare(whole.parent, resume=whole).checkpoint == newest
+    assert prepare(whole.parent, resume=older).module.resumed_step == 22
+    assert stored_config(older)["name"] == "run"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-1000]), "is damaged or no checkpoint"),
+        (lambda path: path.write_bytes(b""), "is damaged or no checkpoint"),
+        (lambda path: path.write_text("weights"), "is damaged or no checkpoint"),
+        (lambda path: torch.save({"state_dict": {}}, path), "is not a checkpoint of an ssl_blocks run"),
+        (lambda path: torch.save({"ssl_blocks": {"format_version": 99}}, path), "format 99; this version reads 1"),
+    ],
+)
+def test_a_damaged_or_foreign_checkpoint_is_named_and_the_one_before_offered(damage, message, tmp_path: Path) -> None:
+    run = interrupted(tmp_path)
+    newest, older = list_checkpoints(run)
+    damage(newest)
+    with pytest.raises(ValueError, match=message) as refusal:
+        prepare(tmp_path, resume=True)
+    assert str(newest) in str(refusal.value)
+    assert f"the previous good one is {older}: give it with --resume" in str(refusal.value)
+    prepare(tmp_path, resume=older).fit()
+    assert final(run)["global_step"] == NUM_STEPS
+
+
+def test_where_no_checkpoint_is_good_none_is_offered(tmp_path: Path) -> None:
+    run = interrupted(tmp_path)
+    for path in list_checkpoints(run):
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match="there is no other good one"):
+        prepare(tmp_path, resume=True)
+
+
+class Malicious:
+    def __reduce__(self):
+        return (os.mkdir, (str(self.path),))
+
+
+def test_nothing_is_run_out_of_a_checkpoint(tmp_path: Path) -> None:
+    trap, path = Malicious(), tmp_path / "step-00000001.ckpt"
+    trap.path = tmp_path / "executed"
+    torch.save({"ssl_blocks": {"format_version": 1}, "state_dict": {}, "trap": trap}, path)
+    with pytest.raises(ValueError, match="is damaged or no checkpoint"):
+        read_checkpoint(path)
+    path.write_bytes(pickle.dumps(trap))
+    with pytest.raises(ValueError, match="is damaged or no checkpoint"):
+        check_checkpoint(path)
+    assert not trap.path.exists()
+
+
+def test_another_configuration_is_refused_field_by_field(whole: Path) -> None:
+    with pytest.raises(ValueError, match=r"optimizer.base_lr=0.5 \(the run has 0.008\), trainer.epochs=7 .* differ:"):
+        prepare(whole.parent, "--optimizer.base_lr=0.5", "--trainer.epochs=7", resume=True)
+    prepare(whole.parent, "--data.workers=0", "--trainer.checkpoint_every=3", resume=True)  # where and how, not what
+
+
+def test_weights_of_another_shape_are_refused(whole: Path) -> None:
+    def wider(config, shape):
+        encoder = config.encoder.model_copy(update={"width": 32})
+        return assemble(config.model_copy(update={"encoder": encoder}), shape)
+
+    with pytest.raises(ValueError, match=r"does not fit the configuration: .* has shape"):
+        prepare(whole.parent, resume=True, build=wider)
+
+
+def test_a_folder_that_holds_no_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="holds no run"):
+        prepare(tmp_path, resume=True)
+    with pytest.raises(FileExistsError, match="already holds a run"):
+        prepare(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"nowhere.* must be the folder of a run"):
+        prepare(tmp_path, resume=tmp_path / "nowhere")
+
+
+def spoil(objective) -> None:
+    with torch.no_grad():
+        objective.head.bias.fill_(torch.nan)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_spoils_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RunStopped, match=r"not a finite number in step 9 .*last good checkpoint is .*00000008.ckpt"):
+        prepare(tmp_path, build=acting(spoil, 9)).fit()
+    kept = final(tmp_path / "run")
+    assert kept["global_step"] == 8
+    assert all(value.isfinite().all() for value in kept["state_dict"].values())
+    assert not (tmp_path / "run" / "encoder").exists()
+
+
+def test_weights_of_a_bad_loss_are_not_saved_even_where_losses_are_looked_at_only_now_and_then(tmp_path: Path) -> None:
+    module = prepare(tmp_path).module
+    module.watch.first_bad = torch.tensor(7.0)  # as it lies on a GPU between two looks
+    with pytest.raises(RunStopped, match="in step 7 "):
+        module.on_save_checkpoint({})
+
+
+def test_a_bad_loss_before_the_first_checkpoint_is_told_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(RunStopped, match=r"in step 1 .*there is no checkpoint yet"):
+        prepare(tmp_path, build=acting(spoil, 1)).fit()
+
+
+def test_a_full_disk_stops_the_run_and_keeps_the_last_good_checkpoint(whole: Path, tmp_path: Path) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(RunStopped, match=r"could not be written.*last good checkpoint is .*00000008.ckpt") as end:
+            prepare(
+                tmp_path, build=acting(lambda _: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard)), 9)
+            ).fit()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert end.value.exit_code == 1
+    assert "\n" not in str(end.value)
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["step-00000008.ckpt", "step-00000006.ckpt"]
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+    prepare(tmp_path, resume=True).fit()
+    assert differences(final(whole), final(tmp_path / "run")) == []

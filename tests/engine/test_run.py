@@ -1,0 +1,169 @@
+"""A whole run on the digits, small: folder, logs, weights, repeatability."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import yaml
+from PIL import Image
+
+from ssl_blocks.cli import load_config
+from ssl_blocks.data import ImageSplit, load, to_float
+from ssl_blocks.pretrain import Run
+from tests.engine.small import arguments
+from tests.examples import CONFIGS, RandSACConfig, assemble
+
+
+def options(folder: Path, *more: str) -> list[str]:
+    return arguments(folder, "--name=randsac_digits", "--trainer.epochs=3", "--trainer.knn_every=1", *more)
+
+
+def run(folder: Path, *more: str) -> Run:
+    config = load_config(RandSACConfig, options(folder, *more), presets=CONFIGS)
+    prepared = Run.prepare(config, assemble)
+    prepared.fit()
+    return prepared
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return run(tmp_path_factory.mktemp("runs"))
+
+
+def test_run_folder_holds_what_the_docs_promise(finished: Run) -> None:
+    folder = finished.config.folder
+    names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert {
+        "config.yaml",
+        "metrics.csv",
+        "results.json",
+        "checkpoints/step-00000012.ckpt",
+        "encoder/config.json",
+        "encoder/model.safetensors",
+        "figures/segments.png",
+        "figures/reading_order.gif",
+        "figures/reconstructions.png",
+    } <= names
+    assert any(n.startswith("tensorboard/events") for n in names)
+    assert not any("incomplete" in n or n.endswith(".tmp") for n in names)
+
+
+def test_resolved_config_makes_the_same_run_again(finished: Run) -> None:
+    path = finished.config.folder / "config.yaml"
+    assert yaml.safe_load(path.read_text())["trainer"]["epochs"] == 3
+    again = load_config(RandSACConfig, [f"--preset={path}"], presets=CONFIGS)
+    assert again == finished.config
+
+
+def test_metrics_tell_loss_rate_and_knn(finished: Run) -> None:
+    rows = list(csv.DictReader((finished.config.folder / "metrics.csv").read_text().splitlines()))
+    losses = [float(r["loss"]) for r in rows if r["loss"]]
+    assert len(losses) == 3
+    assert all(0 < x < 10 for x in losses)
+    assert sum(bool(r["knn"]) for r in rows) == 3
+    assert all(0 <= float(r["knn"]) <= 1 for r in rows if r["knn"])
+
+
+def test_results_compare_pixels_random_and_pretrained(finished: Run) -> None:
+    results = json.loads((finished.config.folder / "results.json").read_text())
+    assert [s["name"] for s in results["scores"]] == ["raw pixels", "random encoder", "pretrained encoder"]
+    assert all(0 < s["knn"] <= 1 and 0 < s["fewshot"]["mean"] <= 1 for s in results["scores"])
+
+
+def test_training_moved_the_weights(finished: Run, tmp_path: Path) -> None:
+    config = load_config(RandSACConfig, options(tmp_path), presets=CONFIGS)
+    fresh = Run.prepare(config, assemble).module.objective.state_dict()
+    trained = finished.module.objective.state_dict()
+    moved = {k for k in fresh if not torch.equal(fresh[k], trained[k])}
+    assert {"router.mix.weight", "head.weight", "encoder.module.patch_embed.proj.weight"} <= moved
+
+
+def test_plain_timm_loads_the_encoder_with_identical_features(finished: Run) -> None:
+    model = timm.create_model(f"local-dir:{finished.config.folder / 'encoder'}", pretrained=True).eval()
+    encoder = finished.module.objective.export_encoder()
+    encoder.module.eval()
+    data = load("digits", max_train=256, max_test=64)
+    images = to_float(data.test.images, data.mean, data.std)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), encoder.features(images), rtol=1e-5, atol=1e-6)
+    assert model.pretrained_cfg["mean"] == pytest.approx(data.mean)
+    assert model.pretrained_cfg["std"] == pytest.approx(data.std)
+    assert tuple(model.pretrained_cfg["input_size"]) == (1, 8, 8)
+
+
+def test_export_notes_what_evaluation_needs(finished: Run) -> None:
+    notes = json.loads((finished.config.folder / "encoder" / "config.json").read_text())["ssl_blocks"]
+    assert notes["format_version"] == 1
+    assert notes["patch"] == [2, 2]
+    assert notes["channels"] == 1
+    assert notes["crop"] == 0
+
+
+def test_same_seed_same_weights_other_seed_other_weights(finished: Run, tmp_path: Path) -> None:
+    same = run(tmp_path / "a").module.objective.state_dict()
+    other = run(tmp_path / "b", "--seed=1").module.objective.state_dict()
+    first = finished.module.objective.state_dict()
+    assert all(torch.equal(first[k], same[k]) for k in first)
+    assert not torch.equal(first["head.weight"], other["head.weight"])
+
+
+def test_run_leaves_the_global_random_state_alone(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    config = load_config(RandSACConfig, options(tmp_path), presets=CONFIGS)
+    Run.prepare(config, assemble)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_checkpoint_holds_every_weight_once_and_nothing_to_unpickle(finished: Run) -> None:
+    saved = torch.load(finished.config.folder / "checkpoints" / "step-00000012.ckpt", weights_only=True)["state_dict"]
+    assert set(saved) == {f"objective.{name}" for name in finished.module.objective.state_dict()}
+
+
+def test_images_without_labels_train_without_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "flat"
+    folder.mkdir()
+    for i in range(64):
+        pixels = torch.randint(0, 256, (8, 8, 3), generator=torch.Generator().manual_seed(i), dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
+    finished = run(tmp_path / "runs", f"--data.name=imagefolder:{folder}", "--optimizer.batch_size=32")
+    assert json.loads((finished.config.folder / "results.json").read_text())["scores"] == []
+    assert "no scores" in capsys.readouterr().out
+
+
+def test_precision_and_device_resolve(tmp_path: Path) -> None:
+    config = load_config(RandSACConfig, options(tmp_path, "--trainer.precision=fp32"), presets=CONFIGS)
+    assert Run.prepare(config, assemble).autocast_dtype is None
+    config = load_config(RandSACConfig, options(tmp_path, "--trainer.precision=bf16"), presets=CONFIGS)
+    prepared = Run.prepare(config, assemble)
+    assert (prepared.device, prepared.autocast_dtype) == ("cpu", torch.bfloat16)
+
+
+def test_unlabelled_images_train_but_are_not_scored(tmp_path: Path) -> None:
+    prepared = Run.prepare(load_config(RandSACConfig, options(tmp_path), presets=CONFIGS), assemble)
+    whole = prepared.data
+    labels = whole.train.labels.clone()
+    labels[::2] = -1
+    train = ImageSplit(whole.train.images, labels)
+    prepared.data = prepared.module.data = replace(whole, train=train)
+    sample = prepared._sample()
+    assert len(sample.train) == len(train) // 2
+    assert sample.train.labels.min() == 0
+    assert len(prepared.module.data.train) == len(train)
+
+
+def test_without_labels_a_run_says_that_it_cannot_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "photos").mkdir()
+    for i in range(40):
+        Image.new("L", (8, 8), 6 * i).save(tmp_path / "photos" / f"{i}.png")
+    photos = (f"--data.name=imagefolder:{tmp_path / 'photos'}", "--optimizer.batch_size=20", "--data.channels=1")
+    prepared = run(tmp_path, *photos)
+    printed = capsys.readouterr().out
+    assert "trainer.knn_every has no effect" in printed
+    assert "no scores" in printed
+    assert (prepared.config.folder / "figures" / "curves.png").is_file()
+    assert json.loads((prepared.config.folder / "results.json").read_text())["scores"] == []

@@ -1,0 +1,32 @@
+"""RandSAC's recipe without a decoder: the two-stream row of the paper's ablation."""
+
+from pathlib import Path
+
+import ssl_blocks as sb
+from ssl_blocks.engine import figures
+from tests.engine.small import prepare
+from tests.recipes import some_data
+
+
+def test_a_run_without_a_decoder_ends_with_an_encoder_and_pictures(tmp_path: Path) -> None:
+    run = prepare(tmp_path, "--two_stream=true", "--trainer.epochs=2", "--segments.kind=blob", "--segments.counts=4")
+    objective = run.module.objective
+    assert isinstance(objective, sb.TwoStreamAutoregression)
+    assert {name.partition(".")[0] for name, _ in objective.named_parameters()} == {"encoder", "query", "head"}
+    folder = run.fit()
+    assert (folder / "encoder" / "model.safetensors").is_file()
+    for name in ("segments.png", "steps.png", "reconstructions.png", "reading_order.gif"):
+        assert (folder / "figures" / name).is_file()
+
+
+def test_pictures_are_those_of_an_autoregression(tmp_path: Path) -> None:
+    tokenizer = sb.PatchTokenizer(image_size=16, patch_size=2)
+    objective = sb.TwoStreamAutoregression(
+        encoder=sb.encoders.timm_vit(image_size=16, patch_size=2, embed_dim=16, depth=1, num_heads=2, class_token=True),
+        tokenizer=tokenizer,
+        partitioner=sb.TokenPartitioner(),
+        target=sb.PixelTarget(tokenizer),
+        predict_first=True,
+    )
+    files = figures.write_figures(objective, some_data(), tmp_path)
+    assert [file.name for file in files] == ["segments.png", "reconstructions.png", "steps.png", "reading_order.gif"]

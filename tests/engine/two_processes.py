@@ -1,0 +1,91 @@
+"""Train a few steps in as many processes as torchrun started, and write down losses, gradients and weights.
+
+Every image gets the draw and the augmentation (none) that it would get in a single process with the whole batch, so
+that the outcome should be the same. Started as a script: the folder of runs, then the names of cases.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from ssl_blocks import Serialization
+from ssl_blocks.pretrain import Run
+from ssl_blocks.randomness import seeded_generator
+from tests.engine.small import Untouched, config
+from tests.examples import assemble
+
+BLOBS = ["--segments.kind=blob", "--segments.counts=[4]"]
+CASES = {
+    "squares": ["--segments.kind=square", "--segments.sides=[2]"],
+    "blobs": BLOBS,
+    "blobs-sharded-accumulated": [*BLOBS, "--trainer.strategy=fsdp", "--optimizer.accumulate=2"],
+}
+OPTIONS = ["--trainer.epochs=2", "--optimizer.clip_grad=0.5", "--trainer.precision=fp32"]
+
+
+def build(config, shape):
+    objective = assemble(config, shape)
+    draw, state = objective.draw, {"step": 0, "part": 0, "counts": []}
+
+    def before_step(progress) -> None:
+        state.update(step=progress.step, part=0)
+
+    def draw_for_all(images, *, generator=None):
+        """Draw for the whole batch of the step, and keep what belongs to these images."""
+        world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+        if not torch.is_grad_enabled():  # a first try, or figures
+            return draw(images, generator=generator)
+        parts = config.optimizer.accumulate
+        whole = draw(
+            images.new_zeros(world * parts * len(images), *images.shape[1:]),
+            generator=seeded_generator("cpu", 1, state["step"]),
+        )
+        first = (state["part"] * world + rank) * len(images)
+        state["part"] += 1
+        mine = slice(first, first + len(images))
+        state["counts"].append(int((whole.step[mine] > 0).sum()))
+        return Serialization(whole.order[mine], whole.step[mine], whole.step_sizes)
+
+    def after_step() -> None:
+        if state["step"] == 0:
+            objective.first_gradients = {
+                name: whole_tensor(p.grad) for name, p in objective.named_parameters() if p.grad is not None
+            }
+
+    objective.before_step, objective.draw, objective.after_step = before_step, draw_for_all, after_step
+    objective.counts = state["counts"]
+    return objective
+
+
+def whole_tensor(value: torch.Tensor) -> torch.Tensor:
+    return (value.full_tensor() if hasattr(value, "full_tensor") else value).detach().clone()
+
+
+def train(folder: Path, name: str, *options: str) -> dict:
+    """Do one run; return its losses, first gradients and counts of predicted tokens."""
+    run = Run.prepare(config(folder, *OPTIONS, f"--name={name}", *options), build)
+    run.module.augment = Untouched()
+    losses: list[float] = []
+    before = run.module.optimizer_step
+
+    def optimizer_step(*args, **kwargs) -> None:
+        before(*args, **kwargs)
+        losses.append(float(run.module.latest["loss"]))
+
+    run.module.optimizer_step = optimizer_step
+    objective = run.module.objective
+    run.fit()
+    return {"losses": losses, "gradients": objective.first_gradients, "counts": objective.counts}
+
+
+def main(folder: Path, *names: str) -> None:
+    torch.set_num_threads(1)
+    for name in names:
+        outcome = train(folder, name, *CASES[name])
+        torch.save(outcome, folder / f"{name}-{dist.get_rank()}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -1,0 +1,52 @@
+"""Distil between views in as many processes as torchrun started; the runs' checkpoints tell what came of it.
+
+Views are cut without any draw, so that an image has the same ones whichever process sees it. Started as a script: the
+folder of runs.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from ssl_blocks import Views
+from ssl_blocks.cli import load_config
+from ssl_blocks.data import RandomResizedCropFlip
+from ssl_blocks.pretrain import Run
+from tests.engine.test_esvit_recipe import COMMON, MAP
+from tests.examples import CONFIGS, EsViTConfig, assemble_esvit
+
+CASES = {
+    "ddp": [],
+    "ddp-accumulated": ["--optimizer.accumulate=2"],
+    "sharded": ["--trainer.strategy=fsdp"],
+}
+OPTIONS = ["--trainer.precision=fp32", "--teacher.momentum=0.5", "--head.freeze_epochs=0", "--encoder.drop_path=0"]
+
+
+class Fixed:
+    """An image, its mirror image and a corner."""
+
+    def file_crop(self, size):
+        return RandomResizedCropFlip(size)  # nothing comes out of files
+
+    def __call__(self, images, *, generator=None):
+        return Views((images, images.flip(3), images[..., :8, :8].contiguous()), num_global=2)
+
+    finish = __call__
+
+
+def train(folder: Path, name: str, *options: str) -> Path:
+    argv = [*(o for o in COMMON if not o.startswith("--name")), *MAP, *OPTIONS, *options]
+    config = load_config(
+        EsViTConfig, [*argv, f"--name={name}", f"--output_dir={folder}"], presets=CONFIGS, prefix="esvit_"
+    )
+    run = Run.prepare(config, assemble_esvit)
+    run.module.augment = Fixed()
+    return run.fit()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for case, options in CASES.items():
+        train(Path(sys.argv[1]), case, *options)

@@ -1,0 +1,126 @@
+"""The fast loss equals the slow one, in value and gradient, and keeps its properties."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from ssl_blocks import match_regions, paired_cross_entropy
+from ssl_blocks.parts import region_loss
+from ssl_blocks.parts.region_loss import Pairing
+from tests.reference import distilled_cross_entropy, matched_places
+
+PAIRINGS = (Pairing(0, 3, (1,), 0.5), Pairing(3, 5, (0,), 0.25), Pairing(5, 9, (0, 1), 0.125))
+
+
+def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def inputs(classes: int = 7) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    match = torch.randint(6, (9, 2), generator=torch.Generator().manual_seed(3))
+    return noise(9, classes).requires_grad_(), noise(6, classes, seed=1), noise(classes, seed=2), match
+
+
+def fast(student: Tensor, teacher: Tensor, center: Tensor, match: Tensor) -> tuple[Tensor, Tensor]:
+    return paired_cross_entropy(
+        student, teacher, center, match, PAIRINGS, student_temperature=0.1, teacher_temperature=0.04
+    )
+
+
+def slow(student: Tensor, teacher: Tensor, center: Tensor, match: Tensor) -> Tensor:
+    total = torch.zeros((), dtype=student.dtype)
+    for pairing in PAIRINGS:
+        for row in range(pairing.start, pairing.stop):
+            for view in pairing.teachers:
+                one = distilled_cross_entropy(student[row], teacher[match[row, view]], center, 0.1, 0.04)
+                total = total + pairing.weight * one
+    return total
+
+
+@pytest.mark.parametrize("chunk", [1, 14, 1000])
+def test_loss_and_gradient_equal_the_slow_twin(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(region_loss, "CHUNK_CPU", chunk)
+    student, *rest = inputs()
+    expected = slow(student, *rest)
+    (wanted,) = torch.autograd.grad(expected, student)
+    loss, entropies = fast(student, *rest)
+    (3 * loss).backward()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(student.grad, 3 * wanted)
+    assert not entropies.requires_grad
+    weighted = sum(p.weight * entropies[p.start : p.stop, list(p.teachers)].sum() for p in PAIRINGS)
+    torch.testing.assert_close(weighted, expected.detach())
+    assert torch.equal(entropies[:3, 0], torch.zeros(3, dtype=torch.float64))  # a view is not compared with itself
+
+
+def test_gradient_equals_finite_differences() -> None:
+    student, *rest = inputs(classes=4)
+    loss, _ = fast(student, *rest)
+    loss.backward()
+    with torch.no_grad():
+        for place in range(student.numel()):
+            step = torch.zeros(student.numel(), dtype=torch.float64)
+            step[place] = 1e-6
+            step = step.view_as(student)
+            slope = (fast(student + step, *rest)[0] - fast(student - step, *rest)[0]) / 2e-6
+            torch.testing.assert_close(student.grad.flatten()[place], slope, rtol=1e-5, atol=1e-6)
+
+
+def test_a_second_backward_pass_is_refused_rather_than_wrong() -> None:
+    student, *rest = inputs()
+    loss, _ = fast(student, *rest)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_half_precision_is_computed_in_single() -> None:
+    student, teacher, center, match = (x.detach() for x in inputs(classes=512))
+    halves = student.bfloat16().requires_grad_(), teacher.bfloat16()
+    singles = halves[0].detach().float().requires_grad_(), halves[1].float()
+    losses = []
+    for ours, theirs in (halves, singles):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss, _ = fast(ours, theirs, center.float(), match)
+        loss.backward()
+        losses.append(loss)
+    assert losses[0].dtype == torch.float32
+    assert halves[0].grad.dtype == torch.bfloat16
+    assert torch.equal(*losses)
+    torch.testing.assert_close(halves[0].grad.float(), singles[0].grad, rtol=1e-2, atol=1e-4)
+
+
+def test_a_constant_added_to_student_logits_changes_nothing() -> None:
+    student, *rest = inputs()
+    shift = noise(9, 1, seed=9)
+    (moved, _), (plain, _) = fast(student + shift, *rest), fast(student, *rest)
+    torch.testing.assert_close(moved, plain)
+    assert (fast(student + noise(9, 7, seed=9), *rest)[0] - plain).abs() > 1e-2  # positive control
+
+
+def test_teacher_and_center_get_no_gradient() -> None:
+    student, teacher, center, match = inputs()
+    teacher.requires_grad_(), center.requires_grad_()
+    loss, _ = fast(student, teacher, center, match)
+    loss.backward()
+    assert student.grad is not None
+    assert teacher.grad is None
+    assert center.grad is None
+
+
+def test_regions_match_as_in_the_twin_and_scales_do_not_matter() -> None:
+    ours, theirs = noise(3, 5, 4), noise(3, 8, 4, seed=1)
+    expected = torch.tensor([matched_places(a, b) for a, b in zip(ours, theirs, strict=True)])
+    assert torch.equal(match_regions(ours, theirs), expected)
+    stretched = noise(3, 5, 1, seed=2).exp() * ours, noise(3, 8, 1, seed=3).exp() * theirs
+    assert torch.equal(match_regions(*stretched), expected)
+    dots = (stretched[0] @ stretched[1].transpose(1, 2)).argmax(2)
+    assert not torch.equal(dots, expected)  # positive control: without the norms they would
+    assert not torch.equal(match_regions(ours, -theirs), expected)
+
+
+def test_matching_is_not_blurred_by_autocast() -> None:
+    ours, theirs = (noise(2, 64, 8, seed=seed, dtype=torch.float32) for seed in (1, 2))
+    with torch.autocast("cpu", torch.bfloat16):
+        under = match_regions(ours, theirs)
+    assert torch.equal(under, match_regions(ours, theirs))
