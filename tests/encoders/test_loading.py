@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from ssl_blocks import PatchTokenizer, encoders
-from ssl_blocks.encoders import export_encoder
-from ssl_blocks.engine import export
+from ssl_blocks.encoders import export, export_encoder
 
 HALF = (0.5, 0.25, 0.125)
 TOKENIZER = PatchTokenizer.from_grid(image_size=17, grid=3, crop=1)

@@ -13,8 +13,8 @@ from ssl_blocks import Views
 from ssl_blocks.cli import load_config
 from ssl_blocks.data import RandomResizedCropFlip
 from ssl_blocks.pretrain import Run
-from tests.engine.test_esvit_recipe import COMMON, MAP
 from tests.examples import CONFIGS, EsViTConfig, assemble_esvit
+from tests.pretrain.test_esvit_recipe import COMMON, MAP
 
 CASES = {
     "ddp": [],

@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.engine.small import final
-from tests.engine.test_parallel import run
-from tests.engine.two_views import CASES, train
+from tests.pretrain.small import final
+from tests.pretrain.test_processes import run
+from tests.pretrain.two_views import CASES, train
 
 
 @pytest.fixture(scope="module")
 def divided(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All cases, trained by two processes."""
     folder = tmp_path_factory.mktemp("divided")
-    run("-m", "torch.distributed.run", "--nproc-per-node=2", "tests/engine/two_views.py", str(folder))
+    run("-m", "torch.distributed.run", "--nproc-per-node=2", "tests/pretrain/two_views.py", str(folder))
     return folder
 
 

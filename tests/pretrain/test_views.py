@@ -19,8 +19,8 @@ from ssl_blocks.engine.errors import RunStopped
 from ssl_blocks.pretrain import PretrainModule, Run, RunConfig
 from ssl_blocks.pretrain.estimate import activation_bytes, count_flops
 from ssl_blocks.pretrain.resume import stored_config
-from tests.engine.small import differences, final
-from tests.engine.test_module import Recorder, fit_module, small_objective, some_config
+from tests.pretrain.small import differences, final
+from tests.pretrain.test_module import Recorder, fit_module, small_objective, some_config
 from tests.recipes import some_data
 
 pytestmark = [

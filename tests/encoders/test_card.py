@@ -13,7 +13,7 @@ import yaml
 from ssl_blocks import PatchTokenizer, encoders
 from ssl_blocks.encoders import export_encoder
 from ssl_blocks.encoders.card import plain_card, write_card
-from tests.engine.small import prepare
+from tests.pretrain.small import prepare
 
 HALF = (0.5, 0.5, 0.5)
 

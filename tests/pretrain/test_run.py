@@ -14,8 +14,8 @@ from PIL import Image
 from ssl_blocks.cli import load_config
 from ssl_blocks.data import ImageSplit, load, to_float
 from ssl_blocks.pretrain import Run
-from tests.engine.small import arguments
 from tests.examples import CONFIGS, RandSACConfig, assemble
+from tests.pretrain.small import arguments
 
 
 def options(folder: Path, *more: str) -> list[str]:

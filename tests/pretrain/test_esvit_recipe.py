@@ -14,8 +14,8 @@ from ssl_blocks.cli import load_config, main
 from ssl_blocks.data import load, to_float
 from ssl_blocks.engine.errors import RunStopped
 from ssl_blocks.pretrain import Run
-from tests.engine.small import differences, final
 from tests.examples import CONFIGS, EsViTConfig, assemble_esvit
+from tests.pretrain.small import differences, final
 
 COMMON = [
     "--name=esvit",

@@ -8,8 +8,8 @@ import torch
 
 import ssl_blocks as sb
 from ssl_blocks.data import MultiCrop, denormalize, to_float
-from ssl_blocks.engine import figures
 from ssl_blocks.evaluation import Scores
+from ssl_blocks.pretrain import figures
 from ssl_blocks.randomness import seeded_generator
 from tests.recipes import build, some_data
 

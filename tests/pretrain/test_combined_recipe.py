@@ -10,8 +10,8 @@ from ssl_blocks.cli import load_config
 from ssl_blocks.data import load, to_float
 from ssl_blocks.pretrain import Run
 from ssl_blocks.testing import assert_no_leak
-from tests.engine.small import final
 from tests.examples import CONFIGS, CombinedConfig, assemble_combined
+from tests.pretrain.small import final
 
 SMALL = [
     "--name=both",

@@ -15,8 +15,8 @@ import torch
 from ssl_blocks.engine.checkpoints import check_checkpoint, list_checkpoints, read_checkpoint
 from ssl_blocks.engine.errors import RunStopped
 from ssl_blocks.pretrain.resume import stored_config
-from tests.engine.small import NUM_STEPS, acting, differences, final, prepare
 from tests.examples import ROOT, assemble
+from tests.pretrain.small import NUM_STEPS, acting, differences, final, prepare
 
 
 @pytest.fixture(scope="module")

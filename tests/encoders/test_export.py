@@ -9,8 +9,7 @@ import timm
 import torch
 
 from ssl_blocks import PatchTokenizer, encoders
-from ssl_blocks.encoders import export_encoder
-from ssl_blocks.engine import export
+from ssl_blocks.encoders import export, export_encoder
 
 HALF = (0.5, 0.25, 0.125)
 

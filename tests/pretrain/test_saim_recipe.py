@@ -13,9 +13,9 @@ from ssl_blocks.cli import load_config
 from ssl_blocks.data import ImageShape, load, to_float
 from ssl_blocks.engine.parallel import repeated_blocks
 from ssl_blocks.pretrain import Run
-from tests.engine.small import final
-from tests.engine.test_parallel import run as run_alone
 from tests.examples import CONFIGS, SAIMConfig, assemble_saim
+from tests.pretrain.small import final
+from tests.pretrain.test_processes import run as run_alone
 
 SMALL = [
     "--name=saim",

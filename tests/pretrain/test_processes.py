@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from ssl_blocks.engine.parallel import count_processes, is_rank_zero, repeated_blocks
-from tests.engine.small import arguments, config, final
-from tests.engine.two_processes import CASES, train
 from tests.examples import ROOT
+from tests.pretrain.small import arguments, config, final
+from tests.pretrain.two_processes import CASES, train
 from tests.recipes import build
 
 
@@ -31,7 +31,7 @@ def divided(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All cases, trained by two processes."""
     folder = tmp_path_factory.mktemp("divided")
     run(
-        *("-m", "torch.distributed.run", "--nproc-per-node=2", "tests/engine/two_processes.py"),
+        *("-m", "torch.distributed.run", "--nproc-per-node=2", "tests/pretrain/two_processes.py"),
         *(str(folder), *CASES),
     )
     return folder

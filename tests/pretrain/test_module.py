@@ -22,7 +22,7 @@ from ssl_blocks.engine import DataConfig, OptimizerConfig, TrainerConfig
 from ssl_blocks.pretrain import PretrainModule, RunConfig
 from ssl_blocks.pretrain.callbacks import OnlineKnn, RichRunProgress
 from ssl_blocks.randomness import seeded_generator
-from tests.engine.small import Untouched
+from tests.pretrain.small import Untouched
 from tests.recipes import build, some_data
 
 

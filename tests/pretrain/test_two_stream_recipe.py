@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import ssl_blocks as sb
-from ssl_blocks.engine import figures
-from tests.engine.small import prepare
+from ssl_blocks.pretrain import figures
+from tests.pretrain.small import prepare
 from tests.recipes import some_data
 
 

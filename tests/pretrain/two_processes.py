@@ -13,8 +13,8 @@ import torch.distributed as dist
 from ssl_blocks import Serialization
 from ssl_blocks.pretrain import Run
 from ssl_blocks.randomness import seeded_generator
-from tests.engine.small import Untouched, config
 from tests.examples import assemble
+from tests.pretrain.small import Untouched, config
 
 BLOBS = ["--segments.kind=blob", "--segments.counts=[4]"]
 CASES = {

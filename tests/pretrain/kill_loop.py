@@ -16,7 +16,7 @@ import torch
 
 import ssl_blocks.evaluation.probe  # noqa: F401 - imported by the parent, once
 from ssl_blocks.engine.checkpoints import checkpoint_path, list_checkpoints
-from tests.engine.small import NUM_STEPS, prepare
+from tests.pretrain.small import NUM_STEPS, prepare
 
 LAST = checkpoint_path(Path(), NUM_STEPS).name
 
