@@ -17,7 +17,6 @@ from ssl_blocks.encoders import (
 from ssl_blocks.objectives import (
     MaskedAutoencoding,
     Objective,
-    ObjectiveModule,
     PatchPuzzle,
     PuzzleDraw,
     SegmentAutoregression,
@@ -79,7 +78,6 @@ __all__ = [
     "MaskedAutoencoding",
     "MatchedRouter",
     "Objective",
-    "ObjectiveModule",
     "ObjectiveOutput",
     "OrderedSerializer",
     "PatchPuzzle",

@@ -188,14 +188,17 @@ class AttentionMasks:
     ``e`` encoded ones; ``t`` tokens are predicted.
 
     Args:
-        source: encoder self-attention ``[1|B, 1, P+e, P+e]``.
-        target: decoder self-attention ``[1|B, 1, t, t]``.
-        memory: cross-attention of decoder queries to encoder tokens ``[1|B, 1, t, P+e]``.
+        source: self-attention of encoded tokens ``[1|B, 1, P+e, P+e]``; ``None``: all see all.
+        target: self-attention of queries ``[1|B, 1, t, t]``.
+        memory: what queries may see of encoded tokens ``[1|B, 1, t, P+e]``.
+        feedback: what encoded tokens may see of queries that stand beside them in the encoder ``[1|B, 1, P+e, t]``;
+            ``None``: nothing.
     """
 
-    source: Bool[Tensor, "_ 1 s s"]
+    source: Bool[Tensor, "_ 1 s s"] | None
     target: Bool[Tensor, "_ 1 t t"]
     memory: Bool[Tensor, "_ 1 t s"]
+    feedback: Bool[Tensor, "_ 1 s t"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -289,6 +292,10 @@ class ObjectiveOutput:
         is_target: ``[B, t]``, ``True`` where the row counts in the loss.
         draw: the random choices that were used; giving them back to ``forward`` repeats the result.
         metrics: scalars worth logging, not part of the loss.
+        given: ``[B, N]``, ``True`` at positions that predictions may see at all; ``None``: those that are never
+            predicted. Tokens that are neither given nor predicted are seen by nothing.
+        count: what the loss was divided by, a scalar; ``None``: the number of rows that count. A training loop divides
+            by it over all processes and accumulated batches.
     """
 
     loss: Float[Tensor, ""]
@@ -299,3 +306,10 @@ class ObjectiveOutput:
     is_target: Bool[Tensor, "b t"]
     draw: Any
     metrics: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
+    given: Bool[Tensor, "b n"] | None = None
+    count: Shaped[Tensor, ""] | None = None
+
+    @property
+    def divisor(self) -> Shaped[Tensor, ""]:
+        """What the loss was divided by: ``count``, or the number of rows that count."""
+        return self.is_target.sum() if self.count is None else self.count

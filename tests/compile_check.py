@@ -102,7 +102,7 @@ def distillation(name: str) -> sb.ViewRegionDistillation:
     )
 
 
-BUILT: dict[str, Callable[[], sb.ObjectiveModule]] = {
+BUILT: dict[str, Callable[[], sb.Objective]] = {
     "masked": masked,
     "combined": combined,
     "views and regions": lambda: distillation("views and regions"),

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ssl_blocks.encoders.protocol import TokenEncoder
-from ssl_blocks.objectives.objective import ObjectiveModule, check_tokenizer
+from ssl_blocks.objectives.objective import Objective, check_tokenizer
 from ssl_blocks.objectives.sequence import check_predict_first, draw_sequence, score_sequence
 from ssl_blocks.parts.decode import Decoder
 from ssl_blocks.parts.mask import MaskBuilder, SegmentCausalMask
@@ -17,7 +17,7 @@ from ssl_blocks.parts.tokenize import Tokenizer
 from ssl_blocks.values import ObjectiveOutput, Serialization
 
 
-class SegmentAutoregression(ObjectiveModule):
+class SegmentAutoregression(Objective):
     """Predict each segment of an image from the segments before it, all tokens of a segment at once.
 
     Hua et al., "Self-supervision through Random Segments with Autoregressive Coding (RandSAC)", Sec. 3. The

@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ssl_blocks.objectives.objective import ObjectiveModule, seen_by
+from ssl_blocks.objectives.objective import Objective, seen_by
 from ssl_blocks.values import ObjectiveOutput, Progress, Views
 
 
-class WeightedSum(ObjectiveModule):
+class WeightedSum(Objective):
     """Train one encoder with several objectives: the loss is the weighted sum of theirs.
 
     RandSAC with DINO, which the RandSAC paper names as future work, is one such sum. The objectives stay whole, with
@@ -52,9 +52,7 @@ class WeightedSum(ObjectiveModule):
         ['mae_loss', 'randsac_loss']
     """
 
-    def __init__(
-        self, objectives: Mapping[str, ObjectiveModule], *, weights: Mapping[str, float] | None = None
-    ) -> None:
+    def __init__(self, objectives: Mapping[str, Objective], *, weights: Mapping[str, float] | None = None) -> None:
         super().__init__()
         self.weights = dict.fromkeys(objectives, 1.0) if weights is None else {k: float(v) for k, v in weights.items()}
         _check(objectives, self.weights)
@@ -67,9 +65,9 @@ class WeightedSum(ObjectiveModule):
         self.register_load_state_dict_pre_hook(_restore_aliases)  # type: ignore[no-untyped-call]
 
     @property
-    def parts(self) -> dict[str, ObjectiveModule]:
+    def parts(self) -> dict[str, Objective]:
         """The objectives by name."""
-        return {name: part for name, part in self.objectives.items() if isinstance(part, ObjectiveModule)}
+        return {name: part for name, part in self.objectives.items() if isinstance(part, Objective)}
 
     def draw(
         self, images: Float[Tensor, "b c h w"] | Views, *, generator: torch.Generator | None = None
@@ -135,7 +133,7 @@ class WeightedSum(ObjectiveModule):
             part.after_step()
 
 
-def _check(objectives: Mapping[str, ObjectiveModule], weights: Mapping[str, float]) -> None:
+def _check(objectives: Mapping[str, Objective], weights: Mapping[str, float]) -> None:
     if not objectives:
         raise ValueError("objectives={} must hold at least one objective")
     for name in objectives:

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from ssl_blocks.encoders.protocol import FeatureEncoder, RegionEncoder
 from ssl_blocks.objectives.heads import LastLayerGate, dino_head
-from ssl_blocks.objectives.objective import ObjectiveModule
+from ssl_blocks.objectives.objective import Objective
 from ssl_blocks.objectives.teacher import Teacher, TeacherSchedule
 from ssl_blocks.parts.region_loss import Pairing, match_regions, paired_cross_entropy
 from ssl_blocks.values import ObjectiveOutput, Progress, Views
 
 
-class ViewRegionDistillation(ObjectiveModule):
+class ViewRegionDistillation(Objective):
     """Teach a student to say of every view what its own moving average says of another, large view.
 
     DINO (Caron et al., "Emerging Properties in Self-Supervised Vision Transformers") for whole views; EsViT (Li et al.,

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ssl_blocks.encoders.protocol import TokenEncoder
-from ssl_blocks.objectives.objective import ObjectiveModule, check_tokenizer
+from ssl_blocks.objectives.objective import Objective, check_tokenizer
 from ssl_blocks.parts.decode import Decoder
 from ssl_blocks.parts.loss import predicted_mse
 from ssl_blocks.parts.partition import SegmentPartitioner, SubsetPartitioner
@@ -16,7 +16,7 @@ from ssl_blocks.parts.tokenize import Tokenizer
 from ssl_blocks.values import AttentionMasks, ObjectiveOutput, Serialization
 
 
-class MaskedAutoencoding(ObjectiveModule):
+class MaskedAutoencoding(Objective):
     """Encode a part of the patches, and predict the others.
 
     He et al., "Masked Autoencoders Are Scalable Vision Learners", Sec. 3. Hidden patches are left out before anything
@@ -67,7 +67,7 @@ class MaskedAutoencoding(ObjectiveModule):
         super().__init__()
         check_tokenizer(tokenizer, encoder)
         self.encoder, self.tokenizer, self.target, self.decoder = encoder, tokenizer, target, decoder
-        self.partitioner = SubsetPartitioner(ratios=(0.25, 0.75)) if partitioner is None else partitioner
+        self.partitioner = SubsetPartitioner(hidden=0.75) if partitioner is None else partitioner
         self.router = LastLayerRouter(decoder_depth=1) if router is None else router
         self.head = nn.Linear(decoder.dim, target.dim) if head is None else head
         self.serializer = OrderedSerializer()
@@ -83,7 +83,7 @@ class MaskedAutoencoding(ObjectiveModule):
             ValueError: if the generator is on another device, or the partitioner does not make two segments of
                 fixed size.
         """
-        segments = self.partitioner(images.shape[0], self.tokenizer.grid, generator=generator, device=images.device)
+        segments = self.partitioner(images, self.tokenizer.grid, generator=generator)
         if segments.counts[0] != 2 or segments.step_sizes is None:
             sizes = "varying" if segments.step_sizes is None else "fixed"
             raise ValueError(

@@ -1,7 +1,10 @@
 """What a training loop asks of an objective, and the plain answers to it."""
 
 from abc import ABC, abstractmethod
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Iterator
+from contextvars import ContextVar
+from types import FunctionType, MethodType, ModuleType
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -12,53 +15,25 @@ from ssl_blocks.parts.tokenize import Tokenizer
 from ssl_blocks.values import ObjectiveOutput, Progress, Views
 
 
-@runtime_checkable
-class Objective(Protocol):
-    """A pretraining objective: random choices, a loss, and hooks for the loop around it.
-
-    Images are ``[B, C, H, W]``; an objective that compares several crops of an image takes `Views`, too.
-    """
-
-    def draw(self, images: Any, /, *, generator: torch.Generator | None = None) -> Any:
-        """Make every random choice for a batch of images."""
-        ...
-
-    def __call__(self, images: Any, /, draw: Any = None) -> ObjectiveOutput:
-        """Compute loss and predictions; deterministic where ``draw`` is given."""
-        ...
-
-    def before_step(self, progress: Progress) -> None:
-        """Set what follows a schedule; called before every optimizer step."""
-        ...
-
-    def after_step(self) -> None:
-        """Update what follows the weights, such as a teacher; called after every optimizer step."""
-        ...
-
-    def no_weight_decay(self) -> set[str]:
-        """Names of parameters that weight decay must spare, besides those of fewer than two dimensions."""
-        ...
-
-    def export_encoder(self) -> FeatureEncoder:
-        """The encoder that pretraining leaves behind."""
-        ...
-
-
-class ObjectiveModule(nn.Module, ABC):
-    """The life cycle of an objective that follows no schedule and keeps no teacher. Inherit to write your own.
+class Objective(nn.Module, ABC):
+    """A pretraining objective: random choices, a loss, and a life cycle. Inherit to write your own.
 
     A subclass sets ``self.encoder`` and, where it cuts images into patches, ``self.tokenizer``; and it defines ``draw``
-    and ``forward``.
+    and ``forward``. A loop calls ``before_step`` and ``after_step`` around every optimizer step: they reach every part
+    of the objective that has such a method, once, wherever it sits. So a part that follows a schedule or the weights,
+    such as `MovingAverage`, does so by itself.
 
     Attributes:
         encoder: what is trained.
         tokenizer: how images are cut; ``None`` for objectives that hand whole images to their encoder.
         takes_views: whether the objective takes `Views`; others get the first global view.
+        reads_shared: whether ``forward`` takes ``shared=``, the pass that objectives of a `WeightedSum` share.
     """
 
     encoder: FeatureEncoder
     tokenizer: Tokenizer | None = None
     takes_views: bool = False
+    reads_shared: bool = False
 
     @abstractmethod
     def draw(self, images: Any, *, generator: torch.Generator | None = None) -> Any:
@@ -69,10 +44,12 @@ class ObjectiveModule(nn.Module, ABC):
         """Compute loss and predictions; deterministic where ``draw`` is given."""
 
     def before_step(self, progress: Progress) -> None:
-        """Follow no schedule."""
+        """Let every part set what follows a schedule; called before every optimizer step."""
+        _tell(self, "before_step", progress)
 
     def after_step(self) -> None:
-        """Update nothing."""
+        """Let every part update what follows the weights; called after every optimizer step."""
+        _tell(self, "after_step")
 
     def no_weight_decay(self) -> set[str]:
         """Collect what the parts name: positions, class and register tokens."""
@@ -95,7 +72,44 @@ class ObjectiveModule(nn.Module, ABC):
         return self.encoder
 
 
-def seen_by(objective: ObjectiveModule, images: Tensor | Views) -> Any:
+_TOLD: ContextVar[set[int] | None] = ContextVar("told", default=None)
+
+
+def _tell(objective: nn.Module, hook: str, *args: Any) -> None:
+    """Call ``hook`` of every part once, also where objectives inside tell parts of their own."""
+    told = _TOLD.get()
+    if told is None:
+        token = _TOLD.set(set())
+        try:
+            _tell(objective, hook, *args)
+        finally:
+            _TOLD.reset(token)
+        return
+    told.add(id(objective))
+    for part in _parts(objective):
+        if id(part) not in told and callable(getattr(part, hook, None)):
+            told.add(id(part))
+            getattr(part, hook)(*args)
+
+
+def _parts(owner: nn.Module) -> Iterator[object]:
+    """All modules, and the plain objects that they hold, such as partitioners, and what these hold."""
+    found: set[int] = set()
+    for module in owner.modules():
+        yield module
+        pending = list(vars(module).values())
+        while pending:
+            value = pending.pop()
+            if hasattr(value, "__dict__") and not isinstance(value, _NO_PARTS) and id(value) not in found:
+                found.add(id(value))
+                yield value
+                pending += vars(value).values()
+
+
+_NO_PARTS = (nn.Module, Tensor, type, ModuleType, FunctionType, MethodType)  # modules come by themselves
+
+
+def seen_by(objective: Objective, images: Tensor | Views) -> Any:
     """What an objective gets of images: `Views` where it takes them, else the first global view."""
     return images.images[0] if isinstance(images, Views) and not objective.takes_views else images
 

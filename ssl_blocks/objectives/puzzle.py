@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ssl_blocks.encoders.protocol import TokenEncoder
 from ssl_blocks.modes import modes_kept
-from ssl_blocks.objectives.objective import ObjectiveModule, check_tokenizer
+from ssl_blocks.objectives.objective import Objective, check_tokenizer
 from ssl_blocks.parts.loss import predicted_cross_entropy
 from ssl_blocks.parts.target import PositionTarget, Target
 from ssl_blocks.parts.tokenize import Tokenizer
@@ -33,7 +33,7 @@ class PuzzleDraw:
     is_dropped: Bool[Tensor, "b n"]
 
 
-class PatchPuzzle(ObjectiveModule):
+class PatchPuzzle(Objective):
     """Tell the position of every patch from the patches alone.
 
     APL, the patch puzzle. The encoder gets all patches of an image and nothing that says where they lie, so that it has

@@ -37,7 +37,7 @@ def draw_sequence(
         ValueError: if the generator is on another device, or each image is one single segment by construction, which
             leaves nothing to predict.
     """
-    segments = partitioner(images.shape[0], grid, generator=generator, device=images.device)
+    segments = partitioner(images, grid, generator=generator)
     if segments.counts[0] == 1 and not predict_first:
         raise ValueError(
             f"{type(partitioner).__name__} makes one segment of the {grid} grid: the first segment is context only, so "

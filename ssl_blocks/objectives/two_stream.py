@@ -1,21 +1,22 @@
 """Autoregression over segments without a decoder: content and queries pass through the encoder together."""
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ssl_blocks.encoders.protocol import TokenEncoder
-from ssl_blocks.objectives.objective import ObjectiveModule, check_tokenizer
+from ssl_blocks.objectives.objective import Objective, check_tokenizer
 from ssl_blocks.objectives.sequence import check_predict_first, draw_sequence, score_sequence
 from ssl_blocks.parts.mask import MaskBuilder, SegmentCausalMask
 from ssl_blocks.parts.partition import SegmentPartitioner
+from ssl_blocks.parts.read import joint_mask
 from ssl_blocks.parts.serialize import RandomSerializer, Serializer
 from ssl_blocks.parts.target import Target
 from ssl_blocks.parts.tokenize import Tokenizer
-from ssl_blocks.values import AttentionMasks, ObjectiveOutput, Serialization
+from ssl_blocks.values import ObjectiveOutput, Serialization
 
 
-class TwoStreamAutoregression(ObjectiveModule):
+class TwoStreamAutoregression(Objective):
     """Predict each segment from those before it, by queries that pass through the encoder beside its content.
 
     Hua et al., "Self-supervision through Random Segments with Autoregressive Coding (RandSAC)", the two-stream row of
@@ -127,18 +128,3 @@ class TwoStreamAutoregression(ObjectiveModule):
         )
         predictions = self.head(states.final[:, -index.shape[1] :])
         return score_sequence(predictions, self.target, images, draw, predict_first=self.predict_first)
-
-
-def joint_mask(masks: AttentionMasks) -> Bool[Tensor, "_ 1 s s"]:
-    """One self-attention mask for prefix and content, then queries: ``[1|B, 1, P+e+t, P+e+t]``.
-
-    Examples:
-        >>> one = torch.ones(1, 1, 1, 1, dtype=torch.bool)
-        >>> joint_mask(AttentionMasks(source=one, target=one, memory=~one))[0, 0].int()
-        tensor([[1, 0],
-                [0, 1]], dtype=torch.int32)
-    """
-    parts = (masks.source, torch.zeros_like(masks.memory).transpose(-1, -2), masks.memory, masks.target)
-    batch = max(part.shape[0] for part in parts)
-    source, unseen, memory, target = (part.expand(batch, -1, -1, -1) for part in parts)
-    return torch.cat([torch.cat([source, unseen], dim=-1), torch.cat([memory, target], dim=-1)], dim=-2)

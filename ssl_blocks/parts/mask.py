@@ -4,6 +4,8 @@ from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Int
+from torch import Tensor
 
 from ssl_blocks.values import AttentionMasks, Serialization
 
@@ -12,7 +14,7 @@ PREFIX_STEP = -1
 
 @runtime_checkable
 class MaskBuilder(Protocol):
-    """Derives the three attention masks of a serialization."""
+    """Derives the attention masks of a serialization."""
 
     def __call__(
         self,
@@ -58,17 +60,113 @@ class SegmentCausalMask:
         predict_first: bool = False,
     ) -> AttentionMasks:
         """Build the masks; one for all images where steps have the same size in each."""
-        step = serialization.step
-        if serialization.step_sizes is not None:
-            step = step[:1]
-        source = F.pad(step[:, encoded], (num_prefix, 0), value=PREFIX_STEP)
-        target = step[:, predicted]
-        seen = target[:, None, :] <= target[:, :, None]
-        if not predict_first:
-            itself = torch.eye(target.shape[1], dtype=torch.bool, device=target.device)
-            seen = itself | (seen & (target > 0)[:, None, :])
+        return _causal(_steps(serialization), encoded, predicted, num_prefix, predict_first)
+
+
+class PrefixCausalMask:
+    """As `SegmentCausalMask`, but the first steps are one prefix that sees itself whole (AIM, Sec. 3.2).
+
+    Tokens of the prefix are given, and none of them is predicted. A prefix of another length in every image is a
+    first segment of that size under `SegmentCausalMask`.
+
+    Args:
+        num_steps: steps that make up the prefix, from 1.
+
+    Raises:
+        ValueError: if there is no such step, or (when called) the first step shall be predicted.
+
+    Examples:
+        >>> s = Serialization(order=torch.tensor([[0, 1, 2]]), step=torch.tensor([[0, 1, 2]]), step_sizes=(1, 1, 1))
+        >>> PrefixCausalMask(num_steps=2)(s, slice(0, 2), slice(1, 3), num_prefix=0).source[0, 0].int()
+        tensor([[1, 1],
+                [1, 1]], dtype=torch.int32)
+    """
+
+    def __init__(self, *, num_steps: int) -> None:
+        if num_steps < 1:
+            raise ValueError(f"num_steps={num_steps} must be at least 1")
+        self.num_given = num_steps
+
+    def __call__(
+        self,
+        serialization: Serialization,
+        encoded: slice,
+        predicted: slice,
+        num_prefix: int,
+        predict_first: bool = False,
+    ) -> AttentionMasks:
+        """Build the masks; one for all images where steps have the same size in each."""
+        if predict_first:
+            raise ValueError("predict_first=True does not go with PrefixCausalMask: its prefix is given")
+        step = (_steps(serialization) - self.num_given + 1).clamp(min=0)
+        return _causal(step, encoded, predicted, num_prefix, predict_first)
+
+
+class FullMask:
+    """Let all see all that is given: what is predicted is not encoded, or only as a mask token (MAE, SimMIM, BEiT).
+
+    The first step is given, and all others are predicted from it at once. Where there are two steps of fixed size
+    nothing needs masking in the encoder. Queries see each other and all that is given.
+
+    Args:
+        feedback: whether given tokens see the queries beside them in the encoder: mask tokens of SimMIM and BEiT. For
+            `QueryReader` only.
+
+    Raises:
+        ValueError: when called, if the first step shall be predicted.
+
+    Examples:
+        >>> s = Serialization(order=torch.tensor([[0, 1, 2]]), step=torch.tensor([[0, 1, 1]]), step_sizes=(1, 2))
+        >>> masks = FullMask()(s, slice(0, 1), slice(1, 3), num_prefix=0)
+        >>> masks.source, masks.memory[0, 0].int()
+        (None, tensor([[1],
+                [1]], dtype=torch.int32))
+    """
+
+    def __init__(self, *, feedback: bool = False) -> None:
+        self.feedback = feedback
+
+    def __call__(
+        self,
+        serialization: Serialization,
+        encoded: slice,
+        predicted: slice,
+        num_prefix: int,
+        predict_first: bool = False,
+    ) -> AttentionMasks:
+        """Build the masks; one for all images where steps have the same size in each."""
+        if predict_first:
+            raise ValueError("predict_first=True does not go with FullMask: its first step is given")
+        step = _steps(serialization)
+        given = F.pad(step[:, encoded], (num_prefix, 0), value=PREFIX_STEP)[:, None] <= 0  # [_, 1, s]
+        asked = step[:, predicted] > 0
+        itself = torch.eye(asked.shape[1], dtype=torch.bool, device=step.device)
+        two_steps = serialization.step_sizes is not None and len(serialization.step_sizes) == 2
+        s, t = given.shape[-1], asked.shape[-1]
         return AttentionMasks(
-            source=(source[:, None, :] <= source[:, :, None])[:, None],
-            target=seen[:, None],
-            memory=(source[:, None, :] < target[:, :, None])[:, None],
+            source=None if two_steps else given.expand(-1, s, -1)[:, None],
+            target=(asked[:, None] | itself)[:, None],
+            memory=given.expand(-1, t, -1)[:, None],
+            feedback=asked[:, None, None].expand(-1, -1, s, -1) if self.feedback else None,
         )
+
+
+def _steps(serialization: Serialization) -> Int[Tensor, "_ n"]:
+    """Steps of all images; of one where they are the same in all."""
+    return serialization.step if serialization.step_sizes is None else serialization.step[:1]
+
+
+def _causal(
+    step: Int[Tensor, "_ n"], encoded: slice, predicted: slice, num_prefix: int, predict_first: bool
+) -> AttentionMasks:
+    source = F.pad(step[:, encoded], (num_prefix, 0), value=PREFIX_STEP)
+    target = step[:, predicted]
+    seen = target[:, None, :] <= target[:, :, None]
+    if not predict_first:
+        itself = torch.eye(target.shape[1], dtype=torch.bool, device=target.device)
+        seen = itself | (seen & (target > 0)[:, None, :])
+    return AttentionMasks(
+        source=(source[:, None, :] <= source[:, :, None])[:, None],
+        target=seen[:, None],
+        memory=(source[:, None, :] < target[:, :, None])[:, None],
+    )

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -11,23 +12,20 @@ from torch import Tensor
 from ssl_blocks.randomness import check_generator, random_ranks
 from ssl_blocks.values import Grid, Segments, gather_tokens
 
-Device = torch.device | str | None
+Images = Float[Tensor, "b c h w"]
 
 
 @runtime_checkable
 class SegmentPartitioner(Protocol):
     """Draws one partition of the grid per image."""
 
-    def __call__(
-        self, batch: int, grid: Grid, *, generator: torch.Generator | None = None, device: Device = None
-    ) -> Segments:
-        """Return segment ids ``[batch, N]`` per level, finest first.
+    def __call__(self, images: Images, grid: Grid, *, generator: torch.Generator | None = None) -> Segments:
+        """Return segment ids ``[B, N]`` per level on the images' device, finest first.
 
         Args:
-            batch: number of images.
+            images: ``[B, C, H, W]``; most partitioners read only their number and device.
             grid: the tokens' grid, ``N`` cells.
-            generator: source of randomness on ``device``; ``None`` uses torch's default.
-            device: where the ids shall live.
+            generator: source of randomness on the images' device; ``None`` uses torch's default.
         """
         ...
 
@@ -36,16 +34,14 @@ class TokenPartitioner:
     """Make every token a segment of its own (pixel-raster, patch-raster and patch-random in RandSAC, Tables 1 and 2).
 
     Examples:
-        >>> TokenPartitioner()(1, Grid(2, 2)).levels[0]
+        >>> TokenPartitioner()(torch.rand(1, 3, 8, 8), Grid(2, 2)).levels[0]
         tensor([[0, 1, 2, 3]])
     """
 
-    def __call__(
-        self, batch: int, grid: Grid, *, generator: torch.Generator | None = None, device: Device = None
-    ) -> Segments:
+    def __call__(self, images: Images, grid: Grid, *, generator: torch.Generator | None = None) -> Segments:
         """Return ids equal to the raster position; nothing is drawn."""
         n = grid.num_tokens
-        ids = torch.arange(n, device=device).expand(batch, n)
+        ids = torch.arange(n, device=images.device).expand(len(images), n)
         return Segments(levels=(ids,), counts=(n,), step_sizes=(1,) * n)
 
 
@@ -60,7 +56,7 @@ class SquarePartitioner:
         ValueError: if a side is smaller than 1, does not divide the next, or (when called) the grid.
 
     Examples:
-        >>> SquarePartitioner(sides=(1, 2))(1, Grid(2, 4)).levels[1]
+        >>> SquarePartitioner(sides=(1, 2))(torch.rand(1, 3, 8, 8), Grid(2, 4)).levels[1]
         tensor([[0, 0, 1, 1, 0, 0, 1, 1]])
     """
 
@@ -75,9 +71,7 @@ class SquarePartitioner:
                     f"({coarse} is not a larger multiple of {fine})"
                 )
 
-    def __call__(
-        self, batch: int, grid: Grid, *, generator: torch.Generator | None = None, device: Device = None
-    ) -> Segments:
+    def __call__(self, images: Images, grid: Grid, *, generator: torch.Generator | None = None) -> Segments:
         """Return square ids in raster order of the squares; nothing is drawn."""
         for name, length in (("height", grid.height), ("width", grid.width)):
             for side in self.sides:
@@ -85,10 +79,11 @@ class SquarePartitioner:
                     raise ValueError(
                         f"sides={self.sides} must divide the grid {grid} ({name} {length} is not a multiple of {side})"
                     )
-        rows = torch.arange(grid.height, device=device)[:, None]
-        columns = torch.arange(grid.width, device=device)[None, :]
+        rows = torch.arange(grid.height, device=images.device)[:, None]
+        columns = torch.arange(grid.width, device=images.device)[None, :]
         levels = tuple(
-            (rows // side * (grid.width // side) + columns // side).flatten().expand(batch, -1) for side in self.sides
+            (rows // side * (grid.width // side) + columns // side).flatten().expand(len(images), -1)
+            for side in self.sides
         )
         counts = tuple(grid.num_tokens // side**2 for side in self.sides)
         return Segments(levels=levels, counts=counts, step_sizes=(self.sides[0] ** 2,) * counts[0])
@@ -113,7 +108,7 @@ class BlobPartitioner:
             (standard deviations: positive).
 
     Examples:
-        >>> segments = BlobPartitioner(counts=(7, 3))(4, Grid(8, 8), generator=torch.Generator().manual_seed(0))
+        >>> segments = BlobPartitioner(counts=(7, 3))(torch.rand(4, 3, 8, 8), Grid(8, 8))
         >>> segments.levels[0].shape, segments.counts
         (torch.Size([4, 64]), (7, 3))
     """
@@ -138,11 +133,10 @@ class BlobPartitioner:
         if not 0 < std_range[0] <= std_range[1]:
             raise ValueError(f"std_range={std_range} must be (lowest, highest), both above 0")
 
-    def __call__(
-        self, batch: int, grid: Grid, *, generator: torch.Generator | None = None, device: Device = None
-    ) -> Segments:
+    def __call__(self, images: Images, grid: Grid, *, generator: torch.Generator | None = None) -> Segments:
         """Draw one set of Gaussians per level and image."""
-        check_generator(generator, device)
+        check_generator(generator, images.device)
+        batch, device = len(images), images.device
         rows = torch.linspace(-2, 2, grid.height, device=device)
         columns = torch.linspace(-2, 2, grid.width, device=device)
         points = torch.cartesian_prod(rows, columns).expand(batch, -1, -1)
@@ -157,7 +151,7 @@ class BlobPartitioner:
 
 
 def _uniform(
-    shape: tuple[int, ...], bounds: tuple[float, float], generator: torch.Generator | None, device: Device
+    shape: tuple[int, ...], bounds: tuple[float, float], generator: torch.Generator | None, device: torch.device
 ) -> Tensor:
     return torch.rand(shape, generator=generator, device=device) * (bounds[1] - bounds[0]) + bounds[0]
 
@@ -171,42 +165,46 @@ def nearest_gaussian(
 
 
 class SubsetPartitioner:
-    """Split the tokens at random into subsets of fixed sizes; id 0 is what MAE keeps visible.
+    """Hide a share of the tokens at random; id 0 is what stays visible (MAE, Sec. 3).
 
-    Sizes are ``int(N * ratio)``, truncated as MAE does; the last subset takes what is left over.
+    As many are kept as ``int(N * (1 - hidden))``, truncated as MAE does. Several shares make several hidden subsets,
+    ids 1, 2 and so on; the last takes what is left over. SimMIM hides squares of tokens instead of single ones.
 
     Args:
-        ratios: share of the tokens per subset, adding up to 1: ``(0.25, 0.75)`` is MAE's 75 % masking.
+        hidden: share of the tokens that is hidden, or one share for each of several hidden subsets.
+        side: side in tokens of the squares that are hidden or kept as a whole.
 
     Raises:
-        ValueError: if the ratios do not add up to 1, or (when called) a subset would get no token.
+        ValueError: if the shares are not positive and below 1 in all, or (when called) a subset would get no token or
+            squares do not divide the grid.
 
     Examples:
-        >>> segments = SubsetPartitioner(ratios=(0.25, 0.75))(2, Grid(8, 8))
+        >>> segments = SubsetPartitioner(hidden=0.75)(torch.rand(2, 3, 32, 32), Grid(8, 8))
         >>> segments.step_sizes, int((segments.levels[0][0] == 0).sum())
         ((16, 48), 16)
     """
 
-    def __init__(self, *, ratios: Sequence[float]) -> None:
-        self.ratios = tuple(ratios)
-        if len(self.ratios) < 2 or min(self.ratios) <= 0 or abs(sum(self.ratios) - 1) > 1e-6:
-            raise ValueError(f"ratios={self.ratios} must be two or more positive shares that add up to 1")
+    def __init__(self, *, hidden: float | Sequence[float], side: int = 1) -> None:
+        self.hidden = tuple(hidden) if isinstance(hidden, Sequence) else (float(hidden),)
+        self.squares = SquarePartitioner(sides=(side,))
+        if not self.hidden or min(self.hidden) <= 0 or sum(self.hidden) >= 1:
+            raise ValueError(f"hidden={hidden} must be one or more shares above 0 that add up to less than 1")
 
-    def __call__(
-        self, batch: int, grid: Grid, *, generator: torch.Generator | None = None, device: Device = None
-    ) -> Segments:
+    def __call__(self, images: Images, grid: Grid, *, generator: torch.Generator | None = None) -> Segments:
         """Draw the subsets anew for every image."""
-        check_generator(generator, device)
-        n = grid.num_tokens
-        sizes = [int(n * ratio) for ratio in self.ratios[:-1]]
+        check_generator(generator, images.device)
+        squares = self.squares(images, grid)
+        n = squares.counts[0]
+        sizes = [int(n * (1 - sum(self.hidden))), *(int(n * share) for share in self.hidden[:-1])]
         sizes.append(n - sum(sizes))
         if min(sizes) < 1:
             raise ValueError(
-                f"ratios={self.ratios} must leave every subset a token, but give sizes {tuple(sizes)} on a {grid} grid"
+                f"hidden={self.hidden} must leave every subset a token, but gives sizes {tuple(sizes)} on a {grid} grid"
             )
-        bounds = torch.tensor(sizes, device=device).cumsum(0)[:-1]
-        ids = torch.bucketize(random_ranks(batch, n, generator=generator, device=device), bounds, right=True)
-        return Segments(levels=(ids,), counts=(len(sizes),), step_sizes=tuple(sizes))
+        ranks = random_ranks(len(images), n, generator=generator, device=images.device)
+        ids = torch.stack([ranks >= bound for bound in accumulate(sizes[:-1])]).sum(0)  # no bounds to copy to a device
+        step_sizes = tuple(size * (grid.num_tokens // n) for size in sizes)
+        return Segments(levels=(gather_tokens(ids, squares.levels[0]),), counts=(len(sizes),), step_sizes=step_sizes)
 
 
 class BlockSubsetPartitioner:
@@ -216,7 +214,7 @@ class BlockSubsetPartitioner:
     every image hides the same number.
 
     Args:
-        ratio: share of the tokens that is hidden; what is kept is truncated, as in MAE.
+        hidden: share of the tokens that is hidden; what is kept is truncated, as in MAE.
         area: smallest and largest area of a block, as a share of the grid.
         aspect: smallest height / width of a block; the largest is its inverse.
 
@@ -224,23 +222,27 @@ class BlockSubsetPartitioner:
         ValueError: if a share lies outside (0, 1), or (when called) no token or all would be hidden.
 
     Examples:
-        >>> segments = BlockSubsetPartitioner(ratio=0.5)(2, Grid(8, 8))
+        >>> segments = BlockSubsetPartitioner(hidden=0.5)(torch.rand(2, 3, 32, 32), Grid(8, 8))
         >>> segments.step_sizes
         (32, 32)
     """
 
-    def __init__(self, *, ratio: float, area: tuple[float, float] = (0.08, 0.3), aspect: float = 0.3) -> None:
-        self.ratio, self.area, self.aspect = ratio, area, aspect
-        _check_ratio(ratio)
+    def __init__(self, *, hidden: float, area: tuple[float, float] = (0.08, 0.3), aspect: float = 0.3) -> None:
+        self.hidden, self.area, self.aspect = hidden, area, aspect
+        if not 0 < hidden < 1:
+            raise ValueError(f"hidden={hidden} must lie between 0 and 1, both excluded")
         if not 0 < area[0] <= area[1] <= 1 or not 0 < aspect <= 1:
             raise ValueError(f"area={area} and aspect={aspect} must be shares above 0 and at most 1, area ascending")
 
-    def __call__(
-        self, batch: int, grid: Grid, *, generator: torch.Generator | None = None, device: Device = None
-    ) -> Segments:
+    def __call__(self, images: Images, grid: Grid, *, generator: torch.Generator | None = None) -> Segments:
         """Draw the blocks anew for every image."""
-        check_generator(generator, device)
-        kept = _num_kept(self.ratio, grid)
+        check_generator(generator, images.device)
+        batch, device = len(images), images.device
+        kept = int(grid.num_tokens * (1 - self.hidden))
+        if not 0 < kept < grid.num_tokens:
+            raise ValueError(
+                f"hidden={self.hidden} keeps {kept} of the {grid.num_tokens} tokens, expected some but not all"
+            )
         count = int(4 / self.area[0])  # blocks overlap; what all of them leave uncovered comes last
         u = torch.rand(4, batch, count, generator=generator, device=device)
         share = self.area[0] + (self.area[1] - self.area[0]) * u[0]
@@ -259,7 +261,7 @@ class BlockSubsetPartitioner:
         return Segments(levels=(ids,), counts=(2,), step_sizes=(kept, grid.num_tokens - kept))
 
     @staticmethod
-    def _spread(grid: Grid, device: Device) -> tuple[Tensor, Tensor]:
+    def _spread(grid: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
         token = torch.arange(grid.num_tokens, device=device)
         return token // grid.width, token % grid.width
 
@@ -274,7 +276,7 @@ class GridSubsetPartitioner:
         ValueError: if the period is smaller than 2, or (when called) does not divide the grid.
 
     Examples:
-        >>> GridSubsetPartitioner(period=2)(1, Grid(2, 4)).levels[0].tolist()
+        >>> GridSubsetPartitioner(period=2)(torch.rand(1, 3, 8, 8), Grid(2, 4)).levels[0].tolist()
         [[0, 1, 0, 1, 1, 1, 1, 1]]
     """
 
@@ -283,30 +285,16 @@ class GridSubsetPartitioner:
             raise ValueError(f"period={period} must be at least 2")
         self.period = period
 
-    def __call__(
-        self, batch: int, grid: Grid, *, generator: torch.Generator | None = None, device: Device = None
-    ) -> Segments:
+    def __call__(self, images: Images, grid: Grid, *, generator: torch.Generator | None = None) -> Segments:
         """The same for every image; nothing is drawn."""
-        check_generator(generator, device)
+        check_generator(generator, images.device)
         if grid.height % self.period or grid.width % self.period:
             raise ValueError(f"period={self.period} must divide the grid {grid}")
-        token = torch.arange(grid.num_tokens, device=device)
+        token = torch.arange(grid.num_tokens, device=images.device)
         is_kept = (token // grid.width % self.period == 0) & (token % grid.width % self.period == 0)
         kept = grid.num_tokens // self.period**2
-        ids = (~is_kept).long().expand(batch, -1)
+        ids = (~is_kept).long().expand(len(images), -1)
         return Segments(levels=(ids,), counts=(2,), step_sizes=(kept, grid.num_tokens - kept))
-
-
-def _check_ratio(ratio: float) -> None:
-    if not 0 < ratio < 1:
-        raise ValueError(f"ratio={ratio} must lie between 0 and 1, both excluded")
-
-
-def _num_kept(ratio: float, grid: Grid) -> int:
-    kept = int(grid.num_tokens * (1 - ratio))
-    if not 0 < kept < grid.num_tokens:
-        raise ValueError(f"ratio={ratio} keeps {kept} of the {grid.num_tokens} tokens, expected some but not all")
-    return kept
 
 
 class ShuffledPartitioner:
@@ -318,7 +306,7 @@ class ShuffledPartitioner:
         base: the partitioner whose segments are scattered.
 
     Examples:
-        >>> segments = ShuffledPartitioner(base=SquarePartitioner(sides=(2,)))(1, Grid(4, 4))
+        >>> segments = ShuffledPartitioner(base=SquarePartitioner(sides=(2,)))(torch.rand(1, 3, 8, 8), Grid(4, 4))
         >>> torch.bincount(segments.levels[0][0]).tolist()
         [4, 4, 4, 4]
     """
@@ -326,12 +314,10 @@ class ShuffledPartitioner:
     def __init__(self, *, base: SegmentPartitioner) -> None:
         self.base = base
 
-    def __call__(
-        self, batch: int, grid: Grid, *, generator: torch.Generator | None = None, device: Device = None
-    ) -> Segments:
+    def __call__(self, images: Images, grid: Grid, *, generator: torch.Generator | None = None) -> Segments:
         """Draw the base partition, then one permutation of the tokens per image."""
-        check_generator(generator, device)
-        segments = self.base(batch, grid, generator=generator, device=device)
-        places = random_ranks(batch, grid.num_tokens, generator=generator, device=device)
+        check_generator(generator, images.device)
+        segments = self.base(images, grid, generator=generator)
+        places = random_ranks(len(images), grid.num_tokens, generator=generator, device=images.device)
         levels = tuple(gather_tokens(ids, places) for ids in segments.levels)
         return Segments(levels=levels, counts=segments.counts, step_sizes=segments.step_sizes)

@@ -1,14 +1,15 @@
 """Targets say what is predicted of every patch."""
 
 import math
-from typing import Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
+from ssl_blocks.parts.average import MovingAverage
 from ssl_blocks.parts.tokenize import Tokenizer
 from ssl_blocks.values import gather_tokens
 
@@ -24,6 +25,11 @@ class Target(Protocol):
     def __call__(self, images: Float[Tensor, "b c h w"], /) -> Float[Tensor, "b n p"]:
         """Return targets ``[B, N, dim]`` in raster order."""
         ...
+
+
+@runtime_checkable
+class PictureTarget(Target, Protocol):
+    """A target whose values can be shown."""
 
     def to_pixels(
         self, predictions: Float[Tensor, "b n p"], images: Float[Tensor, "b c h w"], /
@@ -180,3 +186,65 @@ class PositionTarget:
         arrangement = self.arrange(predictions)
         patches = gather_tokens(self.tokenizer(images), arrangement.clamp(min=0))
         return self.tokenizer.untokenize(patches * (arrangement >= 0)[..., None, None, None])
+
+
+class EncoderTarget(nn.Module):
+    """Predict what another encoder makes of the whole image: a moving average or a frozen one (data2vec, I-JEPA).
+
+    The encoder sees all tokens of the image, in evaluation mode and without gradient. Its targets have no pictures.
+
+    Args:
+        encoder: any token encoder, or a `MovingAverage` of one.
+        layers: how many of the last blocks' outputs are averaged (data2vec: 8).
+        norm: of every output before that: ``"final"`` is the encoder's own final norm, ``"token"`` a layer norm
+            without weights over each token (data2vec), ``None`` none.
+
+    Raises:
+        ValueError: if ``layers`` is not between 1 and the encoder's depth, or the norm is unknown.
+
+    Examples:
+        >>> import ssl_blocks as sb
+        >>> encoder = sb.encoders.timm_vit(image_size=8, patch_size=4, depth=3, embed_dim=16, num_heads=2)
+        >>> target = EncoderTarget(sb.MovingAverage(encoder, momentum=0.99), layers=2, norm="token")
+        >>> target(torch.rand(2, 3, 8, 8)).shape
+        torch.Size([2, 4, 16])
+    """
+
+    def __init__(
+        self, encoder: nn.Module, *, layers: int = 1, norm: Literal["final", "token"] | None = "final"
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder if isinstance(encoder, MovingAverage) else encoder.requires_grad_(False)
+        self.layers, self.norm = layers, norm
+        self.dim: int = self._whole.dim
+        if not 1 <= layers <= self._whole.depth:
+            raise ValueError(f"layers={layers} must be at least 1 and at most the encoder's {self._whole.depth} blocks")
+        if norm not in ("final", "token", None):
+            raise ValueError(f"norm={norm!r} must be 'final', 'token' or None")
+        self.train()
+
+    @property
+    def _whole(self) -> Any:
+        return self.encoder.copy if isinstance(self.encoder, MovingAverage) else self.encoder
+
+    def train(self, mode: bool = True) -> "EncoderTarget":
+        """Stay in evaluation mode, except for the batch norms of a moving average."""
+        super().train(False)
+        if isinstance(self.encoder, MovingAverage):
+            self.encoder.train(mode)
+        return self
+
+    @torch.no_grad()
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n p"]:
+        """Return targets ``[B, N, D]`` of images ``[B, C, H, W]``."""
+        encoder = self._whole
+        index = torch.arange(encoder.grid.num_tokens, device=images.device).expand(len(images), -1)
+        hidden = encoder.encode(encoder.embed(images), index).hidden[-self.layers :]
+        states = [self._normalised(x[:, encoder.num_prefix :]) for x in hidden]
+        return torch.stack(states).mean(0)
+
+    def _normalised(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        if self.norm is None:
+            return x
+        out: Tensor = self._whole.norm(x) if self.norm == "final" else F.layer_norm(x, x.shape[-1:])
+        return out

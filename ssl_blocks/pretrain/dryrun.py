@@ -14,7 +14,7 @@ from ssl_blocks.data.imagefolder import list_folder
 from ssl_blocks.engine.optimizers import check_warmup
 from ssl_blocks.engine.parallel import count_processes
 from ssl_blocks.engine.settings import section
-from ssl_blocks.objectives import ObjectiveModule
+from ssl_blocks.objectives import Objective
 from ssl_blocks.pretrain.config import RunConfig
 from ssl_blocks.pretrain.estimate import (
     PRECISIONS,
@@ -44,7 +44,7 @@ KERNELS = {
 }
 
 
-def describe(config: C, assemble: Callable[[C, ImageShape], ObjectiveModule]) -> str:
+def describe(config: C, assemble: Callable[[C, ImageShape], Objective]) -> str:
     """Describe a run: configuration, parameters, FLOPs, memory, schedule and the segments of one image.
 
     The objective is built on the meta device, so its size is no matter. Data is only looked for.
@@ -99,7 +99,7 @@ def _configuration(config: RunConfig) -> str:
     return f"configuration ({config.folder} {place}):\n{_indent(text.rstrip().splitlines())}"
 
 
-def _parameters(objective: ObjectiveModule) -> str:
+def _parameters(objective: Objective) -> str:
     counts = count_parameters(objective)
     rows = [("parameters", "total", "trainable")]
     rows += [(name, f"{c.total:,}", f"{c.trainable:,}") for name, c in counts.items()]
@@ -107,14 +107,14 @@ def _parameters(objective: ObjectiveModule) -> str:
     return _columns([*rows, ("all", f"{total:,}", f"{trained:,}")])
 
 
-def _flops(objective: ObjectiveModule, shape: ImageShape, augmentation: Augmentation) -> str:
+def _flops(objective: Objective, shape: ImageShape, augmentation: Augmentation) -> str:
     flops = count_flops(objective, shape, augmentation)
     rows = [(name, _giga(getattr(flops, name))) for name in ("forward", "backward")]
     table = _columns([("FLOPs per image", ""), *rows, ("training step", _giga(flops.forward + flops.backward))])
     return f"{table}\n  matrix products alone, 2 for each multiply-add; attention over all pairs, masked or not"
 
 
-def _memory(config: RunConfig, objective: ObjectiveModule, shape: ImageShape, augmentation: Augmentation) -> str:
+def _memory(config: RunConfig, objective: Objective, shape: ImageShape, augmentation: Augmentation) -> str:
     processes, settings = count_processes(config.trainer, config.optimizer).world_size, config.optimizer
     images = settings.batch_size // (processes * settings.accumulate)
     shards = processes if config.trainer.strategy == "fsdp" else 1
@@ -169,7 +169,7 @@ def _num_images(config: RunConfig) -> int | None:
 
 
 def segments_text(
-    objective: ObjectiveModule, shape: ImageShape, augmentation: Augmentation | None = None, *, seed: int
+    objective: Objective, shape: ImageShape, augmentation: Augmentation | None = None, *, seed: int
 ) -> str:
     """Draw the segments of one image as letters, and beside them the step at which each token is read.
 

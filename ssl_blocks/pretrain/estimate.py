@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_blocks.data import Augmentation, ImageShape
-from ssl_blocks.objectives import ObjectiveModule
+from ssl_blocks.objectives import Objective
 from ssl_blocks.parts.attention import explicit_attention, split_empty_rows
 from ssl_blocks.values import Views
 
@@ -89,7 +89,7 @@ def state_bytes(objective: nn.Module) -> States:
     )
 
 
-def count_flops(objective: ObjectiveModule, shape: ImageShape, augmentation: Augmentation | None = None) -> Flops:
+def count_flops(objective: Objective, shape: ImageShape, augmentation: Augmentation | None = None) -> Flops:
     """Count the matrix products of a training step on one image, in all views of it.
 
     Attention counts as products over all pairs of tokens, masked or not; nothing counts twice that a fused kernel
@@ -109,7 +109,7 @@ def count_flops(objective: ObjectiveModule, shape: ImageShape, augmentation: Aug
 
 
 def activation_bytes(
-    objective: ObjectiveModule, shape: ImageShape, precision: Precision, augmentation: Augmentation | None = None
+    objective: Objective, shape: ImageShape, precision: Precision, augmentation: Augmentation | None = None
 ) -> Activations:
     """Count what autograd keeps from the forward to the backward pass, parameters left out.
 
@@ -126,7 +126,7 @@ def activation_bytes(
 
 
 def example_images(
-    objective: ObjectiveModule,
+    objective: Objective,
     shape: ImageShape,
     augmentation: Augmentation | None,
     *,
@@ -145,7 +145,7 @@ def example_images(
 
 
 def _saved(
-    objective: ObjectiveModule,
+    objective: Objective,
     shape: ImageShape,
     precision: Precision,
     augmentation: Augmentation | None,
@@ -177,8 +177,8 @@ def kept_for_backward(objective: nn.Module) -> Iterator[dict[int, int]]:
 
 
 def _on_meta(
-    objective: ObjectiveModule, shape: ImageShape, augmentation: Augmentation | None, batch: int
-) -> tuple[ObjectiveModule, Tensor | Views]:
+    objective: Objective, shape: ImageShape, augmentation: Augmentation | None, batch: int
+) -> tuple[Objective, Tensor | Views]:
     if any(p.device.type != "meta" for p in objective.parameters()):
         objective = copy.deepcopy(objective).to("meta")
     return objective, example_images(objective, shape, augmentation, batch=batch, device="meta")

@@ -16,7 +16,7 @@ from ssl_blocks.engine.optimizers import adamw, check_warmup, cosine_weight_deca
 from ssl_blocks.engine.parallel import shard, sum_over_processes
 from ssl_blocks.engine.watch import LossWatch
 from ssl_blocks.modes import modes_kept
-from ssl_blocks.objectives import ObjectiveModule
+from ssl_blocks.objectives import Objective
 from ssl_blocks.objectives.objective import seen_by
 from ssl_blocks.pretrain.config import RunConfig
 from ssl_blocks.randomness import mix_seed, seeded_generator
@@ -37,7 +37,7 @@ class PretrainModule(pl.LightningModule):
         world_size: number of processes.
     """
 
-    def __init__(self, objective: ObjectiveModule, data: ImageData, config: RunConfig, *, world_size: int = 1) -> None:
+    def __init__(self, objective: Objective, data: ImageData, config: RunConfig, *, world_size: int = 1) -> None:
         super().__init__()
         self.objective, self.data, self.config, self.world = objective, data, config, world_size
         self.augment = config.augmentation(data.shape, data.mean, data.std)

@@ -33,7 +33,7 @@ from ssl_blocks.engine.parallel import (
 from ssl_blocks.engine.settings import section
 from ssl_blocks.engine.signals import StopOnSignal
 from ssl_blocks.files import TEMPORARY_SUFFIX, atomically
-from ssl_blocks.objectives import ObjectiveModule
+from ssl_blocks.objectives import Objective
 from ssl_blocks.pretrain.callbacks import OnlineKnn, RichRunProgress, StepLog
 from ssl_blocks.pretrain.config import RunConfig
 from ssl_blocks.pretrain.figures import write_curves, write_figures
@@ -44,7 +44,7 @@ from ssl_blocks.pretrain.scoring import has_labels, measure_objective, score_enc
 from ssl_blocks.quiet import quiet
 
 C = TypeVar("C", bound=RunConfig)
-Assemble = Callable[[C, ImageShape], ObjectiveModule]
+Assemble = Callable[[C, ImageShape], Objective]
 NUM_TEST = 10_000  # of streamed data, for scores
 
 
@@ -282,7 +282,7 @@ class Run(Generic[C]):
         )
 
 
-def build(config: C, assemble: Assemble[C], shape: ImageShape) -> ObjectiveModule:
+def build(config: C, assemble: Assemble[C], shape: ImageShape) -> Objective:
     """Assemble the objective with weights that depend on the configuration's seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)

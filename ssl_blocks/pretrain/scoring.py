@@ -9,7 +9,7 @@ from torch import Tensor
 from ssl_blocks.data import ImageData, ImageSplit, to_float
 from ssl_blocks.evaluation import Scores, encoder_features, raw_pixels, score_features
 from ssl_blocks.modes import modes_kept
-from ssl_blocks.objectives import ObjectiveModule
+from ssl_blocks.objectives import Objective
 
 SHOTS, MEASURE_BATCH = 10, 256
 
@@ -20,7 +20,7 @@ def score_pixels(data: ImageData) -> list[Scores]:
 
 
 def score_encoder(
-    name: str, objective: ObjectiveModule, data: ImageData, *, device: str, autocast_dtype: torch.dtype | None
+    name: str, objective: Objective, data: ImageData, *, device: str, autocast_dtype: torch.dtype | None
 ) -> list[Scores]:
     """Score the features of an objective's encoder; nothing where there are no labels. It ends up on CPU."""
     encoder = objective.export_encoder()
@@ -41,7 +41,7 @@ def score_encoder(
 
 @torch.no_grad()
 def measure_objective(
-    objective: ObjectiveModule, data: ImageData, *, device: str, autocast_dtype: torch.dtype | None
+    objective: Objective, data: ImageData, *, device: str, autocast_dtype: torch.dtype | None
 ) -> dict[str, float]:
     """Average what an objective measures of itself over the test images; nothing where there are none.
 

@@ -12,7 +12,7 @@ from ssl_blocks.testing import assert_no_leak
 from tests.recipes import build, gradients, images
 
 
-def parts(**options) -> dict[str, sb.ObjectiveModule]:
+def parts(**options) -> dict[str, sb.Objective]:
     """RandSAC and MAE on one encoder."""
     randsac = build(sb.SquarePartitioner(sides=(2,)), **options)
     mae = sb.MaskedAutoencoding(
@@ -24,7 +24,7 @@ def parts(**options) -> dict[str, sb.ObjectiveModule]:
     return {"randsac": randsac, "mae": mae}
 
 
-class Views(sb.ObjectiveModule):
+class Views(sb.Objective):
     """Pulls two views of an image together: stands for distillation."""
 
     takes_views = True

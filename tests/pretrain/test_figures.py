@@ -41,7 +41,7 @@ def test_reconstructions_show_guesses_and_mark_what_was_given(
 
 
 def test_an_objective_without_segments_has_no_such_figures(tmp_path: Path) -> None:
-    class Other(sb.ObjectiveModule):
+    class Other(sb.Objective):
         def draw(self, images, *, generator=None):
             return None
 
@@ -153,7 +153,7 @@ def test_the_mode_of_every_module_is_left_as_it_was(tmp_path: Path) -> None:
 
 
 def test_another_kind_of_objective_brings_its_own_pictures(tmp_path: Path) -> None:
-    class Own(sb.ObjectiveModule):
+    class Own(sb.Objective):
         def draw(self, images, *, generator=None):
             return None
 

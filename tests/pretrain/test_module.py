@@ -11,7 +11,7 @@ from rich.console import Console
 
 from ssl_blocks import (
     BlobPartitioner,
-    ObjectiveModule,
+    Objective,
     Progress,
     SegmentAutoregression,
     Serialization,
@@ -35,7 +35,7 @@ def some_config(**optimizer: object) -> RunConfig:
     )
 
 
-class Recorder(ObjectiveModule):
+class Recorder(Objective):
     """Wraps an objective and writes down what the engine asks of it."""
 
     def __init__(self, inner: SegmentAutoregression) -> None:

@@ -61,12 +61,12 @@ def load(name: str, *overrides: str) -> RunConfig:
     return load_config(RECIPES[recipe][0], ["--preset", name, *overrides], presets=CONFIGS, prefix=f"{recipe}_")
 
 
-def build(name: str, *overrides: str) -> sb.ObjectiveModule:
+def build(name: str, *overrides: str) -> sb.Objective:
     with torch.device("meta"):
         return RECIPES[name.partition("_")[0]][1](load(name, *overrides), SHAPES[name])
 
 
-def millions(objective: sb.ObjectiveModule) -> tuple[float, float]:
+def millions(objective: sb.Objective) -> tuple[float, float]:
     """Encoder, and all that pretraining adds to it."""
     counts = count_parameters(objective)
     encoder = counts.pop("encoder").total

@@ -30,7 +30,7 @@ pytestmark = [
 NUM_STEPS = 8
 
 
-class PullTogether(sb.ObjectiveModule):
+class PullTogether(sb.Objective):
     """Makes the features of every view those of the first one."""
 
     takes_views = True

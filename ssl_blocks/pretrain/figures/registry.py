@@ -10,7 +10,7 @@ from torch import Tensor
 from ssl_blocks.data import Augmentation, ImageData, to_float
 from ssl_blocks.evaluation import Scores
 from ssl_blocks.modes import modes_kept
-from ssl_blocks.objectives import ObjectiveModule
+from ssl_blocks.objectives import Objective
 from ssl_blocks.randomness import seeded_generator
 from ssl_blocks.values import Views
 from ssl_blocks.visualize import draw_curves, save_figure
@@ -20,7 +20,7 @@ NUM_EXAMPLES = 6
 
 @torch.no_grad()
 def write_figures(
-    objective: ObjectiveModule, data: ImageData, folder: Path, augment: Augmentation | None = None
+    objective: Objective, data: ImageData, folder: Path, augment: Augmentation | None = None
 ) -> list[Path]:
     """Write what there is to see of an objective on a few test images; return the files.
 
@@ -41,7 +41,7 @@ def write_figures(
 
 
 @singledispatch
-def draw_examples(objective: ObjectiveModule, images: Tensor | Views, data: ImageData, folder: Path) -> list[Path]:
+def draw_examples(objective: Objective, images: Tensor | Views, data: ImageData, folder: Path) -> list[Path]:
     """Draw an objective at work on normalised images ``[B, C, H, W]``, or on views of them where it takes views.
 
     Nothing for kinds that nobody registered.
