@@ -89,7 +89,7 @@ def main() -> None:
             "tokens": sb.TokenPartitioner(),
             "squares": sb.SquarePartitioner(sides=(2,)),
             "blobs": sb.BlobPartitioner(counts=(7,)),
-            "subset": sb.SubsetPartitioner(ratios=(0.25, 0.75)),
+            "subset": sb.SubsetPartitioner(hidden=0.75),
             "blobs, shuffled": sb.ShuffledPartitioner(base=sb.BlobPartitioner(counts=(7,))),
         },
         seed=5,
@@ -103,7 +103,7 @@ def main() -> None:
     draw_order("order_blobs.gif", blobs, seed=4)
     draw_mask("masks_squares.png", sb.SquarePartitioner(sides=(4,)), sb.RandomSerializer(), num_prefix=1)
     draw_mask("masks_blobs.png", sb.BlobPartitioner(counts=(5,)), sb.RandomSerializer())
-    draw_mask("masks_subset.png", sb.SubsetPartitioner(ratios=(0.25, 0.75)), sb.OrderedSerializer())
+    draw_mask("masks_subset.png", sb.SubsetPartitioner(hidden=0.75), sb.OrderedSerializer())
 
 
 if __name__ == "__main__":

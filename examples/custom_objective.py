@@ -39,24 +39,26 @@ class LonelyQueries:
         return dataclasses.replace(masks, target=itself[None, None])
 
 
-def cross_mae(image_size: int, patch_size: int, *, width: int, depth: int, heads: int) -> sb.SegmentAutoregression:
+def cross_mae(image_size: int, patch_size: int, *, width: int, depth: int, heads: int) -> sb.SegmentPrediction:
     """Put CrossMAE together for grey images."""
     size: dict[str, Any] = {"embed_dim": width, "depth": depth, "num_heads": heads}
     encoder = sb.encoders.timm_vit(image_size=image_size, patch_size=patch_size, channels=1, **size)
     tokenizer = sb.PatchTokenizer(image_size=image_size, patch_size=patch_size, channels=1)
-    return sb.SegmentAutoregression(
+    return sb.SegmentPrediction(
         encoder=encoder,
         tokenizer=tokenizer,
-        partitioner=sb.SubsetPartitioner(ratios=(0.25, 0.75)),
+        partitioner=sb.SubsetPartitioner(hidden=0.75),
         serializer=sb.OrderedSerializer(),  # the visible ones first
         mask=LonelyQueries(),
         target=sb.PixelTarget(tokenizer, normalize=False),
-        router=sb.LearnedSkipRouter(encoder_depth=depth, decoder_depth=2),
-        decoder=sb.SegmentDecoder(grid=encoder.grid, dim=width, depth=2, num_heads=heads),
+        reader=sb.DecoderReader(
+            sb.LearnedSkipRouter(encoder_depth=depth, decoder_depth=2),
+            sb.SegmentDecoder(grid=encoder.grid, dim=width, depth=2, num_heads=heads),
+        ),
     )
 
 
-def train(objective: sb.SegmentAutoregression, images: Tensor, steps: int) -> list[float]:
+def train(objective: sb.SegmentPrediction, images: Tensor, steps: int) -> list[float]:
     """A plain loop; the objective's hooks do nothing here, but another one's may."""
     optimizer = torch.optim.AdamW(objective.parameters(), lr=LEARNING_RATE, weight_decay=0.05)
     per_epoch = len(images) // BATCH

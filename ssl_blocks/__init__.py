@@ -15,21 +15,32 @@ from ssl_blocks.encoders import (
     TransformersViT,
 )
 from ssl_blocks.objectives import (
-    MaskedAutoencoding,
     Objective,
     PatchPuzzle,
     PuzzleDraw,
-    SegmentAutoregression,
+    SegmentPrediction,
     TeacherSchedule,
-    TwoStreamAutoregression,
     ViewRegionDistillation,
     WeightedSum,
     dino_head,
+    mae,
+    randsac,
+    saim,
+    simmim,
 )
 from ssl_blocks.parts.attention import explicit_attention
+from ssl_blocks.parts.average import MovingAverage, cosine_momentum
 from ssl_blocks.parts.decode import Decoder, MaskTokenDecoder, SegmentDecoder
-from ssl_blocks.parts.loss import predicted_cross_entropy, predicted_mse
-from ssl_blocks.parts.mask import MaskBuilder, SegmentCausalMask
+from ssl_blocks.parts.gather import gathered
+from ssl_blocks.parts.loss import (
+    Loss,
+    predicted_cosine,
+    predicted_cross_entropy,
+    predicted_l1,
+    predicted_mse,
+    predicted_smooth_l1,
+)
+from ssl_blocks.parts.mask import FullMask, MaskBuilder, PrefixCausalMask, SegmentCausalMask
 from ssl_blocks.parts.partition import (
     BlobPartitioner,
     BlockSubsetPartitioner,
@@ -42,10 +53,11 @@ from ssl_blocks.parts.partition import (
 )
 from ssl_blocks.parts.position import PositionTable, sincos_table
 from ssl_blocks.parts.query_stream import QueryBlock, QueryStreamDecoder
+from ssl_blocks.parts.read import DecoderReader, QueryReader, Reader
 from ssl_blocks.parts.region_loss import match_regions, paired_cross_entropy
 from ssl_blocks.parts.route import LastLayerRouter, LearnedSkipRouter, MatchedRouter, SkipMemoryRouter
 from ssl_blocks.parts.serialize import OrderedSerializer, RandomSerializer, Serializer
-from ssl_blocks.parts.target import PixelTarget, PositionTarget, Target
+from ssl_blocks.parts.target import EncoderTarget, PixelTarget, PositionTarget, Target
 from ssl_blocks.parts.tokenize import PatchTokenizer, Tokenizer
 from ssl_blocks.values import (
     AttentionMasks,
@@ -67,16 +79,20 @@ __all__ = [
     "BlobPartitioner",
     "BlockSubsetPartitioner",
     "Decoder",
+    "DecoderReader",
     "Encoded",
+    "EncoderTarget",
     "FeatureEncoder",
+    "FullMask",
     "Grid",
     "GridSubsetPartitioner",
     "LastLayerRouter",
     "LearnedSkipRouter",
+    "Loss",
     "MaskBuilder",
     "MaskTokenDecoder",
-    "MaskedAutoencoding",
     "MatchedRouter",
+    "MovingAverage",
     "Objective",
     "ObjectiveOutput",
     "OrderedSerializer",
@@ -86,17 +102,20 @@ __all__ = [
     "PositionTable",
     "PositionTarget",
     "PostNormTransformer",
+    "PrefixCausalMask",
     "Progress",
     "PuzzleDraw",
     "QueryBlock",
+    "QueryReader",
     "QueryStreamDecoder",
     "RandomSerializer",
+    "Reader",
     "RegionEncoder",
     "Regions",
-    "SegmentAutoregression",
     "SegmentCausalMask",
     "SegmentDecoder",
     "SegmentPartitioner",
+    "SegmentPrediction",
     "Segments",
     "Serialization",
     "Serializer",
@@ -116,17 +135,25 @@ __all__ = [
     "TorchEncoder",
     "TorchvisionViT",
     "TransformersViT",
-    "TwoStreamAutoregression",
     "ViewRegionDistillation",
     "Views",
     "WeightedSum",
+    "cosine_momentum",
     "dino_head",
     "encoders",
     "explicit_attention",
     "gather_tokens",
+    "gathered",
+    "mae",
     "match_regions",
     "paired_cross_entropy",
+    "predicted_cosine",
     "predicted_cross_entropy",
+    "predicted_l1",
     "predicted_mse",
+    "predicted_smooth_l1",
+    "randsac",
+    "saim",
+    "simmim",
     "sincos_table",
 ]

@@ -26,11 +26,11 @@ CASES: dict[str, tuple[sb.SegmentPartitioner, dict[str, Any]]] = {
 }
 
 
-def masked() -> sb.MaskedAutoencoding:
+def masked() -> sb.SegmentPrediction:
     """MAE, of the size of the others."""
     base = build(sb.SquarePartitioner(sides=(2,)), class_token=True)
     decoder = sb.MaskTokenDecoder(grid=base.encoder.grid, dim=24, depth=2, num_heads=2, memory_dim=base.encoder.dim)
-    return sb.MaskedAutoencoding(encoder=base.encoder, tokenizer=base.tokenizer, target=base.target, decoder=decoder)
+    return sb.mae(encoder=base.encoder, tokenizer=base.tokenizer, target=base.target, decoder=decoder)
 
 
 def combined() -> sb.WeightedSum:
@@ -40,30 +40,34 @@ def combined() -> sb.WeightedSum:
     return sb.WeightedSum({"randsac": randsac, "mae": mae}, weights={"randsac": 1.0, "mae": 0.5})
 
 
-def query_stream(*, share: bool) -> sb.SegmentAutoregression:
+def query_stream(*, share: bool) -> sb.SegmentPrediction:
     """SAIM, with weights of its own or shared ones."""
     base = build(sb.TokenPartitioner(), class_token=True, depth=4)
     encoder, own = base.encoder, {"dim": base.encoder.dim, "depth": 2, "num_heads": 2, "norm": base.encoder.norm}
-    return sb.SegmentAutoregression(
+    return sb.SegmentPrediction(
         encoder=encoder,
         tokenizer=base.tokenizer,
         partitioner=base.partitioner,
         target=sb.PixelTarget(base.tokenizer, normalize=True, blur=(9, 1.0)),
-        router=sb.MatchedRouter(encoder_depth=4, decoder_depth=2),
-        decoder=(
+        reader=sb.DecoderReader(
+            sb.MatchedRouter(encoder_depth=4, decoder_depth=2),
             sb.QueryStreamDecoder.sharing(encoder, depth=2)
             if share
-            else sb.QueryStreamDecoder(grid=encoder.grid, **own)
+            else sb.QueryStreamDecoder(grid=encoder.grid, **own),
         ),
         predict_first=True,
     )
 
 
-def two_stream(partitioner: sb.SegmentPartitioner) -> sb.TwoStreamAutoregression:
+def two_stream(partitioner: sb.SegmentPartitioner) -> sb.SegmentPrediction:
     """Content and queries through one encoder."""
     base = build(partitioner, class_token=True, depth=4)
-    return sb.TwoStreamAutoregression(
-        encoder=base.encoder, tokenizer=base.tokenizer, partitioner=partitioner, target=base.target
+    return sb.SegmentPrediction(
+        encoder=base.encoder,
+        reader=sb.QueryReader(base.encoder.dim),
+        tokenizer=base.tokenizer,
+        partitioner=partitioner,
+        target=base.target,
     )
 
 

@@ -118,7 +118,7 @@ class PseudocodeRandSAC(nn.Module):
         return self.skip(stack.transpose(-1, -2)).unbind(-1)
 
     def load_from(self, objective: nn.Module) -> None:
-        """Take the weights of a ``SegmentAutoregression`` (timm encoder, learned skips, ``SegmentDecoder``)."""
+        """Take the weights of a ``SegmentPrediction`` (timm encoder, learned skips, ``SegmentDecoder``)."""
         self.load_state_dict(translate(objective))
 
 
@@ -129,18 +129,18 @@ def segment_order(draw: Serialization, *, side: int, grid_width: int) -> Tensor:
 
 
 def translate(objective: Any, read: Read = torch.Tensor.detach) -> dict[str, Tensor]:
-    """Rearrange a ``SegmentAutoregression``'s parameters into the twin's names and layouts.
+    """Rearrange a ``SegmentPrediction``'s parameters into the twin's names and layouts.
 
     Args:
         objective: its encoder is a timm vision transformer.
         read: what to take of each parameter: its value, or (``lambda p: p.grad``) its gradient.
     """
-    vit, decoder = objective.encoder.module, objective.decoder
+    vit, decoder = objective.encoder.module, objective.reader.decoder
     out = {
         "positions": read(vit.pos_embed)[0],
         "embed.weight": rearrange(read(vit.patch_embed.proj.weight), "d c p q -> d (p q c)"),
         "embed.bias": read(vit.patch_embed.proj.bias),
-        **_named("skip", objective.router.mix, read),
+        **_named("skip", objective.reader.router.mix, read),
         **_named("head", objective.head, read),
         **_named("transformer.encoder.norm", vit.norm, read),
         **_named("transformer.decoder.norm", decoder.norm, read),

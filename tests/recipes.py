@@ -34,7 +34,7 @@ def build(
     head: nn.Module | None = None,
     predict_first: bool = False,
     seed: int = 0,
-) -> sb.SegmentAutoregression:
+) -> sb.SegmentPrediction:
     """Build a segment autoregression: an 8x8 grid of 2x2 patches unless told otherwise.
 
     ``decoder_positions="shared"`` gives the decoder the encoder's own table.
@@ -54,29 +54,34 @@ def build(
     )
     shared = decoder_positions == "shared"
     table = sb.PositionTable(encoder.module.pos_embed, num_prefix=encoder.num_prefix) if shared else None
-    return sb.SegmentAutoregression(
+    return sb.SegmentPrediction(
         encoder=encoder,
         tokenizer=tokenizer,
         partitioner=partitioner,
         target=sb.PixelTarget(tokenizer, normalize=normalize),
-        router=(
+        reader=sb.DecoderReader(
             sb.LearnedSkipRouter(encoder_depth=depth, decoder_depth=decoder_depth)
             if skips
-            else sb.LastLayerRouter(decoder_depth=decoder_depth)
-        ),
-        decoder=sb.SegmentDecoder(
-            grid=encoder.grid,
-            dim=dim if decoder_dim is None else decoder_dim,
-            memory_dim=dim,
-            depth=decoder_depth,
-            num_heads=num_heads,
-            positions=table if table is not None else decoder_positions,  # type: ignore[arg-type]
+            else sb.LastLayerRouter(decoder_depth=decoder_depth),
+            sb.SegmentDecoder(
+                grid=encoder.grid,
+                dim=dim if decoder_dim is None else decoder_dim,
+                memory_dim=dim,
+                depth=decoder_depth,
+                num_heads=num_heads,
+                positions=table if table is not None else decoder_positions,  # type: ignore[arg-type]
+            ),
         ),
         serializer=serializer,
         mask=mask,
         head=head,
         predict_first=predict_first,
     )
+
+
+def blank(batch: int, device: str = "cpu") -> torch.Tensor:
+    """So many images, for what reads their number and device alone."""
+    return torch.zeros(batch, 1, 1, 1, device=device)
 
 
 def images(batch: int = 3, size: int = 16, *, channels: int = 3, seed: int = 1, **options: Any) -> torch.Tensor:

@@ -20,15 +20,15 @@ def test_a_hidden_position_is_predicted_whatever_else_is_asked() -> None:
     objective, images = build().eval(), torch.randn(2, 1, 16, 16)
     draw = objective.draw(images)
     seen = {}
-    decode = objective.decoder.forward
+    decode = objective.reader.decoder.forward
 
     def spy(memories, masks, *, query_index, memory_index):
         seen.update(memories=memories, masks=masks, query_index=query_index, memory_index=memory_index)
         return decode(memories, masks, query_index=query_index, memory_index=memory_index)
 
-    objective.decoder.forward = spy
+    objective.reader.decoder.forward = spy
     objective(images, draw)
-    assert isinstance(objective.decoder, SegmentDecoder)
+    assert isinstance(objective.reader.decoder, SegmentDecoder)
     places = {"query_index": seen["query_index"], "memory_index": seen["memory_index"]}
     together = decode(seen["memories"], seen["masks"], **places)
     alone = type(seen["masks"])(

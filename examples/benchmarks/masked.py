@@ -23,13 +23,13 @@ IMAGE, PATCH, DIM, HEADS, DEPTH, DECODER_DEPTH = 32, 4, 192, 3, 12, 4
 NUM_PATCHES = (IMAGE // PATCH) ** 2
 
 
-def ours() -> sb.MaskedAutoencoding:
+def ours() -> sb.SegmentPrediction:
     """MAE of this library."""
     encoder = sb.encoders.timm_vit(
         image_size=IMAGE, patch_size=PATCH, embed_dim=DIM, depth=DEPTH, num_heads=HEADS, class_token=True
     )
     tokenizer = sb.PatchTokenizer(image_size=IMAGE, patch_size=PATCH)
-    return sb.MaskedAutoencoding(
+    return sb.mae(
         encoder=encoder,
         tokenizer=tokenizer,
         target=sb.PixelTarget(tokenizer, normalize=False),

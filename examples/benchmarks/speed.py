@@ -26,17 +26,19 @@ IMAGE, PATCH, SIDE, DIM, HEADS, DEPTH, DECODER_DEPTH = 32, 4, 2, 192, 3, 12, 4
 DTYPES = {"fp32": None, "bf16": torch.bfloat16}
 
 
-def build() -> tuple[sb.SegmentAutoregression, PseudocodeRandSAC]:
+def build() -> tuple[sb.SegmentPrediction, PseudocodeRandSAC]:
     """The library's RandSAC and its twin, with equal weights."""
     tokenizer = sb.PatchTokenizer(image_size=IMAGE, patch_size=PATCH)
     encoder = sb.encoders.timm_vit(image_size=IMAGE, patch_size=PATCH, embed_dim=DIM, depth=DEPTH, num_heads=HEADS)
-    objective = sb.SegmentAutoregression(
+    objective = sb.SegmentPrediction(
         encoder=encoder,
         tokenizer=tokenizer,
         partitioner=sb.SquarePartitioner(sides=(SIDE,)),
         target=sb.PixelTarget(tokenizer),
-        router=sb.LearnedSkipRouter(encoder_depth=DEPTH, decoder_depth=DECODER_DEPTH),
-        decoder=sb.SegmentDecoder(grid=encoder.grid, dim=DIM, depth=DECODER_DEPTH, num_heads=HEADS),
+        reader=sb.DecoderReader(
+            sb.LearnedSkipRouter(encoder_depth=DEPTH, decoder_depth=DECODER_DEPTH),
+            sb.SegmentDecoder(grid=encoder.grid, dim=DIM, depth=DECODER_DEPTH, num_heads=HEADS),
+        ),
     )
     twin = PseudocodeRandSAC(
         image_size=IMAGE,
@@ -53,7 +55,7 @@ def build() -> tuple[sb.SegmentAutoregression, PseudocodeRandSAC]:
     return objective, twin
 
 
-def check_equal(objective: sb.SegmentAutoregression, twin: PseudocodeRandSAC, images: Tensor) -> None:
+def check_equal(objective: sb.SegmentPrediction, twin: PseudocodeRandSAC, images: Tensor) -> None:
     """Refuse to compare two models that do not compute the same loss."""
     draw = objective.draw(images)
     loss, _ = twin(images, segment_order(draw, side=SIDE, grid_width=IMAGE // PATCH))

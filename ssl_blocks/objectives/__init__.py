@@ -1,26 +1,21 @@
 """Objectives assemble parts into something with a loss."""
 
-from ssl_blocks.objectives.autoregression import SegmentAutoregression
 from ssl_blocks.objectives.builders import mae, randsac, saim, simmim
 from ssl_blocks.objectives.combine import WeightedSum
 from ssl_blocks.objectives.distillation import ViewRegionDistillation
 from ssl_blocks.objectives.heads import dino_head
-from ssl_blocks.objectives.masked import MaskedAutoencoding
 from ssl_blocks.objectives.objective import Objective
 from ssl_blocks.objectives.prediction import SegmentPrediction
 from ssl_blocks.objectives.puzzle import PatchPuzzle, PuzzleDraw
-from ssl_blocks.objectives.teacher import TeacherSchedule
-from ssl_blocks.objectives.two_stream import TwoStreamAutoregression
+from ssl_blocks.objectives.teacher import Center, TeacherSchedule
 
 __all__ = [
-    "MaskedAutoencoding",
+    "Center",
     "Objective",
     "PatchPuzzle",
     "PuzzleDraw",
-    "SegmentAutoregression",
     "SegmentPrediction",
     "TeacherSchedule",
-    "TwoStreamAutoregression",
     "ViewRegionDistillation",
     "WeightedSum",
     "dino_head",

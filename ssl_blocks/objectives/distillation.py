@@ -1,6 +1,5 @@
 """Self-distillation between views of an image, of whole views and of their regions: DINO and EsViT."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate, groupby
@@ -12,7 +11,8 @@ from torch import Tensor, nn
 from ssl_blocks.encoders.protocol import FeatureEncoder, RegionEncoder
 from ssl_blocks.objectives.heads import LastLayerGate, dino_head
 from ssl_blocks.objectives.objective import Objective
-from ssl_blocks.objectives.teacher import Teacher, TeacherSchedule
+from ssl_blocks.objectives.teacher import Center, TeacherSchedule
+from ssl_blocks.parts.average import MovingAverage, cosine_momentum
 from ssl_blocks.parts.region_loss import Pairing, match_regions, paired_cross_entropy
 from ssl_blocks.values import ObjectiveOutput, Progress, Views
 
@@ -57,11 +57,9 @@ class ViewRegionDistillation(Objective):
         torch.Size([4, 4, 1])
     """
 
-    encoder: RegionEncoder
     tokenizer = None
     takes_views = True
-    center: Tensor
-    center_grid: Tensor
+    student: "_Student"
     teacher_temperature: Tensor
 
     def __init__(
@@ -82,29 +80,26 @@ class ViewRegionDistillation(Objective):
                 f"encoder must have regions(images), such as TimmRegions, got {type(encoder).__name__}: "
                 "a token encoder fits as TokenRegions(encoder)"
             )
-        for name, value in (("region_weight", region_weight), ("center_momentum", center_momentum)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name}={value} must be at least 0 and at most 1")
+        if not 0 <= region_weight <= 1:
+            raise ValueError(f"region_weight={region_weight} must be at least 0 and at most 1")
         if student_temperature <= 0:
             raise ValueError(f"student_temperature={student_temperature} must be above 0")
-        self.encoder, self.region_weight, self.student_temperature = encoder, region_weight, student_temperature
-        self.view_head = head(encoder.dim, out_dim)
-        self.region_head = head(encoder.dim, out_dim) if region_weight else None
-        self.teacher = Teacher(
-            copy.deepcopy(encoder),
-            head(encoder.dim, out_dim),
-            head(encoder.dim, out_dim) if region_weight else None,
-        )
-        self.teacher.follow(self, momentum=0.0)
+        self.region_weight, self.student_temperature = region_weight, student_temperature
         self.schedule = TeacherSchedule() if schedule is None else schedule
-        self.center_momentum, self.freeze_epochs = center_momentum, freeze_epochs
-        self.momentum = self.schedule.momentum
-        self.register_buffer("center", torch.zeros(out_dim))
-        self.register_buffer("center_grid", torch.zeros(out_dim) if region_weight else None)
+        view_head = head(encoder.dim, out_dim)
+        self.student = _Student(encoder, view_head, head(encoder.dim, out_dim) if region_weight else None)
+        for part in self.student.modules():
+            if isinstance(part, LastLayerGate):
+                part.closed_epochs = freeze_epochs
+        self.teacher = MovingAverage(self.student, cosine_momentum(self.schedule.momentum))
+        self.center = Center(out_dim, center_momentum)
+        self.region_center = Center(out_dim, center_momentum) if region_weight else None
         self.register_buffer("teacher_temperature", torch.tensor(self.schedule.temperature_at(0)), persistent=False)
-        # the teacher's logits in the step under way, summed, and their number; no buffers, for DistributedDataParallel
-        # would overwrite them with those of the first process
-        self._seen: dict[str, tuple[Tensor, int]] = {}
+
+    @property
+    def encoder(self) -> RegionEncoder:  # type: ignore[override]
+        """The student's encoder."""
+        return self.student.encoder
 
     def draw(self, images: Views | Float[Tensor, "b c h w"], *, generator: torch.Generator | None = None) -> None:
         """Draw nothing: views are made before."""
@@ -129,10 +124,12 @@ class ViewRegionDistillation(Objective):
             )
         pairs = [(q, v) for q in range(views.num_global) for v in range(len(views.images)) if v != q]
         with torch.no_grad():
-            teacher = _look(self.teacher, views.images[: views.num_global])
-        student = _look(self, views.images)
+            teacher = self.teacher.copy(views.images[: views.num_global])
+        student = self.student(views.images)
         if self.training and torch.is_grad_enabled():
-            self._note(teacher)
+            self.center.note(teacher.views)
+            if self.region_center is not None:
+                self.region_center.note(teacher.regions)
         loss, of_views, spread = self._compare_views(student, teacher, pairs)
         rows = (1 - self.region_weight) * of_views
         if self.region_weight:
@@ -159,11 +156,13 @@ class ViewRegionDistillation(Objective):
         match = torch.stack([place + q * batch for q in range(num_global)], 1).repeat(len(student.maps), 1)
         sizes = [1] * len(student.maps)
         pairings = _pairings(sizes, batch, pairs, (1 - self.region_weight) / (batch * len(pairs)))
-        loss, entropies = self._cross_entropy(student.views, teacher.views, self.center, match, pairings)
+        loss, entropies = self._cross_entropy(student.views, teacher.views, self.center.value, match, pairings)
         of_pairs = _per_pair(entropies, sizes, batch, pairs)
         with torch.no_grad():
             logits = teacher.views.to(of_pairs.dtype)
-            entropy = torch.special.entr(((logits - self.center) / self.teacher_temperature).softmax(1)).sum(1).mean()
+            entropy = (
+                torch.special.entr(((logits - self.center.value) / self.teacher_temperature).softmax(1)).sum(1).mean()
+            )
             unit = nn.functional.normalize(teacher.pooled.to(of_pairs.dtype), dim=-1)
             spread = unit.view(num_global, batch, -1).std(1, correction=0).mean() * self.encoder.dim**0.5
         return (
@@ -194,7 +193,10 @@ class ViewRegionDistillation(Objective):
         pairings = _pairings(ours, batch, pairs, self.region_weight / (batch * len(pairs)))
         assert student.regions is not None
         assert teacher.regions is not None
-        loss, entropies = self._cross_entropy(student.regions, teacher.regions, self.center_grid, match, pairings)
+        assert self.region_center is not None
+        loss, entropies = self._cross_entropy(
+            student.regions, teacher.regions, self.region_center.value, match, pairings
+        )
         return loss, _per_pair(entropies, ours, batch, pairs)
 
     def _cross_entropy(
@@ -210,44 +212,15 @@ class ViewRegionDistillation(Objective):
             teacher_temperature=self.teacher_temperature,
         )
 
-    @torch.no_grad()
-    def _note(self, teacher: "_Look") -> None:
-        """Add the teacher's raw logits up, for the centres."""
-        for name, logits in (("center", teacher.views), ("center_grid", teacher.regions)):
-            if logits is not None:
-                total, count = logits.sum(0, dtype=self.center.dtype), len(logits)
-                if name in self._seen:
-                    total, count = total + self._seen[name][0], count + self._seen[name][1]
-                self._seen[name] = (total, count)
-
     def before_step(self, progress: Progress) -> None:
-        """Set temperature and momentum of the teacher, and let the last layers loose or not."""
+        """Set the teacher's temperature."""
+        super().before_step(progress)
         self.teacher_temperature.fill_(self.schedule.temperature_at(progress.epoch))
-        self.momentum = self.schedule.momentum_at(progress)
-        for part in self.modules():
-            if isinstance(part, LastLayerGate):
-                part.set_open(progress.epoch >= self.freeze_epochs)
-        self._seen = {}
-
-    @torch.no_grad()
-    def after_step(self) -> None:
-        """Move the centres towards what all processes saw in this step, and the teacher towards the student."""
-        for name, (total, count) in self._seen.items():
-            both = torch.cat([total, total.new_tensor([count])])
-            if torch.distributed.is_available() and torch.distributed.is_initialized():
-                torch.distributed.all_reduce(both)
-            center = getattr(self, name)
-            center.mul_(self.center_momentum).add_(both[:-1] / both[-1], alpha=1 - self.center_momentum)
-        self._seen = {}
-        self.teacher.follow(self, momentum=self.momentum)
-
-    def no_weight_decay(self) -> set[str]:
-        """Collect what the student's parts name."""
-        return {name for name in super().no_weight_decay() if not name.startswith("teacher.")}
 
     def export_encoder(self) -> FeatureEncoder:
         """The teacher's encoder."""
-        return self.teacher.encoder
+        encoder: FeatureEncoder = self.teacher.copy.encoder  # type: ignore[assignment]
+        return encoder
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,18 +234,27 @@ class _Look:
     regions: Tensor | None
 
 
-def _look(network: ViewRegionDistillation | Teacher, images: tuple[Tensor, ...]) -> _Look:
-    maps: list[Tensor] = []
-    pooled: list[Tensor] = []
-    for _, group in groupby(images, key=lambda view: view.shape):
-        same = list(group)
-        found = network.encoder.regions(torch.cat(same))
-        maps += found.map.chunk(len(same))
-        pooled.append(found.pooled)
-    joined = torch.cat(pooled)
-    head = network.region_head
-    regions = None if head is None else head(torch.cat([features.flatten(0, 1) for features in maps]))
-    return _Look(len(images[0]), maps, joined, network.view_head(joined), regions)
+class _Student(nn.Module):
+    """Encoder and heads; the teacher is a moving average of it."""
+
+    encoder: RegionEncoder
+
+    def __init__(self, encoder: RegionEncoder, view_head: nn.Module, region_head: nn.Module | None) -> None:
+        super().__init__()
+        self.encoder, self.view_head, self.region_head = encoder, view_head, region_head
+
+    def forward(self, images: tuple[Tensor, ...]) -> _Look:
+        maps: list[Tensor] = []
+        pooled: list[Tensor] = []
+        for _, group in groupby(images, key=lambda view: view.shape):
+            same = list(group)
+            found = self.encoder.regions(torch.cat(same))
+            maps += found.map.chunk(len(same))
+            pooled.append(found.pooled)
+        joined = torch.cat(pooled)
+        head = self.region_head
+        regions = None if head is None else head(torch.cat([features.flatten(0, 1) for features in maps]))
+        return _Look(len(images[0]), maps, joined, self.view_head(joined), regions)
 
 
 def _pairings(sizes: list[int], batch: int, pairs: list[tuple[int, int]], weight: float) -> tuple[Pairing, ...]:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ssl_blocks.values import Progress
+
 
 def dino_head(
     dim: int,
@@ -67,7 +69,12 @@ class LastLayerGate(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.closed_epochs = 0
         self.register_buffer("factor", torch.ones(()), persistent=False)
+
+    def before_step(self, progress: Progress) -> None:
+        """Stay closed in the first ``closed_epochs`` epochs."""
+        self.set_open(progress.epoch >= self.closed_epochs)
 
     def set_open(self, is_open: bool) -> None:
         """Open or close the gate."""

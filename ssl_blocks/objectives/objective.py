@@ -58,7 +58,7 @@ class Objective(nn.Module, ABC):
             own = getattr(part, "no_weight_decay", None)
             if part is not self and callable(own):
                 names |= {f"{path}.{name}" for name in own()}
-        return names & {name for name, _ in self.named_parameters()}
+        return names & {name for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def measure(self, images: Any) -> dict[str, Float[Tensor, ""]]:
         """How well the objective itself is met on held-out images, by name; nothing by default.

@@ -1,12 +1,11 @@
-"""The teacher of a self-distillation: a student's moving average, and the schedule that it follows."""
+"""What keeps a teacher from collapse: its temperature, and the centre of its logits."""
 
 from dataclasses import dataclass
 
 import torch
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from jaxtyping import Float
+from torch import Tensor, nn
 
-from ssl_blocks.encoders.protocol import RegionEncoder
 from ssl_blocks.values import Progress
 
 
@@ -48,42 +47,48 @@ class TeacherSchedule:
         share = epoch / (self.warmup_epochs - 1) if self.warmup_epochs > 1 else 0.0
         return self.warmup_temperature + (self.temperature - self.warmup_temperature) * share
 
-    def momentum_at(self, progress: Progress) -> float:
-        """Momentum in a step."""
-        from lightly.utils.scheduler import cosine_schedule  # heavy, and needed here only
 
-        return float(cosine_schedule(progress.step, progress.num_steps, self.momentum, 1.0))
+class Center(nn.Module):
+    """Moving average of a teacher's logits, subtracted from them so that no class wins everywhere (DINO, Sec. 3.1).
 
+    Args:
+        dim: number of classes, ``K``.
+        momentum: of the average, in [0, 1].
 
-class Teacher(nn.Module):
-    """The moving average of a student."""
+    Raises:
+        ValueError: if the momentum lies outside [0, 1].
+    """
 
-    encoder: RegionEncoder
+    value: Tensor
 
-    def __init__(self, encoder: RegionEncoder, view_head: nn.Module, region_head: nn.Module | None) -> None:
+    def __init__(self, dim: int, momentum: float) -> None:
         super().__init__()
-        self.encoder, self.view_head, self.region_head = encoder, view_head, region_head
-        self.requires_grad_(False)
-        self.train()
-
-    def train(self, mode: bool = True) -> "Teacher":
-        """Stay in evaluation mode, except for batch norms."""
-        super().train(False)
-        for part in self.modules():
-            if isinstance(part, _BatchNorm):
-                part.train(mode)
-        return self
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"center_momentum={momentum} must be at least 0 and at most 1")
+        self.momentum = momentum
+        self.register_buffer("value", torch.zeros(dim))
+        # logits of the step under way, summed, and their number; no buffer, for DistributedDataParallel would overwrite
+        # it with that of the first process
+        self._seen: tuple[Tensor, int] | None = None
 
     @torch.no_grad()
-    def follow(self, student: nn.Module, *, momentum: float) -> None:
-        """Move towards the student; buffers other than those of batch norms become its own."""
-        for name in ("encoder", "view_head", "region_head"):
-            ours, theirs = getattr(self, name), getattr(student, name)
-            if ours is None:
-                continue
-            for mine, its in zip(ours.parameters(), theirs.parameters(), strict=True):
-                mine.mul_(momentum).add_(its, alpha=1 - momentum)
-            for part, other in zip(ours.modules(), theirs.modules(), strict=True):
-                if not isinstance(part, _BatchNorm):
-                    for mine, its in zip(part.buffers(recurse=False), other.buffers(recurse=False), strict=True):
-                        mine.copy_(its)
+    def note(self, logits: Float[Tensor, "n k"]) -> None:
+        """Add raw logits ``[n, K]`` of a step up."""
+        total, count = logits.sum(0, dtype=self.value.dtype), len(logits)
+        self._seen = (total, count) if self._seen is None else (self._seen[0] + total, self._seen[1] + count)
+
+    def before_step(self, progress: Progress) -> None:
+        """Begin to count."""
+        self._seen = None
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Move towards the mean of what all processes noted in this step."""
+        if self._seen is None:
+            return
+        total, count = self._seen
+        both = torch.cat([total, total.new_tensor([count])])
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(both)
+        self.value.mul_(self.momentum).add_(both[:-1] / both[-1], alpha=1 - self.momentum)
+        self._seen = None

@@ -74,8 +74,8 @@ class MovingAverage(nn.Module):
             mine.mul_(self.momentum).add_(its, alpha=1 - self.momentum)
         for part, other in zip(self.copy.modules(), of.modules(), strict=True):
             if not isinstance(part, _BatchNorm):
-                for mine, its in zip(part.buffers(recurse=False), other.buffers(recurse=False), strict=True):
-                    mine.copy_(its)
+                for held, shown in zip(part.buffers(recurse=False), other.buffers(recurse=False), strict=True):
+                    held.copy_(shown)
 
 
 def cosine_momentum(start: float) -> Callable[[Progress], float]:

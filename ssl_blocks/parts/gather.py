@@ -28,5 +28,5 @@ def gathered(x: Float[Tensor, "b *rest"]) -> Float[Tensor, "all *rest"]:
         return x
     from torch.distributed.nn.functional import all_gather
 
-    parts: tuple[Tensor, ...] = all_gather(x.contiguous())
+    parts: tuple[Tensor, ...] = all_gather(x.contiguous())  # type: ignore[no-untyped-call]
     return torch.cat(parts)

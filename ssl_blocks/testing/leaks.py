@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ssl_blocks.parts.tokenize import Tokenizer
 from ssl_blocks.values import ObjectiveOutput, Serialization, gather_tokens
 
-_CONTEXT = -1  # step of tokens that are never predicted: they are given
+_CONTEXT = -1  # step of tokens that are given
+_HIDDEN = 2**40  # step of tokens that are neither given nor predicted: nothing may see them
 
 
 class LeakError(AssertionError):
@@ -65,7 +66,8 @@ def assert_no_leak(
 
     Looks twice: by gradient, and by putting noise in place of pixels (which also finds leaks that pass no
     gradient). Both have a positive control: every earlier token must matter, so a check of a dead model cannot
-    pass. Tokens that are never predicted count as given, before all steps. Dropout is off, but noise is put in
+    pass. Tokens that are never predicted count as given, before all steps, unless the output's ``given`` says which are; the
+    others must be seen by nothing. Dropout is off, but noise is put in
     once more in training mode, where layers such as batch norm mix what they keep apart otherwise. Also checks
     that images do not see each other, that predictions do not know in which order later tokens will be read
     (where the draw is a ``Serialization``), that each target row is the target of its own ``index``, and that
@@ -89,13 +91,10 @@ def assert_no_leak(
     Examples:
         >>> import ssl_blocks as sb
         >>> encoder = sb.encoders.timm_vit(image_size=8, patch_size=2, depth=2, embed_dim=16, num_heads=2)
-        >>> tokenizer = sb.PatchTokenizer(image_size=8, patch_size=2)
-        >>> objective = sb.SegmentAutoregression(
+        >>> objective = sb.randsac(
         ...     encoder=encoder,
-        ...     tokenizer=tokenizer,
+        ...     tokenizer=sb.PatchTokenizer(image_size=8, patch_size=2),
         ...     partitioner=sb.SquarePartitioner(sides=(2,)),
-        ...     target=sb.PixelTarget(tokenizer),
-        ...     router=sb.LastLayerRouter(decoder_depth=1),
         ...     decoder=sb.SegmentDecoder(grid=encoder.grid, dim=16, depth=1, num_heads=2),
         ... )
         >>> assert_no_leak(objective, torch.randn(2, 3, 8, 8))
@@ -138,6 +137,8 @@ def _prepare(objective: Any, images: Tensor, generator: torch.Generator | None) 
         raise ValueError("nothing is predicted in this draw: give more images or more segments")
     tokenizer: Tokenizer = objective.tokenizer
     step_of = torch.full((images.shape[0], tokenizer.grid.num_tokens), _CONTEXT, device=images.device)
+    if out.given is not None:
+        step_of = torch.where(out.given, step_of, _HIDDEN)
     rows, slots = out.is_target.nonzero(as_tuple=True)
     step_of[rows, out.index[rows, slots]] = out.step[rows, slots]
     case = _Case(objective, tokenizer, images, draw, out, step_of)
@@ -172,7 +173,7 @@ def _check_loss(case: _Case) -> None:
 def _check_gradients(case: _Case, generator: torch.Generator | None, tolerance: float) -> None:
     out, outside = case.out, case.outside()
     weights = torch.randn(out.predictions.shape, generator=generator, device=out.predictions.device)
-    for step in [s for s in case.steps() if s != _CONTEXT]:
+    for step in [s for s in case.steps() if s not in (_CONTEXT, _HIDDEN)]:
         rows = out.is_target & (out.step == step)
         for image in rows.any(1).nonzero().flatten().tolist():
             total = (out.predictions[image] * weights[image] * rows[image, :, None]).sum()
@@ -192,7 +193,7 @@ def _judge(case: _Case, felt: Float[Tensor, "b n"], image: int, step: int, toler
         if other != image:
             raise LeakError(f"{who} depends on pixels of image {other} in the same batch")
     for position in (moved[image] & (step_of >= step)).nonzero().flatten().tolist():
-        raise LeakError(f"{who} depends on position {position}, which has step {int(step_of[position])}")
+        raise LeakError(f"{who} depends on position {position} of {_name(int(step_of[position]))}")
     # a trained model may look at a token very little: what must be felt is anything at all
     for position in ((felt[image] == 0) & (step_of < step)).nonzero().flatten().tolist():
         raise LeakError(
@@ -202,7 +203,7 @@ def _judge(case: _Case, felt: Float[Tensor, "b n"], image: int, step: int, toler
 
 
 def _name(step: int) -> str:
-    return "the given tokens" if step == _CONTEXT else f"step {step}"
+    return {_CONTEXT: "the given tokens", _HIDDEN: "tokens that are neither given nor predicted"}.get(step, f"step {step}")
 
 
 def _who(step: int, image: int) -> str:

@@ -36,7 +36,7 @@ def test_a_run_writes_what_it_did(run: Path) -> None:
     assert front["library_name"] == "timm"
     assert card.split("---")[2].strip().startswith("# run\n")
     assert "Pretrained with `RandSAC` of ssl_blocks" in card
-    assert "objective `SegmentAutoregression`" in card
+    assert "objective `SegmentPrediction`" in card
     for row in (
         "| data | `digits`, 128 training images |",
         "| epochs | 1 |",

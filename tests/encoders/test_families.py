@@ -22,27 +22,27 @@ def objective(encoder, kind):
     target = sb.PixelTarget(tokenizer)
     size = {"grid": encoder.grid, "dim": 16, "depth": 1, "num_heads": 2, "memory_dim": encoder.dim}
     if kind == "masked":
-        return sb.MaskedAutoencoding(
-            encoder=encoder, tokenizer=tokenizer, target=target, decoder=sb.MaskTokenDecoder(**size)
-        )
+        return sb.mae(encoder=encoder, tokenizer=tokenizer, target=target, decoder=sb.MaskTokenDecoder(**size))
     if kind == "query stream":
         own = {"grid": encoder.grid, "dim": encoder.dim, "depth": 1, "num_heads": 2, "norm": encoder.norm}
-        return sb.SegmentAutoregression(
+        return sb.SegmentPrediction(
             encoder=encoder,
             tokenizer=tokenizer,
             partitioner=sb.TokenPartitioner(),
             target=target,
-            router=sb.MatchedRouter(encoder_depth=encoder.depth, decoder_depth=1),
-            decoder=sb.QueryStreamDecoder(**own),
+            reader=sb.DecoderReader(
+                sb.MatchedRouter(encoder_depth=encoder.depth, decoder_depth=1), sb.QueryStreamDecoder(**own)
+            ),
             predict_first=encoder.num_prefix > 0,
         )
-    return sb.SegmentAutoregression(
+    return sb.SegmentPrediction(
         encoder=encoder,
         tokenizer=tokenizer,
         partitioner=sb.SquarePartitioner(sides=(2,)),
         target=target,
-        router=sb.LearnedSkipRouter(encoder_depth=encoder.depth, decoder_depth=1),
-        decoder=sb.SegmentDecoder(**size),
+        reader=sb.DecoderReader(
+            sb.LearnedSkipRouter(encoder_depth=encoder.depth, decoder_depth=1), sb.SegmentDecoder(**size)
+        ),
     )
 
 

@@ -150,12 +150,14 @@ def test_other_pixels_are_refused(shape: tuple[int, ...]) -> None:
 def test_it_fits_other_objectives() -> None:
     encoder = build(grid=4, patch=2, channels=3)
     tokenizer = sb.PatchTokenizer(image_size=8, patch_size=2)
-    randsac = sb.SegmentAutoregression(
+    randsac = sb.SegmentPrediction(
         encoder=encoder,
         tokenizer=tokenizer,
         partitioner=sb.SquarePartitioner(sides=(2,)),
         target=sb.PixelTarget(tokenizer),
-        router=sb.LearnedSkipRouter(encoder_depth=2, decoder_depth=1),
-        decoder=sb.SegmentDecoder(grid=encoder.grid, dim=16, depth=1, num_heads=2, memory_dim=encoder.dim),
+        reader=sb.DecoderReader(
+            sb.LearnedSkipRouter(encoder_depth=2, decoder_depth=1),
+            sb.SegmentDecoder(grid=encoder.grid, dim=16, depth=1, num_heads=2, memory_dim=encoder.dim),
+        ),
     )
     randsac(torch.randn(2, 3, 8, 8)).loss.backward()

@@ -240,18 +240,20 @@ def test_nothing_is_loaded_on_the_meta_device(tmp_path: Path, monkeypatch: pytes
 
 
 def randsac(encoder, tokenizer):
-    return sb.SegmentAutoregression(
+    return sb.SegmentPrediction(
         encoder=encoder,
         tokenizer=tokenizer,
         partitioner=sb.SquarePartitioner(sides=(2,)),
         target=sb.PixelTarget(tokenizer),
-        router=sb.LearnedSkipRouter(encoder_depth=2, decoder_depth=1),
-        decoder=sb.SegmentDecoder(grid=encoder.grid, dim=16, depth=1, num_heads=2),
+        reader=sb.DecoderReader(
+            sb.LearnedSkipRouter(encoder_depth=2, decoder_depth=1),
+            sb.SegmentDecoder(grid=encoder.grid, dim=16, depth=1, num_heads=2),
+        ),
     )
 
 
 def mae(encoder, tokenizer):
-    return sb.MaskedAutoencoding(
+    return sb.mae(
         encoder=encoder,
         tokenizer=tokenizer,
         target=sb.PixelTarget(tokenizer),

@@ -8,7 +8,7 @@ from torch import nn
 
 import ssl_blocks as sb
 from ssl_blocks.testing import assert_no_leak
-from tests.recipes import build, gradients, images
+from tests.recipes import blank, build, gradients, images
 
 SQUARES, BLOBS, TOKENS = sb.SquarePartitioner, sb.BlobPartitioner, sb.TokenPartitioner
 
@@ -209,7 +209,7 @@ def test_images_get_orders_of_their_own_and_every_segment_comes_first_equally_of
     batch = torch.zeros(3200, 3, 16, 16)
     draw = objective.draw(batch, generator=seeded())
     assert len({tuple(row) for row in draw.order[:100].tolist()}) == 100
-    ids = objective.partitioner(3200, objective.tokenizer.grid).levels[0]
+    ids = objective.partitioner(blank(3200), objective.tokenizer.grid).levels[0]
     count = torch.bincount(draw.take(ids)[:, 0]).double()
     expected = 3200 / len(count)
     degrees = len(count) - 1
@@ -305,13 +305,15 @@ def test_rectangular_grids_work():
     encoder = sb.encoders.timm_vit(
         image_size=(8, 24), patch_size=(2, 4), depth=2, embed_dim=16, num_heads=2, class_token=True
     )
-    objective = sb.SegmentAutoregression(
+    objective = sb.SegmentPrediction(
         encoder=encoder,
         tokenizer=tokenizer,
         partitioner=SQUARES(sides=(2,)),
         target=sb.PixelTarget(tokenizer),
-        router=sb.LearnedSkipRouter(encoder_depth=2, decoder_depth=1),
-        decoder=sb.SegmentDecoder(grid=encoder.grid, dim=16, depth=1, num_heads=2),
+        reader=sb.DecoderReader(
+            sb.LearnedSkipRouter(encoder_depth=2, decoder_depth=1),
+            sb.SegmentDecoder(grid=encoder.grid, dim=16, depth=1, num_heads=2),
+        ),
     )
     assert_no_leak(objective, torch.randn(2, 3, 8, 24), generator=seeded())
 
@@ -422,7 +424,7 @@ def test_positions_and_prefix_tokens_are_spared_weight_decay(options, names):
 
 def test_a_shared_table_is_one_parameter():
     objective = make("shared positions")
-    assert objective.decoder.positions.table is objective.encoder.module.pos_embed
+    assert objective.reader.decoder.positions.table is objective.encoder.module.pos_embed
     assert sum(p is objective.encoder.module.pos_embed for p in objective.parameters()) == 1
 
 
@@ -474,13 +476,14 @@ def test_a_tokenizer_that_is_not_the_encoders_is_refused(tokenizer, message):
     encoder = sb.encoders.timm_vit(image_size=16, patch_size=2, depth=1, embed_dim=16, num_heads=2)
     tokenizer = sb.PatchTokenizer(**tokenizer)
     with pytest.raises(ValueError, match=message):
-        sb.SegmentAutoregression(
+        sb.SegmentPrediction(
             encoder=encoder,
             tokenizer=tokenizer,
             partitioner=SQUARES(sides=(2,)),
             target=sb.PixelTarget(tokenizer),
-            router=sb.LastLayerRouter(decoder_depth=1),
-            decoder=sb.SegmentDecoder(grid=encoder.grid, dim=16, depth=1, num_heads=2),
+            reader=sb.DecoderReader(
+                sb.LastLayerRouter(decoder_depth=1), sb.SegmentDecoder(grid=encoder.grid, dim=16, depth=1, num_heads=2)
+            ),
         )
 
 
@@ -497,13 +500,13 @@ def test_images_of_another_shape_are_refused(objective, shape):
 
 def test_router_and_decoder_of_different_depth_are_refused():
     objective = make("squares M=2")
-    objective.router = sb.LearnedSkipRouter(encoder_depth=3, decoder_depth=3)
+    objective.reader.router = sb.LearnedSkipRouter(encoder_depth=3, decoder_depth=3)
     with pytest.raises(ValueError, match="depth=2 needs one memory per layer, got 3"):
         objective(images())
 
 
 def test_router_and_encoder_of_different_depth_are_refused():
     objective = make("squares M=2")
-    objective.router = sb.LearnedSkipRouter(encoder_depth=5, decoder_depth=2)
+    objective.reader.router = sb.LearnedSkipRouter(encoder_depth=5, decoder_depth=2)
     with pytest.raises(ValueError, match="encoder_depth=5 must be the encoder's depth, 3"):
         objective(images())

@@ -15,7 +15,7 @@ from tests.recipes import build, gradients, images
 def parts(**options) -> dict[str, sb.Objective]:
     """RandSAC and MAE on one encoder."""
     randsac = build(sb.SquarePartitioner(sides=(2,)), **options)
-    mae = sb.MaskedAutoencoding(
+    mae = sb.mae(
         encoder=randsac.encoder,
         tokenizer=randsac.tokenizer,
         target=randsac.target,
@@ -160,7 +160,11 @@ def test_every_objective_lives_through_every_step():
 def test_positions_and_tokens_do_not_decay():
     objective = sb.WeightedSum(parts(positions="learned", class_token=True))
     spared = objective.no_weight_decay()
-    assert {"encoder.module.pos_embed", "encoder.module.cls_token", "objectives.mae.decoder.mask_token"} <= spared
+    assert {
+        "encoder.module.pos_embed",
+        "encoder.module.cls_token",
+        "objectives.mae.reader.decoder.mask_token",
+    } <= spared
     assert spared <= {name for name, _ in objective.named_parameters()}
 
 

@@ -6,10 +6,10 @@ from torch import Tensor
 
 import ssl_blocks as sb
 from ssl_blocks.testing import LeakError, assert_no_leak
-from tests.recipes import gradients, images
+from tests.recipes import blank, gradients, images
 
 
-def build(*, class_token: bool = True, dim: int = 16, width: int = 24, seed: int = 0, **parts) -> sb.MaskedAutoencoding:
+def build(*, class_token: bool = True, dim: int = 16, width: int = 24, seed: int = 0, **parts) -> sb.SegmentPrediction:
     torch.manual_seed(seed)
     encoder = sb.encoders.timm_vit(
         image_size=16, patch_size=2, embed_dim=dim, depth=2, num_heads=2, class_token=class_token
@@ -19,12 +19,12 @@ def build(*, class_token: bool = True, dim: int = 16, width: int = 24, seed: int
         "decoder": sb.MaskTokenDecoder(grid=encoder.grid, dim=width, depth=2, num_heads=2, memory_dim=dim),
         "target": sb.PixelTarget(tokenizer, normalize=True),
     } | parts
-    return sb.MaskedAutoencoding(encoder=encoder, tokenizer=tokenizer, **parts)
+    return sb.mae(encoder=encoder, tokenizer=tokenizer, **parts)
 
 
-def masked_autoencoder(mae: sb.MaskedAutoencoding, batch: Tensor, kept: list[list[int]]) -> tuple[Tensor, Tensor]:
+def masked_autoencoder(mae: sb.SegmentPrediction, batch: Tensor, kept: list[list[int]]) -> tuple[Tensor, Tensor]:
     """Predictions of all tokens in raster order, and the loss over the hidden ones: image by image, as MAE has it."""
-    vit, decoder, total, count, predictions = mae.encoder.module, mae.decoder, 0.0, 0, []
+    vit, decoder, total, count, predictions = mae.encoder.module, mae.reader.decoder, 0.0, 0, []
     for image, keep in zip(batch, kept, strict=True):
         tokens = vit.patch_embed(image[None])[0] + vit.pos_embed[0, -64:]
         prefix = [] if vit.cls_token is None else [vit.cls_token[0, 0] + vit.pos_embed[0, 0]]
@@ -64,7 +64,7 @@ def test_hidden_patches_have_no_say_and_visible_ones_have() -> None:
     assert_no_leak(build(class_token=False), images(2), generator=torch.Generator().manual_seed(0))
 
 
-class Peeking(sb.MaskedAutoencoding):
+class Peeking(sb.SegmentPrediction):
     """Wrong: all patches are encoded, and the mean of them joins the predictions."""
 
     def forward(self, batch, draw=None):
@@ -115,9 +115,9 @@ def test_a_cross_attending_decoder_fits_too() -> None:
 @pytest.mark.parametrize(
     "partitioner",
     [
-        sb.BlockSubsetPartitioner(ratio=0.5),
+        sb.BlockSubsetPartitioner(hidden=0.5),
         sb.GridSubsetPartitioner(period=2),
-        sb.SubsetPartitioner(ratios=(0.1, 0.9)),
+        sb.SubsetPartitioner(hidden=0.9),
     ],
 )
 def test_any_mask_of_two_parts_fits(partitioner: sb.SegmentPartitioner) -> None:
@@ -129,7 +129,7 @@ def test_any_mask_of_two_parts_fits(partitioner: sb.SegmentPartitioner) -> None:
     [
         (sb.TokenPartitioner(), "TokenPartitioner makes 64 segments of fixed size, expected two"),
         (sb.BlobPartitioner(counts=(2,)), "BlobPartitioner makes 2 segments of varying size, expected two"),
-        (sb.SubsetPartitioner(ratios=(0.01, 0.99)), "must leave every subset a token"),
+        (sb.SubsetPartitioner(hidden=0.99), "must leave every subset a token"),
     ],
 )
 def test_other_masks_are_refused(partitioner: sb.SegmentPartitioner, message: str) -> None:
@@ -141,13 +141,12 @@ def test_a_mask_token_decoder_is_refused_where_it_would_leak() -> None:
     mae = build()
     with pytest.raises(ValueError, match="takes one memory, got 2"):
         build(router=sb.LastLayerRouter(decoder_depth=2))(images(2))
-    autoregression = sb.SegmentAutoregression(
+    autoregression = sb.SegmentPrediction(
         encoder=mae.encoder,
         tokenizer=mae.tokenizer,
         partitioner=sb.SquarePartitioner(sides=(4,)),
         target=mae.target,
-        router=sb.LastLayerRouter(decoder_depth=1),
-        decoder=mae.decoder,
+        reader=sb.DecoderReader(sb.LastLayerRouter(decoder_depth=1), mae.reader.decoder),
     )
     with pytest.raises(ValueError, match="lets all tokens see each other: it fits two steps"):
         autoregression(images(2))
@@ -167,12 +166,12 @@ def test_bfloat16_on_cpu_is_close_to_single_precision() -> None:
 
 def test_blocks_hide_the_same_number_everywhere_in_rectangles() -> None:
     grid, ratio = sb.Grid(14, 14), 0.4
-    segments = sb.BlockSubsetPartitioner(ratio=ratio)(200, grid, generator=torch.Generator().manual_seed(0))
+    segments = sb.BlockSubsetPartitioner(hidden=ratio)(blank(200), grid, generator=torch.Generator().manual_seed(0))
     hidden = segments.levels[0].view(-1, 14, 14)
     kept = int(196 * (1 - ratio))
     assert segments.step_sizes == (kept, 196 - kept)
     assert (hidden.sum((1, 2)) == 196 - kept).all()
-    scattered = sb.SubsetPartitioner(ratios=(0.6, 0.4))(200, grid, generator=torch.Generator().manual_seed(0))
+    scattered = sb.SubsetPartitioner(hidden=0.4)(blank(200), grid, generator=torch.Generator().manual_seed(0))
 
     def alike(ids: Tensor) -> float:
         return (ids[:, 1:] == ids[:, :-1]).float().mean().item()
@@ -185,13 +184,13 @@ def test_blocks_hide_the_same_number_everywhere_in_rectangles() -> None:
 
 
 def test_a_grid_keeps_one_token_of_every_square() -> None:
-    segments = sb.GridSubsetPartitioner(period=3)(2, sb.Grid(6, 9))
+    segments = sb.GridSubsetPartitioner(period=3)(blank(2), sb.Grid(6, 9))
     ids = segments.levels[0].view(2, 6, 9)
     expected = torch.tensor([[[0 if y % 3 == 0 and x % 3 == 0 else 1 for x in range(9)] for y in range(6)]] * 2)
     assert torch.equal(ids, expected)
     assert segments.step_sizes == (6, 48)
     with pytest.raises(ValueError, match="period=3 must divide the grid 8x8"):
-        sb.GridSubsetPartitioner(period=3)(1, sb.Grid(8, 8))
+        sb.GridSubsetPartitioner(period=3)(blank(1), sb.Grid(8, 8))
     with pytest.raises(ValueError, match="period=1 must be at least 2"):
         sb.GridSubsetPartitioner(period=1)
 
@@ -208,4 +207,4 @@ def test_a_grid_keeps_one_token_of_every_square() -> None:
 )
 def test_blocks_refuse_what_hides_nothing_or_all(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        sb.BlockSubsetPartitioner(**options)(1, sb.Grid(4, 4))
+        sb.BlockSubsetPartitioner(**options)(blank(1), sb.Grid(4, 4))

@@ -1,11 +1,11 @@
-"""SegmentAutoregression is the paper's pseudocode, number for number."""
+"""SegmentPrediction is the paper's pseudocode, number for number."""
 
 import pytest
 import torch
 
 import ssl_blocks as sb
 from tests.pseudocode import PseudocodeRandSAC, segment_order, translate
-from tests.recipes import build, gradients, images
+from tests.recipes import blank, build, gradients, images
 
 TABLES = {"fixed": ("sincos", "sincos"), "learned": ("learned", "shared")}
 
@@ -69,7 +69,7 @@ def test_the_learned_table_gets_gradients_from_both_sides():
     batch = images(dtype=torch.float64)
     draw = objective.draw(batch)
     _, full = gradients(objective, batch, draw)
-    handle = objective.decoder.positions.register_forward_hook(lambda module, args, out: out.detach())
+    handle = objective.reader.decoder.positions.register_forward_hook(lambda module, args, out: out.detach())
     _, encoder_only = gradients(objective, batch, draw)
     handle.remove()
     shared = full["encoder.module.pos_embed"]
@@ -80,6 +80,6 @@ def test_the_learned_table_gets_gradients_from_both_sides():
 def test_the_twin_reads_segments_in_the_order_of_the_draw():
     objective, _ = twins(4)
     draw = objective.draw(images(2))
-    ids = sb.SquarePartitioner(sides=(4,))(2, sb.Grid(8, 8)).levels[0]
+    ids = sb.SquarePartitioner(sides=(4,))(blank(2), sb.Grid(8, 8)).levels[0]
     torch.testing.assert_close(segment_order(draw, side=4, grid_width=8), draw.take(ids)[:, ::16])
     assert not torch.equal(draw.order[0], draw.order[1])

@@ -310,13 +310,14 @@ def test_images_that_see_each_other_are_found() -> None:
 def test_a_grid_with_a_remainder_leaks_nothing_elsewhere() -> None:
     tokenizer = sb.PatchTokenizer.from_grid(image_size=17, grid=4, crop=1)
     encoder = vit(patch_size=3)
-    objective = sb.SegmentAutoregression(
+    objective = sb.SegmentPrediction(
         encoder=encoder,
         tokenizer=tokenizer,
         partitioner=sb.SquarePartitioner(sides=(2,)),
         target=sb.PixelTarget(tokenizer),
-        router=sb.LastLayerRouter(decoder_depth=1),
-        decoder=sb.SegmentDecoder(grid=encoder.grid, dim=16, depth=1, num_heads=2),
+        reader=sb.DecoderReader(
+            sb.LastLayerRouter(decoder_depth=1), sb.SegmentDecoder(grid=encoder.grid, dim=16, depth=1, num_heads=2)
+        ),
     )
     assert_no_leak(objective, batch(2))
     assert objective.target.to_pixels(objective.target(batch(2)), batch(2)).shape == (2, 3, 17, 17)

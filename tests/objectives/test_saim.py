@@ -24,7 +24,7 @@ def build(
     image_size: int = 16,
     depth: int = DEPTH,
     dim: int = 16,
-) -> sb.SegmentAutoregression:
+) -> sb.SegmentPrediction:
     torch.manual_seed(0)
     encoder = sb.encoders.timm_vit(
         image_size=image_size, patch_size=2, embed_dim=dim, depth=depth, num_heads=2, class_token=True
@@ -32,13 +32,15 @@ def build(
     tokenizer = sb.PatchTokenizer(image_size=image_size, patch_size=2)
     target = sb.PixelTarget(tokenizer, normalize=True, blur=blur)
     own = {"grid": encoder.grid, "dim": dim, "depth": query_depth, "num_heads": 2, "norm": encoder.norm}
-    objective = sb.SegmentAutoregression(
+    objective = sb.SegmentPrediction(
         encoder=encoder,
         tokenizer=tokenizer,
         partitioner=sb.TokenPartitioner(),
         target=target,
-        router=sb.MatchedRouter(encoder_depth=depth, decoder_depth=query_depth),
-        decoder=sb.QueryStreamDecoder.sharing(encoder, depth=query_depth) if share else sb.QueryStreamDecoder(**own),
+        reader=sb.DecoderReader(
+            sb.MatchedRouter(encoder_depth=depth, decoder_depth=query_depth),
+            sb.QueryStreamDecoder.sharing(encoder, depth=query_depth) if share else sb.QueryStreamDecoder(**own),
+        ),
         mask=mask,
         head=Mlp(dim, 4 * dim, target.dim),
         predict_first=True,
@@ -54,12 +56,12 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def written_out(objective: sb.SegmentAutoregression, batch: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def written_out(objective: sb.SegmentPrediction, batch: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Predictions of all tokens in raster order, the loss, and the content stream's class token.
 
     The smaller a token's noise, the earlier it is read. Every token is in both streams.
     """
-    vit, decoder = objective.encoder.module, objective.decoder
+    vit, decoder = objective.encoder.module, objective.reader.decoder
     shared = decoder._shared is not None
     table = torch.cat([torch.zeros(1, vit.embed_dim, dtype=batch.dtype), decoder.positions.table.to(batch.dtype)])
     every = len(vit.blocks) // decoder.depth
@@ -115,7 +117,7 @@ def test_a_step_with_shared_weights_runs_the_block_of_its_own_number() -> None:
     batch = images(1, dtype=torch.float64)
     draw = objective.draw(batch, generator=seeded())
     blocks = objective.encoder.module.blocks
-    objective.decoder._shared = (sb.QueryBlock(blocks[1]), sb.QueryBlock(blocks[3]))  # those just run on content
+    objective.reader.decoder._shared = (sb.QueryBlock(blocks[1]), sb.QueryBlock(blocks[3]))  # those just run on content
     predictions, _, _ = written_out(objective, batch, draw.rank)
     assert not torch.allclose(draw.put(objective(batch, draw).predictions), predictions, atol=1e-3)
 
@@ -247,13 +249,12 @@ def test_it_reads_larger_segments_too() -> None:
     base = build()
     for partitioner in (sb.SquarePartitioner(sides=(2, 4)), sb.BlobPartitioner(counts=(5,))):
         for predict_first in (False, True):
-            objective = sb.SegmentAutoregression(
+            objective = sb.SegmentPrediction(
                 encoder=base.encoder,
                 tokenizer=base.tokenizer,
                 partitioner=partitioner,
                 target=base.target,
-                router=base.router,
-                decoder=base.decoder,
+                reader=sb.DecoderReader(base.router, base.decoder),
                 predict_first=predict_first,
             )
             assert_no_leak(objective, images(2), generator=seeded())

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import ssl_blocks as sb
-from ssl_blocks.objectives.two_stream import joint_mask
+from ssl_blocks.parts.read import joint_mask
 from ssl_blocks.testing import LeakError, assert_no_leak
 from tests.recipes import gradients, images
 
@@ -32,12 +32,13 @@ def build(
     predict_first: bool = False,
     mask: sb.MaskBuilder | None = None,
     **model,
-) -> sb.TwoStreamAutoregression:
+) -> sb.SegmentPrediction:
     torch.manual_seed(0)
     tokenizer = sb.PatchTokenizer(image_size=image_size, patch_size=2)
     model = {"embed_dim": 16, "depth": 2, "num_heads": 2} | model
-    return sb.TwoStreamAutoregression(
+    return sb.SegmentPrediction(
         encoder=sb.encoders.timm_vit(image_size=image_size, patch_size=2, **model),
+        reader=sb.QueryReader(sb.encoders.timm_vit(image_size=image_size, patch_size=2, **model).dim),
         tokenizer=tokenizer,
         partitioner=partitioner,
         target=sb.PixelTarget(tokenizer, normalize=True),
@@ -51,16 +52,16 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 @pytest.fixture(params=CASES)
-def objective(request: pytest.FixtureRequest) -> sb.TwoStreamAutoregression:
+def objective(request: pytest.FixtureRequest) -> sb.SegmentPrediction:
     partitioner, options = CASES[request.param]
     return build(partitioner, **options)
 
 
-def images_for(objective: sb.TwoStreamAutoregression, batch: int = 3, **options) -> Tensor:
+def images_for(objective: sb.SegmentPrediction, batch: int = 3, **options) -> Tensor:
     return images(batch, objective.tokenizer.image_size[0], **options)
 
 
-def by_steps(objective: sb.TwoStreamAutoregression, batch: Tensor, draw: sb.Serialization) -> list[dict[int, Tensor]]:
+def by_steps(objective: sb.SegmentPrediction, batch: Tensor, draw: sb.Serialization) -> list[dict[int, Tensor]]:
     """Prediction of every predicted position, per image, a run of the model for each step.
 
     What is not yet known when a step is predicted is not there: no content of this step or later ones, and no query of
@@ -77,7 +78,7 @@ def by_steps(objective: sb.TwoStreamAutoregression, batch: Tensor, draw: sb.Seri
             rows = [(x, "content", -1) for x in prefix]
             rows += [(tokens[i] + table[i], "content", s) for i, s in zip(order, steps, strict=True) if s < step]
             asked = [(i, s) for i, s in zip(order, steps, strict=True) if first <= s <= step]
-            rows += [(objective.query[0, 0] + table[i], "query", s) for i, s in asked]
+            rows += [(objective.reader.query[0, 0] + table[i], "query", s) for i, s in asked]
             mask = torch.zeros(len(rows), len(rows), dtype=torch.bool)
             for q, (_, q_stream, q_step) in enumerate(rows):
                 for k, (_, k_stream, k_step) in enumerate(rows):
@@ -94,7 +95,7 @@ def by_steps(objective: sb.TwoStreamAutoregression, batch: Tensor, draw: sb.Seri
     return images_
 
 
-def test_it_equals_a_loop_over_steps(objective: sb.TwoStreamAutoregression) -> None:
+def test_it_equals_a_loop_over_steps(objective: sb.SegmentPrediction) -> None:
     objective, batch = objective.double(), images_for(objective, 2, dtype=torch.float64)
     draw = objective.draw(batch, generator=seeded())
     out = objective(batch, draw)
@@ -107,7 +108,7 @@ def test_it_equals_a_loop_over_steps(objective: sb.TwoStreamAutoregression) -> N
     torch.testing.assert_close(out.loss, (out.predictions - goal).square().mean(-1)[out.is_target].mean())
 
 
-def test_it_leaks_nothing(objective: sb.TwoStreamAutoregression) -> None:
+def test_it_leaks_nothing(objective: sb.SegmentPrediction) -> None:
     assert_no_leak(objective, images_for(objective, 2), generator=seeded())
 
 
@@ -167,7 +168,7 @@ def test_a_class_token_that_sees_patches_leaks() -> None:
 
 
 def test_exchanging_or_merging_later_segments_changes_no_earlier_prediction(
-    objective: sb.TwoStreamAutoregression,
+    objective: sb.SegmentPrediction,
 ) -> None:
     objective, batch = objective.double(), images_for(objective, dtype=torch.float64)
     draw = dataclasses.replace(objective.draw(batch, generator=seeded()), step_sizes=None)
@@ -199,7 +200,7 @@ def test_the_full_length_path_equals_the_sliced_one(name: str) -> None:
         torch.testing.assert_close(value, theirs[key], rtol=0, atol=1e-12 * size, msg=key)
 
 
-def test_an_image_gets_the_same_predictions_alone_and_in_its_batch(objective: sb.TwoStreamAutoregression) -> None:
+def test_an_image_gets_the_same_predictions_alone_and_in_its_batch(objective: sb.SegmentPrediction) -> None:
     batch = images_for(objective)
     draw = objective.draw(batch, generator=seeded())
     together = objective(batch, draw)
@@ -229,7 +230,7 @@ def test_the_query_starts_small() -> None:
     assert query.std().item() == pytest.approx(0.02, rel=0.1)
 
 
-def test_bfloat16_on_cpu_is_close_to_single_precision(objective: sb.TwoStreamAutoregression) -> None:
+def test_bfloat16_on_cpu_is_close_to_single_precision(objective: sb.SegmentPrediction) -> None:
     batch = images_for(objective)
     draw = objective.draw(batch, generator=seeded())
     with torch.autocast("cpu", torch.bfloat16):
@@ -244,8 +245,9 @@ def test_what_cannot_be_predicted_is_refused() -> None:
         build(sb.SquarePartitioner(sides=(8,)))(images(2))
     base = build()
     with pytest.raises(ValueError, match="tokenizer has patch"):
-        sb.TwoStreamAutoregression(
+        sb.SegmentPrediction(
             encoder=base.encoder,
+            reader=sb.QueryReader(base.encoder.dim),
             tokenizer=sb.PatchTokenizer(image_size=16, patch_size=4),
             partitioner=SQUARES,
             target=base.target,

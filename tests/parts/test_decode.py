@@ -20,6 +20,7 @@ from ssl_blocks import (
     sincos_table,
 )
 from ssl_blocks.parts.decode import position_module
+from tests.recipes import blank
 
 GRID, DIM, HEADS, DEPTH = Grid(4, 6), 16, 2, 2
 
@@ -37,14 +38,14 @@ def make(**options) -> SegmentDecoder:
 def squares(batch: int = 2, num_prefix: int = 0) -> tuple[Serialization, AttentionMasks, torch.Tensor, torch.Tensor]:
     """Serialization, masks, query and memory index of squares, 4 tokens each."""
     generator = torch.Generator().manual_seed(0)
-    s = RandomSerializer()(SquarePartitioner(sides=(2,))(batch, GRID), generator=generator)
+    s = RandomSerializer()(SquarePartitioner(sides=(2,))(blank(batch), GRID), generator=generator)
     encoded, predicted = s.windows()
     return s, SegmentCausalMask()(s, encoded, predicted, num_prefix), s.order[:, predicted], s.order[:, encoded]
 
 
 def blobs(batch: int = 3) -> tuple[Serialization, AttentionMasks, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    s = RandomSerializer()(BlobPartitioner(counts=(5,))(batch, GRID, generator=generator), generator=generator)
+    s = RandomSerializer()(BlobPartitioner(counts=(5,))(blank(batch), GRID, generator=generator), generator=generator)
     return s, SegmentCausalMask()(s, *s.windows(), 0), s.order, s.order
 
 

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssl_blocks import BlobPartitioner, Grid, MaskBuilder, RandomSerializer, SegmentCausalMask, Serialization
+from tests.recipes import blank
 from tests.reference import causal_masks, dense_steps
 
 
@@ -113,7 +114,7 @@ def test_for_equal_segments_all_three_sliced_masks_are_one_block_triangle(count,
 
 
 def test_masks_of_drawn_blobs_differ_between_images(generator):
-    segments = BlobPartitioner(counts=(7, 3))(3, Grid(4, 6), generator=generator)
+    segments = BlobPartitioner(counts=(7, 3))(blank(3), Grid(4, 6), generator=generator)
     s = RandomSerializer()(segments, generator=generator)
     masks = SegmentCausalMask()(s, *s.windows(), 1)
     assert masks.source.shape == (3, 1, 25, 25)

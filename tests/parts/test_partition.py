@@ -18,6 +18,7 @@ from ssl_blocks import (
 )
 from ssl_blocks.parts.partition import nearest_gaussian
 from ssl_blocks.randomness import random_ranks
+from tests.recipes import blank
 from tests.reference import nearest_gaussians, square_ids, subset_ids, token_points
 
 grids = st.builds(Grid, st.integers(1, 8), st.integers(1, 8))
@@ -27,7 +28,7 @@ ALL = {
     "tokens": TokenPartitioner(),
     "squares": SquarePartitioner(sides=(2, 4)),
     "blobs": BlobPartitioner(counts=(7, 3)),
-    "subsets": SubsetPartitioner(ratios=(0.25, 0.75)),
+    "subsets": SubsetPartitioner(hidden=0.75),
     "shuffled squares": ShuffledPartitioner(base=SquarePartitioner(sides=(2, 4))),
     "shuffled blobs": ShuffledPartitioner(base=BlobPartitioner(counts=(7, 3))),
 }
@@ -44,7 +45,7 @@ def seeded(seed: int) -> torch.Generator:
 @pytest.mark.parametrize("partitioner", ALL.values(), ids=ALL)
 def test_ids_are_nested_within_their_counts_and_as_large_as_the_step_sizes_say(partitioner):
     assert isinstance(partitioner, SegmentPartitioner)
-    segments = partitioner(3, Grid(4, 8), generator=seeded(0))
+    segments = partitioner(blank(3), Grid(4, 8), generator=seeded(0))
     segments.check()
     for ids, count in zip(segments.levels, segments.counts, strict=True):
         assert ids.shape == (3, 32)
@@ -57,7 +58,7 @@ def test_ids_are_nested_within_their_counts_and_as_large_as_the_step_sizes_say(p
 
 @pytest.mark.parametrize("partitioner", RANDOM.values(), ids=RANDOM)
 def test_draws_repeat_with_the_seed_and_differ_between_seeds_and_images(partitioner):
-    first, again, other = (partitioner(4, Grid(8, 8), generator=seeded(seed)).levels for seed in (1, 1, 2))
+    first, again, other = (partitioner(blank(4), Grid(8, 8), generator=seeded(seed)).levels for seed in (1, 1, 2))
     for a, b, c in zip(first, again, other, strict=True):
         assert torch.equal(a, b)
         assert not torch.equal(a, c)
@@ -67,19 +68,19 @@ def test_draws_repeat_with_the_seed_and_differ_between_seeds_and_images(partitio
 @pytest.mark.parametrize("partitioner", RANDOM.values(), ids=RANDOM)
 def test_draws_leave_the_global_generator_alone(partitioner):
     before = torch.get_rng_state()
-    partitioner(2, Grid(8, 8), generator=seeded(1))
+    partitioner(blank(2), Grid(8, 8), generator=seeded(1))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("partitioner", RANDOM.values(), ids=RANDOM)
 def test_a_generator_on_another_device_is_refused(partitioner, generator):
     with pytest.raises(ValueError, match="generator is on cpu, but the draw is made on meta"):
-        partitioner(2, Grid(8, 8), generator=generator, device="meta")
+        partitioner(blank(2, "meta"), Grid(8, 8), generator=generator)
 
 
 @pytest.mark.parametrize("partitioner", ALL.values(), ids=ALL)
 def test_ids_live_on_the_device_asked_for(partitioner):
-    segments = partitioner(2, Grid(8, 8), device="meta")
+    segments = partitioner(blank(2, "meta"), Grid(8, 8))
     assert {ids.device.type for ids in segments.levels} == {"meta"}
 
 
@@ -88,7 +89,7 @@ def test_ids_live_on_the_device_asked_for(partitioner):
 
 @given(grids, batches)
 def test_token_ids_are_raster_positions(grid, batch):
-    segments = TokenPartitioner()(batch, grid)
+    segments = TokenPartitioner()(blank(batch), grid)
     assert segments.levels[0].tolist() == [list(range(grid.num_tokens))] * batch
     assert segments.counts == (grid.num_tokens,)
     assert segments.step_sizes == (1,) * grid.num_tokens
@@ -100,7 +101,7 @@ def test_square_ids_equal_those_by_loop_at_any_depth(data, batch):
     for _ in range(data.draw(st.integers(0, 2))):
         sides.append(sides[-1] * data.draw(st.integers(2, 3)))
     grid = Grid(sides[-1] * data.draw(st.integers(1, 2)), sides[-1] * data.draw(st.integers(1, 2)))
-    segments = SquarePartitioner(sides=sides)(batch, grid)
+    segments = SquarePartitioner(sides=sides)(blank(batch), grid)
     segments.check()
     for ids, side, count in zip(segments.levels, sides, segments.counts, strict=True):
         assert ids.tolist() == [square_ids(grid.height, grid.width, side)] * batch
@@ -109,8 +110,8 @@ def test_square_ids_equal_those_by_loop_at_any_depth(data, batch):
 
 
 def test_the_papers_16_to_4_is_squares_of_2_in_squares_of_4_on_8x8_and_of_3_in_6_on_12x12():
-    assert SquarePartitioner(sides=(2, 4))(1, Grid(8, 8)).counts == (16, 4)
-    assert SquarePartitioner(sides=(3, 6))(1, Grid(12, 12)).counts == (16, 4)
+    assert SquarePartitioner(sides=(2, 4))(blank(1), Grid(8, 8)).counts == (16, 4)
+    assert SquarePartitioner(sides=(3, 6))(blank(1), Grid(12, 12)).counts == (16, 4)
 
 
 # --- blobs ------------------------------------------------------------------------------------------------------------
@@ -160,7 +161,7 @@ def test_first_token_lies_at_minus_two_and_last_at_two(monkeypatch):
     monkeypatch.setattr(
         ssl_blocks.parts.partition, "nearest_gaussian", lambda p, m, s: seen.append(p) or nearest_gaussian(p, m, s)
     )
-    BlobPartitioner(counts=(2,))(1, Grid(3, 5))
+    BlobPartitioner(counts=(2,))(blank(1), Grid(3, 5))
     assert seen[0][0, [0, 1, 5, -1]].tolist() == [[-2, -2], [-2, -1], [0, -2], [2, 2]]  # (row, column)
 
 
@@ -177,7 +178,7 @@ def test_means_and_deviations_are_uniform_in_their_ranges(monkeypatch, generator
     monkeypatch.setattr(
         ssl_blocks.parts.partition, "nearest_gaussian", lambda p, m, s: seen.append((m, s)) or nearest_gaussian(p, m, s)
     )
-    BlobPartitioner(counts=(4,))(1000, Grid(1, 1), generator=generator)
+    BlobPartitioner(counts=(4,))(blank(1000), Grid(1, 1), generator=generator)
     means, stds = seen[0]
     for values, low, high in ((means, -2.0, 2.0), (stds, 0.5, 1.5)):
         for axis in range(2):
@@ -185,7 +186,7 @@ def test_means_and_deviations_are_uniform_in_their_ranges(monkeypatch, generator
 
 
 def test_seven_blobs_are_all_present_in_about_nine_of_ten_draws(generator):
-    ids = BlobPartitioner(counts=(7,))(2000, Grid(8, 8), generator=generator).levels[0]
+    ids = BlobPartitioner(counts=(7,))(blank(2000), Grid(8, 8), generator=generator).levels[0]
     full = torch.nn.functional.one_hot(ids, 7).any(1).all(1).float().mean()
     assert 0.8 < full < 0.97
 
@@ -203,9 +204,9 @@ def test_subset_ids_equal_those_by_loop(data, grid, batch, seed):
     partitioner = SubsetPartitioner(ratios=ratios)
     if min(sizes) < 1:
         with pytest.raises(ValueError, match="must leave every subset a token"):
-            partitioner(batch, grid)
+            partitioner(blank(batch), grid)
         return
-    segments = partitioner(batch, grid, generator=seeded(seed))
+    segments = partitioner(blank(batch), grid, generator=seeded(seed))
     ranks = random_ranks(batch, n, generator=seeded(seed), device="cpu")
     assert segments.levels[0].tolist() == [subset_ids(row, sizes) for row in ranks.tolist()]
     assert segments.step_sizes == tuple(sizes)
@@ -213,7 +214,7 @@ def test_subset_ids_equal_those_by_loop(data, grid, batch, seed):
 
 
 def test_every_token_is_equally_likely_to_be_kept(generator):
-    ids = SubsetPartitioner(ratios=(0.25, 0.75))(4000, Grid(2, 4), generator=generator).levels[0]
+    ids = SubsetPartitioner(hidden=0.75)(blank(4000), Grid(2, 4), generator=generator).levels[0]
     assert chisquare((ids == 0).sum(0).numpy()).pvalue > 1e-3
 
 
@@ -225,7 +226,7 @@ def test_shuffling_keeps_sizes_and_nesting(batch, seed):
     for base in (SquarePartitioner(sides=(2, 4)), BlobPartitioner(counts=(5, 3, 2))):
         grid = Grid(4, 8)
         plain = base(batch, grid, generator=seeded(seed))
-        shuffled = ShuffledPartitioner(base=base)(batch, grid, generator=seeded(seed))
+        shuffled = ShuffledPartitioner(base=base)(blank(batch), grid, generator=seeded(seed))
         shuffled.check()
         assert (shuffled.counts, shuffled.step_sizes) == (plain.counts, plain.step_sizes)
         for b in range(batch):
@@ -234,7 +235,9 @@ def test_shuffling_keeps_sizes_and_nesting(batch, seed):
 
 
 def test_shuffling_scatters_every_token_uniformly(generator):
-    ids = ShuffledPartitioner(base=SquarePartitioner(sides=(2,)))(4000, Grid(4, 4), generator=generator).levels[0]
+    ids = ShuffledPartitioner(base=SquarePartitioner(sides=(2,)))(blank(4000), Grid(4, 4), generator=generator).levels[
+        0
+    ]
     for position in (0, 5, 15):
         assert chisquare(torch.bincount(ids[:, position], minlength=4).numpy()).pvalue > 1e-3
     together = (ids[:, 0] == ids[:, 1]).float().mean()  # neighbours share a square no more often than chance: 3 of 15
@@ -257,11 +260,11 @@ def test_shuffling_scatters_every_token_uniformly(generator):
         (lambda: SquarePartitioner(sides=(2, 2)), "sides=(2, 2) must grow from level to level"),
         (lambda: SquarePartitioner(sides=(4, 2)), "(2 is not a larger multiple of 4)"),
         (
-            lambda: SquarePartitioner(sides=(2, 4))(1, Grid(6, 8)),
+            lambda: SquarePartitioner(sides=(2, 4))(blank(1), Grid(6, 8)),
             "sides=(2, 4) must divide the grid 6x8 (height 6 is not a multiple of 4)",
         ),
         (
-            lambda: SquarePartitioner(sides=(3,))(1, Grid(9, 8)),
+            lambda: SquarePartitioner(sides=(3,))(blank(1), Grid(9, 8)),
             "sides=(3,) must divide the grid 9x8 (width 8 is not a multiple of 3)",
         ),
         (lambda: BlobPartitioner(counts=()), "counts=() must name at least one number of segments of at least 1"),
@@ -278,13 +281,13 @@ def test_shuffling_scatters_every_token_uniformly(generator):
         ),
         (lambda: BlobPartitioner(counts=(3,), std_range=(2.0, 1.0)), "std_range=(2.0, 1.0) must be (lowest, highest)"),
         (
-            lambda: SubsetPartitioner(ratios=(0.5, 0.6)),
+            lambda: SubsetPartitioner(hidden=0.6),
             "ratios=(0.5, 0.6) must be two or more positive shares that add up to 1",
         ),
         (lambda: SubsetPartitioner(ratios=(1.0,)), "ratios=(1.0,) must be two or more positive shares"),
         (lambda: SubsetPartitioner(ratios=(0.0, 1.0)), "ratios=(0.0, 1.0) must be two or more positive shares"),
         (
-            lambda: SubsetPartitioner(ratios=(0.1, 0.9))(1, Grid(3, 3)),
+            lambda: SubsetPartitioner(hidden=0.9)(blank(1), Grid(3, 3)),
             "ratios=(0.1, 0.9) must leave every subset a token, but give sizes (0, 9) on a 3x3 grid",
         ),
     ],

@@ -13,6 +13,7 @@ import ssl_blocks as sb
 import ssl_blocks.parts.attention
 from ssl_blocks import QueryBlock, QueryStreamDecoder
 from ssl_blocks.parts.query_stream import QuerySharing
+from tests.recipes import blank
 from tests.reference import query_step, sincos_rows
 
 GRID, DIM, HEADS, DEPTH = sb.Grid(3, 4), 16, 2, 2
@@ -37,7 +38,7 @@ def inputs(batch: int = 2, prefix: int = 1, depth: int = DEPTH, *, blobs: bool =
     """Memories, masks, query and memory index of a random order of tokens, or of blobs at full length."""
     generator = torch.Generator().manual_seed(0)
     partitioner = sb.BlobPartitioner(counts=(4,)) if blobs else sb.TokenPartitioner()
-    draw = sb.RandomSerializer()(partitioner(batch, GRID, generator=generator), generator=generator)
+    draw = sb.RandomSerializer()(partitioner(blank(batch), GRID, generator=generator), generator=generator)
     encoded, predicted = draw.windows(predict_first=prefix > 0)
     masks = sb.SegmentCausalMask()(draw, encoded, predicted, prefix, prefix > 0)
     shape = (batch, masks.memory.shape[-1], DIM)

@@ -15,6 +15,7 @@ from ssl_blocks import (
     SubsetPartitioner,
     TokenPartitioner,
 )
+from tests.recipes import blank
 from tests.reference import check_reading, hierarchies, ordered_reading
 
 SERIALIZERS = [OrderedSerializer(), RandomSerializer()]
@@ -78,7 +79,7 @@ def test_step_sizes_of_equal_segments_are_those_of_every_image(hierarchy, seed):
     segments = segments_of(hierarchy)
     for serializer in SERIALIZERS:
         assert serializer(segments, generator=seeded(seed)).step_sizes is None  # not claimed, so not invented
-    squares = SquarePartitioner(sides=(2, 4))(2, Grid(4, 8))
+    squares = SquarePartitioner(sides=(2, 4))(blank(2), Grid(4, 8))
     for serializer in SERIALIZERS:
         reading = serializer(squares, generator=seeded(seed))
         assert reading.step_sizes == (4,) * 8
@@ -93,19 +94,19 @@ def test_real_partitions_are_read_legally(serializer, generator):
         SquarePartitioner(sides=(1, 2, 4)),
         BlobPartitioner(counts=(7, 3)),
         BlobPartitioner(counts=(16, 4, 2)),
-        SubsetPartitioner(ratios=(0.2, 0.3, 0.5)),
+        SubsetPartitioner(hidden=(0.3, 0.5)),
     ):
-        segments = partitioner(3, Grid(4, 8), generator=generator)
+        segments = partitioner(blank(3), Grid(4, 8), generator=generator)
         check_all_images(segments, serializer(segments, generator=generator))
 
 
 def test_tokens_in_order_are_raster_order():
-    reading = OrderedSerializer()(TokenPartitioner()(2, Grid(2, 3)))
+    reading = OrderedSerializer()(TokenPartitioner()(blank(2), Grid(2, 3)))
     assert reading.order.tolist() == reading.step.tolist() == [list(range(6))] * 2
 
 
 def test_ordered_subsets_read_the_visible_ones_first_with_uneven_step_sizes(generator):
-    segments = SubsetPartitioner(ratios=(0.25, 0.75))(3, Grid(8, 8), generator=generator)
+    segments = SubsetPartitioner(hidden=0.75)(blank(3), Grid(8, 8), generator=generator)
     reading = OrderedSerializer()(segments)
     assert reading.step_sizes == (16, 48)
     assert reading.windows() == (slice(0, 16), slice(16, 64))
@@ -113,7 +114,7 @@ def test_ordered_subsets_read_the_visible_ones_first_with_uneven_step_sizes(gene
 
 
 def test_random_order_of_uneven_subsets_has_no_step_sizes_for_they_differ_between_images(generator):
-    segments = SubsetPartitioner(ratios=(0.25, 0.75))(20, Grid(4, 4), generator=generator)
+    segments = SubsetPartitioner(hidden=0.75)(blank(20), Grid(4, 4), generator=generator)
     reading = RandomSerializer()(segments, generator=generator)
     assert reading.step_sizes is None
     assert {(step == 0).sum().item() for step in reading.step} == {4, 12}
@@ -138,7 +139,7 @@ def test_empty_segments_have_no_step_size(serializer):
 
 
 def test_random_orders_repeat_with_the_seed_and_differ_between_seeds_and_images():
-    segments = SquarePartitioner(sides=(2, 4))(6, Grid(8, 8))
+    segments = SquarePartitioner(sides=(2, 4))(blank(6), Grid(8, 8))
     first, again, other = (RandomSerializer()(segments, generator=seeded(seed)).order for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -147,7 +148,7 @@ def test_random_orders_repeat_with_the_seed_and_differ_between_seeds_and_images(
 
 def test_random_serializer_leaves_the_global_generator_alone(generator):
     before = torch.get_rng_state()
-    RandomSerializer()(SquarePartitioner(sides=(2,))(2, Grid(4, 4)), generator=generator)
+    RandomSerializer()(SquarePartitioner(sides=(2,))(blank(2), Grid(4, 4)), generator=generator)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -161,7 +162,7 @@ def test_every_order_of_three_segments_is_equally_likely(generator):
 
 
 def test_the_first_segment_and_the_first_partition_are_uniform(generator):
-    segments = SquarePartitioner(sides=(1, 2))(8000, Grid(4, 4))
+    segments = SquarePartitioner(sides=(1, 2))(blank(8000), Grid(4, 4))
     reading = RandomSerializer()(segments, generator=generator)
     for level, count in enumerate(segments.counts):
         seen = torch.bincount(first_ids(segments, reading, level), minlength=count)
@@ -190,6 +191,6 @@ def test_ids_out_of_range_are_refused(serializer):
 
 
 def test_a_generator_on_another_device_is_refused(generator):
-    segments = SquarePartitioner(sides=(2,))(1, Grid(4, 4), device="meta")
+    segments = SquarePartitioner(sides=(2,))(blank(1, "meta"), Grid(4, 4))
     with pytest.raises(ValueError, match="generator is on cpu, but the draw is made on meta"):
         RandomSerializer()(segments, generator=generator)

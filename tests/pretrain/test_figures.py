@@ -63,7 +63,7 @@ def test_masked_autoencoding_shows_its_reconstructions(tmp_path: Path, monkeypat
     monkeypatch.setattr(figures.pixels, "draw_reconstructions", spy)
     base = build(sb.SquarePartitioner(sides=(2,)))
     decoder = sb.MaskTokenDecoder(grid=base.encoder.grid, dim=16, depth=1, num_heads=2)
-    mae = sb.MaskedAutoencoding(encoder=base.encoder, tokenizer=base.tokenizer, target=base.target, decoder=decoder)
+    mae = sb.mae(encoder=base.encoder, tokenizer=base.tokenizer, target=base.target, decoder=decoder)
     assert figures.write_figures(mae, some_data(), tmp_path) == [tmp_path / "reconstructions.png"]
     assert shown["known"].sum(1).tolist() == [16] * 6  # a quarter of 64 tokens
     differs = mae.tokenizer((shown["predictions"] - shown["targets"]).abs()).flatten(2).amax(-1) > 1e-3

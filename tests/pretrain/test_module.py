@@ -13,7 +13,7 @@ from ssl_blocks import (
     BlobPartitioner,
     Objective,
     Progress,
-    SegmentAutoregression,
+    SegmentPrediction,
     Serialization,
     SquarePartitioner,
 )
@@ -38,7 +38,7 @@ def some_config(**optimizer: object) -> RunConfig:
 class Recorder(Objective):
     """Wraps an objective and writes down what the engine asks of it."""
 
-    def __init__(self, inner: SegmentAutoregression) -> None:
+    def __init__(self, inner: SegmentPrediction) -> None:
         super().__init__()
         self.inner, self.calls = inner, []
         self.tokenizer, self.encoder = inner.tokenizer, inner.encoder
@@ -68,7 +68,7 @@ class Recorder(Objective):
 class OneDrawPerStep(Recorder):
     """Draws for the whole batch of a step, and deals it out to the parts."""
 
-    def __init__(self, inner: SegmentAutoregression, parts: int) -> None:
+    def __init__(self, inner: SegmentPrediction, parts: int) -> None:
         super().__init__(inner)
         self.parts, self.part, self.step, self.counts = parts, 0, 0, []
 
@@ -129,7 +129,7 @@ pytestmark = [
 ]
 
 
-def small_objective() -> SegmentAutoregression:
+def small_objective() -> SegmentPrediction:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return build(SquarePartitioner(sides=(2,)))
@@ -159,7 +159,7 @@ def test_draws_depend_on_the_step_and_repeat_with_the_seed(tmp_path: Path) -> No
 
 def test_check_refuses_parts_that_do_not_fit() -> None:
     objective = small_objective()
-    objective.router.mix = torch.nn.Linear(7, objective.router.mix.out_features)
+    objective.reader.router.mix = torch.nn.Linear(7, objective.reader.router.mix.out_features)
     with pytest.raises(ValueError, match="encoder_depth=7"):
         PretrainModule(objective, some_data(), some_config()).check()
     with pytest.raises(ValueError, match="batch_size=8"):

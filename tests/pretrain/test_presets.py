@@ -137,7 +137,7 @@ def test_numbers_are_the_papers(
     config, objective = load(name), build(name)
     encoder, optimizer = objective.encoder, config.optimizer
     assert (encoder.depth, encoder.dim, encoder.module.blocks[0].attn.num_heads) == (depth, width, heads)
-    assert len(objective.decoder.layers) == decoder
+    assert len(objective.reader.decoder.layers) == decoder
     assert (optimizer.base_lr, optimizer.batch_size, optimizer.weight_decay) == (base_lr, batch, 0.05)
     assert optimizer.lr == pytest.approx(base_lr * batch / 256)
     assert (optimizer.warmup_epochs, config.trainer.epochs) == (warmup, epochs)
@@ -188,7 +188,7 @@ def test_numbers_of_mae_are_the_papers() -> None:
     optimizer = config.optimizer
     assert (optimizer.base_lr, optimizer.batch_size, optimizer.weight_decay) == (1.5e-4, 4096, 0.05)
     assert (optimizer.betas, optimizer.warmup_epochs) == ((0.9, 0.95), 40)
-    assert (len(objective.decoder.blocks), objective.decoder.dim) == (8, 512)
+    assert (len(objective.reader.decoder.blocks), objective.reader.decoder.dim) == (8, 512)
     assert objective.partitioner(1, objective.encoder.grid).step_sizes == (49, 147)
     assert (objective.target.normalize, objective.encoder.num_prefix) == (True, 1)
 
@@ -198,7 +198,7 @@ def test_numbers_of_saim_are_its_published_commands() -> None:
     optimizer = config.optimizer
     assert (optimizer.base_lr, optimizer.batch_size, optimizer.weight_decay) == (2e-4, 2048, 0.5)
     assert (optimizer.warmup_epochs, config.trainer.epochs) == (30, 800)
-    assert (objective.encoder.depth, objective.decoder.depth, objective.encoder.dim) == (12, 12, 768)
+    assert (objective.encoder.depth, objective.reader.decoder.depth, objective.encoder.dim) == (12, 12, 768)
     assert (objective.target.blur, objective.target.normalize, objective.predict_first) == ((9, 1.0), True, True)
     assert (objective.head.fc1.out_features, objective.head.fc2.out_features) == (3072, 768)
 

@@ -98,6 +98,6 @@ def test_blocks_of_encoder_and_decoder_are_found_and_nothing_else() -> None:
     blocks = repeated_blocks(objective)
     assert len(blocks) == 5
     assert {id(block) for block in blocks} == {
-        id(block) for block in [*objective.encoder.module.blocks, *objective.decoder.layers]
+        id(block) for block in [*objective.encoder.module.blocks, *objective.reader.decoder.layers]
     }
     assert repeated_blocks(nn.Sequential(nn.Linear(2, 2), nn.ReLU())) == []

@@ -39,7 +39,7 @@ def configure(*more: str) -> SAIMConfig:
     return load_config(SAIMConfig, [*options, *more], presets=CONFIGS, prefix="saim_")
 
 
-def assemble(*more: str) -> sb.SegmentAutoregression:
+def assemble(*more: str) -> sb.SegmentPrediction:
     return assemble_saim(configure(*more), ImageShape(1, 16, 16))
 
 
@@ -62,8 +62,8 @@ def test_defaults_are_saims() -> None:
     objective = assemble()
     assert isinstance(objective.head, Mlp)
     assert (objective.target.blur, objective.target.normalize) == ((9, 1.0), True)
-    assert objective.decoder.depth == objective.encoder.depth == 2
-    assert sum(p.numel() for p in objective.decoder.parameters()) > 0
+    assert objective.reader.decoder.depth == objective.encoder.depth == 2
+    assert sum(p.numel() for p in objective.reader.decoder.parameters()) > 0
     assert objective(torch.zeros(2, 1, 16, 16)).predictions.shape == (2, 16, 16)
 
 
@@ -73,9 +73,9 @@ def test_every_option_has_its_effect() -> None:
     images, target = torch.rand(2, 1, 16, 16), assemble("--blur=1,1", "--normalize_target=false").target
     assert torch.equal(target.to_pixels(target(images), images), images)
     assert not assemble("--normalize_target=false").target.normalize
-    assert assemble("--query_depth=1").decoder.depth == 1
-    assert not list(assemble("--share_weights=true").decoder.parameters())
-    assert assemble("--encoder.heads=4").decoder.layers[0].block.attn.num_heads == 4
+    assert assemble("--query_depth=1").reader.decoder.depth == 1
+    assert not list(assemble("--share_weights=true").reader.decoder.parameters())
+    assert assemble("--encoder.heads=4").reader.decoder.layers[0].block.attn.num_heads == 4
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_shared_weights_do_not_go_with_shards() -> None:
 
 def test_blocks_are_dealt_out_once_whoever_uses_them() -> None:
     objective = assemble()
-    assert repeated_blocks(objective) == [*objective.encoder.module.blocks, *objective.decoder.layers]
+    assert repeated_blocks(objective) == [*objective.encoder.module.blocks, *objective.reader.decoder.layers]
     objective = assemble("--share_weights=true")
     assert repeated_blocks(objective) == list(objective.encoder.module.blocks)
 

@@ -11,7 +11,7 @@ from tests.recipes import some_data
 def test_a_run_without_a_decoder_ends_with_an_encoder_and_pictures(tmp_path: Path) -> None:
     run = prepare(tmp_path, "--two_stream=true", "--trainer.epochs=2", "--segments.kind=blob", "--segments.counts=4")
     objective = run.module.objective
-    assert isinstance(objective, sb.TwoStreamAutoregression)
+    assert isinstance(objective, sb.SegmentPrediction)
     assert {name.partition(".")[0] for name, _ in objective.named_parameters()} == {"encoder", "query", "head"}
     folder = run.fit()
     assert (folder / "encoder" / "model.safetensors").is_file()
@@ -21,8 +21,11 @@ def test_a_run_without_a_decoder_ends_with_an_encoder_and_pictures(tmp_path: Pat
 
 def test_pictures_are_those_of_an_autoregression(tmp_path: Path) -> None:
     tokenizer = sb.PatchTokenizer(image_size=16, patch_size=2)
-    objective = sb.TwoStreamAutoregression(
+    objective = sb.SegmentPrediction(
         encoder=sb.encoders.timm_vit(image_size=16, patch_size=2, embed_dim=16, depth=1, num_heads=2, class_token=True),
+        reader=sb.QueryReader(
+            sb.encoders.timm_vit(image_size=16, patch_size=2, embed_dim=16, depth=1, num_heads=2, class_token=True).dim
+        ),
         tokenizer=tokenizer,
         partitioner=sb.TokenPartitioner(),
         target=sb.PixelTarget(tokenizer),

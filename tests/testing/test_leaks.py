@@ -92,7 +92,7 @@ def test_one_image_is_enough():
 def test_an_objective_with_dropout_passes_and_keeps_its_modes():
     objective = tiny()
     objective.encoder.module.pos_drop.p = 0.5
-    objective.decoder.layers[0].mlp.drop1.p = 0.5
+    objective.reader.decoder.layers[0].mlp.drop1.p = 0.5
     objective.train()
     objective.encoder.module.norm.eval()
     modes = [module.training for module in objective.modules()]
@@ -326,7 +326,7 @@ def test_pixels_that_the_tokenizer_crops_are_looked_at():
 
 
 def test_a_forward_that_does_not_follow_its_draw_is_found():
-    class Wilful(sb.SegmentAutoregression):
+    class Wilful(sb.SegmentPrediction):
         def forward(self, images, draw=None):
             return super().forward(images, None)
 
@@ -356,7 +356,7 @@ def test_a_model_that_ignores_the_encoder_is_found():
             return (torch.zeros_like(hidden[0]),) * 2
 
     objective = tiny()
-    objective.router = Nothing()
+    objective.reader.router = Nothing()
     with pytest.raises(LeakError, match="does not depend on position"):
         check(objective)
 

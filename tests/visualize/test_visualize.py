@@ -13,6 +13,7 @@ from PIL import Image, ImageSequence
 import ssl_blocks as sb
 from ssl_blocks import visualize
 from ssl_blocks.visualize import panels, reading_order, reconstructions
+from tests.recipes import blank
 
 GRID = sb.Grid(4, 4)
 LEFT_RIGHT = torch.tensor([[0, 0, 1, 1] * 4])
@@ -93,7 +94,7 @@ def test_no_line_leaves_its_panel() -> None:
 def test_sixty_four_segments_all_differ(counts: tuple[int, ...]) -> None:
     grid = sb.Grid(8, 8)
     sides = (1,) if len(counts) == 1 else (1, 2)
-    segments = sb.SquarePartitioner(sides=sides)(1, grid)
+    segments = sb.SquarePartitioner(sides=sides)(blank(1), grid)
     shown = Rendered(visualize.draw_segments(gray(size=32), segments, grid))
     colors = np.stack([shown.token(1, i, grid) for i in range(64)])
     different = np.abs(colors[:, None] - colors[None]).max(-1) + np.eye(64)
@@ -108,13 +109,13 @@ def test_sixty_four_segments_all_differ(counts: tuple[int, ...]) -> None:
 )
 def test_any_number_of_channels(channels: int, expected: tuple[float, ...]) -> None:
     image = torch.linspace(0.1, 0.1 * channels, channels)[None, :, None, None].expand(1, -1, 8, 8)
-    shown = Rendered(visualize.draw_segments(image, sb.TokenPartitioner()(1, GRID), GRID))
+    shown = Rendered(visualize.draw_segments(image, sb.TokenPartitioner()(blank(1), GRID), GRID))
     assert close(shown.token(0, 5, cell=2), expected)
 
 
 def test_rectangular_grids_and_many_images_are_not_cut_off() -> None:
     grid = sb.Grid(2, 3)
-    figure = visualize.draw_segments(gray(8, size=12)[:, :, :8], sb.TokenPartitioner()(8, grid), grid)
+    figure = visualize.draw_segments(gray(8, size=12)[:, :, :8], sb.TokenPartitioner()(blank(8), grid), grid)
     shown = Rendered(figure)
     height, width, _ = shown.pixels.shape
     assert len(figure.axes) == 16
@@ -129,7 +130,9 @@ def test_rectangular_grids_and_many_images_are_not_cut_off() -> None:
 
 def test_images_of_any_precision_and_with_gradients() -> None:
     images = gray().to(torch.bfloat16).requires_grad_()
-    assert close(Rendered(visualize.draw_segments(images, sb.TokenPartitioner()(1, GRID), GRID)).token(0, 3), 0.5)
+    assert close(
+        Rendered(visualize.draw_segments(images, sb.TokenPartitioner()(blank(1), GRID), GRID)).token(0, 3), 0.5
+    )
 
 
 # --- reconstructions --------------------------------------------------------------------------------------------
@@ -180,7 +183,8 @@ def test_nothing_given_and_values_outside_the_range() -> None:
 
 def masks_of(partitioner: sb.SegmentPartitioner, num_prefix: int = 0) -> tuple[sb.AttentionMasks, sb.Serialization]:
     draw = sb.RandomSerializer()(
-        partitioner(2, GRID, generator=torch.Generator().manual_seed(0)), generator=torch.Generator().manual_seed(1)
+        partitioner(blank(2), GRID, generator=torch.Generator().manual_seed(0)),
+        generator=torch.Generator().manual_seed(1),
     )
     return sb.SegmentCausalMask()(draw, *draw.windows(), num_prefix=num_prefix), draw
 
@@ -216,7 +220,7 @@ def test_masks_carry_step_numbers_and_lines_between_steps() -> None:
 
 def test_masks_of_many_steps_number_some_of_them() -> None:
     grid = sb.Grid(8, 8)
-    draw = sb.RandomSerializer()(sb.TokenPartitioner()(1, grid))
+    draw = sb.RandomSerializer()(sb.TokenPartitioner()(blank(1), grid))
     masks = sb.SegmentCausalMask()(draw, *draw.windows(), num_prefix=0)
     assert 8 <= len(visualize.draw_masks(masks, draw).axes[0].get_xticks()) <= 17
 
@@ -241,7 +245,7 @@ def few_colours(size: int = 16) -> torch.Tensor:
 def test_gif_shows_what_was_read(tmp_path: Path, index: int) -> None:
     image, path = few_colours(), tmp_path / "order.gif"
     draw = sb.RandomSerializer()(
-        sb.BlobPartitioner(counts=(5, 2))(2, GRID, generator=torch.Generator().manual_seed(3)),
+        sb.BlobPartitioner(counts=(5, 2))(blank(2), GRID, generator=torch.Generator().manual_seed(3)),
         generator=torch.Generator().manual_seed(4),
     )
     visualize.reading_order_gif(image, draw, GRID, path, image_index=index, milliseconds=200)
@@ -270,7 +274,7 @@ def test_gif_shows_what_was_read(tmp_path: Path, index: int) -> None:
 
 
 def test_gif_frames_the_step_and_nothing_else(tmp_path: Path) -> None:
-    draw = sb.OrderedSerializer()(sb.SquarePartitioner(sides=(2,))(1, GRID))
+    draw = sb.OrderedSerializer()(sb.SquarePartitioner(sides=(2,))(blank(1), GRID))
     visualize.reading_order_gif(few_colours(), draw, GRID, tmp_path / "order.gif")
     frames, _ = frames_of(tmp_path / "order.gif")
     signal = np.round(np.array(to_rgb(panels.SIGNAL)) * 255)
@@ -288,7 +292,7 @@ def test_gif_frames_the_step_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_gif_of_many_colours_stays_close_and_of_gray_images_exact(tmp_path: Path) -> None:
-    draw = sb.OrderedSerializer()(sb.TokenPartitioner()(1, GRID))
+    draw = sb.OrderedSerializer()(sb.TokenPartitioner()(blank(1), GRID))
     for channels, tolerance in ((3, 40), (1, 0)):
         image = torch.arange(channels * 256).reshape(channels, 16, 16).float() / (channels * 256 - 1)
         image = (image * 15).round() / 15 if channels == 1 else image
@@ -299,7 +303,7 @@ def test_gif_of_many_colours_stays_close_and_of_gray_images_exact(tmp_path: Path
 
 
 def test_gif_of_large_and_of_oblong_images(tmp_path: Path) -> None:
-    draw = sb.OrderedSerializer()(sb.TokenPartitioner()(1, sb.Grid(2, 4)))
+    draw = sb.OrderedSerializer()(sb.TokenPartitioner()(blank(1), sb.Grid(2, 4)))
     for height, width, scale in ((128, 256, 1), (8, 16, 16)):
         visualize.reading_order_gif(torch.rand(3, height, width), draw, sb.Grid(2, 4), tmp_path / "order.gif")
         frame = frames_of(tmp_path / "order.gif")[0][0]
@@ -311,7 +315,7 @@ def test_gif_of_large_and_of_oblong_images(tmp_path: Path) -> None:
 
 def test_files_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "figure.png"
-    figure = visualize.draw_segments(gray(), sb.TokenPartitioner()(1, GRID), GRID)
+    figure = visualize.draw_segments(gray(), sb.TokenPartitioner()(blank(1), GRID), GRID)
     visualize.save_figure(figure, path)
     before = path.read_bytes()
     with Image.open(path) as png:
@@ -334,7 +338,7 @@ def test_importing_is_cheap_and_drawing_leaves_pyplot_alone() -> None:
     code = (
         "import sys; import ssl_blocks.visualize as v; import torch, ssl_blocks as sb; "
         "heavy = {'matplotlib', 'matplotlib.figure'} & set(sys.modules); assert not heavy, heavy; "
-        "v.draw_segments(torch.rand(1, 3, 8, 8), sb.TokenPartitioner()(1, sb.Grid(4, 4)), sb.Grid(4, 4)); "
+        "v.draw_segments(torch.rand(1, 3, 8, 8), sb.TokenPartitioner()(blank(1), sb.Grid(4, 4)), sb.Grid(4, 4)); "
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -359,7 +363,7 @@ def test_importing_is_cheap_and_drawing_leaves_pyplot_alone() -> None:
 )
 def test_wrong_images_are_named(images: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        visualize.draw_segments(images, sb.TokenPartitioner()(1, GRID), GRID)
+        visualize.draw_segments(images, sb.TokenPartitioner()(blank(1), GRID), GRID)
 
 
 def test_wrong_reconstructions_are_named() -> None:
@@ -380,7 +384,7 @@ def test_wrong_serializations_are_named(tmp_path: Path) -> None:
         visualize.draw_masks(masks, draw, image_index=2)
     with pytest.raises(ValueError, match="image_index=-1 must name one of the 2 images"):
         visualize.reading_order_gif(torch.rand(3, 16, 16), draw, GRID, tmp_path / "order.gif", image_index=-1)
-    other = sb.OrderedSerializer()(sb.TokenPartitioner()(1, sb.Grid(3, 3)))
+    other = sb.OrderedSerializer()(sb.TokenPartitioner()(blank(1), sb.Grid(3, 3)))
     with pytest.raises(ValueError, match=r"masks\.\w+ has shape .*, expected"):
         visualize.draw_masks(masks, other)
     with pytest.raises(ValueError, match=r"serialization.order has shape \(1, 9\), expected \(any, 16\)"):
@@ -393,7 +397,7 @@ def test_wrong_serializations_are_named(tmp_path: Path) -> None:
 def test_steps_show_what_was_read_the_guess_and_what_is_to_come() -> None:
     images, predictions = torch.zeros(2, 3, 16, 16), torch.ones(2, 3, 16, 16)
     predictions[:, 1:] = 0  # red guesses on black images
-    segments = sb.SquarePartitioner(sides=(2,))(2, sb.Grid(4, 4))
+    segments = sb.SquarePartitioner(sides=(2,))(blank(2), sb.Grid(4, 4))
     draw = sb.RandomSerializer()(segments, generator=torch.Generator().manual_seed(0))
     figure = visualize.draw_steps(images, predictions, draw, sb.Grid(4, 4), image_indices=(1,))
     later = to_rgb(reconstructions.LATER)
@@ -408,7 +412,7 @@ def test_steps_show_what_was_read_the_guess_and_what_is_to_come() -> None:
 
 def test_of_many_steps_some_are_shown_the_first_and_the_last_among_them() -> None:
     images = torch.rand(1, 1, 8, 8)
-    draw = sb.RandomSerializer()(sb.TokenPartitioner()(1, sb.Grid(8, 8)))
+    draw = sb.RandomSerializer()(sb.TokenPartitioner()(blank(1), sb.Grid(8, 8)))
     titles = [p.get_title() for p in visualize.draw_steps(images, images, draw, sb.Grid(8, 8)).axes]
     assert titles == ["image", "step 1", "step 11", "step 22", "step 32", "step 42", "step 53", "step 63"]
     titles = [p.get_title() for p in visualize.draw_steps(images, images, draw, sb.Grid(8, 8), predict_first=True).axes]
@@ -417,7 +421,9 @@ def test_of_many_steps_some_are_shown_the_first_and_the_last_among_them() -> Non
 
 def test_rows_of_blobs_may_be_of_unequal_length_and_a_single_blob_has_no_step() -> None:
     images, grid = torch.rand(3, 3, 16, 16), sb.Grid(8, 8)
-    draw = sb.RandomSerializer()(sb.BlobPartitioner(counts=(6,))(3, grid, generator=torch.Generator().manual_seed(3)))
+    draw = sb.RandomSerializer()(
+        sb.BlobPartitioner(counts=(6,))(blank(3), grid, generator=torch.Generator().manual_seed(3))
+    )
     count = int(draw.step.max())
     figure = visualize.draw_steps(images, images, draw, grid, image_indices=(0, 1, 2))
     assert len(figure.axes) == 3 * (count + 1)

@@ -35,7 +35,7 @@ def build(*, image_size: int = 16, seed: int = 0, decoder_positions: str = "sinc
 
 def official(mae: sb.MaskedAutoencoding) -> dict[str, Tensor]:
     """The weights under the names of MAE's own code, each written out."""
-    vit, decoder = mae.encoder.module, mae.decoder
+    vit, decoder = mae.encoder.module, mae.reader.decoder
     table = decoder.positions.table
     state = {
         "cls_token": vit.cls_token,
@@ -102,7 +102,7 @@ def test_positions_are_resampled_for_another_image_size(positions: str) -> None:
     )
     assert torch.equal(other.encoder.module.pos_embed, table)
     if positions == "sincos":
-        torch.testing.assert_close(other.decoder.positions.table, sb.sincos_table(sb.Grid(12, 12), 24))
+        torch.testing.assert_close(other.reader.decoder.positions.table, sb.sincos_table(sb.Grid(12, 12), 24))
     assert torch.isfinite(loss(other, images(2, 24)))
 
 

@@ -1,0 +1,155 @@
+"""Pictures of a run: an objective at work on a few images, and how training went."""
+
+from collections.abc import Sequence
+from functools import singledispatch
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ssl_blocks.data import Augmentation, ImageData, denormalize, to_float
+from ssl_blocks.evaluation import Scores
+from ssl_blocks.modes import modes_kept
+from ssl_blocks.objectives import Objective, PatchPuzzle, SegmentPrediction, ViewRegionDistillation, WeightedSum
+from ssl_blocks.objectives.objective import seen_by
+from ssl_blocks.parts.region_loss import match_regions
+from ssl_blocks.parts.target import PictureTarget, PositionTarget
+from ssl_blocks.randomness import random_ranks, seeded_generator
+from ssl_blocks.values import Views, gather_tokens
+from ssl_blocks.visualize import (
+    draw_curves,
+    draw_matches,
+    draw_puzzles,
+    draw_reconstructions,
+    draw_segments,
+    draw_steps,
+    reading_order_gif,
+    save_figure,
+)
+
+NUM_EXAMPLES = 6
+NUM_IN_STEPS = 3  # images shown step by step
+NUM_SHOWN, NUM_LOCAL = 4, 3  # images whose views are shown; small crops of each
+
+
+@torch.no_grad()
+def write_figures(
+    objective: Objective, data: ImageData, folder: Path, augment: Augmentation | None = None
+) -> list[Path]:
+    """Write what there is to see of an objective on a few test images; return the files.
+
+    Another kind of objective brings its pictures with ``draw_examples.register``.
+
+    Args:
+        objective: on CPU; its mode is left as it was.
+        data: images.
+        folder: where to.
+        augment: makes views for an objective that takes them.
+    """
+    split = data.train if data.test is None else data.test
+    chosen = torch.linspace(0, len(split) - 1, min(NUM_EXAMPLES, len(split))).long()
+    images = to_float(split.read(chosen), data.mean, data.std)
+    views = augment(images, generator=seeded_generator("cpu", 0)) if augment and objective.takes_views else images
+    with modes_kept(objective, training=False):
+        return draw_examples(objective, views, data, folder)
+
+
+@singledispatch
+def draw_examples(objective: Objective, images: Tensor | Views, data: ImageData, folder: Path) -> list[Path]:
+    """Draw an objective at work on normalised images ``[B, C, H, W]``, or on views of them where it takes views.
+
+    Kinds that nobody registered show their predictions in place, where their target has pictures.
+    """
+    target = getattr(objective, "target", None)
+    if isinstance(images, Views) or objective.tokenizer is None or not isinstance(target, PictureTarget):
+        return []
+    draw = objective.draw(images, generator=seeded_generator("cpu", 0))
+    shown, wanted, hidden = _in_place(objective, images, draw, data)
+    figure = draw_reconstructions(_pictures(images, data), wanted, shown, ~hidden, objective.tokenizer.grid)
+    save_figure(figure, folder / "reconstructions.png")
+    return [folder / "reconstructions.png"]
+
+
+@draw_examples.register
+def _(objective: SegmentPrediction, images: Tensor, data: ImageData, folder: Path) -> list[Path]:
+    grid, pictures = objective.tokenizer.grid, _pictures(images, data)
+    files = draw_examples.dispatch(Objective)(objective, images, data, folder)
+    segments = objective.partitioner(images, grid, generator=seeded_generator("cpu", 0))  # the draw begins with these
+    draw = objective.draw(images, generator=seeded_generator("cpu", 0))
+    if int(draw.step.max()) < 2:  # two steps: given and predicted
+        return files
+    save_figure(draw_segments(pictures, segments, grid), folder / "segments.png")
+    reading_order_gif(pictures[0], draw, grid, folder / "reading_order.gif")
+    if files:
+        rows, shown = tuple(range(min(NUM_IN_STEPS, len(images)))), _in_place(objective, images, draw, data)[0]
+        steps = draw_steps(pictures, shown, draw, grid, image_indices=rows, predict_first=objective.predict_first)
+        save_figure(steps, folder / "steps.png")
+        files.append(folder / "steps.png")
+    return [*files, folder / "segments.png", folder / "reading_order.gif"]
+
+
+@draw_examples.register
+def _(objective: PatchPuzzle, images: Tensor, data: ImageData, folder: Path) -> list[Path]:
+    if not isinstance(objective.target, PositionTarget):
+        return []
+    grid = objective.tokenizer.grid
+    shuffled = random_ranks(len(images), grid.num_tokens, generator=seeded_generator("cpu", 0), device="cpu")
+    guessed = objective.target.arrange(objective(images, objective.keep_all(images)).predictions)
+    patches = objective.tokenizer(_pictures(images, data))
+    save_figure(draw_puzzles(patches, shuffled, guessed, grid), folder / "puzzles.png")
+    return [folder / "puzzles.png"]
+
+
+@draw_examples.register
+def _(objective: ViewRegionDistillation, images: Views, data: ImageData, folder: Path) -> list[Path]:
+    crops = [crop[:NUM_SHOWN] for crop in images.images]
+    if len(crops) < 2:
+        return []
+    pictures = [_pictures(crop, data) for crop in crops]
+    student = objective.encoder.regions(crops[0])
+    teacher = objective.teacher.copy.encoder.regions(crops[1])
+    figure = draw_matches(
+        pictures[0],
+        pictures[1],
+        match_regions(student.map, teacher.map),
+        (student.grid, teacher.grid),
+        others=pictures[images.num_global :][:NUM_LOCAL],
+    )
+    save_figure(figure, folder / "regions.png")
+    return [folder / "regions.png"]
+
+
+@draw_examples.register
+def _(objective: WeightedSum, images: Tensor | Views, data: ImageData, folder: Path) -> list[Path]:
+    files: list[Path] = []
+    for name, part in objective.parts.items():
+        if not part.reads_shared:
+            files += draw_examples(part, seen_by(part, images), data, folder / name)
+    return files
+
+
+def _pictures(images: Tensor, data: ImageData) -> Float[Tensor, "b c h w"]:
+    return denormalize(images, data.mean, data.std).clamp(0, 1)
+
+
+def _in_place(
+    objective: Objective, images: Tensor, draw: object, data: ImageData
+) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"], Bool[Tensor, "b n"]]:
+    """Pictures of predictions with the targets around them, of the targets alone, and which positions are predicted."""
+    target, out = objective.target, objective(images, draw)
+    assert isinstance(target, PictureTarget)
+    wanted = target(images)
+    rows = torch.where(out.is_target[..., None], out.predictions, gather_tokens(wanted, out.index))
+    guess = wanted.scatter(1, out.index[..., None].expand_as(rows), rows)
+    hidden = torch.zeros(wanted.shape[:2], dtype=torch.long).scatter_add(1, out.index, out.is_target.long()) > 0
+    shown, aimed_at = (_pictures(target.to_pixels(values, images), data) for values in (guess, wanted))
+    return shown, aimed_at, hidden
+
+
+def write_curves(folder: Path, scores: Sequence[Scores]) -> Path:
+    """Write ``figures/curves.png`` of the run in ``folder``, with the scores of untrained features for comparison."""
+    references = {score.name: score.knn for score in scores if score.name != "pretrained encoder"}
+    path = folder / "figures" / "curves.png"
+    save_figure(draw_curves({folder.name: folder / "metrics.csv"}, references=references), path)
+    return path
