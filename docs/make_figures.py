@@ -44,7 +44,9 @@ def generator(seed: int) -> torch.Generator:
 
 def draw_partitioners(name: str, partitioners: dict[str, sb.SegmentPartitioner], seed: int) -> None:
     """One column per partitioner, all of the same picture."""
-    drawn = [partitioner(1, GRID, generator=generator(seed)) for partitioner in partitioners.values()]
+    drawn = [
+        partitioner(torch.zeros(1, 3, 32, 32), GRID, generator=generator(seed)) for partitioner in partitioners.values()
+    ]
     levels = tuple(torch.cat(ids) for ids in zip(*(segments.levels for segments in drawn), strict=True))
     segments = sb.Segments(levels=levels, counts=tuple(int(ids.max()) + 1 for ids in levels))
     figure = draw_segments(scene().expand(len(drawn), -1, -1, -1), segments, GRID)
@@ -55,14 +57,14 @@ def draw_partitioners(name: str, partitioners: dict[str, sb.SegmentPartitioner],
 
 def draw_order(name: str, partitioner: sb.SegmentPartitioner, seed: int) -> None:
     """Reading order as a GIF."""
-    segments = partitioner(1, GRID, generator=generator(seed))
+    segments = partitioner(torch.zeros(1, 3, 32, 32), GRID, generator=generator(seed))
     draw = sb.RandomSerializer()(segments, generator=generator(seed))
     reading_order_gif(scene(), draw, GRID, FOLDER / name, milliseconds=400)
 
 
 def draw_mask(name: str, partitioner: sb.SegmentPartitioner, serializer: sb.Serializer, num_prefix: int = 0) -> None:
     """The three masks of one image."""
-    draw = serializer(partitioner(1, GRID, generator=generator(3)), generator=generator(3))
+    draw = serializer(partitioner(torch.zeros(1, 3, 32, 32), GRID, generator=generator(3)), generator=generator(3))
     masks = sb.SegmentCausalMask()(draw, *draw.windows(), num_prefix=num_prefix)
     save_figure(draw_masks(masks, draw), FOLDER / name)
 

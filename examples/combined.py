@@ -67,13 +67,15 @@ def assemble(config: CombinedConfig, shape: ImageShape) -> sb.WeightedSum:
     channels, image_size = shape.channels, (shape.height, shape.width)
     encoder = config.encoder.build(image_size=image_size, channels=channels)
     tokenizer = sb.PatchTokenizer(image_size=image_size, patch_size=encoder.patch, channels=channels)
-    randsac = sb.SegmentAutoregression(
+    randsac = sb.SegmentPrediction(
         encoder=encoder,
         tokenizer=tokenizer,
         partitioner=config.segments.build(),
         target=sb.PixelTarget(tokenizer, normalize=config.normalize_target),
-        router=sb.LearnedSkipRouter(encoder_depth=encoder.depth, decoder_depth=config.decoder.depth),
-        decoder=config.decoder.build(encoder),
+        reader=sb.DecoderReader(
+            sb.LearnedSkipRouter(encoder_depth=encoder.depth, decoder_depth=config.decoder.depth),
+            config.decoder.build(encoder),
+        ),
     )
     with section("dino"):
         dino = sb.ViewRegionDistillation(

@@ -46,11 +46,11 @@ def choose_partitioner(config: MAEConfig) -> sb.SegmentPartitioner:
     if config.mask == "grid":
         return sb.GridSubsetPartitioner(period=config.mask_period)
     if config.mask == "block":
-        return sb.BlockSubsetPartitioner(ratio=config.mask_ratio)
-    return sb.SubsetPartitioner(ratios=(1 - config.mask_ratio, config.mask_ratio))
+        return sb.BlockSubsetPartitioner(hidden=config.mask_ratio)
+    return sb.SubsetPartitioner(hidden=config.mask_ratio)
 
 
-def assemble(config: MAEConfig, shape: ImageShape) -> sb.MaskedAutoencoding:
+def assemble(config: MAEConfig, shape: ImageShape) -> sb.SegmentPrediction:
     """Put the objective together from its parts."""
     channels, image_size = shape.channels, (shape.height, shape.width)
     encoder = config.encoder.build(image_size=image_size, channels=channels)
@@ -64,7 +64,7 @@ def assemble(config: MAEConfig, shape: ImageShape) -> sb.MaskedAutoencoding:
             memory_dim=encoder.dim,
             positions=config.decoder.positions,
         )
-    return sb.MaskedAutoencoding(
+    return sb.mae(
         encoder=encoder,
         tokenizer=tokenizer,
         partitioner=choose_partitioner(config),

@@ -32,32 +32,28 @@ class RandSACConfig(RunConfig):
     normalize_target: bool = Field(True, description="normalise each target patch (the paper's Table 10 and later)")
 
 
-def assemble(config: RandSACConfig, shape: ImageShape) -> sb.SegmentAutoregression | sb.TwoStreamAutoregression:
+def assemble(config: RandSACConfig, shape: ImageShape) -> sb.SegmentPrediction:
     """Put the objective together from its parts."""
     channels, image_size = shape.channels, (shape.height, shape.width)
     encoder = config.encoder.build(image_size=image_size, channels=channels)
     tokenizer = sb.PatchTokenizer(image_size=image_size, patch_size=encoder.patch, channels=channels)
-    partitioner = config.segments.build()
-    serializer = sb.OrderedSerializer() if config.in_order else sb.RandomSerializer()
-    target = sb.PixelTarget(tokenizer, normalize=config.normalize_target)
     if config.two_stream:
-        return sb.TwoStreamAutoregression(
-            encoder=encoder, tokenizer=tokenizer, partitioner=partitioner, serializer=serializer, target=target
+        reader: sb.Reader = sb.QueryReader(encoder.dim)
+    else:
+        depth = config.decoder.depth
+        router = (
+            sb.LearnedSkipRouter(encoder_depth=encoder.depth, decoder_depth=depth)
+            if config.learned_skips
+            else sb.LastLayerRouter(decoder_depth=depth)
         )
-    depth = config.decoder.depth
-    router = (
-        sb.LearnedSkipRouter(encoder_depth=encoder.depth, decoder_depth=depth)
-        if config.learned_skips
-        else sb.LastLayerRouter(decoder_depth=depth)
-    )
-    return sb.SegmentAutoregression(
+        reader = sb.DecoderReader(router, config.decoder.build(encoder))
+    return sb.SegmentPrediction(
         encoder=encoder,
         tokenizer=tokenizer,
-        partitioner=partitioner,
-        serializer=serializer,
-        target=target,
-        router=router,
-        decoder=config.decoder.build(encoder),
+        partitioner=config.segments.build(),
+        serializer=sb.OrderedSerializer() if config.in_order else sb.RandomSerializer(),
+        reader=reader,
+        target=sb.PixelTarget(tokenizer, normalize=config.normalize_target),
     )
 
 

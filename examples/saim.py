@@ -57,7 +57,7 @@ class SAIMConfig(RunConfig):
         return self
 
 
-def assemble(config: SAIMConfig, shape: ImageShape) -> sb.SegmentAutoregression:
+def assemble(config: SAIMConfig, shape: ImageShape) -> sb.SegmentPrediction:
     """Put the objective together from its parts."""
     channels, image_size = shape.channels, (shape.height, shape.width)
     encoder = config.encoder.build(image_size=image_size, channels=channels)
@@ -67,14 +67,15 @@ def assemble(config: SAIMConfig, shape: ImageShape) -> sb.SegmentAutoregression:
     if depth > encoder.depth or encoder.depth % depth:
         raise ValueError(f"query_depth={depth} must divide the encoder's depth, {encoder.depth}")
     width = encoder.dim
-    return sb.SegmentAutoregression(
+    return sb.SegmentPrediction(
         encoder=encoder,
         tokenizer=tokenizer,
         partitioner=sb.TokenPartitioner(),
         serializer=sb.RandomSerializer(),
         target=target,
-        router=sb.MatchedRouter(encoder_depth=encoder.depth, decoder_depth=depth),
-        decoder=build_decoder(config, encoder, depth),
+        reader=sb.DecoderReader(
+            sb.MatchedRouter(encoder_depth=encoder.depth, decoder_depth=depth), build_decoder(config, encoder, depth)
+        ),
         head=Mlp(width, 4 * width, target.dim) if config.head == "mlp" else nn.Linear(width, target.dim),
         predict_first=True,
     )

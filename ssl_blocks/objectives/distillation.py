@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ssl_blocks.encoders.protocol import FeatureEncoder, RegionEncoder
+from ssl_blocks.encoders.protocol import RegionEncoder
 from ssl_blocks.objectives.heads import LastLayerGate, dino_head
 from ssl_blocks.objectives.objective import Objective
 from ssl_blocks.objectives.teacher import Center, TeacherSchedule
@@ -217,9 +217,9 @@ class ViewRegionDistillation(Objective):
         super().before_step(progress)
         self.teacher_temperature.fill_(self.schedule.temperature_at(progress.epoch))
 
-    def export_encoder(self) -> FeatureEncoder:
+    def export_encoder(self) -> RegionEncoder:
         """The teacher's encoder."""
-        encoder: FeatureEncoder = self.teacher.copy.encoder  # type: ignore[assignment]
+        encoder: RegionEncoder = self.teacher.copy.encoder  # type: ignore[assignment]
         return encoder
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ssl_blocks.encoders.protocol import FeatureEncoder, TokenEncoder
+from ssl_blocks.parts.average import MovingAverage
 from ssl_blocks.parts.tokenize import Tokenizer
 from ssl_blocks.values import ObjectiveOutput, Progress, Views
 
@@ -58,7 +59,8 @@ class Objective(nn.Module, ABC):
             own = getattr(part, "no_weight_decay", None)
             if part is not self and callable(own):
                 names |= {f"{path}.{name}" for name in own()}
-        return names & {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        followers = tuple(f"{path}." for path, part in self.named_modules() if isinstance(part, MovingAverage))
+        return {name for name, _ in self.named_parameters() if name in names and not name.startswith(followers)}
 
     def measure(self, images: Any) -> dict[str, Float[Tensor, ""]]:
         """How well the objective itself is met on held-out images, by name; nothing by default.

@@ -108,7 +108,7 @@ def _(objective: ViewRegionDistillation, images: Views, data: ImageData, folder:
         return []
     pictures = [_pictures(crop, data) for crop in crops]
     student = objective.encoder.regions(crops[0])
-    teacher = objective.teacher.copy.encoder.regions(crops[1])
+    teacher = objective.export_encoder().regions(crops[1])
     figure = draw_matches(
         pictures[0],
         pictures[1],

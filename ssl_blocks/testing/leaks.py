@@ -66,9 +66,9 @@ def assert_no_leak(
 
     Looks twice: by gradient, and by putting noise in place of pixels (which also finds leaks that pass no
     gradient). Both have a positive control: every earlier token must matter, so a check of a dead model cannot
-    pass. Tokens that are never predicted count as given, before all steps, unless the output's ``given`` says which are; the
-    others must be seen by nothing. Dropout is off, but noise is put in
-    once more in training mode, where layers such as batch norm mix what they keep apart otherwise. Also checks
+    pass. Tokens that are never predicted count as given, before all steps, unless the output's ``given`` says which
+    are; the others must be seen by nothing. Dropout is off, but noise is put in once more in training mode, where
+    layers such as batch norm mix what they keep apart otherwise. Also checks
     that images do not see each other, that predictions do not know in which order later tokens will be read
     (where the draw is a ``Serialization``), that each target row is the target of its own ``index``, and that
     the loss counts the rows that ``is_target`` says.
@@ -203,7 +203,8 @@ def _judge(case: _Case, felt: Float[Tensor, "b n"], image: int, step: int, toler
 
 
 def _name(step: int) -> str:
-    return {_CONTEXT: "the given tokens", _HIDDEN: "tokens that are neither given nor predicted"}.get(step, f"step {step}")
+    names = {_CONTEXT: "the given tokens", _HIDDEN: "tokens that are neither given nor predicted"}
+    return names.get(step, f"step {step}")
 
 
 def _who(step: int, image: int) -> str:

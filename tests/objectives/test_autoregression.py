@@ -411,7 +411,7 @@ def test_the_encoder_is_exported_as_it_stands(objective):
         ({"reg_tokens": 1}, {"encoder.module.pos_embed", "encoder.module.reg_token"}),
         (
             {"positions": "learned", "decoder_positions": "learned"},
-            {"encoder.module.pos_embed", "decoder.positions.table"},
+            {"encoder.module.pos_embed", "reader.decoder.positions.table"},
         ),
         ({"positions": "learned", "decoder_positions": "shared"}, {"encoder.module.pos_embed"}),
     ],

@@ -44,9 +44,9 @@ def stirred(objective: sb.ViewRegionDistillation) -> sb.ViewRegionDistillation:
     """A teacher and centres other than at the start."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
-        for value in [*objective.teacher.parameters(), objective.center, objective.center_grid]:
-            if value is not None:
-                value.add_(0.05 * torch.randn(value.shape, generator=generator))
+        centers = [*objective.center.buffers(), *(objective.region_center or nn.Module()).buffers()]
+        for value in [*objective.teacher.parameters(), *centers]:
+            value.add_(0.05 * torch.randn(value.shape, generator=generator))
     return objective
 
 
@@ -62,9 +62,9 @@ def written_out(objective: sb.ViewRegionDistillation, crops: sb.Views) -> Tensor
         }
 
     return distillation_loss(
-        see(objective, crops.images),
-        see(objective.teacher, crops.images[: crops.num_global]),
-        {"views": objective.center, "regions": objective.center_grid},
+        see(objective.student, crops.images),
+        see(objective.teacher.copy, crops.images[: crops.num_global]),
+        {"views": objective.center.value, "regions": objective.region_center.value},
         region_weight=objective.region_weight,
         student_temp=0.1,
         teacher_temp=0.04,
@@ -101,17 +101,19 @@ def test_without_regions_it_is_lightlys_dino_loss() -> None:
     objective, crops = stirred(build(region_weight=0.0)), views()
     objective.encoder.eval()  # no drop path
     theirs = DINOLoss(output_dim=12, teacher_temp=0.04, student_temp=0.1)
-    theirs.center.copy_(objective.center[None, None])
-    student = [objective.view_head(objective.encoder.features(crop)) for crop in crops.images]
-    teacher = [objective.teacher.view_head(objective.teacher.encoder.features(crop)) for crop in crops.images[:2]]
+    theirs.center.copy_(objective.center.value[None, None])
+    student = [objective.student.view_head(objective.encoder.features(crop)) for crop in crops.images]
+    teacher = [
+        objective.teacher.copy.view_head(objective.teacher.copy.encoder.features(crop)) for crop in crops.images[:2]
+    ]
     expected = theirs(teacher, student, teacher_temp=0.04)
     torch.testing.assert_close(objective(crops).loss, expected, rtol=1e-5, atol=1e-6)
-    objective.momentum = 1.0
+    objective.teacher.momentum = 1.0
     objective.after_step()
-    torch.testing.assert_close(objective.center, theirs.center[0, 0])  # lightly, too, updates after use
-    assert objective.region_head is None
-    assert objective.teacher.region_head is None
-    assert objective.center_grid is None
+    torch.testing.assert_close(objective.center.value, theirs.center[0, 0])  # lightly, too, updates after use
+    assert objective.student.region_head is None
+    assert objective.teacher.copy.region_head is None
+    assert objective.region_center is None
 
 
 class Stub(nn.Module):
@@ -144,7 +146,7 @@ def test_permuting_the_regions_of_a_teachers_view_changes_nothing() -> None:
 def test_scaling_features_by_positive_factors_changes_no_match() -> None:
     """Heads see the features as they are; the match sees their direction alone."""
     objective, crops = stirred(build(Stub)).eval(), views(num_local=1)
-    plain, found = objective(crops).loss, objective.teacher.encoder.regions
+    plain, found = objective(crops).loss, objective.teacher.copy.encoder.regions
 
     def scaling(factor: float):
         def regions(batch: Tensor) -> sb.Regions:
@@ -153,10 +155,10 @@ def test_scaling_features_by_positive_factors_changes_no_match() -> None:
 
         return regions
 
-    head = objective.teacher.region_head
+    head = objective.teacher.copy.region_head
     for factor, is_same in ((7.0, True), (-1.0, False)):
-        objective.teacher.encoder.regions = scaling(factor)
-        objective.teacher.region_head = Divided(head, factor)
+        objective.teacher.copy.encoder.regions = scaling(factor)
+        objective.teacher.copy.region_head = Divided(head, factor)
         assert ((objective(crops).loss - plain).abs() < 1e-5) == is_same
 
 
@@ -179,8 +181,8 @@ def test_no_gradient_reaches_teacher_or_matched_features() -> None:
 def test_the_teacher_sees_global_views_only() -> None:
     objective, crops = build(), views()
     sizes = []
-    found = objective.teacher.encoder.regions
-    objective.teacher.encoder.regions = lambda batch: sizes.append(tuple(batch.shape)) or found(batch)
+    found = objective.teacher.copy.encoder.regions
+    objective.teacher.copy.encoder.regions = lambda batch: sizes.append(tuple(batch.shape)) or found(batch)
     objective(crops)
     assert sizes == [(6, 3, 16, 16)]
 
@@ -191,22 +193,22 @@ def progress(step: int, num_steps: int = 8, per_epoch: int = 2) -> sb.Progress:
 
 def test_centres_are_moved_after_use_by_the_mean_of_raw_logits() -> None:
     objective, crops = stirred(build()), views()
-    before = objective.center.clone(), objective.center_grid.clone()
-    seen = [objective.teacher.encoder.regions(crop) for crop in crops.images[:2]]
+    before = objective.center.value.clone(), objective.region_center.value.clone()
+    seen = [objective.teacher.copy.encoder.regions(crop) for crop in crops.images[:2]]
     means = (
-        torch.cat([objective.teacher.view_head(s.pooled) for s in seen]).mean(0),
-        torch.cat([objective.teacher.region_head(s.map.flatten(0, 1)) for s in seen]).mean(0),
+        torch.cat([objective.teacher.copy.view_head(s.pooled) for s in seen]).mean(0),
+        torch.cat([objective.teacher.copy.region_head(s.map.flatten(0, 1)) for s in seen]).mean(0),
     )
     objective.before_step(progress(0))
     objective(crops)
-    assert torch.equal(objective.center, before[0])  # not yet
+    assert torch.equal(objective.center.value, before[0])  # not yet
     objective.eval()
     objective(views(seed=3))  # pictures, say
     objective.train()
     with torch.no_grad():
         objective(views(seed=4))
     objective.after_step()
-    for now, old, mean in zip((objective.center, objective.center_grid), before, means, strict=True):
+    for now, old, mean in zip((objective.center.value, objective.region_center.value), before, means, strict=True):
         torch.testing.assert_close(now, 0.9 * old + 0.1 * mean)
 
 
@@ -220,14 +222,14 @@ def test_accumulated_parts_move_the_centres_as_the_whole_batch_does() -> None:
             rows = slice(part * 4 // parts, (part + 1) * 4 // parts)
             objective(sb.Views(tuple(crop[rows] for crop in crops.images), 2))
         objective.after_step()
-        centers.append(torch.cat([objective.center, objective.center_grid]))
+        centers.append(torch.cat([objective.center.value, objective.region_center.value]))
     torch.testing.assert_close(*centers)
     assert centers[0].abs().min() > 0
 
 
 def test_the_teacher_follows_by_a_momentum_that_rises_to_one() -> None:
     objective = build(schedule=sb.TeacherSchedule(momentum=0.5))
-    theirs = [p.clone() for p in objective.teacher.encoder.parameters()]
+    theirs = [p.clone() for p in objective.teacher.copy.encoder.parameters()]
     mine = list(objective.encoder.parameters())
     assert all(torch.equal(a, b) for a, b in zip(theirs, mine, strict=True))  # they start as one
     with torch.no_grad():
@@ -235,12 +237,12 @@ def test_the_teacher_follows_by_a_momentum_that_rises_to_one() -> None:
             p.add_(1.0)
     objective.before_step(progress(0))
     objective.after_step()
-    for now, old in zip(objective.teacher.encoder.parameters(), theirs, strict=True):
+    for now, old in zip(objective.teacher.copy.encoder.parameters(), theirs, strict=True):
         torch.testing.assert_close(now, old + 0.5)
     momenta = []
     for step in range(8):
         objective.before_step(progress(step))
-        momenta.append(objective.momentum)
+        momenta.append(objective.teacher.momentum)
     assert momenta == sorted(momenta)
     assert (momenta[0], momenta[-1]) == (0.5, 1.0)
 
@@ -265,7 +267,7 @@ def test_the_last_layer_stands_still_for_the_first_epoch() -> None:
         last = {name: g for name, g in found.items() if "last_layer" in name}
         assert len(last) == 2
         assert all(bool(g.any()) is is_open for g in last.values())
-        assert found["view_head.layers.0.weight"].any()
+        assert found["student.view_head.layers.0.weight"].any()
     assert all(g.factor == 1 for g in build().modules() if isinstance(g, LastLayerGate))
 
 
@@ -276,16 +278,16 @@ def test_the_teacher_has_no_dropout_and_batch_norms_of_its_own() -> None:
     assert modes["BatchNorm1d"] is True
     assert modes["DropPath"] is False
     assert any(part.training for part in objective.encoder.modules())
-    before = objective.teacher.view_head.layers[1].running_mean.clone()
+    before = objective.teacher.copy.view_head.layers[1].running_mean.clone()
     objective(views())
-    assert not torch.equal(objective.teacher.view_head.layers[1].running_mean, before)
+    assert not torch.equal(objective.teacher.copy.view_head.layers[1].running_mean, before)
     objective.eval()
     assert not any(part.training for part in objective.teacher.modules())
 
 
 def test_the_teachers_encoder_is_exported() -> None:
     objective = build()
-    assert objective.export_encoder() is objective.teacher.encoder
+    assert objective.export_encoder() is objective.teacher.copy.encoder
     assert all("teacher" not in name for name in objective.no_weight_decay())
     assert any("relative_position_bias_table" in name for name in objective.no_weight_decay())
     assert objective.draw(views()) is None
@@ -297,7 +299,7 @@ def test_collapse_shows_in_the_metrics() -> None:
     same = objective(sb.Views(tuple(crop[:1].expand(8, -1, -1, -1) for crop in crops.images), 2)).metrics
     assert same["feature_spread"] < 1e-3 < healthy["feature_spread"]
     with torch.no_grad():
-        objective.teacher.view_head.last_layer.parametrizations.weight.original0.fill_(1e-6)
+        objective.teacher.copy.view_head.last_layer.parametrizations.weight.original0.fill_(1e-6)
     flat = objective(crops).metrics
     assert float(flat["teacher_entropy"]) == pytest.approx(torch.tensor(12.0).log().item(), rel=1e-4)
     assert healthy["teacher_entropy"] < flat["teacher_entropy"]

@@ -76,7 +76,15 @@ class Peeking(sb.SegmentPrediction):
 
 def test_a_leak_is_found() -> None:
     honest = build()
-    peeking = Peeking(encoder=honest.encoder, tokenizer=honest.tokenizer, target=honest.target, decoder=honest.decoder)
+    peeking = Peeking(
+        encoder=honest.encoder,
+        tokenizer=honest.tokenizer,
+        partitioner=honest.partitioner,
+        serializer=honest.serializer,
+        mask=honest.mask,
+        reader=honest.reader,
+        target=honest.target,
+    )
     with pytest.raises(LeakError):
         assert_no_leak(peeking, images(2))
 
@@ -101,7 +109,11 @@ def test_every_parameter_gets_a_gradient_and_the_loss_falls() -> None:
         loss.backward()
         optimizer.step()
     assert loss < 0.85 * first
-    assert mae.no_weight_decay() == {"encoder.module.cls_token", "encoder.module.pos_embed", "decoder.mask_token"}
+    assert mae.no_weight_decay() == {
+        "encoder.module.cls_token",
+        "encoder.module.pos_embed",
+        "reader.decoder.mask_token",
+    }
 
 
 def test_a_cross_attending_decoder_fits_too() -> None:
@@ -127,8 +139,8 @@ def test_any_mask_of_two_parts_fits(partitioner: sb.SegmentPartitioner) -> None:
 @pytest.mark.parametrize(
     ("partitioner", "message"),
     [
-        (sb.TokenPartitioner(), "TokenPartitioner makes 64 segments of fixed size, expected two"),
-        (sb.BlobPartitioner(counts=(2,)), "BlobPartitioner makes 2 segments of varying size, expected two"),
+        (sb.TokenPartitioner(), "lets all tokens see each other: it fits two steps, given and predicted"),
+        (sb.BlobPartitioner(counts=(2,)), "lets all tokens see each other: it fits two steps, given and predicted"),
         (sb.SubsetPartitioner(hidden=0.99), "must leave every subset a token"),
     ],
 )
@@ -198,11 +210,11 @@ def test_a_grid_keeps_one_token_of_every_square() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"ratio": 0.0}, "ratio=0.0 must lie between 0 and 1"),
-        ({"ratio": 1.0}, "ratio=1.0 must lie between 0 and 1"),
-        ({"ratio": 0.5, "area": (0.5, 0.1)}, r"area=\(0.5, 0.1\)"),
-        ({"ratio": 0.5, "aspect": 0.0}, "aspect=0.0"),
-        ({"ratio": 0.99}, "ratio=0.99 keeps 0 of the 16 tokens"),
+        ({"hidden": 0.0}, "hidden=0.0 must lie between 0 and 1"),
+        ({"hidden": 1.0}, "hidden=1.0 must lie between 0 and 1"),
+        ({"hidden": 0.5, "area": (0.5, 0.1)}, r"area=\(0.5, 0.1\)"),
+        ({"hidden": 0.5, "aspect": 0.0}, "aspect=0.0"),
+        ({"hidden": 0.99}, "hidden=0.99 keeps 0 of the 16 tokens"),
     ],
 )
 def test_blocks_refuse_what_hides_nothing_or_all(options: dict, message: str) -> None:

@@ -254,7 +254,7 @@ def test_it_reads_larger_segments_too() -> None:
                 tokenizer=base.tokenizer,
                 partitioner=partitioner,
                 target=base.target,
-                reader=sb.DecoderReader(base.router, base.decoder),
+                reader=base.reader,
                 predict_first=predict_first,
             )
             assert_no_leak(objective, images(2), generator=seeded())

@@ -221,11 +221,11 @@ def test_the_loss_falls_on_one_batch_and_the_query_does_not_decay() -> None:
         loss.backward()
         optimizer.step()
     assert loss < 0.9 * first
-    assert objective.no_weight_decay() == {"query", "encoder.module.cls_token", "encoder.module.pos_embed"}
+    assert objective.no_weight_decay() == {"reader.query", "encoder.module.cls_token", "encoder.module.pos_embed"}
 
 
 def test_the_query_starts_small() -> None:
-    query = build(embed_dim=2048, depth=1).query
+    query = build(embed_dim=2048, depth=1).reader.query
     assert query.shape == (1, 1, 2048)
     assert query.std().item() == pytest.approx(0.02, rel=0.1)
 

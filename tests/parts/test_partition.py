@@ -139,7 +139,7 @@ def test_blob_levels_group_whole_segments_by_the_gaussian_nearest_to_their_means
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ssl_blocks.parts.partition, "nearest_gaussian", spy)
         segments = BlobPartitioner(counts=counts, mean_range=(-1.0, 1.5), std_range=(0.3, 0.4))(
-            batch, grid, generator=seeded(seed)
+            blank(batch), grid, generator=seeded(seed)
         )
     segments.check()
     assert segments.counts == tuple(counts)
@@ -198,10 +198,10 @@ def test_seven_blobs_are_all_present_in_about_nine_of_ten_draws(generator):
 def test_subset_ids_equal_those_by_loop(data, grid, batch, seed):
     n = grid.num_tokens
     parts = data.draw(st.lists(st.integers(1, 5), min_size=2, max_size=4))
-    ratios = tuple(part / sum(parts) for part in parts)
-    sizes = [int(n * ratio) for ratio in ratios[:-1]]
+    hidden = tuple(part / sum(parts) for part in parts[1:])
+    sizes = [int(n * (1 - sum(hidden))), *(int(n * share) for share in hidden[:-1])]
     sizes.append(n - sum(sizes))
-    partitioner = SubsetPartitioner(ratios=ratios)
+    partitioner = SubsetPartitioner(hidden=hidden)
     if min(sizes) < 1:
         with pytest.raises(ValueError, match="must leave every subset a token"):
             partitioner(blank(batch), grid)
@@ -211,6 +211,15 @@ def test_subset_ids_equal_those_by_loop(data, grid, batch, seed):
     assert segments.levels[0].tolist() == [subset_ids(row, sizes) for row in ranks.tolist()]
     assert segments.step_sizes == tuple(sizes)
     assert segments.counts == (len(sizes),)
+
+
+def test_squares_are_hidden_as_a_whole(generator):
+    segments = SubsetPartitioner(hidden=0.75, side=2)(blank(3), Grid(4, 8), generator=generator)
+    segments.check()
+    squares = segments.levels[0].reshape(3, 2, 2, 4, 2)  # rows of squares, rows in them, likewise columns
+    assert torch.equal(squares.amin((2, 4)), squares.amax((2, 4)))
+    assert segments.step_sizes == (8, 24)
+    assert len({tuple(ids) for ids in segments.levels[0].tolist()}) == 3
 
 
 def test_every_token_is_equally_likely_to_be_kept(generator):
@@ -225,7 +234,7 @@ def test_every_token_is_equally_likely_to_be_kept(generator):
 def test_shuffling_keeps_sizes_and_nesting(batch, seed):
     for base in (SquarePartitioner(sides=(2, 4)), BlobPartitioner(counts=(5, 3, 2))):
         grid = Grid(4, 8)
-        plain = base(batch, grid, generator=seeded(seed))
+        plain = base(blank(batch), grid, generator=seeded(seed))
         shuffled = ShuffledPartitioner(base=base)(blank(batch), grid, generator=seeded(seed))
         shuffled.check()
         assert (shuffled.counts, shuffled.step_sizes) == (plain.counts, plain.step_sizes)
@@ -281,14 +290,19 @@ def test_shuffling_scatters_every_token_uniformly(generator):
         ),
         (lambda: BlobPartitioner(counts=(3,), std_range=(2.0, 1.0)), "std_range=(2.0, 1.0) must be (lowest, highest)"),
         (
-            lambda: SubsetPartitioner(hidden=0.6),
-            "ratios=(0.5, 0.6) must be two or more positive shares that add up to 1",
+            lambda: SubsetPartitioner(hidden=(0.5, 0.6)),
+            "hidden=(0.5, 0.6) must be one or more shares above 0 that add up to less than 1",
         ),
-        (lambda: SubsetPartitioner(ratios=(1.0,)), "ratios=(1.0,) must be two or more positive shares"),
-        (lambda: SubsetPartitioner(ratios=(0.0, 1.0)), "ratios=(0.0, 1.0) must be two or more positive shares"),
+        (lambda: SubsetPartitioner(hidden=()), "hidden=() must be one or more shares above 0"),
+        (lambda: SubsetPartitioner(hidden=1.0), "hidden=1.0 must be one or more shares above 0"),
+        (lambda: SubsetPartitioner(hidden=(0.0, 0.5)), "hidden=(0.0, 0.5) must be one or more shares above 0"),
+        (
+            lambda: SubsetPartitioner(hidden=0.5, side=2)(blank(1), Grid(3, 4)),
+            "sides=(2,) must divide the grid 3x4",
+        ),
         (
             lambda: SubsetPartitioner(hidden=0.9)(blank(1), Grid(3, 3)),
-            "ratios=(0.1, 0.9) must leave every subset a token, but give sizes (0, 9) on a 3x3 grid",
+            "hidden=(0.9,) must leave every subset a token, but gives sizes (0, 9) on a 3x3 grid",
         ),
     ],
 )

@@ -60,7 +60,7 @@ def test_a_run_leaves_the_teachers_encoder_and_plain_timm_loads_it(encoder: list
     model = timm.create_model(f"local-dir:{folder / 'encoder'}", pretrained=True).eval()
     data = load("digits", image_size=16, max_train=128, max_test=40)
     images = to_float(data.test.images, data.mean, data.std)
-    teacher = run.module.objective.teacher.encoder
+    teacher = run.module.objective.teacher.copy.encoder
     with torch.no_grad():
         torch.testing.assert_close(model(images), teacher.features(images), rtol=1e-5, atol=1e-6)
         assert not torch.allclose(model(images), run.module.objective.encoder.eval().features(images))
@@ -110,7 +110,7 @@ def test_an_interrupted_run_ends_in_the_same_bits(tmp_path: Path) -> None:
     assert differences(final(whole), final(ended)) == []
     assert (whole / "metrics.csv").read_text() == (ended / "metrics.csv").read_text()
     stored = final(ended)["state_dict"]
-    for name in ("center", "center_grid", "teacher.encoder.module.norm.weight"):
+    for name in ("center.value", "region_center.value", "teacher.copy.encoder.module.norm.weight"):
         assert stored[f"objective.{name}"].any()
     assert run.module.objective.momentum == 1.0
     assert final(ended)["optimizer_states"][0]["param_groups"][0]["weight_decay"] == pytest.approx(0.4, abs=0.02)

@@ -163,7 +163,7 @@ def test_a_full_mask_leaks(name, partitioner):
 
 def test_a_memory_mask_one_step_too_permissive_leaks():
     objective = tiny(mask=AlteredMask(memory=lambda mask, source, target: source <= target))
-    with pytest.raises(LeakError, match=r"prediction of step 1 in image 0 depends on position \d+, which has step 1"):
+    with pytest.raises(LeakError, match=r"prediction of step 1 in image 0 depends on position \d+ of step 1"):
         check(objective)
 
 

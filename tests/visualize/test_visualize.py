@@ -338,7 +338,7 @@ def test_importing_is_cheap_and_drawing_leaves_pyplot_alone() -> None:
     code = (
         "import sys; import ssl_blocks.visualize as v; import torch, ssl_blocks as sb; "
         "heavy = {'matplotlib', 'matplotlib.figure'} & set(sys.modules); assert not heavy, heavy; "
-        "v.draw_segments(torch.rand(1, 3, 8, 8), sb.TokenPartitioner()(blank(1), sb.Grid(4, 4)), sb.Grid(4, 4)); "
+        "x, grid = torch.rand(1, 3, 8, 8), sb.Grid(4, 4); v.draw_segments(x, sb.TokenPartitioner()(x, grid), grid); "
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

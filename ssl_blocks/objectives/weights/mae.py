@@ -6,7 +6,7 @@ from typing import Any
 
 from ssl_blocks.encoders.weights.filling import ENCODER, fill, fit_table, own_tensors
 from ssl_blocks.encoders.weights.reading import read_state
-from ssl_blocks.objectives import MaskedAutoencoding
+from ssl_blocks.objectives import SegmentPrediction
 
 # beginnings of names in MAE's files, and in the objective
 NAMES = {
@@ -20,7 +20,7 @@ TABLES = {"pos_embed": f"{ENCODER}pos_embed", "decoder_pos_embed": "decoder.posi
 
 
 def load_mae(
-    objective: MaskedAutoencoding, source: str | Path | Mapping[str, Any], *, encoder_only: bool = False
+    objective: SegmentPrediction, source: str | Path | Mapping[str, Any], *, encoder_only: bool = False
 ) -> None:
     """Put the weights of an official MAE checkpoint into an objective, to pretrain on or to use its encoder.
 
@@ -43,7 +43,7 @@ def load_mae(
         ... )
         >>> tokenizer = sb.PatchTokenizer(image_size=16, patch_size=4)
         >>> decoder = sb.MaskTokenDecoder(grid=encoder.grid, dim=16, depth=1, num_heads=2)
-        >>> mae = MaskedAutoencoding(
+        >>> mae = SegmentPrediction(
         ...     encoder=encoder, tokenizer=tokenizer, target=sb.PixelTarget(tokenizer), decoder=decoder
         ... )
         >>> load_mae(mae, encoder.module.state_dict(), encoder_only=True)

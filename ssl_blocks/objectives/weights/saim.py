@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ssl_blocks.encoders.weights.filling import ENCODER, fill, fit_table, own_tensors
 from ssl_blocks.encoders.weights.reading import read_state
-from ssl_blocks.objectives import SegmentAutoregression
+from ssl_blocks.objectives import SegmentPrediction
 
 QUERIES, HEAD, LAYERS = "query_blocks.", "prediction_head.", "decoder.layers."
 TABLES = (f"{ENCODER}pos_embed", "decoder.positions.table")  # one table in SAIM's files: queries start as it
@@ -17,7 +17,7 @@ FIXED = ("gaussian_blur.weight",)  # the target's kernel, which is no weight
 
 
 def load_saim(
-    objective: SegmentAutoregression, source: str | Path | Mapping[str, Any], *, encoder_only: bool = False
+    objective: SegmentPrediction, source: str | Path | Mapping[str, Any], *, encoder_only: bool = False
 ) -> None:
     """Put the weights of an official SAIM checkpoint into an objective, to pretrain on or to use its encoder.
 
@@ -41,7 +41,7 @@ def load_saim(
         >>> size = {"depth": 1, "embed_dim": 16, "num_heads": 2}
         >>> encoder = sb.encoders.timm_vit(image_size=16, patch_size=4, class_token=True, **size)
         >>> tokenizer = sb.PatchTokenizer(image_size=16, patch_size=4)
-        >>> saim = SegmentAutoregression(
+        >>> saim = SegmentPrediction(
         ...     encoder=encoder,
         ...     tokenizer=tokenizer,
         ...     partitioner=sb.TokenPartitioner(),
