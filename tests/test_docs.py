@@ -81,7 +81,7 @@ def check_command(line: str, root: Path = ROOT) -> None:
     elif Path(program).name in ("python", "python3"):
         if rest[:1] == ["-m"]:
             module = rest[1]
-            assert module in ("pip", "venv") or (root / f"{module.replace('.', '/')}.py").is_file(), (
+            assert module in ("pip", "pytest", "venv") or (root / f"{module.replace('.', '/')}.py").is_file(), (
                 f"{line!r}: there is no module {module}"
             )
         else:

@@ -34,3 +34,11 @@ def test_a_page_that_shows_a_file_redefines_its_links(page: str, shown: str) -> 
     text = (ROOT / "docs" / page).read_text()
     assert f'--8<-- "{shown}"' in text
     assert set(DEFINED.findall((ROOT / shown).read_text())) == set(DEFINED.findall(text))
+
+
+def test_the_map_of_contributing_leads_somewhere() -> None:
+    """Files and folders that CONTRIBUTING names exist; NAME stands for what a reader adds."""
+    named = re.findall(r"`((?:ssl_blocks|tests|docs|examples)/[^`\s]*)`", (ROOT / "CONTRIBUTING.md").read_text())
+    assert len(named) > 30
+    missing = [path for path in named if "NAME" not in path and not (ROOT / path).exists()]
+    assert not missing, f"CONTRIBUTING.md names {missing}"
