@@ -41,4 +41,4 @@ bench: .venv/installed-dev  ## time a training step, its attention and augmentat
 	$(BIN)/python -m examples.benchmarks.data
 
 clean:
-	rm -rf .venv site .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv site .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
