@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check docs bench clean
+.PHONY: demo test check docs docs-mkdocs bench clean
 .DEFAULT_GOAL := demo
 
 .venv/installed: pyproject.toml
@@ -28,7 +28,10 @@ check: .venv/installed-dev  ## lint, format, spelling and strict types
 	$(BIN)/mypy
 
 docs: .venv/installed-dev  ## build the documentation into site/
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	$(BIN)/zensical build --clean --strict
+
+docs-mkdocs: .venv/installed-dev  ## the same with mkdocs; without --quiet, which keeps warnings from --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: .venv/installed-dev  ## time a training step, its attention and augmentation
 	$(BIN)/python -m examples.benchmarks.speed
@@ -38,4 +41,4 @@ bench: .venv/installed-dev  ## time a training step, its attention and augmentat
 	$(BIN)/python -m examples.benchmarks.data
 
 clean:
-	rm -rf .venv site .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv site .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
