@@ -153,7 +153,7 @@ def test_content_that_sees_queries_leaks(monkeypatch: pytest.MonkeyPatch) -> Non
         mask[..., :content, content:] = True
         return mask
 
-    monkeypatch.setattr("ssl_blocks.objectives.two_stream.joint_mask", open_mask)
+    monkeypatch.setattr("ssl_blocks.parts.read.joint_mask", open_mask)
     with pytest.raises(LeakError, match="depends on position"):
         assert_no_leak(objective, images(2, 8), generator=seeded())
 

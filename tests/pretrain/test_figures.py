@@ -20,13 +20,13 @@ def test_reconstructions_show_guesses_and_mark_what_was_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, partitioner: sb.SegmentPartitioner, normalize: bool
 ) -> None:
     shown = {}
-    draw_it = figures.pixels.draw_reconstructions
+    draw_it = figures.draw_reconstructions
 
     def spy(images, targets, predictions, known, grid):
         shown.update(images=images, targets=targets, predictions=predictions, known=known)
         return draw_it(images, targets, predictions, known, grid)
 
-    monkeypatch.setattr(figures.pixels, "draw_reconstructions", spy)
+    monkeypatch.setattr(figures, "draw_reconstructions", spy)
     data, objective = some_data(), build(partitioner, normalize=normalize)
     files = figures.write_figures(objective, data, tmp_path)
     assert all(file.stat().st_size > 0 for file in files)
@@ -54,13 +54,13 @@ def test_an_objective_without_segments_has_no_such_figures(tmp_path: Path) -> No
 
 def test_masked_autoencoding_shows_its_reconstructions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = {}
-    draw_it = figures.pixels.draw_reconstructions
+    draw_it = figures.draw_reconstructions
 
     def spy(images, targets, predictions, known, grid):
         shown.update(targets=targets, predictions=predictions, known=known)
         return draw_it(images, targets, predictions, known, grid)
 
-    monkeypatch.setattr(figures.pixels, "draw_reconstructions", spy)
+    monkeypatch.setattr(figures, "draw_reconstructions", spy)
     base = build(sb.SquarePartitioner(sides=(2,)))
     decoder = sb.MaskTokenDecoder(grid=base.encoder.grid, dim=16, depth=1, num_heads=2)
     mae = sb.mae(encoder=base.encoder, tokenizer=base.tokenizer, target=base.target, decoder=decoder)
@@ -75,13 +75,13 @@ def test_puzzles_are_shown_shuffled_as_guessed_and_solved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dropout: float
 ) -> None:
     shown = {}
-    draw_it = figures.puzzle.draw_puzzles
+    draw_it = figures.draw_puzzles
 
     def spy(patches, shuffled, guessed, grid):
         shown.update(patches=patches, shuffled=shuffled, guessed=guessed)
         return draw_it(patches, shuffled, guessed, grid)
 
-    monkeypatch.setattr(figures.puzzle, "draw_puzzles", spy)
+    monkeypatch.setattr(figures, "draw_puzzles", spy)
     data, tokenizer = some_data(), sb.PatchTokenizer.from_grid(image_size=16, grid=3, crop=1)
     torch.manual_seed(0)
     encoder = sb.PostNormTransformer(grid=3, patch=4, depth=1, num_heads=2, dropout=0.5)
@@ -118,13 +118,13 @@ def test_puzzles_with_a_target_of_another_kind_have_no_picture(tmp_path: Path) -
 
 def test_distillation_shows_which_regions_match(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = {}
-    draw_it = figures.distillation.draw_matches
+    draw_it = figures.draw_matches
 
     def spy(first, second, match, grids, *, others):
         shown.update(first=first, second=second, match=match, grids=grids, others=others)
         return draw_it(first, second, match, grids, others=others)
 
-    monkeypatch.setattr(figures.distillation, "draw_matches", spy)
+    monkeypatch.setattr(figures, "draw_matches", spy)
     size = {"patch_size": 2, "window_size": 2, "embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2)}
     head = partial(sb.dino_head, hidden_dim=8, bottleneck_dim=4)
     encoder = sb.encoders.timm_regions(image_size=16, **size)
@@ -169,13 +169,13 @@ def test_another_kind_of_objective_brings_its_own_pictures(tmp_path: Path) -> No
 
 def test_curves_compare_with_untrained_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {}
-    draw_it = figures.registry.draw_curves
+    draw_it = figures.draw_curves
 
     def spy(runs, *, references):
         asked.update(runs=runs, references=references)
         return draw_it(runs, references=references)
 
-    monkeypatch.setattr(figures.registry, "draw_curves", spy)
+    monkeypatch.setattr(figures, "draw_curves", spy)
     run = tmp_path / "mine"
     run.mkdir()
     (run / "metrics.csv").write_text("step,epoch,loss,knn\n0,1.0,0.9,0.25\n")
@@ -183,3 +183,75 @@ def test_curves_compare_with_untrained_features(tmp_path: Path, monkeypatch: pyt
     scores = [Scores(name=name, knn=i / 10, shots=10, fewshot=None) for i, name in enumerate(names)]
     assert figures.write_curves(run, scores).stat().st_size > 0
     assert asked == {"runs": {"mine": run / "metrics.csv"}, "references": {"raw pixels": 0.0, "random encoder": 0.1}}
+
+
+class Brightest:
+    """Segments that depend on the image: the brighter half of the tokens is given."""
+
+    def __call__(self, images, grid, *, generator=None):
+        light = sb.PatchTokenizer(image_size=16, patch_size=2)(images).mean((2, 3, 4))
+        ids = (light.argsort(1).argsort(1) < grid.num_tokens // 2).long()
+        return sb.Segments(levels=(ids,), counts=(2,), step_sizes=(32, 32))
+
+
+class Edges:
+    """A target without pictures."""
+
+    dim = 2
+
+    def __call__(self, images):
+        patches = sb.PatchTokenizer(image_size=16, patch_size=2)(images)
+        return torch.stack([patches.std((2, 3, 4)), patches.mean((2, 3, 4))], -1)
+
+
+def test_segments_that_depend_on_the_image_are_drawn_of_the_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = {}
+    draw_it = figures.draw_reconstructions
+
+    def spy(images, targets, predictions, known, grid):
+        shown.update(images=images, known=known)
+        return draw_it(images, targets, predictions, known, grid)
+
+    monkeypatch.setattr(figures, "draw_reconstructions", spy)
+    objective = build(Brightest(), serializer=sb.OrderedSerializer())
+    assert figures.write_figures(objective, some_data(), tmp_path) == [tmp_path / "reconstructions.png"]
+    light = objective.tokenizer(shown["images"]).mean((2, 3, 4))
+    assert all(row[known].min() >= row[~known].max() for row, known in zip(light, shown["known"], strict=True))
+
+
+def test_a_target_without_pictures_is_no_failure(tmp_path: Path) -> None:
+    base = build(sb.SquarePartitioner(sides=(2,)))
+    objective = sb.SegmentPrediction(
+        encoder=base.encoder,
+        tokenizer=base.tokenizer,
+        partitioner=base.partitioner,
+        reader=base.reader,
+        target=Edges(),
+    )
+    files = figures.write_figures(objective, some_data(), tmp_path)
+    assert {file.name for file in files} == {"segments.png", "reading_order.gif"}
+
+
+def test_any_objective_that_predicts_what_has_pictures_shows_them(tmp_path: Path) -> None:
+    class Copy(sb.Objective):
+        """Predicts the mean of all targets of an image at every other position."""
+
+        def __init__(self):
+            super().__init__()
+            self.tokenizer = sb.PatchTokenizer(image_size=16, patch_size=2)
+            self.target = sb.PixelTarget(self.tokenizer)
+
+        def draw(self, images, *, generator=None):
+            return torch.arange(0, 64, 2).expand(len(images), -1)
+
+        def forward(self, images, draw=None):
+            targets = self.target(images)
+            rows = targets.mean(1, keepdim=True).expand(-1, 32, -1)
+            is_target = torch.ones_like(draw, dtype=torch.bool)
+            wanted = sb.gather_tokens(targets, draw)
+            loss = sb.predicted_mse(rows, wanted, is_target)
+            return sb.ObjectiveOutput(loss, rows, wanted, draw, torch.zeros_like(draw), is_target, draw)
+
+    assert figures.write_figures(Copy(), some_data(), tmp_path) == [tmp_path / "reconstructions.png"]
