@@ -11,7 +11,7 @@ from ssl_blocks.encoders.adapter import refuse_relative_positions
 from ssl_blocks.encoders.pretrained import as_saved, create_pretrained, rebuilding, refuse_contradictions
 from ssl_blocks.encoders.timm_models import TimmAdapter, check_name, check_sizes, create, require_fit
 from ssl_blocks.parts.position import sincos_table
-from ssl_blocks.parts.query_stream import QueryBlock
+from ssl_blocks.parts.query_block import QueryBlock
 from ssl_blocks.parts.tokenize import pair
 from ssl_blocks.values import Grid
 
