@@ -208,19 +208,19 @@ class FeaturesOfTheClassToken(TimmViT):
 class NormForgotten(TimmViT):
     def encode(self, tokens, index, mask=None):
         encoded = super().encode(tokens, index, mask)
-        return sb.Encoded(encoded.hidden, encoded.hidden[-1])
+        return sb.Encoded(encoded.input, encoded.hidden, encoded.hidden[-1])
 
 
 class LayerForgotten(TimmViT):
     def encode(self, tokens, index, mask=None):
         encoded = super().encode(tokens, index, mask)
-        return sb.Encoded(encoded.hidden[:1], self.norm(encoded.hidden[0]))
+        return sb.Encoded(encoded.input, encoded.hidden[:1], self.norm(encoded.hidden[0]))
 
 
 class PrefixCutOff(TimmViT):
     def encode(self, tokens, index, mask=None):
         encoded = super().encode(tokens, index, mask)
-        return sb.Encoded(tuple(h[:, 1:] for h in encoded.hidden), encoded.final[:, 1:])
+        return sb.Encoded(encoded.input[:, 1:], tuple(h[:, 1:] for h in encoded.hidden), encoded.final[:, 1:])
 
 
 class SeesOtherImages(TimmViT):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 import ssl_blocks as sb
 from ssl_blocks.objectives.weights import load_mae
+from ssl_blocks.parts.position import resample_positions
 from tests.recipes import images
 
 BLOCK = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
@@ -97,9 +98,7 @@ def test_positions_are_resampled_for_another_image_size(positions: str) -> None:
     one = build(seed=1, decoder_positions=positions, positions="learned")
     other = build(seed=2, image_size=24, decoder_positions=positions, positions="learned")
     load_mae(other, official(one))
-    table = sb.weights.resample_positions(
-        one.encoder.module.pos_embed, old=one.encoder.grid, new=other.encoder.grid, num_prefix=1
-    )
+    table = resample_positions(one.encoder.module.pos_embed, old=one.encoder.grid, new=other.encoder.grid, num_prefix=1)
     assert torch.equal(other.encoder.module.pos_embed, table)
     if positions == "sincos":
         torch.testing.assert_close(other.decoder.positions.table, sb.sincos_table(sb.Grid(12, 12), 24))

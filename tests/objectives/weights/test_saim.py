@@ -10,8 +10,8 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 
 import ssl_blocks as sb
-from ssl_blocks.encoders.weights import resample_positions
 from ssl_blocks.objectives.weights import load_saim
+from ssl_blocks.parts.position import resample_positions
 from tests.recipes import images
 
 DEPTH = 4
