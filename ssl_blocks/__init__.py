@@ -52,7 +52,8 @@ from ssl_blocks.parts.partition import (
     TokenPartitioner,
 )
 from ssl_blocks.parts.position import PositionTable, sincos_table
-from ssl_blocks.parts.query_stream import QueryBlock, QueryStreamDecoder
+from ssl_blocks.parts.query_block import QueryBlock
+from ssl_blocks.parts.query_stream import QueryStreamDecoder
 from ssl_blocks.parts.read import DecoderReader, QueryReader, Reader
 from ssl_blocks.parts.region_loss import match_regions, paired_cross_entropy
 from ssl_blocks.parts.route import LastLayerRouter, LearnedSkipRouter, MatchedRouter, SkipMemoryRouter

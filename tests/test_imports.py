@@ -63,6 +63,23 @@ def test_no_part_imports_objectives_or_training():
             assert name.split(".")[1] not in ("objectives", "training", "evaluation", "data"), (module, name)
 
 
+def reached(module):
+    """Modules of the package that importing a module loads, by whatever way."""
+    found, ahead = set(), [module]
+    while ahead:
+        ahead += [name for name in imported(ahead.pop()) if name not in found and not found.add(name)]
+    return found
+
+
+def test_encoders_import_no_decoder():
+    decoders = {"ssl_blocks.parts.decode", "ssl_blocks.parts.query_stream"}
+    assert decoders <= set(MODULES)
+    assert decoders & reached("ssl_blocks.objectives")  # the walk sees something
+    encoders = [module for module in MODULES if module.startswith("ssl_blocks.encoders")]
+    found = {module: decoders & reached(module) for module in encoders if decoders & reached(module)}
+    assert not found
+
+
 def test_values_import_nothing_of_the_package():
     assert not list(imported("ssl_blocks.values"))
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import ModelCardData
 
 from ssl_blocks.files import atomically
 
@@ -50,11 +51,8 @@ def _card(
 ) -> Iterator[str]:
     notes: dict[str, Any] = exported.get("ssl_blocks", {})
     of_timm = is_of_timm(exported)
-    yield "---"
-    yield f"library_name: {'timm' if of_timm else 'ssl_blocks'}"
-    yield "tags: [image-feature-extraction, self-supervised]"
-    yield "---"
-    yield ""
+    library, tags = "timm" if of_timm else "ssl_blocks", ["image-feature-extraction", "self-supervised"]
+    yield from ["---", ModelCardData(library_name=library, tags=tags).to_yaml(), "---", ""]
     yield f"# {config['name'] if config else folder.name}"
     yield ""
     if config:

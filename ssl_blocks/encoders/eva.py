@@ -8,13 +8,13 @@ import torch
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
-from ssl_blocks.encoders.pretrained import as_saved, create_pretrained, rebuilding, refuse_contradictions
-from ssl_blocks.encoders.timm_models import TimmAdapter, check_name, check_sizes, create, require_fit
+from ssl_blocks.encoders.adapter import Size
+from ssl_blocks.encoders.timm_building import build_model, create_pretrained, prepared, rebuilding
+from ssl_blocks.encoders.timm_models import TimmAdapter, require_fit
 from ssl_blocks.modes import modes_kept
-from ssl_blocks.parts.tokenize import pair
 
 
-class TimmEva(TimmAdapter):
+class TimmEva(TimmAdapter[Eva]):
     """See a timm ``Eva`` as a token encoder: absolute positions, rotary ones (axial or mixed), or both.
 
     Rotations are looked up per token like table rows, and prefix tokens are not rotated. Random augmentation of
@@ -47,12 +47,10 @@ class TimmEva(TimmAdapter):
             table = self._rotations().clone() if fixed else None
         self.register_buffer("rope_table", table, persistent=False)
 
-    @property
-    def module(self) -> Eva:
-        """The user's own model, unpatched."""
-        eva = self._modules["module"]  # Dynamo follows no super() here
-        assert isinstance(eva, Eva)
-        return eva
+    @classmethod
+    def of(cls, module: nn.Module) -> "TimmEva | None":
+        """The encoder of an ``Eva``."""
+        return cls(module) if isinstance(module, Eva) else None
 
     def _rotations(self) -> Tensor:
         """Sines and cosines in raster order, ``[N, 2d]``, or of every block and head ``[depth, H, N, 2d]``."""
@@ -88,8 +86,8 @@ def _refuse_unfit(module: nn.Module) -> Eva:
 def timm_eva(
     name: str = "vit_small_patch16_rope_224",
     *,
-    image_size: int | tuple[int, int],
-    patch_size: int | tuple[int, int] | None = None,
+    image_size: Size,
+    patch_size: Size | None = None,
     channels: int = 3,
     pretrained: bool = False,
     **model_args: Any,
@@ -119,22 +117,19 @@ def timm_eva(
         >>> encoder.num_prefix, encoder.dim, str(encoder.grid)
         (1, 192, '8x8')
     """
-    check_name(name)
-    saved: Any = as_saved(name, Eva, _refuse_unfit) if pretrained or patch_size is None else None
-    patch = saved.patch_embed.patch_size if patch_size is None else patch_size
-    check_sizes(image_size, patch, model_args)
-    arguments: dict[str, Any] = {
-        "img_size": pair(image_size),
-        "patch_size": pair(patch),
-        "in_chans": channels,
-        "global_pool": "avg",
-        "num_classes": 0,
-    }
+    saved, arguments = prepared(
+        name,
+        Eva,
+        _refuse_unfit,
+        image_size=image_size,
+        patch_size=patch_size,
+        channels=channels,
+        pretrained=pretrained,
+        wanted=model_args,
+    )
     if pretrained:
-        refuse_contradictions(name, saved, model_args)
-        _refuse_unfit(saved)
         arguments |= model_args
         norms = {"use_fc_norm": False, "use_post_transformer_norm": not isinstance(saved.norm, nn.Identity)}
         return TimmEva(create_pretrained(name, arguments), model_args=rebuilding(name, norms | arguments))
     arguments |= {"use_fc_norm": False, "use_post_transformer_norm": True, **model_args}
-    return TimmEva(create(name, arguments, model_args, _refuse_unfit), model_args=arguments)
+    return TimmEva(build_model(name, arguments, model_args, _refuse_unfit), model_args=arguments)

@@ -97,10 +97,14 @@ class TokenEncoder(Protocol):
         """
         ...
 
-    def features(self, images: Float[Tensor, "..."]) -> Float[Tensor, "b d"]:
+    def features(
+        self, images: Float[Tensor, "..."], mask: Bool[Tensor, "_ 1 s s"] | None = None
+    ) -> Float[Tensor, "b d"]:
         """Mean over the patch tokens of the normalised output, ``[B, D]``.
 
         Args:
             images: ``[B, C, H, W]``, or all their patches ``[B, N, C, p, q]`` in raster order.
+            mask: ``[1|B, 1, P+N, P+N]``, prefix first, then raster order, ``True`` = may attend: what a causal encoder
+                is read under; ``None`` lets all see all.
         """
         ...

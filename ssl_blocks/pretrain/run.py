@@ -18,7 +18,7 @@ from rich.console import Console
 
 from ssl_blocks.data import ImageData, ImageShape, UnreadableImageError, load
 from ssl_blocks.encoders.card import write_card
-from ssl_blocks.encoders.export import export_encoder
+from ssl_blocks.encoders.hub import export_encoder
 from ssl_blocks.engine.checkpoints import AtomicCheckpointIO, Checkpoints, check_checkpoint, list_checkpoints
 from ssl_blocks.engine.devices import choose_device
 from ssl_blocks.engine.errors import RunStopped

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import ssl_blocks as sb
-from ssl_blocks.encoders.export import export_encoder
+from ssl_blocks.encoders import export_encoder
 from ssl_blocks.testing import assert_no_leak
 from tests.recipes import build, gradients, images
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import ssl_blocks as sb
-from ssl_blocks.encoders.weights import resample_positions
+from ssl_blocks.parts.position import resample_positions
 
 
 def test_the_same_grid_keeps_the_table() -> None:

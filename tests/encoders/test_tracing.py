@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import ssl_blocks as sb
-from ssl_blocks.encoders.weights import trace_features
+from ssl_blocks.encoders import trace_features
 from tests.encoders import stored
 from tests.recipes import images
 
