@@ -256,7 +256,7 @@ def with_one(name: str, value: Tensor) -> Callable[[dict[str, Tensor]], None]:
         ({"class_token": False}, None, r"the objective has no encoder\.module\.cls_token \(1 such\)"),
         ({"share": True}, None, r"query_blocks.0.\S+ differs from its blocks.0.\S+: build the decoder with blocks of"),
         ({}, without("norm.bias"), r"the checkpoint lacks encoder.module.norm.bias \(1 such\)"),
-        ({}, without("pos_embed"), r"the checkpoint lacks reader.decoder.positions.table \(2 such\)"),
+        ({}, without("pos_embed"), r"the checkpoint lacks encoder.module.pos_embed \(2 such\)"),
         ({}, without("blocks.1.attn.q.bias"), r"the checkpoint lacks blocks.1.attn.q.bias: it must hold projections"),
         ({}, without("blocks.1.attn.v.bias"), r"the checkpoint lacks blocks.1.attn.v.bias: it must hold projections"),
         ({}, without("query_blocks.1.norm1.bias"), r"lacks reader.decoder.layers.1.block.norm1.bias \(1 such\)"),
