@@ -53,12 +53,6 @@ def count_processes(trainer: TrainerConfig, settings: OptimizerConfig) -> Proces
     return found
 
 
-def is_rank_zero() -> bool:
-    """Whether this is the process that speaks and writes; known before the processes have met."""
-    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
-    return next((int(os.environ[name]) for name in names if name in os.environ), 0) == 0
-
-
 def choose_strategy(trainer: TrainerConfig, world_size: int) -> str | Strategy:
     """Lightning's strategy for this many processes."""
     if world_size == 1:

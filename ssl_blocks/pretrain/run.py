@@ -28,8 +28,8 @@ from ssl_blocks.engine.parallel import (
     choose_strategy,
     count_processes,
     environment_plugins,
-    is_rank_zero,
 )
+from ssl_blocks.engine.rank import is_rank_zero
 from ssl_blocks.engine.settings import section
 from ssl_blocks.engine.signals import StopOnSignal
 from ssl_blocks.files import TEMPORARY_SUFFIX, atomically

@@ -22,7 +22,7 @@ from ssl_blocks.pretrain.estimate import (
     kept_for_backward,
     state_bytes,
 )
-from tests.examples import CONFIGS, RandSACConfig, assemble
+from ssl_blocks.recipes.randsac import RECIPE
 from tests.recipes import build, images
 
 SHAPE = ImageShape(3, 16, 16)
@@ -106,7 +106,7 @@ def test_segments_are_shown_in_reading_order(partitioner: sb.SegmentPartitioner,
 
 
 def dry(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    assert main(RandSACConfig, assemble, presets=CONFIGS, argv=[*argv, "--dry-run"]) == 0
+    assert main(RECIPE, argv=[*argv, "--dry-run"]) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
     return printed.out

@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from ssl_blocks.engine.parallel import count_processes, is_rank_zero, repeated_blocks
-from tests.examples import ROOT
+from ssl_blocks.engine.parallel import count_processes, repeated_blocks
+from ssl_blocks.engine.rank import is_rank_zero
 from tests.pretrain.small import arguments, config, final
 from tests.pretrain.two_processes import CASES, train
 from tests.recipes import build
+
+ROOT = Path(__file__).parents[2]
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:

@@ -15,8 +15,10 @@ import torch
 from ssl_blocks.engine.checkpoints import check_checkpoint, list_checkpoints, read_checkpoint
 from ssl_blocks.engine.errors import RunStopped
 from ssl_blocks.pretrain.resume import stored_config
-from tests.examples import ROOT, assemble
+from ssl_blocks.recipes.randsac import assemble
 from tests.pretrain.small import NUM_STEPS, acting, differences, final, prepare
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,7 @@ def interrupted(folder: Path, at_step: int = 9) -> Path:
 
 
 def test_killed_at_twenty_random_moments_a_run_ends_in_the_same_bits(whole: Path, tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "tests" / "training" / "kill_loop.py"), str(tmp_path), "20", "0"]
+    command = [sys.executable, str(ROOT / "tests" / "pretrain" / "kill_loop.py"), str(tmp_path), "20", "0"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]

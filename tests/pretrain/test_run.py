@@ -14,7 +14,7 @@ from PIL import Image
 from ssl_blocks.cli import load_config
 from ssl_blocks.data import ImageSplit, load, to_float
 from ssl_blocks.pretrain import Run
-from tests.examples import CONFIGS, RandSACConfig, assemble
+from ssl_blocks.recipes.randsac import RECIPE, assemble
 from tests.pretrain.small import arguments
 
 
@@ -23,7 +23,7 @@ def options(folder: Path, *more: str) -> list[str]:
 
 
 def run(folder: Path, *more: str) -> Run:
-    config = load_config(RandSACConfig, options(folder, *more), presets=CONFIGS)
+    config = load_config(RECIPE, options(folder, *more))
     prepared = Run.prepare(config, assemble)
     prepared.fit()
     return prepared
@@ -55,7 +55,7 @@ def test_run_folder_holds_what_the_docs_promise(finished: Run) -> None:
 def test_resolved_config_makes_the_same_run_again(finished: Run) -> None:
     path = finished.config.folder / "config.yaml"
     assert yaml.safe_load(path.read_text())["trainer"]["epochs"] == 3
-    again = load_config(RandSACConfig, [f"--preset={path}"], presets=CONFIGS)
+    again = load_config(RECIPE, [f"--preset={path}"])
     assert again == finished.config
 
 
@@ -75,7 +75,7 @@ def test_results_compare_pixels_random_and_pretrained(finished: Run) -> None:
 
 
 def test_training_moved_the_weights(finished: Run, tmp_path: Path) -> None:
-    config = load_config(RandSACConfig, options(tmp_path), presets=CONFIGS)
+    config = load_config(RECIPE, options(tmp_path))
     fresh = Run.prepare(config, assemble).module.objective.state_dict()
     trained = finished.module.objective.state_dict()
     moved = {k for k in fresh if not torch.equal(fresh[k], trained[k])}
@@ -114,7 +114,7 @@ def test_same_seed_same_weights_other_seed_other_weights(finished: Run, tmp_path
 def test_run_leaves_the_global_random_state_alone(tmp_path: Path) -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    config = load_config(RandSACConfig, options(tmp_path), presets=CONFIGS)
+    config = load_config(RECIPE, options(tmp_path))
     Run.prepare(config, assemble)
     assert torch.equal(before, torch.get_rng_state())
 
@@ -136,15 +136,15 @@ def test_images_without_labels_train_without_scores(tmp_path: Path, capsys: pyte
 
 
 def test_precision_and_device_resolve(tmp_path: Path) -> None:
-    config = load_config(RandSACConfig, options(tmp_path, "--trainer.precision=fp32"), presets=CONFIGS)
+    config = load_config(RECIPE, options(tmp_path, "--trainer.precision=fp32"))
     assert Run.prepare(config, assemble).autocast_dtype is None
-    config = load_config(RandSACConfig, options(tmp_path, "--trainer.precision=bf16"), presets=CONFIGS)
+    config = load_config(RECIPE, options(tmp_path, "--trainer.precision=bf16"))
     prepared = Run.prepare(config, assemble)
     assert (prepared.device, prepared.autocast_dtype) == ("cpu", torch.bfloat16)
 
 
 def test_unlabelled_images_train_but_are_not_scored(tmp_path: Path) -> None:
-    prepared = Run.prepare(load_config(RandSACConfig, options(tmp_path), presets=CONFIGS), assemble)
+    prepared = Run.prepare(load_config(RECIPE, options(tmp_path)), assemble)
     whole = prepared.data
     labels = whole.train.labels.clone()
     labels[::2] = -1

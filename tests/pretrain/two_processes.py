@@ -13,7 +13,7 @@ import torch.distributed as dist
 from ssl_blocks import Serialization
 from ssl_blocks.pretrain import Run
 from ssl_blocks.randomness import seeded_generator
-from tests.examples import assemble
+from ssl_blocks.recipes.randsac import assemble
 from tests.pretrain.small import Untouched, config
 
 BLOBS = ["--segments.kind=blob", "--segments.counts=[4]"]
