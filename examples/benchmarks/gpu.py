@@ -41,8 +41,10 @@ def run_stage(name: str, settings: Settings) -> int | str:
     command = [sys.executable, "-u", "-m", "examples.benchmarks.gpu", "--child", name]
     command += ["--budget", f"{settings.budget:.1f}", "--out", str(settings.out), "--data", str(settings.data)]
     command += ["--device", settings.device, *(["--tiny"] if settings.tiny else [])]
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, start_new_session=True)
+    environment = {"OMP_NUM_THREADS": "1"} if settings.device == "cpu" else {}  # threads would wait for each other
+    environment |= os.environ
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
     try:
         return process.wait(timeout=settings.budget + GRACE)
     except subprocess.TimeoutExpired:

@@ -22,8 +22,6 @@ KERNELS = ("CUDNN_ATTENTION", "EFFICIENT_ATTENTION", "MATH")
 def run(stage: Stage) -> None:
     """Check."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    if not stage.cuda:
-        torch.set_num_threads(1)
     checks = Checks(stage.device, batch=2 if stage.tiny else 16, tiny=stage.tiny)
     few = ("blobs", "mae", "esvit")  # under tiny; a kind each of segments, masks and views
     for name in KINDS:
