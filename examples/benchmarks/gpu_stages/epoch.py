@@ -16,8 +16,9 @@ from examples.benchmarks.gpu_stages.items import Stage
 ROOT = Path(__file__).resolve().parents[3]
 PRESET, EPOCHS, BATCH = "randsac_cifar10", 800, 512
 TINY = {
-    "data.max_train": 256,
-    "data.max_test": 64,
+    "data.max_train": 64,
+    "data.max_test": 32,
+    "encoder.width": 48,
     "encoder.depth": 2,
     "decoder.depth": 1,
 }
@@ -55,7 +56,7 @@ class Recipe:
 
     def __init__(self, stage: Stage) -> None:
         self.stage, self.out = stage, stage.settings.out
-        self.runs, self.batch = self.out / "run", 64 if stage.tiny else BATCH
+        self.runs, self.batch = self.out / "run", 16 if stage.tiny else BATCH
 
     def train(self, name: str, epochs: int, *, seconds: float, **options: Any) -> dict[str, Any]:
         """Train from the start.

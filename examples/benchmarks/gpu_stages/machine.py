@@ -50,7 +50,7 @@ def versions(device: torch.device) -> dict[str, Any]:
     more: dict[str, Any] = {}
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(0).total_memory / 2**30
-        more = {"cudnn": torch.backends.cudnn.version(), "memory_gib": memory}
+        more = {"cudnn": torch.backends.cudnn.version(), "memory_gib": memory}  # type: ignore[no-untyped-call]
     python = sys.version.split()[0]
     return {"machine": machine(device), "cores": os.cpu_count(), "python": python, **found, **more}
 
