@@ -1,6 +1,7 @@
 """Checks for what draws: partitioners and serializers."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -57,7 +58,7 @@ def check_partitioner(
         raise ValueError(f"images={len(images)} of them must be at least 2, so that they can be told from each other")
     role, device = Role("partitioner", partitioner), images.device
 
-    def draw(some: Tensor, generator: torch.Generator | None = None) -> Segments:
+    def draw(some: Tensor, generator: torch.Generator | None = None) -> Any:
         return partitioner(some, grid, generator=generator)
 
     def segments() -> None:
@@ -131,15 +132,11 @@ def check_serializer(serializer: Serializer, *, segments: Sequence[Segments] | N
             _check_reading(role, serializer(one, generator=seeded(device)), one)
 
     def randomness() -> None:
-        for one in given:
-            device = one.levels[0].device
+        def sample(generator: torch.Generator | None, device: torch.device) -> Any:
+            moved = mapped(list(given), lambda x: x.to(device))
+            return [serializer(one, generator=generator) for one in moved]
 
-            def sample(
-                generator: torch.Generator | None, where: torch.device, segments: Segments = one
-            ) -> Serialization:
-                return serializer(mapped(segments, lambda x: x.to(where)), generator=generator)
-
-            check_sampling(role, sample, device, looks=False)
+        check_sampling(role, sample, given[0].levels[0].device, looks=False)
 
     def alone() -> str | None:
         for one in given:

@@ -106,10 +106,9 @@ class _Case:
         kind = "steps of other sizes in every image" if sizes is None else f"steps of sizes {sizes}"
         return f"(num_prefix={self.num_prefix}, predict_first={self.predict_first}, {kind})"
 
-    def build(self, draw: Serialization | None = None) -> AttentionMasks:
+    def build(self, draw: Serialization | None = None) -> Any:
         draw = self.draw if draw is None else draw
-        masks: AttentionMasks = self.mask(draw, *draw.windows(self.predict_first), self.num_prefix, self.predict_first)
-        return masks
+        return self.mask(draw, *draw.windows(self.predict_first), self.num_prefix, self.predict_first)
 
     def refused(self) -> str | None:
         try:

@@ -43,6 +43,8 @@ def check_target(
     if len(images) < 2:
         raise ValueError(f"images={len(images)} of them must be at least 2, so that they can be told from each other")
     role, target = Role("target", target), copy.deepcopy(target)
+    if isinstance(target, nn.Module):
+        target.eval()
 
     def values() -> None:
         before = images.clone()
