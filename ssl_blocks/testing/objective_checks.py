@@ -224,9 +224,10 @@ class _Case:
     def check_compilation(self) -> None:
         draw = self.draw()
         expected = self.objective(self.images, draw).loss
-        torch._dynamo.reset()  # type: ignore[no-untyped-call]
+        torch._dynamo.reset()
         try:
-            found = torch.compile(self.objective, fullgraph=True, backend="eager")(self.images, draw).loss
+            compiled: Any = torch.compile(self.objective, fullgraph=True, backend="eager")
+            found = compiled(self.images, draw).loss
         except Exception as error:
             self.role.fail("forward to compile in one graph", str(error).strip().partition("\n")[0])
         difference = apart(found, expected, self.tolerance)

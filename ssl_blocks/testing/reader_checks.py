@@ -170,7 +170,7 @@ class _Case:
         before, s = self.read(given), given.masks.memory.shape[-1]
         heard, near = reachable(given.masks)[:, s:, p:s], given.masks.memory[:, 0, :, p:]
         steps = self.draw.step[:, self.draw.windows()[0]]
-        for step in steps.unique().tolist():
+        for step in torch.unique(steps).tolist():
             changed = steps == step
             shift = noise(given.content.device, *given.content.shape, seed=1, dtype=given.content.dtype)
             after = self.read(replace(given, content=given.content + shift * changed[..., None]))
