@@ -36,7 +36,7 @@ def interrupted(folder: Path, at_step: int = 9) -> Path:
 
 
 def test_killed_at_twenty_random_moments_a_run_ends_in_the_same_bits(whole: Path, tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "tests" / "training" / "kill_loop.py"), str(tmp_path), "20", "0"]
+    command = [sys.executable, str(ROOT / "tests" / "pretrain" / "kill_loop.py"), str(tmp_path), "20", "0"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
@@ -115,7 +115,7 @@ def test_bare_resume_begins_a_run_that_is_not_there_yet(tmp_path: Path) -> None:
 def test_a_path_names_run_or_checkpoint(whole: Path) -> None:
     newest, older = list_checkpoints(whole)
     assert prepare(whole.parent, resume=whole).checkpoint == newest
-    assert prepare(whole.parent, resume=older).module.resumed_step == 22
+    assert prepare(whole.parent, resume=older).loop.resumed_step == 22
     assert stored_config(older)["name"] == "run"
 
 
@@ -126,7 +126,7 @@ def test_a_path_names_run_or_checkpoint(whole: Path) -> None:
         (lambda path: path.write_bytes(b""), "is damaged or no checkpoint"),
         (lambda path: path.write_text("weights"), "is damaged or no checkpoint"),
         (lambda path: torch.save({"state_dict": {}}, path), "is not a checkpoint of an ssl_blocks run"),
-        (lambda path: torch.save({"ssl_blocks": {"format_version": 99}}, path), "format 99; this version reads 1"),
+        (lambda path: torch.save({"ssl_blocks": {"format_version": 99}}, path), "format 99; this version reads 2"),
     ],
 )
 def test_a_damaged_or_foreign_checkpoint_is_named_and_the_one_before_offered(damage, message, tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ class Malicious:
 def test_nothing_is_run_out_of_a_checkpoint(tmp_path: Path) -> None:
     trap, path = Malicious(), tmp_path / "step-00000001.ckpt"
     trap.path = tmp_path / "executed"
-    torch.save({"ssl_blocks": {"format_version": 1}, "state_dict": {}, "trap": trap}, path)
+    torch.save({"ssl_blocks": {"format_version": 2}, "state_dict": {}, "trap": trap}, path)
     with pytest.raises(ValueError, match="is damaged or no checkpoint"):
         read_checkpoint(path)
     path.write_bytes(pickle.dumps(trap))
@@ -207,10 +207,10 @@ def test_a_loss_that_is_no_number_stops_the_run_and_spoils_nothing(tmp_path: Pat
 
 
 def test_weights_of_a_bad_loss_are_not_saved_even_where_losses_are_looked_at_only_now_and_then(tmp_path: Path) -> None:
-    module = prepare(tmp_path).module
-    module.watch.first_bad = torch.tensor(7.0)  # as it lies on a GPU between two looks
+    loop = prepare(tmp_path).loop
+    loop.watch.first_bad = torch.tensor(7.0)  # as it lies on a GPU between two looks
     with pytest.raises(RunStopped, match="in step 7 "):
-        module.on_save_checkpoint({})
+        loop.on_save_checkpoint({})
 
 
 def test_a_bad_loss_before_the_first_checkpoint_is_told_as_it_is(tmp_path: Path) -> None:

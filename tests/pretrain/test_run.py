@@ -121,7 +121,7 @@ def test_run_leaves_the_global_random_state_alone(tmp_path: Path) -> None:
 
 def test_checkpoint_holds_every_weight_once_and_nothing_to_unpickle(finished: Run) -> None:
     saved = torch.load(finished.config.folder / "checkpoints" / "step-00000012.ckpt", weights_only=True)["state_dict"]
-    assert set(saved) == {f"objective.{name}" for name in finished.module.objective.state_dict()}
+    assert set(saved) == {f"model.{name}" for name in finished.module.objective.state_dict()}
 
 
 def test_images_without_labels_train_without_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,10 +137,10 @@ def test_images_without_labels_train_without_scores(tmp_path: Path, capsys: pyte
 
 def test_precision_and_device_resolve(tmp_path: Path) -> None:
     config = load_config(RandSACConfig, options(tmp_path, "--trainer.precision=fp32"), presets=CONFIGS)
-    assert Run.prepare(config, assemble).autocast_dtype is None
+    assert Run.prepare(config, assemble).machine.autocast_dtype is None
     config = load_config(RandSACConfig, options(tmp_path, "--trainer.precision=bf16"), presets=CONFIGS)
-    prepared = Run.prepare(config, assemble)
-    assert (prepared.device, prepared.autocast_dtype) == ("cpu", torch.bfloat16)
+    machine = Run.prepare(config, assemble).machine
+    assert (machine.device, machine.autocast_dtype) == ("cpu", torch.bfloat16)
 
 
 def test_unlabelled_images_train_but_are_not_scored(tmp_path: Path) -> None:

@@ -68,13 +68,13 @@ def train(folder: Path, name: str, *options: str) -> dict:
     run = Run.prepare(config(folder, *OPTIONS, f"--name={name}", *options), build)
     run.module.augment = Untouched()
     losses: list[float] = []
-    before = run.module.optimizer_step
+    before = run.loop.optimizer_step
 
     def optimizer_step(*args, **kwargs) -> None:
         before(*args, **kwargs)
-        losses.append(float(run.module.latest["loss"]))
+        losses.append(float(run.loop.latest["loss"]))
 
-    run.module.optimizer_step = optimizer_step
+    run.loop.optimizer_step = optimizer_step
     objective = run.module.objective
     run.fit()
     return {"losses": losses, "gradients": objective.first_gradients, "counts": objective.counts}
