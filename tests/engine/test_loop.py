@@ -26,7 +26,7 @@ def places(plan: Plan = PLAN, **more: int) -> list[tuple[list[int], int, int]]:
 
 def test_every_epoch_has_an_order_of_its_own() -> None:
     found = [index for index, _, _ in places()]
-    epochs = [sum(found[3 * e : 3 * e + 3], []) for e in range(4)]
+    epochs = [[place for index in found[3 * e : 3 * e + 3] for place in index] for e in range(4)]
     assert all(len(set(epoch)) == 12 for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4
     assert len({tuple(sorted(epoch)) for epoch in epochs}) > 1  # other images are left out
@@ -112,14 +112,13 @@ def test_an_error_of_a_loading_process_arrives_as_it_is() -> None:
         train(Weighed(workers=1), Machine())
 
 
-def test_without_a_folder_nothing_is_written_and_nothing_drawn(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_folder_nothing_is_written_and_nothing_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    before = torch.get_rng_state()
-    train(Weighed(), Machine())
+    task, before = Weighed(), torch.get_rng_state()
+    train(task, Machine())
     assert list(tmp_path.iterdir()) == []
     assert torch.equal(before, torch.get_rng_state())
+    assert len({draw for *_, draw in task.moments}) == 6  # though it drew
     with pytest.raises(ValueError, match="resume=True needs the folder of the run"):
         train(Weighed(), Machine(), resume=True)
     train(Weighed(), Machine(), folder=tmp_path)
