@@ -28,6 +28,12 @@ from ssl_blocks.engine.task import Task
 from ssl_blocks.modes import modes_kept
 from ssl_blocks.quiet import quiet
 
+PRECISIONS: dict[torch.dtype | None, Any] = {
+    None: "32-true",
+    torch.bfloat16: "bf16-mixed",
+    torch.float16: "16-mixed",
+}
+
 
 @dataclass(frozen=True)
 class Record:
@@ -172,7 +178,7 @@ def _trainer(loop: Loop, machine: Machine, record: Record | None, callbacks: Seq
         num_nodes=machine.processes.num_nodes,
         strategy=choose_strategy(machine),
         plugins=[AtomicCheckpointIO(), *environment_plugins()],
-        precision="32-true" if machine.autocast_dtype is None else "bf16-mixed",
+        precision=PRECISIONS[machine.autocast_dtype],
         accumulate_grad_batches=plan.accumulate,
         gradient_clip_val=plan.clip_grad,
         logger=loggers,

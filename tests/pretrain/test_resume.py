@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from ssl_blocks.engine.checkpoints import check_checkpoint, list_checkpoints, read_checkpoint
 from ssl_blocks.engine.errors import RunStopped
@@ -170,6 +171,24 @@ def test_another_configuration_is_refused_field_by_field(whole: Path) -> None:
     with pytest.raises(ValueError, match=r"optimizer.base_lr=0.5 \(the run has 0.008\), trainer.epochs=7 .* differ:"):
         prepare(whole.parent, "--optimizer.base_lr=0.5", "--trainer.epochs=7", resume=True)
     prepare(whole.parent, "--data.workers=0", "--trainer.checkpoint_every=3", resume=True)  # where and how, not what
+
+
+def test_images_may_lie_elsewhere_but_must_be_the_same(tmp_path: Path) -> None:
+    def photos(name: str, first: int = 0) -> str:
+        (tmp_path / name).mkdir()
+        for i in range(40):
+            Image.new("L", (8, 8), first + 3 * i).save(tmp_path / name / f"{i:02d}.png")
+        return f"--data.name=imagefolder:{tmp_path / name}"
+
+    options = ("--data.channels=1", "--optimizer.batch_size=20", "--trainer.epochs=3")
+    with pytest.raises(RunStopped):
+        prepare(tmp_path, photos("here"), *options, build=acting(stop(signal.SIGTERM), 2)).fit()
+    with pytest.raises(ValueError, match=r"gone on with as it began, but now their mean=\[.*\] \(the run has \["):
+        prepare(tmp_path, photos("brighter", first=60), *options, resume=True)
+    assert prepare(tmp_path, photos("there"), *options, resume=True).loop.resumed_step == 2
+    (tmp_path / "there" / "39.png").unlink()
+    with pytest.raises(ValueError, match=r"now training images=39 \(the run has 40\)"):
+        prepare(tmp_path, f"--data.name=imagefolder:{tmp_path / 'there'}", *options, resume=True)
 
 
 def test_weights_of_another_shape_are_refused(whole: Path) -> None:
