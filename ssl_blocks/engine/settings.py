@@ -106,6 +106,19 @@ class OptimizerConfig(StrictModel):
         """Peak learning rate: the base rate scaled linearly with the batch (MAE)."""
         return self.base_lr * self.batch_size / 256
 
+    def warmup_steps(self, *, steps_per_epoch: int, epochs: int) -> int:
+        """Optimizer steps of the warm-up.
+
+        Raises:
+            ValueError: if the warm-up is not shorter than the run.
+        """
+        warmup, steps = int(self.warmup_epochs * steps_per_epoch), steps_per_epoch * epochs
+        if warmup >= steps:
+            raise ValueError(
+                f"optimizer.warmup_epochs makes {warmup} warm-up steps, which must be fewer than the {steps} of the run"
+            )
+        return warmup
+
 
 class TrainerConfig(StrictModel):
     """How long, how precisely and on what."""
