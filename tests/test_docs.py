@@ -122,7 +122,7 @@ def check_options(line: str, words: list[str]) -> None:
     try:
         if name == "evaluate":
             tasks, encoder, options = split_arguments(rest)
-            if "help" not in options:
+            if rest and "help" not in options:
                 assert tasks, f"{line!r} evaluates by nothing"
                 configure(encoder, options)
         elif name in RECIPES:

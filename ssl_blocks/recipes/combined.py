@@ -88,7 +88,8 @@ def assemble(config: CombinedConfig, shape: sb.data.ImageShape) -> sb.WeightedSu
             region_weight=0.0,
         )
     with section("weights"):
-        return sb.WeightedSum({"randsac": randsac, "dino": dino}, weights=config.weights.model_dump())
+        weights = {"randsac": config.weights.randsac, "dino": config.weights.dino}
+        return sb.WeightedSum({"randsac": randsac, "dino": dino}, weights=weights)
 
 
 RECIPE = Recipe("combined", CombinedConfig, assemble, presets=Path(__file__).parent / "presets")
