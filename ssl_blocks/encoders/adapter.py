@@ -31,6 +31,7 @@ class Adapter(nn.Module, ABC, Generic[M]):
     dim: int
     channels: int
     pooling = "mean of normalised patch tokens"
+    wraps: ClassVar[type[nn.Module] | tuple[()]] = ()  # the models that ``of`` takes
 
     def __init__(self, module: M | None = None) -> None:
         super().__init__()
@@ -70,13 +71,8 @@ class Adapter(nn.Module, ABC, Generic[M]):
 
     @classmethod
     def of(cls, module: nn.Module) -> "Adapter[Any] | None":
-        """The encoder of a model for ``wrap``; ``None`` for one of another family, or if the user has to say more.
-
-        Raises:
-            TypeError: if the model is of this family, and does not fit.
-            ValueError: likewise.
-        """
-        return None
+        """The encoder of a model for ``wrap``; ``None`` for one of another family, or if the user has to say more."""
+        return cls(module) if isinstance(module, cls.wraps) else None  # type: ignore[arg-type]
 
     @classmethod
     def reads(cls, config: Mapping[str, Any]) -> bool:
@@ -85,40 +81,23 @@ class Adapter(nn.Module, ABC, Generic[M]):
 
     @classmethod
     def load(cls, folder: Path, config: Mapping[str, Any], image_size: Size | None) -> "Adapter[Any]":
-        """Build what was saved, with its weights, for inputs of another size where one is given.
-
-        Raises:
-            ImageSizeError: if the encoder cannot have this size.
-        """
+        """Build what was saved, with its weights, for inputs of another size where one is given."""
         raise NotImplementedError
 
     def save(self, folder: Path, notes: dict[str, Any]) -> None:
-        """Write ``config.json``, with ``notes`` in it, and ``model.safetensors``.
-
-        Raises:
-            TypeError: if the encoder has a part that could not be built again.
-        """
+        """Write ``config.json``, with ``notes`` in it, and ``model.safetensors``."""
         raise TypeError(f"encoder must be one of this library's to be exported, got {type(self).__name__}")
 
     @torch.no_grad()
     def redraw(self, folder: Path, image_size: Size | None) -> None:
-        """Draw all weights anew with torch's generator: layers as torch draws them, tables and tokens N(0, 0.02²).
-
-        Args:
-            folder: that it was loaded from.
-            image_size: that it was loaded for.
-        """
+        """Draw all weights anew with torch's generator: layers as torch draws them, tables and tokens N(0, 0.02²)."""
         for part in self.module.modules():
-            own = list(part.parameters(recurse=False))
             reset = getattr(part, "reset_parameters", getattr(part, "_reset_parameters", None))
             if callable(reset) and not isinstance(part, nn.TransformerEncoder):
                 reset()
                 continue
-            for parameter in own:
-                if parameter.ndim > 1:
-                    nn.init.normal_(parameter, std=0.02)
-                else:
-                    nn.init.ones_(parameter)  # scales of layers
+            for own in part.parameters(recurse=False):
+                nn.init.normal_(own, std=0.02) if own.ndim > 1 else nn.init.ones_(own)  # ones: scales of layers
 
 
 def noted(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -145,11 +124,7 @@ class DescribedAdapter(Adapter[M]):
 
     @abstractmethod
     def describe(self) -> Description:
-        """What it is built from, and its weights.
-
-        Raises:
-            TypeError: if it has a part that cannot be built again.
-        """
+        """What it is built from, and its weights."""
 
     @classmethod
     @abstractmethod
@@ -159,11 +134,7 @@ class DescribedAdapter(Adapter[M]):
     @classmethod
     @abstractmethod
     def resized(cls, stored: Description, image_size: Size) -> Description:
-        """For another input size.
-
-        Raises:
-            ImageSizeError: if the encoder cannot have it.
-        """
+        """For another input size."""
 
     @classmethod
     def reads(cls, config: Mapping[str, Any]) -> bool:
@@ -199,11 +170,7 @@ class ImageSizeError(ValueError):
 
 
 def grid_for(image_size: Size, patch: tuple[int, int]) -> Grid:
-    """The grid of an input size.
-
-    Raises:
-        ImageSizeError: if the patch does not divide it.
-    """
+    """The grid of an input size."""
     sides = pair(image_size)
     for length, side in zip(sides, patch, strict=True):
         if length < 1 or length % side:
@@ -223,47 +190,30 @@ def resampled(table: Tensor, *, old: Grid, new: Grid) -> Tensor:
 
 
 def refuse(owner: str, reason: str) -> NoReturn:
-    """Say why an encoder cannot be exported.
-
-    Raises:
-        TypeError: always.
-    """
+    """Say why an encoder cannot be exported."""
     raise TypeError(f"{owner} cannot be exported: {reason}")
 
 
 def require_type(owner: str, name: str, part: object, expected: type) -> None:
-    """Refuse a part that is of a type of its own, a derived one too: another one would be built.
-
-    Raises:
-        TypeError: naming both.
-    """
+    """Refuse a part that is of a type of its own, a derived one too: another one would be built."""
     if type(part) is not expected:
         home = "nn." if hasattr(nn, expected.__name__) else "torchvision's "
         refuse(owner, f"{name} is a {type(part).__name__}, expected {home}{expected.__name__}")
 
 
 def require_same(owner: str, module: nn.Module, again: nn.Module, *, passed_over: tuple[str, ...] = ()) -> None:
-    """Refuse a model that is not built again as it is.
-
-    Args:
-        owner: what it is called in the error.
-        module: the model.
-        again: what its description builds.
-        passed_over: names at whose start nothing is compared.
-
-    Raises:
-        TypeError: naming the first part or weight that differs.
-    """
-    for found, built in ((_parts(module), _parts(again)), (_shapes(module), _shapes(again))):
-        for name in [*found, *(name for name in built if name not in found)]:
-            ours, theirs = found.get(name, "missing"), built.get(name, "nothing")
-            if ours != theirs and not name.startswith(passed_over):
-                refuse(owner, f"{name} is {ours}, and {theirs} is what would be built again")
+    """Refuse a model that is not built again as it is."""
+    found, built = _inventory(module), _inventory(again)
+    for name in {**found, **built}:
+        ours, theirs = found.get(name, "missing"), built.get(name, "nothing")
+        if ours != theirs and not name.startswith(passed_over):
+            refuse(owner, f"{name} is {ours}, and {theirs} is what would be built again")
 
 
-def _parts(module: nn.Module) -> dict[str, str]:
-    """What every layer is, its sizes and rates included."""
-    return {name: _words(part) for name, part in module.named_modules(remove_duplicate=False) if name}
+def _inventory(module: nn.Module) -> dict[str, str]:
+    """What every layer and every weight is, sizes and rates included."""
+    parts = {name: _words(part) for name, part in module.named_modules(remove_duplicate=False) if name}
+    return parts | {name: f"of shape {tuple(weight.shape)}" for name, weight in module.state_dict().items()}
 
 
 def _words(part: nn.Module) -> str:
@@ -272,7 +222,3 @@ def _words(part: nn.Module) -> str:
         more = f"heads={part.num_heads}, dropout={part.dropout}, batch_first={part.batch_first}"
     home = type(part).__module__.partition(".")[0]
     return f"{home}'s {type(part).__name__}({more})"
-
-
-def _shapes(module: nn.Module) -> dict[str, str]:
-    return {name: f"of shape {tuple(weight.shape)}" for name, weight in module.state_dict().items()}

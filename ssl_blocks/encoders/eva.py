@@ -37,6 +37,7 @@ class TimmEva(TimmAdapter[Eva]):
         (1, '4x4', torch.Size([1, 32]))
     """
 
+    wraps = Eva
     rope_table: Tensor | None
 
     def __init__(self, module: nn.Module, *, model_args: Mapping[str, Any] | None = None) -> None:
@@ -46,11 +47,6 @@ class TimmEva(TimmAdapter[Eva]):
         with modes_kept(eva, training=False), torch.no_grad():
             table = self._rotations().clone() if fixed else None
         self.register_buffer("rope_table", table, persistent=False)
-
-    @classmethod
-    def of(cls, module: nn.Module) -> "TimmEva | None":
-        """The encoder of an ``Eva``."""
-        return cls(module) if isinstance(module, Eva) else None
 
     def _rotations(self) -> Tensor:
         """Sines and cosines in raster order, ``[N, 2d]``, or of every block and head ``[depth, H, N, 2d]``."""
@@ -98,10 +94,9 @@ def timm_eva(
     the same features as the adapter. Pretrained weights are loaded as in `timm_vit`: all but the head's.
 
     Args:
-        name: any name that timm builds as an ``Eva``, with a tag or without; ``local-dir:FOLDER`` is an exported
-            encoder, and ``hf-hub:OWNER/NAME`` a repository.
+        name: any name that timm builds as an ``Eva``; what else it may be, and all other arguments: as in `timm_vit`.
         image_size: height and width in pixels; one number means a square.
-        patch_size: height and width of a patch in pixels; ``None`` is the model's own.
+        patch_size: likewise; ``None`` is the model's own.
         channels: colour channels of the images.
         pretrained: start from the weights that belong to the name.
         **model_args: handed to timm, for example ``depth=4, embed_dim=64, num_heads=4``.

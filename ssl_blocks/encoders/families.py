@@ -52,12 +52,7 @@ def wrap(module: nn.Module) -> TokenEncoder:
 
 
 def rebuild(folder: Path, config: Mapping[str, Any], image_size: Size | None) -> Adapter[Any]:
-    """Build what a folder's configuration describes, and fill in the weights beside it.
-
-    Raises:
-        ImageSizeError: if the encoder cannot have this input size.
-        ValueError: if no family reads the configuration.
-    """
+    """Build what a folder's configuration describes, and fill in the weights beside it."""
     adapter = next((adapter for adapter in ADAPTERS if adapter.reads(config)), None)
     if adapter is None:
         raise ValueError("config.json names neither an architecture nor a model_type")

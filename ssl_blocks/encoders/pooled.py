@@ -1,16 +1,14 @@
 """Any model of timm, by the one vector that it makes of an image."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ssl_blocks.encoders.adapter import Adapter, Size
+from ssl_blocks.encoders.adapter import Adapter
 from ssl_blocks.encoders.protocol import FeatureEncoder
-from ssl_blocks.encoders.timm_models import TimmStored, load_timm
+from ssl_blocks.encoders.timm_models import TimmStored, refusals_named
 
 
 class TimmPooled(TimmStored[nn.Module]):
@@ -48,34 +46,19 @@ class TimmPooled(TimmStored[nn.Module]):
         self.dim: int = getattr(module, "head_hidden_size", None) or module.num_features  # type: ignore[assignment]
         self.channels = stem.in_channels
 
-    @classmethod
-    def load(cls, folder: Path, config: Mapping[str, Any], image_size: Size | None) -> "TimmPooled":
-        """Build the model by timm."""
-        model, arguments = load_timm(folder, config, image_size)
-        return cls(model, model_args=arguments)
-
     def features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         """What the model returns, ``[B, D]``.
 
         Raises:
             ValueError: if the model refuses images of this size or number of channels.
         """
-        try:
+        with refusals_named(self.module, images):
             found: Tensor = self.module(images)
-        except torch.OutOfMemoryError:
-            raise
-        except (AssertionError, RuntimeError) as error:
-            size = "x".join(map(str, images.shape[1:]))
-            raise ValueError(f"{type(self.module).__name__} refuses images of {size} pixels: {error}") from error
         return found
 
 
 def adapter_of(encoder: FeatureEncoder) -> Adapter[Any]:
-    """The encoder itself; of one in a user's own code, what saves the model inside.
-
-    Raises:
-        TypeError: if nothing does.
-    """
+    """The encoder itself; of one in a user's own code, what saves the model inside."""
     for one in (encoder, encoder.module):
         if isinstance(one, Adapter):
             return one

@@ -16,7 +16,7 @@ from ssl_blocks.encoders.adapter import Adapter, Size, noted, refuse
 from ssl_blocks.encoders.pooled import adapter_of
 from ssl_blocks.encoders.protocol import TokenEncoder
 from ssl_blocks.encoders.timm_building import check_name
-from ssl_blocks.encoders.timm_models import TimmStored, load_timm
+from ssl_blocks.encoders.timm_models import TimmStored, load_timm, refusals_named
 from ssl_blocks.parts.tokenize import pair
 from ssl_blocks.values import Grid, Regions
 
@@ -60,9 +60,8 @@ class TimmRegions(TimmStored[nn.Module]):
             )
         self.dim, self.channels = _last_width(module), stem.in_channels
         self.model_args = dict(model_args or {})
-        own, self.is_last_dim = _find_norm(module, self.dim) if norm is None else (norm, _takes_last_dim(norm))
-        self.given_norm = None if norm is None else own  # the model's own is reached through it, and saved once
-        self._path = "" if norm is not None else _path_of(module, own)
+        self.given_norm = norm  # the model's own is reached through it, and saved once
+        self._path, self.is_last_dim = _find_norm(module, self.dim) if norm is None else ("", _takes_last_dim(norm))
 
     @classmethod
     def load(cls, folder: Path, config: Mapping[str, Any], image_size: Size | None) -> "TimmRegions":
@@ -100,15 +99,10 @@ class TimmRegions(TimmStored[nn.Module]):
         Raises:
             ValueError: if the model refuses images of this size or number of channels.
         """
-        try:
+        with refusals_named(self.module, images):
             found = self.module.forward_intermediates(  # type: ignore[operator]
                 images, indices=1, norm=False, output_fmt="NCHW", intermediates_only=True
             )
-        except torch.OutOfMemoryError:
-            raise
-        except (AssertionError, RuntimeError, ValueError) as error:
-            size = "x".join(map(str, images.shape[1:]))
-            raise ValueError(f"{type(self.module).__name__} refuses images of {size} pixels: {error}") from error
         last: Tensor = found[-1]
         grid = Grid(*last.shape[2:])
         if self.is_last_dim:
@@ -278,17 +272,17 @@ def _last_width(module: nn.Module) -> int:
     return width
 
 
-def _find_norm(module: nn.Module, dim: int) -> tuple[nn.Module | None, bool]:
-    """The norm that timm's models of this kind end with, and whether it takes channels last; ``None`` for none."""
-    found = [norm for place in ("norm", "head.norm") if (norm := _part(module, place)) is not None]
-    norms = [norm for norm in found if not isinstance(norm, nn.Identity)]
-    fitting = next((norm for norm in norms if _width(norm) == dim), None)
-    if fitting is not None:
-        return fitting, _takes_last_dim(fitting)
+def _find_norm(module: nn.Module, dim: int) -> tuple[str, bool]:
+    """Where the norm lies that timm's models of this kind end with, and whether it takes channels last; "" for none."""
+    found = {place: norm for place in ("norm", "head.norm") if (norm := _part(module, place)) is not None}
+    norms = {place: norm for place, norm in found.items() if not isinstance(norm, nn.Identity)}
+    for place, norm in norms.items():
+        if getattr(norm, "weight", None) is not None and norm.weight.numel() == dim:  # type: ignore[operator]
+            return place, _takes_last_dim(norm)
     stages = _part(module, "stages")
     ends_normed = isinstance(stages, nn.Sequential | nn.ModuleList) and _part(stages[-1], "norm") is not None
     if not norms and (ends_normed or any(isinstance(part, _BatchNorm) for part in module.modules())):
-        return None, False  # PVT: norms in stages; ResNet: batch norms
+        return "", False  # PVT: norms in stages; ResNet: batch norms
     raise ValueError(
         f"the final norm of {type(module).__name__} was not found in norm or head.norm, for a width of {dim}: "
         "give norm=, nn.Identity() for none"
@@ -296,22 +290,11 @@ def _find_norm(module: nn.Module, dim: int) -> tuple[nn.Module | None, bool]:
 
 
 def _part(module: nn.Module, path: str) -> nn.Module | None:
-    for name in path.split("."):
-        found = getattr(module, name, None)
-        if not isinstance(found, nn.Module):
-            return None
-        module = found
-    return module
-
-
-def _width(norm: nn.Module) -> int | None:
-    weight = getattr(norm, "weight", None)
-    return None if weight is None else weight.numel()
+    try:
+        return module.get_submodule(path)
+    except AttributeError:
+        return None
 
 
 def _takes_last_dim(norm: nn.Module) -> bool:
     return isinstance(norm, nn.LayerNorm | RmsNorm | nn.RMSNorm) and not isinstance(norm, LayerNorm2d | RmsNorm2d)
-
-
-def _path_of(module: nn.Module, part: nn.Module | None) -> str:
-    return next((name for name, other in module.named_modules() if other is part), "")

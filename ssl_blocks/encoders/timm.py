@@ -39,13 +39,10 @@ class TimmViT(TimmAdapter[VisionTransformer]):
         (1, '8x8', torch.Size([1, 192]))
     """
 
+    wraps = nn.Module  # the last family to be asked says why others do not fit
+
     def __init__(self, module: nn.Module, *, model_args: Mapping[str, Any] | None = None) -> None:
         super().__init__(_refuse_unfit(module), model_args=model_args)
-
-    @classmethod
-    def of(cls, module: nn.Module) -> "TimmViT | None":
-        """The encoder of a ``VisionTransformer``; the last family to be asked says why others do not fit."""
-        return cls(module)
 
     @classmethod
     def reads(cls, config: Mapping[str, Any]) -> bool:

@@ -32,26 +32,7 @@ def prepared(
     pretrained: bool,
     wanted: Mapping[str, Any],
 ) -> tuple[Any, dict[str, Any]]:
-    """Check what a user asks of a model of timm, and gather the arguments that all families share.
-
-    Args:
-        name: of the model.
-        kind: its class.
-        refuse_unfit: says why another model does not fit.
-        image_size: height and width in pixels; one number means a square.
-        patch_size: likewise; ``None`` is the model's own.
-        channels: colour channels of the images.
-        pretrained: whether its weights will be loaded.
-        wanted: further arguments by name, which must not contradict the weights.
-
-    Returns:
-        The model as it was saved, where it is pretrained or names the patch; and the arguments.
-
-    Raises:
-        ValueError: naming the argument.
-        FileNotFoundError: if the folder holds no model.
-        TypeError: if it is of another family.
-    """
+    """Check what a user asks of a model of timm, and gather the arguments that all families share."""
     check_name(name)
     saved: Any = as_saved(name, kind, refuse_unfit) if pretrained or patch_size is None else None
     patch = saved.patch_embed.patch_size if patch_size is None else patch_size
@@ -78,11 +59,7 @@ def build_model(
 
 
 def require_divisible(image_size: Size, patch_size: Size, model_args: Mapping[str, Any]) -> None:
-    """Refuse sizes that do not divide.
-
-    Raises:
-        ValueError: naming the argument.
-    """
+    """Refuse sizes that do not divide."""
     for length, side in zip(pair(image_size), pair(patch_size), strict=True):
         if side < 1 or length % side:
             raise ValueError(
@@ -94,12 +71,7 @@ def require_divisible(image_size: Size, patch_size: Size, model_args: Mapping[st
 
 
 def as_saved(name: str, kind: type[nn.Module], refuse_unfit: Callable[[nn.Module], object]) -> Any:
-    """The model as timm knows it or as it was saved, without weights, on the meta device.
-
-    Raises:
-        ValueError: if it cannot be built, or what describes it cannot be read.
-        TypeError: if it is of another family.
-    """
+    """The model as timm knows it or as it was saved, without weights, on the meta device."""
     try:
         with torch.device("meta"):
             model: nn.Module = timm.create_model(name)
@@ -111,16 +83,7 @@ def as_saved(name: str, kind: type[nn.Module], refuse_unfit: Callable[[nn.Module
 
 
 def refuse_contradictions(name: str, saved: Any, wanted: Mapping[str, Any]) -> None:
-    """Refuse arguments that would give pretrained weights another meaning, or leave some of them out.
-
-    Args:
-        name: of the model.
-        saved: the model as its weights were saved.
-        wanted: what the caller asks for, by name of the argument; ``None`` is whatever the model has.
-
-    Raises:
-        ValueError: naming the argument.
-    """
+    """Refuse arguments that would give pretrained weights another meaning, or leave some of them out."""
     there = {
         "embed_dim": saved.embed_dim,
         "depth": len(saved.blocks),
@@ -144,15 +107,7 @@ def create_pretrained(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     """Build a model with its pretrained weights; on the meta device, without.
 
     It is built as it was saved, so that timm loads every weight strictly. Only then its head is taken off: classifier
-    and attention pooling.
-
-    Args:
-        name: of the model.
-        arguments: handed to timm; ``global_pool`` and ``num_classes`` are those of the model that is returned.
-
-    Raises:
-        ValueError: if weights cannot be had, are missing or left over.
-    """
+    and attention pooling."""
     rest = {key: value for key, value in arguments.items() if key not in ("global_pool", "num_classes")}
     load = torch.get_default_device().type != "meta"
     try:
@@ -190,12 +145,7 @@ def is_on_hub(name: str) -> bool:
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that timm does not know. Names may have a tag, or be those of a folder or a repository.
-
-    Raises:
-        ValueError: with names that are near it.
-        FileNotFoundError: if the folder holds no model.
-    """
+    """Refuse a name that timm does not know. Names may have a tag, or be those of a folder or a repository."""
     source, _, place = name.partition(":")
     if source == LOCAL:
         if not (Path(place) / "config.json").is_file():

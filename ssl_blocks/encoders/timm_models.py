@@ -3,11 +3,13 @@
 import inspect
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from jaxtyping import Float
 from timm.layers import PatchEmbed
 from timm.models import group_parameters, save_for_hf
@@ -50,6 +52,12 @@ class TimmStored(Adapter[M]):
             config["pretrained_cfg"]["input_size"] = [notes["channels"], *size]
         config["pretrained_cfg"] |= {"mean": notes["mean"], "std": notes["std"], "crop_pct": 1.0, "num_classes": 0}
         path.write_text(json.dumps(config, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path, config: Mapping[str, Any], image_size: Size | None) -> Adapter[Any]:
+        """Build the model by timm."""
+        model, arguments = load_timm(folder, config, image_size)
+        return cls(model, model_args=arguments)  # type: ignore[arg-type, call-arg]
 
     def redraw(self, folder: Path, image_size: Size | None) -> None:
         """Draw all weights as timm draws them."""
@@ -163,12 +171,7 @@ class TimmAdapter(TimmStored[M], TokenAdapter[M]):
 
 
 def require_fit(module: Any) -> None:
-    """Refuse what no family of timm may have.
-
-    Raises:
-        TypeError: if the stem mixes patches, or blocks take no mask.
-        ValueError: if it drops patches at random, or the final norm sits behind the pooling.
-    """
+    """Refuse what no family of timm may have."""
     if type(module.patch_embed) is not PatchEmbed:
         refuse_stem(type(module).__name__, module.patch_embed)
     if module.patch_drop is not None and not isinstance(module.patch_drop, nn.Identity):
@@ -181,6 +184,18 @@ def require_fit(module: Any) -> None:
     for block in module.blocks:
         if "attn_mask" not in inspect.signature(block.forward).parameters:
             raise TypeError(f"{type(block).__name__} takes no attention mask (attn_mask), so it cannot be kept causal")
+
+
+@contextmanager
+def refusals_named(module: nn.Module, images: Tensor) -> Iterator[None]:
+    """Say of which images a model could make nothing."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (AssertionError, RuntimeError, ValueError) as error:
+        size = "x".join(map(str, images.shape[1:]))
+        raise ValueError(f"{type(module).__name__} refuses images of {size} pixels: {error}") from error
 
 
 def load_timm(folder: Path, config: Mapping[str, Any], image_size: Size | None) -> tuple[nn.Module, dict[str, Any]]:

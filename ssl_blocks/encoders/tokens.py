@@ -142,14 +142,7 @@ def run_blocks(
     *,
     checkpointing: bool = False,
 ) -> tuple[Float[Tensor, "b s d"], ...]:
-    """Run blocks that take ``attn_mask`` and keep the residual stream after each.
-
-    Args:
-        blocks: called as ``block(x, attn_mask=mask)``.
-        x: ``[B, s, D]``.
-        mask: ``[1|B, 1, s, s]``, ``True`` = may attend, or ``None``.
-        checkpointing: recompute each block in the backward pass instead of keeping its activations.
-    """
+    """Run blocks that take ``attn_mask`` and keep the residual stream after each."""
     recompute = checkpointing and torch.is_grad_enabled()
     hidden = []
     for block in blocks:
@@ -164,11 +157,7 @@ def run_blocks(
 
 
 def are_images(x: Tensor, grid: Grid, patch: tuple[int, int], channels: int) -> bool:
-    """Tell images ``[B, C, H, W]`` from patches ``[B, n, C, p, q]``.
-
-    Raises:
-        ValueError: if the pixels are not the encoder's: image size, patch size or channels.
-    """
+    """Tell images ``[B, C, H, W]`` from patches ``[B, n, C, p, q]``."""
     images = x.ndim == 4
     want = (channels, *((grid.height * patch[0], grid.width * patch[1]) if images else patch))
     if x.ndim not in (4, 5) or tuple(x.shape[-3:]) != want:
@@ -182,13 +171,7 @@ def are_images(x: Tensor, grid: Grid, patch: tuple[int, int], channels: int) -> 
 def number_layers(
     module: nn.Module, blocks: Iterable[nn.Module], *, first: Iterable[nn.Parameter | None]
 ) -> dict[str, int]:
-    """Layer of every parameter of a model: 0 for the embedding, i for block i from 1, then all that follows.
-
-    Args:
-        module: the model.
-        blocks: its blocks in order.
-        first: parameters of the embedding: patches, positions, prefix tokens.
-    """
+    """Layer of every parameter of a model: 0 for the embedding, i for block i from 1, then all that follows."""
     layers, count = {id(parameter): 0 for parameter in first if parameter is not None}, 0
     for block in blocks:
         count += 1
@@ -197,11 +180,7 @@ def number_layers(
 
 
 def require_plain_stem(owner: str, stem: nn.Module) -> None:
-    """Refuse a stem that mixes pixels of neighbouring patches.
-
-    Raises:
-        TypeError: if it is anything but one convolution whose kernel is its stride, without padding.
-    """
+    """Refuse a stem that mixes pixels of neighbouring patches."""
     plain = isinstance(stem, nn.Conv2d) and (
         stem.kernel_size == stem.stride
         and set(stem.dilation) == {1}
@@ -222,14 +201,38 @@ def refuse_stem(owner: str, stem: object) -> None:
 
 
 def refuse_relative_positions(module: nn.Module) -> None:
-    """Refuse a model whose position biases hold for a full raster grid alone (BEiT, Swin).
-
-    Raises:
-        TypeError: if it has any.
-    """
+    """Refuse a model whose position biases hold for a full raster grid alone (BEiT, Swin)."""
     names = [*dict(module.named_modules()), *dict(module.named_parameters())]
     if any("rel_pos" in name or "relative_position" in name for name in names):
         raise TypeError(
             f"{type(module).__name__} adds relative position biases for a full raster grid; segments in another order "
             "would get wrong ones. Use a model with absolute or rotary positions, such as vit_base_patch16_224"
+        )
+
+
+def self_attention(
+    attention: nn.MultiheadAttention, x: Float[Tensor, "b s d"], mask: Bool[Tensor, "_ 1 s s"] | None
+) -> Float[Tensor, "b s d"]:
+    """Attend as ``attention(x, x, x)`` would, but with one mask per image, ``True`` = may attend.
+
+    The module's own call inverts masks, wants one per head, and is answered as a whole wherever attention is
+    replaced by another kernel.
+    """
+    batch, length, dim = x.shape
+    packed = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
+    query, key, value = packed.reshape(batch, length, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    dropout = attention.dropout if attention.training else 0.0
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+    attended: Tensor = attention.out_proj(out.transpose(1, 2).reshape(batch, length, dim))
+    return attended
+
+
+def require_plain_attention(owner: str, attention: nn.Module) -> None:
+    """Refuse attention that more goes into than queries, keys and values of the sequence itself."""
+    if type(attention) is not nn.MultiheadAttention:
+        raise TypeError(f"{owner} attends by {type(attention).__name__}, expected nn.MultiheadAttention")
+    if attention.in_proj_weight is None or attention.bias_k is not None or attention.add_zero_attn:
+        raise ValueError(
+            f"{owner} attends to more than the sequence itself (kdim, vdim, add_bias_kv or add_zero_attn), of "
+            "which a mask says nothing"
         )

@@ -19,8 +19,13 @@ from ssl_blocks.encoders.adapter import (
     require_type,
     resampled,
 )
-from ssl_blocks.encoders.multihead import require_plain_attention, self_attention
-from ssl_blocks.encoders.tokens import TokenAdapter, number_layers, require_plain_stem
+from ssl_blocks.encoders.tokens import (
+    TokenAdapter,
+    number_layers,
+    require_plain_attention,
+    require_plain_stem,
+    self_attention,
+)
 from ssl_blocks.values import Grid
 
 
@@ -99,21 +104,13 @@ class TorchEncoder(DescribedAdapter[nn.Module], TokenAdapter[nn.Module]):
 
     @classmethod
     def of(cls, module: nn.Module) -> None:
-        """Nothing: layers alone are no encoder.
-
-        Raises:
-            TypeError: for an ``nn.TransformerEncoder``, saying what else is needed.
-        """
+        """Nothing: layers alone are no encoder."""
         if isinstance(module, nn.TransformerEncoder):
             raise TypeError("an nn.TransformerEncoder has no patch stem: use TorchEncoder(encoder, stem=..., grid=...)")
         return
 
     def describe(self) -> Description:
-        """The sizes of its parts, and their weights under the names ``stem``, ``encoder``, ``positions``, ``prefix``.
-
-        Raises:
-            TypeError: if a part is of another type than torch's own, layers differ, or the activation has no name.
-        """
+        """The sizes of its parts, and their weights under names of our own: see ``gathered``."""
         module: Any = self.gathered()
         stem, layers, norm = module.stem, module.encoder.layers, module.encoder.norm
         require_type("TorchEncoder", "stem", stem, nn.Conv2d)

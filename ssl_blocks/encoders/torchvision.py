@@ -19,8 +19,13 @@ from ssl_blocks.encoders.adapter import (
     require_type,
     resampled,
 )
-from ssl_blocks.encoders.multihead import require_plain_attention, self_attention
-from ssl_blocks.encoders.tokens import TokenAdapter, number_layers, require_plain_stem
+from ssl_blocks.encoders.tokens import (
+    TokenAdapter,
+    number_layers,
+    require_plain_attention,
+    require_plain_stem,
+    self_attention,
+)
 from ssl_blocks.parts.tokenize import pair
 from ssl_blocks.values import Grid
 
@@ -49,6 +54,7 @@ class TorchvisionViT(DescribedAdapter[VisionTransformer], TokenAdapter[VisionTra
     """
 
     architecture = "torchvision.VisionTransformer"
+    wraps = VisionTransformer
 
     def __init__(self, module: nn.Module) -> None:
         vit = _refuse_unfit(module)
@@ -74,17 +80,8 @@ class TorchvisionViT(DescribedAdapter[VisionTransformer], TokenAdapter[VisionTra
         first = [*vit.conv_proj.parameters(), vit.class_token, vit.encoder.pos_embedding]
         return number_layers(vit, vit.encoder.layers, first=first)
 
-    @classmethod
-    def of(cls, module: nn.Module) -> "TorchvisionViT | None":
-        """The encoder of a torchvision ``VisionTransformer``."""
-        return cls(module) if isinstance(module, VisionTransformer) else None
-
     def describe(self) -> Description:
-        """The constructor's arguments, read off the model, and its weights.
-
-        Raises:
-            TypeError: if it has parts that those arguments do not build.
-        """
+        """The constructor's arguments, read off the model, and its weights."""
         vit = self.module
         require_type("TorchvisionViT", "module", vit, VisionTransformer)
         norm = vit.encoder.ln

@@ -3,11 +3,12 @@
 import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -100,12 +101,7 @@ class TransformersViT(TokenAdapter[nn.Module]):
 
     @classmethod
     def load(cls, folder: Path, config: Mapping[str, Any], image_size: Size | None) -> "TransformersViT":
-        """Build the model of a configuration and fill in its weights, without transformers' access to the network.
-
-        Raises:
-            ImportError: if transformers is not installed.
-            ValueError: if the model is none that the adapter takes, or the weights are not its own.
-        """
+        """Build the model of a configuration and fill in its weights, without transformers' access to the network."""
         try:
             import transformers  # the extra hf
             from huggingface_hub.errors import StrictDataclassError
@@ -182,21 +178,15 @@ class TransformersViT(TokenAdapter[nn.Module]):
             # nothing to look up rotates no token: what is not rotated counts as prefix
             looked_up = table[:, None, :0] if index is None else table[:, index]
             rope = {"position_embeddings": tuple(looked_up.unsqueeze(2))}  # each [B, 1, n, d]
-        return [_Step(layer, rope) for layer in layers]
+        return [partial(_run, layer, rope) for layer in layers]
 
     def _spared(self) -> set[str]:
         return {f"embeddings.{name}" for name in (*_PREFIX, "position_embeddings", "mask_token")}
 
 
-class _Step:
-    """A layer, called as all blocks are."""
-
-    def __init__(self, layer: nn.Module, rope: dict[str, Any]) -> None:
-        self.func, self.rope = layer, rope
-
-    def __call__(self, x: Float[Tensor, "b s d"], attn_mask: Bool[Tensor, "_ 1 s s"] | None) -> Float[Tensor, "b s d"]:
-        out: Tensor = self.func(x, attention_mask=attn_mask, **self.rope)
-        return out
+def _run(layer: nn.Module, rope: dict[str, Any], x: Tensor, attn_mask: Tensor | None) -> Tensor:
+    out: Tensor = layer(x, attention_mask=attn_mask, **rope)
+    return out
 
 
 def _find(module: nn.Module, names: tuple[str, ...]) -> str:
