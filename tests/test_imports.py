@@ -14,7 +14,7 @@ MODULES = {
 }
 # layers from the ground up: a module may import its own layer and those below
 LAYERS = [
-    {"values", "randomness", "files", "modes", "quiet"},
+    {"values", "randomness", "files", "modes", "quiet", "lazy", "program"},
     {"parts"},
     {"encoders"},
     {"objectives"},

@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from ssl_blocks.data.augment import RandomResizedCropFlip, to_float
 from ssl_blocks.encoders import TokenEncoder
-from ssl_blocks.evaluation.overlap import SegmentationScores, check_classes, score_segmentation
+from ssl_blocks.evaluation.overlap import SegmentationScores, check_mask_classes, score_segmentation
 from ssl_blocks.evaluation.pairs import MaskedImages, SegmentationData
 from ssl_blocks.evaluation.pyramid import FeaturePyramid
 from ssl_blocks.evaluation.segmentation import IGNORED, SegmentationModel, UPerHead
@@ -127,7 +127,7 @@ def train_segmentation(
         for epoch in range(training.epochs):
             rows = []
             for i, (images, masks) in enumerate(loader, start=epoch * len(loader)):
-                check_classes(masks, model.num_classes)
+                check_mask_classes(masks, model.num_classes)
                 images, masks = _augment(images, masks, training.crop_scale, generator)
                 schedule.step_update(i)
                 with torch.autocast(torch.device(device).type, autocast_dtype, enabled=autocast_dtype is not None):

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ssl_blocks.data import ImageData, ImageSplit
 from ssl_blocks.engine.parallel import whole_weights
-from ssl_blocks.evaluation import encoder_features, knn_accuracy
+from ssl_blocks.evaluation import Extractor, knn_accuracy
 from ssl_blocks.pretrain.module import PretrainModule
 
 
@@ -141,16 +141,7 @@ class OnlineKnn(pl.Callback):
         assert isinstance(test, ImageSplit)
         assert train.labels is not None
         assert test.labels is not None
-        bank, queries = (
-            encoder_features(
-                encoder,
-                split.images,
-                mean=self.data.mean,
-                std=self.data.std,
-                tokenizer=module.objective.tokenizer,
-                device=module.device,
-                autocast_dtype=self.autocast_dtype,
-            )
-            for split in (train, test)
-        )
+        tokenizer, place = module.objective.tokenizer, (module.device, self.autocast_dtype)
+        extractor = Extractor(encoder, self.data.mean, self.data.std, tokenizer, *place)
+        bank, queries = extractor(train.images), extractor(test.images)
         return knn_accuracy(bank, train.labels, queries, test.labels, k=min(20, len(bank)))
