@@ -96,6 +96,8 @@ def read_wish(argv: Sequence[str], program: str) -> Wish:
     asked.sort(key=lambda protocol: [*PROTOCOLS, *own].index(protocol))
     options = list_options(config_class([*PROTOCOLS, *own]))
     given = pair_options(argv[count:], [option.path for option in options], switches=("help",))
+    for word in filter(is_code, others[:-1]):
+        import_named(word)  # a protocol that is not there is named as such
     if len(others) > 1:
         raise ValueError(f"{' '.join(others)}: give one encoder; the protocols are {NAMES}")
     return Wish(

@@ -58,6 +58,10 @@ class Masked(encoders.TimmViT):
 def build():
     torch.manual_seed(0)
     vit = encoders.timm_vit(image_size=8, patch_size=2, channels=1, depth=4, embed_dim=32, num_heads=2)
+    with torch.no_grad():  # so that attention matters, and no two rows are alike
+        for name, weight in vit.module.named_parameters():
+            if name.endswith(("qkv.weight", "proj.weight")):
+                weight.mul_(24 if "qkv" in name else 8)
     return Masked(vit.module)
 """
 DIGITS = ["--data.name=digits", "--data.max_train=200", "--data.max_test=100", "--output=scores.json", *CPU]
@@ -96,6 +100,10 @@ def test_a_protocol_of_ones_own_refuses_like_the_others(run: Path, capsys: pytes
     for arguments, message in (
         (["own_protocols:Centroid", "--centroid.shrink=2"], "centroid.shrink=2.0 must be at most 1"),
         (["own_protocols:Centroid", "--centroid.shrunk=2"], "did you mean --centroid.shrink?"),
+        (
+            ["own_protocols:Missing"],
+            "'own_protocols:Missing' cannot be imported: module 'own_protocols' has no attribute",
+        ),
         (["own_protocols:Taken"], "Taken.name='knn' is taken: give the protocol another name"),
         (["knn", "--centroid.shrink=1"], "--centroid.shrink=1 is no known option"),
     ):
