@@ -22,6 +22,7 @@ from ssl_blocks.evaluate.cli import Wish
 from ssl_blocks.evaluate.results import Rows, add_entry, read_results, results_table
 from ssl_blocks.evaluation.labelled import Labelled
 from ssl_blocks.evaluation.protocol import Protocol, Score
+from ssl_blocks.evaluation.protocols import PROTOCOLS
 from ssl_blocks.evaluation.sharing import Share, connected, share_of_torchrun
 from ssl_blocks.evaluation.subject import Subject, find_subject, run_of
 
@@ -101,8 +102,9 @@ def prepare(wish: Wish, word: str, config: Any, console: Console, share: Share) 
     protocols = [protocol for kind in wish.asked for protocol in kind.configured(config, **context)]
     alone = [protocol.name for protocol in protocols if not protocol.is_shared]
     if share.world > 1 and alone:
+        able = " and ".join(kind.name for kind in PROTOCOLS if kind.is_shared)
         raise ValueError(
-            f"{' '.join(alone)} cannot share work between {share.world} processes, only knn can: start it without "
+            f"{' '.join(alone)} cannot share work between {share.world} processes, only {able} can: start it without "
             "torchrun"
         )
     subject = find_subject(

@@ -119,7 +119,11 @@ class Extractor:
 
     @contextmanager
     def _ready(self) -> Iterator[None]:
-        self.encoder.module.to(self.device)
+        first = next(self.encoder.module.parameters(), None)
+        if first is not None and first.device != torch.device(self.device):
+            self.encoder.module.to(
+                self.device
+            )  # not where it lies there: weights put together of shards would fall apart
         with modes_kept(self.encoder.module, training=False):
             yield
 
