@@ -118,8 +118,9 @@ def prepare(wish: Wish, word: str, config: Any, console: Console, share: Share) 
 
     @cache
     def labelled() -> Labelled:
+        images = load_images()
         with section("data"):
-            return Labelled.of(load_images())
+            return Labelled.of(images)
 
     data = [protocol.load(subject, labelled) for protocol in protocols]
     if any(isinstance(item, Labelled) for item in data):

@@ -72,6 +72,7 @@ class Segment(Protocol[SegmentSettings, "SegmentationData"]):
         """
         from ssl_blocks.encoders import TokenEncoder
         from ssl_blocks.evaluation.pairs import load_segmentation
+        from ssl_blocks.evaluation.pyramid import FeaturePyramid
 
         encoder, size = subject.extractor.encoder, subject.image_size
         if not isinstance(encoder, TokenEncoder) or subject.extractor.tokenizer is not None or size is None:
@@ -79,6 +80,8 @@ class Segment(Protocol[SegmentSettings, "SegmentationData"]):
                 f"segment needs an encoder of tokens that takes whole images, and {subject.name} "
                 f"({type(encoder).__name__}) is none"
             )
+        with section("segment"):
+            FeaturePyramid(encoder, out_channels=self.settings.width)  # refuses an encoder that cannot have one
         return load_segmentation(
             self.settings.data,
             image_size=size,
@@ -87,13 +90,6 @@ class Segment(Protocol[SegmentSettings, "SegmentationData"]):
             root=self.root,
             seed=self.seed,
         )
-
-    def check(self, subject: "Subject", data: "SegmentationData") -> None:
-        """Refuse an encoder that cannot have a pyramid."""
-        from ssl_blocks.evaluation.pyramid import FeaturePyramid
-
-        with section("segment"):
-            FeaturePyramid(subject.tokens, out_channels=self.settings.width)
 
     def baselines(self, data: "SegmentationData") -> dict[str, Score]:
         """The most frequent class everywhere: what a model must beat."""
