@@ -19,7 +19,7 @@ from ssl_blocks.engine.batches import load_parts
 from ssl_blocks.engine.parallel import Machine, Processes
 from ssl_blocks.engine.rank import is_rank_zero
 from ssl_blocks.engine.task import CountedLoss, Moment, Plan, Portion, Task
-from ssl_blocks.evaluation.overlap import SegmentationScores, score_segmentation
+from ssl_blocks.evaluation.overlap import SegmentationScores, check_mask_classes, score_segmentation
 from ssl_blocks.evaluation.pairs import MaskedImages, SegmentationData
 from ssl_blocks.evaluation.pyramid import FeaturePyramid
 from ssl_blocks.evaluation.saved import check_savable, save_segmenter
