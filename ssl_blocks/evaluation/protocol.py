@@ -3,7 +3,10 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from pydantic import Field, model_validator
 
 from ssl_blocks.engine.settings import StrictModel
 from ssl_blocks.evaluation.sharing import Share
@@ -14,6 +17,41 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", bound=StrictModel)
 D = TypeVar("D")
+
+
+RANDOM = "random encoder"  # the row of the same model with weights drawn anew
+
+
+class TrainedSettings(StrictModel):
+    """What protocols that train have in common: the model may be kept, and a run of them be gone on with."""
+
+    save: Path | None = Field(None, description="folder for checkpoints and the trained model, head included")
+    resume: bool = Field(False, description="go on in the folder of save, or begin there")
+
+    @model_validator(mode="after")
+    def _has_a_folder(self) -> "TrainedSettings":
+        if self.resume and self.save is None:
+            raise ValueError("resume=true goes on in the folder of save, which is not given")
+        return self
+
+    def check_folder(self) -> None:
+        """Refuse a folder in which something was trained already, before anything is computed.
+
+        Raises:
+            FileExistsError: naming it, and the way to go on.
+        """
+        from ssl_blocks.engine.checkpoints import list_checkpoints
+
+        for folder in [] if self.save is None or self.resume else [self.save, self.save / "random"]:
+            if list_checkpoints(folder):
+                raise FileExistsError(f"save={str(folder)!r} holds checkpoints already: give another, or resume=true")
+
+    def keeping(self, row: str) -> dict[str, Any]:
+        """Folder, resume and processes for the row of that name, as functions of the training loop take them."""
+        from ssl_blocks.engine.parallel import started_processes
+
+        folder = self.save / "random" if self.save is not None and row == RANDOM else self.save
+        return {"folder": folder, "resume": self.resume, "processes": started_processes()}
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from ssl_blocks.encoders import FeatureEncoder, TimmPooled, TimmRegions, TokenEn
 from ssl_blocks.evaluation.code import ELSEWHERE, import_named, is_code
 from ssl_blocks.evaluation.extract import Attention, Extractor, RawPixels
 from ssl_blocks.evaluation.labelled import Labelled, read_images
+from ssl_blocks.evaluation.protocol import RANDOM
 from ssl_blocks.evaluation.sharing import Share
 from ssl_blocks.parts.tokenize import PatchTokenizer, Tokenizer
 
@@ -106,7 +107,7 @@ class Subject:
             seed: of the weights.
         """
         assert self.fresh is not None
-        return replace(self, name="random encoder", extractor=replace(self.extractor, encoder=self.fresh(seed)))
+        return replace(self, name=RANDOM, extractor=replace(self.extractor, encoder=self.fresh(seed)))
 
     def pixels(self, shape: tuple[int, int, int]) -> "Subject":
         """What it is given, as features: normalised images of a shape (channels, height, width)."""

@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from ssl_blocks.engine.settings import StrictModel, section
-from ssl_blocks.evaluation.protocol import Protocol, Score
+from ssl_blocks.engine.settings import section
+from ssl_blocks.evaluation.protocol import Protocol, Score, TrainedSettings
 
 if TYPE_CHECKING:
     from ssl_blocks.evaluation.labelled import Labelled
     from ssl_blocks.evaluation.subject import Subject
 
 
-class FinetuneOptions(StrictModel):
+class FinetuneOptions(TrainedSettings):
     """Encoder and head trained together: the paper's settings."""
 
     epochs: PositiveInt = Field(100, description="passes over train")
@@ -49,13 +49,14 @@ class Finetune(Protocol[FinetuneOptions, "Labelled"]):
     name = "finetune"
     Settings = FinetuneOptions
     is_frozen = False
+    is_shared = True
 
     def __init__(self, settings: FinetuneOptions | None = None, **context: Any) -> None:
         from ssl_blocks.evaluation.finetune import FinetuneSettings
 
         super().__init__(settings, **context)
         with section("finetune"):  # refuses numbers that no data can make right
-            known = [field.name for field in fields(FinetuneSettings) if field.name != "seed"]
+            known = [field.name for field in fields(FinetuneSettings) if field.name not in ("seed", "num_workers")]
             self.training = FinetuneSettings(**{name: getattr(self.settings, name) for name in known}, seed=self.seed)
 
     @property
@@ -73,6 +74,7 @@ class Finetune(Protocol[FinetuneOptions, "Labelled"]):
 
         training, extractor = self.training, subject.extractor
         with section("finetune"):
+            self.settings.check_folder()
             model = make_classifier(
                 extractor.encoder, num_classes=data.num_classes, settings=training, tokenizer=extractor.tokenizer
             )
@@ -84,6 +86,12 @@ class Finetune(Protocol[FinetuneOptions, "Labelled"]):
 
         training, extractor = self.training, subject.extractor
         done = finetune_encoder(
-            extractor.encoder, data.train, data.test, settings=training, progress=True, **extractor.feeding
+            extractor.encoder,
+            data.train,
+            data.test,
+            settings=training,
+            progress=True,
+            **extractor.feeding,
+            **self.settings.keeping(subject.name),
         )
         return Score(done.score.as_dict(), f"{done.score.accuracy:.1%}")

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from ssl_blocks.engine.settings import StrictModel, section
-from ssl_blocks.evaluation.protocol import Protocol, Score
+from ssl_blocks.engine.settings import section
+from ssl_blocks.evaluation.protocol import Protocol, Score, TrainedSettings
 
 if TYPE_CHECKING:
     from ssl_blocks.evaluation.labelled import Labelled
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ssl_blocks.evaluation.subject import Subject
 
 
-class SegmentSettings(StrictModel):
+class SegmentSettings(TrainedSettings):
     """A pyramid and a small head for segmentation."""
 
     data: str = Field("shapes", description="shapes (generated), voc, voc:PATH or maskfolder:PATH")
@@ -44,6 +44,7 @@ class Segment(Protocol[SegmentSettings, "SegmentationData"]):
     name = "segment"
     Settings = SegmentSettings
     is_frozen = False
+    is_shared = True
     heading = "segmentation: mean IoU, pixels"
 
     def __init__(self, settings: SegmentSettings | None = None, *, root: Path = Path(".data"), **context: Any) -> None:
@@ -91,6 +92,11 @@ class Segment(Protocol[SegmentSettings, "SegmentationData"]):
             seed=self.seed,
         )
 
+    def check(self, subject: "Subject", data: "SegmentationData") -> None:
+        """Refuse a folder that is taken."""
+        with section("segment"):
+            self.settings.check_folder()
+
     def baselines(self, data: "SegmentationData") -> dict[str, Score]:
         """The most frequent class everywhere: what a model must beat."""
         from ssl_blocks.evaluation.overlap import majority_baseline
@@ -113,6 +119,8 @@ class Segment(Protocol[SegmentSettings, "SegmentationData"]):
             seed=self.seed,
             device=x.device,
             autocast_dtype=x.dtype,
+            progress=True,
+            **own.keeping(subject.name),
         )
         return _shown(found)
 
