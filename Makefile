@@ -18,7 +18,7 @@ IN_TWO := -n 2 --dist loadgroup --no-loadscope-reorder --durations 15 --duration
 	touch $@
 
 demo: .venv/installed  ## pretrain on the bundled digits and show what came of it (2 minutes on 2 CPU cores)
-	$(BIN)/python examples/randsac.py --preset randsac_digits --name demo-$$(date +%Y%m%d-%H%M%S)
+	$(BIN)/ssl-blocks randsac --preset randsac_digits --name demo-$$(date +%Y%m%d-%H%M%S)
 
 test: .venv/installed-dev  ## the whole test suite
 	$(BIN)/python -m pytest $(IN_TWO)

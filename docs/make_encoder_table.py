@@ -27,6 +27,7 @@ CHECKS = (
     "order",
     "subset",
     "positions",
+    "input",
     "saving",
     "checkpointing",
     "compilation",

@@ -1,28 +1,17 @@
-"""Write the tables of docs/recipes.md out of the presets: run as ``python docs/make_tables.py``."""
+"""Write the tables of docs/recipes.md out of the presets that they name: run as ``python docs/make_tables.py``."""
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "recipes.md"
-TABLES = {
-    "small": ("randsac_digits", "randsac_cifar_small"),
-    "paper": (
-        "randsac_cifar10",
-        "randsac_lowdata_square",
-        "randsac_lowdata_blob",
-        "randsac_imagenet100",
-        "randsac_imagenet1k",
-    ),
-    "mae": ("mae_cifar_small", "mae_cifar10", "mae_cifar10_vits", "mae_imagenet_vitb", "mae_imagenet_vitl"),
-    "saim": ("saim_cifar_small", "saim_cifar10", "saim_imagenet_vitb"),
-    "apl": ("apl_cifar_small", "apl_cifar10", "apl_stl10"),
-    "combined": ("combined_cifar_small",),
-    "esvit": ("esvit_cifar_small", "esvit_dino_cifar_small", "esvit_imagenet_swint"),
-}
+from ssl_blocks.recipes import RECIPES
+
+PAGE = Path(__file__).with_name("recipes.md")
+PRESETS = {name: file for recipe in RECIPES.values() for name, file in recipe.preset_files().items()}
+TABLE = re.compile(r"<!-- table ([\w ]+) -->.*?<!-- end -->", re.DOTALL)
 ROWS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "data": lambda c: c["data"]["name"].partition(":")[0],
     "image size": lambda c: c["data"].get("image_size", "own"),
@@ -78,7 +67,7 @@ def _sizes(segments: dict[str, Any]) -> list[int]:
 
 def table(names: Sequence[str]) -> str:
     """A Markdown table with a column per preset."""
-    presets = [yaml.safe_load((ROOT / "examples" / "configs" / f"{name}.yaml").read_text()) for name in names]
+    presets = [yaml.safe_load(PRESETS[name].read_text()) for name in names]
     lines = [["", *(name.partition("_")[2] for name in names)], ["---"] * (len(names) + 1)]
     rows = {row: [read(preset) for preset in presets] for row, read in ROWS.items()}
     lines += [[row, *map(str, values)] for row, values in rows.items() if any(value is not None for value in values)]
@@ -87,11 +76,7 @@ def table(names: Sequence[str]) -> str:
 
 def updated(text: str) -> str:
     """The page with its tables made anew."""
-    for name, presets in TABLES.items():
-        start, end = f"<!-- table {name} -->", f"<!-- end {name} -->"
-        before, (_, after) = text.split(start)[0], text.split(end)
-        text = f"{before}{start}\n\n{table(presets)}\n\n{end}{after}"
-    return text
+    return TABLE.sub(lambda m: f"<!-- table {m[1]} -->\n\n{table(m[1].split())}\n\n<!-- end -->", text)
 
 
 if __name__ == "__main__":

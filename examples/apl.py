@@ -1,104 +1,16 @@
 """APL: the patch puzzle.
 
 Paper     APL, the patch puzzle: self-supervision by finding out where each patch of an image lies
-Idea      Cut the image into a grid of patches, and take a frame off each, so that neighbours share no edge. Give all of
-          them to a transformer that has no positions. A classifier on every token says at which place of the grid the
-          patch was. Some patches are blanked out; they can only be guessed, and do not count.
+Idea      Cut an image into patches that share no edge, and let a transformer without positions say where each was.
 Commands  python examples/apl.py --preset apl_cifar_small   CPU size, under 5 minutes on 2 CPU cores
           python examples/apl.py --preset apl_stl10         the original's size
           python examples/apl.py --help                     every option
+Assembly  ssl_blocks/recipes/apl.py; wherever the package is installed, `ssl-blocks apl` does the same
 Results   docs/results.md
 """
 
-from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from pydantic import Field, NonNegativeInt, PositiveInt
-from timm.layers import Mlp
-from torch import nn
-
-import ssl_blocks as sb
 from ssl_blocks.cli import main
-from ssl_blocks.data import ImageShape
-from ssl_blocks.engine import StrictModel, section
-from ssl_blocks.pretrain import RunConfig
-
-
-class OriginalEncoder(StrictModel):
-    """The original's transformer: a token is the patch itself, so the values of a patch are the width."""
-
-    kind: Literal["original"] = "original"
-    depth: PositiveInt = Field(4, description="number of blocks")
-    heads: PositiveInt = Field(16, description="attention heads; they must divide the values of a patch")
-    mlp_ratio: PositiveInt = Field(3, description="hidden width of the MLP in units of the width")
-    dropout: float = Field(0.15, ge=0, lt=1, description="share of values dropped in the blocks")
-
-    def build(self, tokenizer: sb.PatchTokenizer) -> sb.PostNormTransformer:
-        """Build the encoder of these patches."""
-        grid, patch = (tokenizer.grid.height, tokenizer.grid.width), tokenizer.patch
-        return sb.PostNormTransformer(
-            grid=grid,
-            patch=patch,
-            channels=tokenizer.channels,
-            depth=self.depth,
-            num_heads=self.heads,
-            mlp_ratio=self.mlp_ratio,
-            dropout=self.dropout,
-        )
-
-
-class ViTEncoder(StrictModel):
-    """A vision transformer of timm without positions; grid and crop decide its patches."""
-
-    kind: Literal["vit"] = "vit"
-    name: str = Field("vit_tiny_patch16_224", description="timm model that gives all sizes not set here")
-    width: PositiveInt | None = Field(None, description="token width; default: the model's")
-    depth: PositiveInt | None = Field(None, description="number of blocks; default: the model's")
-    heads: PositiveInt | None = Field(None, description="attention heads; default: the model's")
-    dropout: float = Field(0.0, ge=0, lt=1, description="share of values dropped in the blocks")
-
-    def build(self, tokenizer: sb.PatchTokenizer) -> sb.TimmViT:
-        """Build the encoder of these patches, as they are left by the crop."""
-        grid, patch = tokenizer.grid, tokenizer.patch
-        sizes: dict[str, Any] = {"embed_dim": self.width, "depth": self.depth, "num_heads": self.heads}
-        return sb.encoders.timm_vit(
-            self.name,
-            image_size=(grid.height * patch[0], grid.width * patch[1]),
-            patch_size=patch,
-            channels=tokenizer.channels,
-            positions="none",
-            proj_drop_rate=self.dropout,
-            **{name: size for name, size in sizes.items() if size is not None},
-        )
-
-
-EncoderChoice = Annotated[OriginalEncoder | ViTEncoder, Field(discriminator="kind")]
-
-
-class APLConfig(RunConfig):
-    """Everything an APL run depends on."""
-
-    # in place of the other recipes' encoder: the grid decides the patch, and there are no positions to choose
-    encoder: EncoderChoice = Field(OriginalEncoder(), description="the encoder to pretrain")  # type: ignore[assignment]
-    grid: int = Field(7, ge=2, description="patches along each side of the image; the remainder is left out")
-    crop: NonNegativeInt = Field(1, description="pixels taken off each side length of a patch, in total")
-    patch_dropout: float = Field(0.1, ge=0, lt=1, description="probability of blanking out a patch")
-    head: Literal["linear", "mlp"] = Field("linear", description="classifier of positions on every token")
-
-
-def assemble(config: APLConfig, shape: ImageShape) -> sb.PatchPuzzle:
-    """Put the objective together from its parts."""
-    tokenizer = sb.PatchTokenizer.from_grid(
-        image_size=(shape.height, shape.width), grid=config.grid, channels=shape.channels, crop=config.crop
-    )
-    with section("encoder"):
-        encoder = config.encoder.build(tokenizer)
-    target = sb.PositionTarget(tokenizer)
-    head = Mlp(encoder.dim, out_features=target.dim) if config.head == "mlp" else nn.Linear(encoder.dim, target.dim)
-    return sb.PatchPuzzle(
-        encoder=encoder, tokenizer=tokenizer, target=target, head=head, patch_dropout=config.patch_dropout
-    )
-
+from ssl_blocks.recipes import RECIPES
 
 if __name__ == "__main__":
-    raise SystemExit(main(APLConfig, assemble, presets=Path(__file__).parent / "configs", prefix="apl_"))
+    raise SystemExit(main(RECIPES["apl"]))

@@ -1,77 +1,15 @@
 """MAE: masked autoencoders.
 
 Paper     He, Chen, Xie, Li, Dollar, Girshick: "Masked Autoencoders Are Scalable Vision Learners"
-Idea      Hide most patches of an image. Encode only those that are left. A small decoder gets them together with mask
-          tokens in the place of the hidden ones, and predicts the pixels of those.
+Idea      Hide most patches of an image, encode the others alone, and predict the hidden ones in a small decoder.
 Commands  python examples/mae.py --preset mae_cifar_small   CPU size, under 5 minutes on 2 CPU cores
           python examples/mae.py --help                     every option
+Assembly  ssl_blocks/recipes/mae.py; wherever the package is installed, `ssl-blocks mae` does the same
 Results   docs/results.md
 """
 
-from pathlib import Path
-from typing import Literal
-
-from pydantic import Field, PositiveInt
-
-import ssl_blocks as sb
 from ssl_blocks.cli import main
-from ssl_blocks.data import ImageShape
-from ssl_blocks.engine import StrictModel, section
-from ssl_blocks.pretrain import RunConfig
-
-
-class MaskTokenDecoderConfig(StrictModel):
-    """The decoder, thrown away after pretraining."""
-
-    depth: PositiveInt = Field(8, description="number of blocks")
-    width: PositiveInt = Field(512, description="token width")
-    heads: PositiveInt = Field(16, description="attention heads")
-    positions: Literal["sincos", "learned"] = Field("sincos", description="position table")
-
-
-class MAEConfig(RunConfig):
-    """Everything an MAE run depends on."""
-
-    mask: Literal["random", "block", "grid"] = Field(
-        "random", description="hide tokens at random, in blocks, or all but one of every square"
-    )
-    mask_ratio: float = Field(0.75, gt=0, lt=1, description="share of the tokens that is hidden (random and block)")
-    mask_period: PositiveInt = Field(2, description="side in tokens of the squares that keep one token (grid)")
-    decoder: MaskTokenDecoderConfig = MaskTokenDecoderConfig()
-    normalize_target: bool = Field(True, description="normalise each target patch")
-
-
-def choose_partitioner(config: MAEConfig) -> sb.SegmentPartitioner:
-    """Which tokens are hidden."""
-    if config.mask == "grid":
-        return sb.GridSubsetPartitioner(period=config.mask_period)
-    if config.mask == "block":
-        return sb.BlockSubsetPartitioner(hidden=config.mask_ratio)
-    return sb.SubsetPartitioner(hidden=config.mask_ratio)
-
-
-def assemble(config: MAEConfig, shape: ImageShape) -> sb.SegmentPrediction:
-    """Put the objective together from its parts."""
-    channels, image_size = shape.channels, (shape.height, shape.width)
-    encoder = config.encoder.build(image_size=image_size, channels=channels)
-    tokenizer = sb.PatchTokenizer(image_size=image_size, patch_size=encoder.patch, channels=channels)
-    with section("decoder"):
-        decoder = sb.MaskTokenDecoder(
-            grid=encoder.grid,
-            dim=config.decoder.width,
-            depth=config.decoder.depth,
-            num_heads=config.decoder.heads,
-            memory_dim=encoder.dim,
-            positions=config.decoder.positions,
-        )
-    return sb.mae(
-        encoder=encoder,
-        tokenizer=tokenizer,
-        partitioner=choose_partitioner(config),
-        target=sb.PixelTarget(tokenizer, normalize=config.normalize_target),
-        decoder=decoder,
-    )
-
+from ssl_blocks.recipes import RECIPES
 
 if __name__ == "__main__":
-    raise SystemExit(main(MAEConfig, assemble, presets=Path(__file__).parent / "configs", prefix="mae_"))
+    raise SystemExit(main(RECIPES["mae"]))

@@ -206,10 +206,12 @@ class Encoded:
     """What a token encoder returns.
 
     Args:
+        input: residual stream that enters the first block, positions and prefix in it, ``[B, P+n, D]``.
         hidden: residual stream after every block, not normalised: ``depth`` times ``[B, P+n, D]``.
         final: the model's own final norm over the last of them, ``[B, P+n, D]``.
     """
 
+    input: Float[Tensor, "b n d"]
     hidden: tuple[Float[Tensor, "b n d"], ...]
     final: Float[Tensor, "b n d"]
 

@@ -179,6 +179,27 @@ def causal_masks(
     return source, target, memory
 
 
+def prefix_masks(
+    encoded: Sequence[int], predicted: Sequence[int], *, num_steps: int, num_prefix: int = 0
+) -> tuple[list[list[bool]], list[list[bool]], list[list[bool]]]:
+    """As ``causal_masks``, but all of the first ``num_steps`` steps see each other, and none of them is predicted."""
+    group = {step: max(0, step - num_steps + 1) for step in (*encoded, *predicted)}
+    return causal_masks([group[k] for k in encoded], [group[k] for k in predicted], num_prefix=num_prefix)
+
+
+def full_masks(
+    encoded: Sequence[int], predicted: Sequence[int], *, num_prefix: int = 0
+) -> tuple[list[list[bool]], list[list[bool]], list[list[bool]], list[list[bool]]]:
+    """Source, target, memory and feedback of one image: prefix and first step are seen by all, later content by none.
+
+    Queries of later steps are seen by all; those of the first step, which is given, by themselves alone.
+    """
+    given = [True] * num_prefix + [k == 0 for k in encoded]
+    source, memory = [list(given) for _ in given], [list(given) for _ in predicted]
+    target = [[i == j or k > 0 for j, k in enumerate(predicted)] for i in range(len(predicted))]
+    return source, target, memory, [[k > 0 for k in predicted] for _ in given]
+
+
 # --- positions --------------------------------------------------------------------------------------------------------
 
 
@@ -262,6 +283,31 @@ def mean_squared_error(predictions: Tensor, targets: Tensor, is_target: Tensor) 
             if is_target[i, j]:
                 row = zip(predictions[i, j].tolist(), targets[i, j].tolist(), strict=True)
                 errors += [(p - t) ** 2 for p, t in row]
+    return sum(errors) / len(errors) if errors else 0.0
+
+
+def mean_of_values(
+    predictions: Tensor, targets: Tensor, is_target: Tensor, error: Callable[[float, float], float]
+) -> float:
+    """Mean of an error over every value of every row that counts, in the whole batch; 0 where none counts."""
+    errors = []
+    for i in range(predictions.shape[0]):
+        for j in range(predictions.shape[1]):
+            if is_target[i, j]:
+                row = zip(predictions[i, j].tolist(), targets[i, j].tolist(), strict=True)
+                errors += [error(p, t) for p, t in row]
+    return sum(errors) / len(errors) if errors else 0.0
+
+
+def mean_cosine(predictions: Tensor, targets: Tensor, is_target: Tensor) -> float:
+    """Mean of one minus the cosine over every row that counts, in the whole batch; 0 where none counts."""
+    errors = []
+    for i in range(predictions.shape[0]):
+        for j in range(predictions.shape[1]):
+            if is_target[i, j]:
+                p, t = predictions[i, j].tolist(), targets[i, j].tolist()
+                dot = sum(a * b for a, b in zip(p, t, strict=True))
+                errors.append(1 - dot / (math.sqrt(sum(a * a for a in p)) * math.sqrt(sum(b * b for b in t))))
     return sum(errors) / len(errors) if errors else 0.0
 
 

@@ -3,12 +3,10 @@
 import pytest
 import torch
 
+from examples import custom_objective as example
 from ssl_blocks import SegmentDecoder
 from ssl_blocks.data import load, to_float
 from ssl_blocks.testing import assert_no_leak
-from tests.examples import load_recipe
-
-example = load_recipe("custom_objective")
 
 
 def build():

@@ -1,10 +1,9 @@
 """The documentation is true: its code runs, its commands and links exist, and no public name is left out."""
 
-import importlib.util
 import re
+import runpy
 import shlex
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,10 @@ import torch
 import yaml
 
 import ssl_blocks
+from ssl_blocks.cli import load_config
+from ssl_blocks.cli.arguments import read_arguments
+from ssl_blocks.evaluate.cli import configure, split_arguments
+from ssl_blocks.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted({ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")})
@@ -69,7 +72,7 @@ def run_python(blocks: list[Block]) -> None:
 
 
 def check_command(line: str, root: Path = ROOT) -> None:
-    """Refuse a command line whose target, file or program is not there."""
+    """Refuse a command line whose target, file, program or option is not there, or whose value is none."""
     words = shlex.split(line.removeprefix("$ "), comments=True)
     if not words:
         return
@@ -79,27 +82,57 @@ def check_command(line: str, root: Path = ROOT) -> None:
         wrong = [word for word in rest if "=" not in word and word not in targets]
         assert not wrong, f"{line!r}: the Makefile has no target {wrong[0]!r}, but {targets}"
     elif Path(program).name in ("python", "python3"):
-        if rest[:1] == ["-m"]:
-            module = rest[1]
-            assert module in ("pip", "pytest", "venv") or (root / f"{module.replace('.', '/')}.py").is_file(), (
-                f"{line!r}: there is no module {module}"
-            )
-        else:
-            assert rest, f"{line!r} runs nothing"
-            assert (root / rest[0]).is_file(), f"{line!r}: there is no file {rest[0]}"
-            check_preset(line, rest, root)
+        assert rest, f"{line!r} runs nothing"
+        check_python(line, rest, root)
     elif program == "torchrun":
-        script = next((number for number, word in enumerate(rest) if word.endswith(".py")), None)
-        assert script is not None, f"{line!r} runs nothing"
-        check_command(shlex.join(["python", *rest[script:]]), root)
+        start = next((n for n, word in enumerate(rest) if word == "-m" or word.endswith(".py")), None)
+        assert start is not None, f"{line!r} runs nothing"
+        check_python(line, rest[start:], root)
+    elif program == "ssl-blocks":
+        check_options(line, rest)
     else:
-        assert program in ALLOWED, f"{line!r}: {program!r} is none of {sorted(ALLOWED)}, make, python or torchrun"
+        known = f"{sorted(ALLOWED)}, make, python, torchrun or ssl-blocks"
+        assert program in ALLOWED, f"{line!r}: {program!r} is none of {known}"
 
 
-def check_preset(line: str, words: list[str], root: Path) -> None:
-    for option, value in pairwise(words):
-        if option == "--preset" and words[0].startswith("examples/"):
-            assert (root / "examples" / "configs" / f"{value}.yaml").is_file(), f"{line!r}: no preset {value!r}"
+def check_python(line: str, words: list[str], root: Path) -> None:
+    """Look at what Python is to run: a module or a file."""
+    if words[:2] == ["-m", "ssl_blocks"]:
+        check_options(line, words[2:])
+        return
+    if words[0] == "-m":
+        file, rest = root / f"{words[1].replace('.', '/')}.py", words[2:]
+        if words[1] in ("pip", "pytest", "venv"):
+            return
+        assert file.is_file(), f"{line!r}: there is no module {words[1]}"
+    else:
+        file, rest = root / words[0], words[1:]
+        assert file.is_file(), f"{line!r}: there is no file {words[0]}"
+    if file.stem in (*RECIPES, "evaluate"):
+        check_options(line, [file.stem, *rest])
+        return
+    for option in rest:
+        known = not option.startswith("--") or f'"{option.partition("=")[0]}"' in file.read_text()
+        assert known, f"{line!r}: {file.name} has no option {option}"
+
+
+def check_options(line: str, words: list[str]) -> None:
+    """Look at a recipe's or the evaluation's options and at the values that they get."""
+    name, *rest = [word for word in words if word != "..."] or ["--help"]
+    try:
+        if name == "evaluate":
+            tasks, encoder, options = split_arguments(rest)
+            if rest and "help" not in options:
+                assert tasks, f"{line!r} evaluates by nothing"
+                configure(encoder, options)
+        elif name in RECIPES:
+            arguments = read_arguments(rest, RECIPES[name].config)
+            if rest and not arguments.wants_help and not isinstance(arguments.resume, Path):
+                load_config(RECIPES[name], rest)
+        else:
+            assert name == "--help", f"{line!r}: {name!r} is none of {[*RECIPES]}"
+    except ValueError as error:
+        raise AssertionError(f"{line!r}: {error}") from error
 
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)
@@ -128,6 +161,40 @@ def test_commands_exist(page: Path) -> None:
         if block.language in SHELL:
             for line in block.text.replace("\\\n", " ").splitlines():
                 check_command(line)
+
+
+COMMAND = re.compile(r"(?:python (?:-m )?examples|ssl-blocks|torchrun)[ /.][^`\n]*?(?=`|\n|  )")
+SOURCES = [file for folder in ("examples", "ssl_blocks/recipes") for file in sorted((ROOT / folder).rglob("*"))]
+SOURCES = [file for file in SOURCES if file.suffix in (".py", ".yaml")]
+
+
+def commands_within(text: str) -> list[str]:
+    """Commands in prose and in headers: up to a backtick, a wide gap or the end of the line."""
+    return [command.replace(" | ", " ") for command in COMMAND.findall(text)]
+
+
+@pytest.mark.parametrize("file", [*SOURCES, ROOT / "README.md", ROOT / "docs" / "getting-started.md"], ids=ids)
+def test_commands_in_headers_and_prose_exist(file: Path) -> None:
+    for command in commands_within(re.sub(r"\\\n *", "", file.read_text())):
+        check_command(command)
+
+
+def test_headers_of_recipes_have_commands() -> None:
+    assert {"torchrun", "ssl-blocks", "python"} == {
+        command.split()[0] for file in SOURCES for command in commands_within(file.read_text())
+    }
+    for name in RECIPES:
+        for file in (ROOT / "examples" / f"{name}.py", ROOT / "ssl_blocks" / "recipes" / f"{name}.py"):
+            assert len(commands_within(file.read_text())) >= 2
+
+
+def test_every_recipe_has_a_starter_and_a_section() -> None:
+    sections = (ROOT / "docs" / "recipes.md").read_text()
+    for name, recipe in RECIPES.items():
+        assert f"`ssl_blocks/recipes/{name}.py`" in sections
+        starter = (ROOT / "examples" / f"{name}.py").read_text()
+        assert starter.startswith(f'"""{recipe.title}\n')
+        assert f'main(RECIPES["{name}"])' in starter
 
 
 def test_every_public_name_is_explained() -> None:
@@ -177,20 +244,17 @@ def test_navigation_and_pages_agree() -> None:
         return [path for child in children for path in paths(child)]
 
     pages = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
-    unlisted = tuple(config["not_in_nav"].split())
-    assert set(paths(config["nav"])) == {page for page in pages if not page.startswith(unlisted)}
+    assert set(paths(config["nav"])) == pages
 
 
 def test_tables_of_recipes_are_those_of_the_presets() -> None:
-    spec = importlib.util.spec_from_file_location("make_tables", ROOT / "docs" / "make_tables.py")
-    assert spec is not None
-    assert spec.loader is not None
-    tables = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tables)
-    page = tables.PAGE.read_text()
-    assert tables.updated(page) == page, "run python docs/make_tables.py"
-    listed = {name for names in tables.TABLES.values() for name in names}
-    assert listed == {path.stem for path in (ROOT / "examples" / "configs").glob("*.yaml")}
+    tables = runpy.run_path(str(ROOT / "docs" / "make_tables.py"))
+    page = tables["PAGE"].read_text()
+    assert tables["updated"](page) == page, "run python docs/make_tables.py"
+    listed = [name for names in tables["TABLE"].findall(page) for name in names.split()]
+    assert sorted(listed) == sorted(tables["PRESETS"])
+    changed = page.replace("| 0.008 |", "| 0.009 |")
+    assert tables["updated"](changed) == page != changed
 
 
 # --- the checks themselves --------------------------------------------------------------------------------------
@@ -234,7 +298,15 @@ def test_open_blocks_are_found() -> None:
         ("make nothing", "no target 'nothing'"),
         ("python examples/missing.py --help", "no file examples/missing.py"),
         ("python -m examples.missing", "no module examples.missing"),
-        ("python examples/recipe.py --preset missing", "no preset 'missing'"),
+        ("python examples/recipe.py --bogus 1", "recipe.py has no option --bogus"),
+        ("python examples/randsac.py --preset missing", "--preset 'missing' is neither"),
+        ("python examples/randsac.py --preset randsac_digits --trainer.epoch 1", "--trainer.epoch is no known option"),
+        ("ssl-blocks randsac --preset randsac_digits --trainer.epochs=none", "trainer.epochs='none' must be"),
+        ("ssl-blocks randsac --resume runs/x --sed 1", "--sed is no known option"),
+        ("ssl-blocks evaluate knn runs/x --knn.ks 1", "--knn.ks is no known option"),
+        ("ssl-blocks evaluate knn runs/x --knn.k 0", "knn.k=0 must be greater than 0"),
+        ("ssl-blocks ransac", "'ransac' is none of"),
+        ("torchrun --nproc-per-node 2 -m ssl_blocks randsac --bogus 1", "--bogus is no known option"),
         ("torchrun --nproc-per-node 2 examples/missing.py", "no file examples/missing.py"),
         ("curl example", "'curl' is none of"),
     ],
@@ -242,8 +314,15 @@ def test_open_blocks_are_found() -> None:
 def test_wrong_commands_are_found(line: str, complaint: str, tmp_path: Path) -> None:
     (tmp_path / "Makefile").write_text(".PHONY: demo\ndemo: other\n\trun\n")
     (tmp_path / "examples").mkdir()
-    (tmp_path / "examples" / "recipe.py").touch()
+    for name in ("recipe", "randsac"):
+        (tmp_path / "examples" / f"{name}.py").write_text('"--seed"')
     with pytest.raises(AssertionError, match=complaint):
         check_command(line, tmp_path)
-    for fine in ("make demo", "$ make demo X=1", "python examples/recipe.py --help", "# a comment", "pip install -e ."):
+    for fine in (
+        "make demo",
+        "$ make demo X=1",
+        "python examples/recipe.py --seed=1",
+        "# a comment",
+        "pip install -e .",
+    ):
         check_command(fine, tmp_path)

@@ -1,11 +1,15 @@
 """Imports point one way, and the plain import stays light."""
 
 import ast
+import json
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+
+from ssl_blocks.lazy import shown_imports
 
 PACKAGE = Path(__file__).parents[1] / "ssl_blocks"
 MODULES = {
@@ -14,7 +18,7 @@ MODULES = {
 }
 # layers from the ground up: a module may import its own layer and those below
 LAYERS = [
-    {"values", "randomness", "files", "modes", "quiet"},
+    {"values", "randomness", "files", "modes", "quiet", "lazy", "program"},
     {"parts"},
     {"encoders"},
     {"objectives"},
@@ -24,8 +28,10 @@ LAYERS = [
     {"pretrain"},
     {"evaluate", "cli"},
     {"recipes"},
+    {"__main__"},
 ]
-HEAVY = ("pytorch_lightning", "lightly", "matplotlib", "sklearn", "transformers")
+LAZY = [name for name, path in MODULES.items() if path.name == "__init__.py" and "lazily(" in path.read_text()]
+TOP = shown_imports(MODULES["ssl_blocks"].read_text())  # where each public name comes from
 
 
 def layer(module):
@@ -35,11 +41,19 @@ def layer(module):
 
 
 def imported(module):
-    """Modules of the package that a module imports anywhere, functions included."""
-    for node in ast.walk(ast.parse(MODULES[module].read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "ssl_blocks")
-        elif isinstance(node, ast.ImportFrom):
+    """Modules of the package that a module imports anywhere, functions included.
+
+    Of ``import ssl_blocks as sb`` those count from which the names come that are used of it.
+    """
+    nodes = list(ast.walk(ast.parse(MODULES[module].read_text())))
+    names = [alias for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    whole = {alias.asname or alias.name for alias in names if alias.name == "ssl_blocks"}
+    yield from (alias.name for alias in names if alias.name.startswith("ssl_blocks."))
+    for node in nodes:
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in whole:
+            home = TOP[node.attr]
+            yield f"ssl_blocks.{node.attr}" if home == "ssl_blocks" else home
+        if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module} imports relatively"
             if (node.module or "").split(".")[0] == "ssl_blocks":
                 for alias in node.names:
@@ -63,22 +77,88 @@ def test_no_part_imports_objectives_or_training():
             assert name.split(".")[1] not in ("objectives", "training", "evaluation", "data"), (module, name)
 
 
+def reached(module):
+    """Modules of the package that importing a module loads, by whatever way."""
+    found, ahead = set(), [module]
+    while ahead:
+        ahead += [name for name in imported(ahead.pop()) if name not in found and not found.add(name)]
+    return found
+
+
+def test_encoders_import_no_decoder():
+    decoders = {"ssl_blocks.parts.decode", "ssl_blocks.parts.query_stream"}
+    assert decoders <= set(MODULES)
+    assert decoders & reached("ssl_blocks.objectives")  # the walk sees something
+    encoders = [module for module in MODULES if module.startswith("ssl_blocks.encoders")]
+    found = {module: decoders & reached(module) for module in encoders if decoders & reached(module)}
+    assert not found
+
+
 def test_values_import_nothing_of_the_package():
     assert not list(imported("ssl_blocks.values"))
 
 
 def test_only_the_package_itself_is_free_to_gather_names():
     assert "ssl_blocks.objectives" in set(imported("ssl_blocks"))  # the reader of imports sees something
-    assert not any(name == "ssl_blocks" for m in MODULES if layer(m) < 4 for name in imported(m))
+    assert not any(name == "ssl_blocks" for m in MODULES for name in imported(m))
 
 
-def test_the_plain_import_loads_nothing_heavy():
-    script = f"import sys, ssl_blocks; print([name for name in {HEAVY} if name in sys.modules])"
+def test_names_used_of_the_whole_package_count_as_imports():
+    assert {"ssl_blocks.encoders", "ssl_blocks.data", "ssl_blocks.parts.decode"} <= set(
+        imported("ssl_blocks.pretrain.config")
+    )
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    """What is loaded after each of these steps, in one process, for it is the start that takes long."""
+    script = """
+import contextlib, io, json, sys
+loaded = {}
+def note(step):
+    names = ("torch", "timm", "pytorch_lightning", "lightly", "matplotlib", "sklearn", "transformers")
+    loaded[step] = [name for name in names if name in sys.modules]
+import ssl_blocks
+note("plain import")
+from ssl_blocks.__main__ import main
+from ssl_blocks.recipes import RECIPES
+with contextlib.redirect_stdout(io.StringIO()) as text:
+    for argv in [["--help"], *([name, "--help"] for name in RECIPES)]:
+        assert main(argv) == 0
+        note(" ".join(argv))
+assert text.getvalue().count("--trainer.epochs N") == len(RECIPES)
+for name in ssl_blocks.__all__:
+    getattr(ssl_blocks, name)
+note("all public names")
+print(json.dumps(loaded))
+"""
     run = subprocess.run(
         [sys.executable, "-c", script], cwd=PACKAGE.parent, capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
-    assert run.stdout.strip() == "[]"
+    return json.loads(run.stdout)
+
+
+def test_help_and_the_plain_import_wait_for_nothing(loaded):
+    assert len(loaded) > 8
+    assert {step: found for step, found in loaded.items() if found and step != "all public names"} == {}
+
+
+def test_all_public_names_load_nothing_that_composing_does_without(loaded):
+    assert loaded["all public names"] == ["torch", "timm"]
+
+
+@pytest.mark.parametrize("name", LAZY)
+def test_lazy_packages_export_what_they_show_to_type_checkers(name):
+    package, shown = import_module(name), shown_imports(MODULES[name].read_text())
+    assert sorted(shown) == sorted(set(package.__all__))
+    for export, home in shown.items():
+        value = getattr(package, export)
+        assert value is (import_module(f"{name}.{export}") if home == name else getattr(import_module(home), export))
+        assert home == name or f"{name}.{export}" not in MODULES, f"{name}.{export} is a module, too"
+        assert export in dir(package)
+    with pytest.raises(AttributeError, match=f"module '{name}' has no attribute 'nothing'"):
+        _ = package.nothing
 
 
 def test_every_public_name_exists_once_and_in_order():

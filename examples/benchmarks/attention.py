@@ -9,12 +9,13 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from examples.benchmarks.speed import DTYPES, machine
+from examples.benchmarks.measure import DTYPES, alternate, machine
 from ssl_blocks import explicit_attention
 
 SHAPES = ((32, 3, 60), (16, 6, 128), (8, 12, 197))  # images, heads, tokens
@@ -31,19 +32,21 @@ def main() -> None:
     """Compare, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15, help="timed runs of each, after two to warm up")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(machine(torch.device("cpu")))
-    for name, dtype in DTYPES.items():
+    for name in args.dtypes:
+        dtype = DTYPES[name]
         for batch, heads, tokens in SHAPES:
             inputs = [torch.randn(batch, heads, tokens, 64, dtype=dtype, requires_grad=True) for _ in range(3)]
             mask = torch.ones(1, 1, tokens, tokens, dtype=torch.bool).tril()
-            times: dict[str, list[float]] = {"explicit": [], "torch": []}
-            for turn in range(args.rounds + 2):
-                for who, attend in (("explicit", explicit_attention), ("torch", F.scaled_dot_product_attention)):
-                    elapsed = milliseconds(attend, inputs, mask)
-                    if turn >= 2:
-                        times[who].append(elapsed)
+            ways: dict[str, Callable[..., Tensor]] = {
+                "explicit": explicit_attention,
+                "torch": F.scaled_dot_product_attention,
+            }
+            timed = {name: partial(milliseconds, way, inputs, mask) for name, way in ways.items()}
+            times = alternate(timed, args.rounds)
             explicit, kernel = (statistics.median(v) for v in times.values())
             print(
                 f"{name}, {batch} images, {heads} heads, {tokens} tokens: explicit {explicit:.1f} ms, "

@@ -8,14 +8,14 @@ One thread, runs alternate, medians. Run from the repository root.
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
 from torchvision.transforms import v2
 
-from examples.benchmarks.speed import machine
+from examples.benchmarks.measure import alternate, clocked, machine
 from ssl_blocks.data import FileSplit, RandomResizedCropFlip, load
 from ssl_blocks.data.decode import Box, read_crop, read_image
 from ssl_blocks.data.resample import resample
@@ -26,14 +26,8 @@ SIZE = 224
 
 def compare(what: str, count: int, ways: Mapping[str, Callable[[], object]], rounds: int) -> None:
     """Print the images a second of each way, and its ratio to the last."""
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(rounds + 1):
-        for name, run in ways.items():
-            start = time.perf_counter()
-            run()
-            if turn:  # the first is for warming up
-                times[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(values) for name, values in times.items()}
+    times = alternate({name: partial(clocked, run) for name, run in ways.items()}, rounds, warm=1)
+    medians = {name: statistics.median(values) / 1e3 for name, values in times.items()}
     last = list(medians.values())[-1]
     print(what)
     for name, seconds in medians.items():

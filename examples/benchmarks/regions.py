@@ -9,16 +9,15 @@ logits, at its peak.
 """
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 import ssl_blocks as sb
-from examples.benchmarks.speed import machine
+from examples.benchmarks.measure import alternate, clocked, compared, machine
 from ssl_blocks.parts.region_loss import Pairing
 
 GLOBAL, LOCAL, NUM_LOCAL = 49, 9, 8
@@ -28,27 +27,35 @@ STUDENT, TEACHER = 0.1, 0.04
 class Case:
     """Logits and matches as they come out of networks, at random."""
 
-    def __init__(self, batch: int, classes: int) -> None:
+    def __init__(
+        self,
+        batch: int,
+        classes: int,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self.batch, self.sizes = batch, [GLOBAL] * 2 + [LOCAL] * NUM_LOCAL
-        self.student = torch.randn(batch * sum(self.sizes), classes, requires_grad=True)
-        self.teacher = torch.randn(batch * 2 * GLOBAL, classes)
-        self.center = torch.randn(classes)
+        self.student = torch.randn(batch * sum(self.sizes), classes, device=device, dtype=dtype, requires_grad=True)
+        self.teacher = torch.randn(batch * 2 * GLOBAL, classes, device=device, dtype=dtype)
+        self.center = torch.randn(classes, device=device)
         # place among the regions of the teacher's view, for every region of every view
-        self.places = torch.randint(GLOBAL, (len(self.student), 2))
+        places = torch.randint(GLOBAL, (len(self.student), 2), device=device)
+        image = torch.cat([torch.arange(batch, device=device).repeat_interleave(size) for size in self.sizes])
+        self.match = places + GLOBAL * (image[:, None] + batch * torch.arange(2, device=device))
         self.pairs = [(q, v) for q in range(2) for v in range(len(self.sizes)) if v != q]
 
-    def rows(self, view: int) -> tuple[int, int]:
-        """First row of a view, and the one after its last."""
+    def rows(self, view: int) -> slice:
+        """The rows of a view."""
         start = self.batch * sum(self.sizes[:view])
-        return start, start + self.batch * self.sizes[view]
+        return slice(start, start + self.batch * self.sizes[view])
 
     def ours(self) -> Tensor:
         """The library's loss."""
-        image = torch.cat([torch.arange(self.batch).repeat_interleave(size) for size in self.sizes])
-        match = self.places + GLOBAL * (image[:, None] + self.batch * torch.arange(2))
         pairings = tuple(
             Pairing(
-                *self.rows(v),
+                self.rows(v).start,
+                self.rows(v).stop,
                 tuple(q for q, other in self.pairs if other == v),
                 1 / (len(self.pairs) * self.batch * size),
             )
@@ -58,7 +65,7 @@ class Case:
             self.student,
             self.teacher,
             self.center,
-            match,
+            self.match,
             pairings,
             student_temperature=STUDENT,
             teacher_temperature=TEACHER,
@@ -66,32 +73,24 @@ class Case:
         return loss
 
     def loops(self) -> Tensor:
-        """One pair of views after the other."""
-        wanted = [((t - self.center) / TEACHER).softmax(1) for t in self.teacher.chunk(2)]
-        said = [(self.student[slice(*self.rows(v))] / STUDENT).log_softmax(1) for v in range(len(self.sizes))]
-        losses = []
-        for q, v in self.pairs:
-            places = self.places[slice(*self.rows(v)), q].view(self.batch, -1)
-            size = self.sizes[v]
-            for b in range(self.batch):
-                matched = wanted[q][b * GLOBAL : (b + 1) * GLOBAL][places[b]]
-                losses.append(-(matched * said[v][b * size : (b + 1) * size]).sum(1).mean())
+        """One pair of views after the other, as EsViT's code has it."""
+        wanted = ((self.teacher.float() - self.center) / TEACHER).softmax(1)
+        said = [(self.student[self.rows(v)].float() / STUDENT).log_softmax(1) for v in range(len(self.sizes))]
+        losses = [-(wanted[self.match[self.rows(v), q]] * said[v]).sum(1).mean() for q, v in self.pairs]
         return torch.stack(losses).mean()
 
-
-def seconds(case: Case, loss_of: Callable[[], Tensor]) -> float:
-    """Of forward and backward pass."""
-    case.student.grad = None
-    start = time.perf_counter()
-    loss_of().backward()  # type: ignore[no-untyped-call]
-    return time.perf_counter() - start
+    def backward(self, loss_of: Callable[[], Tensor]) -> Tensor:
+        """A forward and a backward pass, which leaves the gradient; returns the loss."""
+        self.student.grad = None
+        loss = loss_of()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
 
 
 def extra_memory(case: Case, loss_of: Callable[[], Tensor]) -> float:
     """Highest number of MiB that forward and backward pass hold at once."""
-    case.student.grad = None
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        loss_of().backward()  # type: ignore[no-untyped-call]
+        case.backward(loss_of)
     now = most = 0
     for event in record.profiler.kineto_results.events():
         if event.name() == "[memory]":
@@ -113,7 +112,7 @@ def main() -> None:
     ways = {"ours": case.ours, "loops": case.loops}
     gradients = []
     for way in ways.values():
-        seconds(case, way)
+        case.backward(way)
         assert case.student.grad is not None
         gradients.append(case.student.grad)
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-7)
@@ -122,13 +121,8 @@ def main() -> None:
     print(
         f"region loss, {args.classes:,} classes, batch {args.batch}, 2 x {GLOBAL} + {NUM_LOCAL} x {LOCAL} regions, fp32"
     )
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(args.rounds):
-        for name, way in ways.items():
-            times[name].append(seconds(case, way) * 1e3)
-    ratios = [b / a for a, b in zip(times["ours"], times["loops"], strict=True)]
-    shown = ", ".join(f"{k} {statistics.median(v):.0f} ms ({min(v):.0f}-{max(v):.0f})" for k, v in times.items())
-    print(f"time: {shown}, {statistics.median(ratios):.2f}x ({min(ratios):.2f}-{max(ratios):.2f})")
+    times = alternate({name: partial(clocked, partial(case.backward, way)) for name, way in ways.items()}, args.rounds)
+    print(f"time: {compared(times)}")
     extra = {name: extra_memory(case, way) for name, way in ways.items()}
     shown = ", ".join(f"{name} {mib:.0f} MiB" for name, mib in extra.items())
     print(f"extra memory: {shown}, {extra['loops'] / extra['ours']:.2f}x")

@@ -1,5 +1,7 @@
 """Command line: a YAML preset, dotted overrides, and one readable error for each mistake."""
 
+from __future__ import annotations
+
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,51 +14,42 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
+from ssl_blocks import pretrain
 from ssl_blocks.cli.arguments import DISCRIMINATOR, Arguments, explain, nearest, read_arguments
 from ssl_blocks.cli.helptext import help_text
 from ssl_blocks.engine.errors import RunStopped
-from ssl_blocks.engine.parallel import is_rank_zero
+from ssl_blocks.engine.rank import is_rank_zero
 from ssl_blocks.pretrain.config import RunConfig
-from ssl_blocks.pretrain.dryrun import describe
-from ssl_blocks.pretrain.resume import run_folder, stored_config
-from ssl_blocks.pretrain.run import Assemble, Run
+from ssl_blocks.pretrain.recipe import Recipe
+from ssl_blocks.program import as_typed
 
 C = TypeVar("C", bound=RunConfig)
 M = TypeVar("M", bound=BaseModel)
 WRONG_WISH = 2
 
 
-def main(
-    config_class: type[C],
-    assemble: Assemble[C],
-    *,
-    presets: Path,
-    prefix: str = "",
-    argv: Sequence[str] | None = None,
-) -> int:
+def main(recipe: Recipe[C], argv: Sequence[str] | None = None, *, program: str | None = None) -> int:
     """Run a recipe from the command line and return its exit code.
 
     Whatever can be wrong with the user's wishes is looked at before anything is written: configuration, data,
     the fit of all parts, the run's folder. Such a mistake is one line on standard error and exit code 2.
 
     Args:
-        config_class: the recipe's configuration.
-        assemble: builds the objective out of configuration and data.
-        presets: folder of YAML presets.
-        prefix: what the names of this recipe's own presets begin with.
+        recipe: what to pretrain by.
         argv: arguments; ``None`` takes the process's own.
+        program: what the user typed in front of them; ``None``: the program's name.
     """
     try:
-        arguments = read_arguments(sys.argv[1:] if argv is None else argv, config_class)
+        arguments = read_arguments(sys.argv[1:] if argv is None else argv, recipe.config)
         if arguments.wants_help:
-            _print(_help(config_class, presets, prefix))
+            _print_help(recipe, program)
             return 0
-        config = _configure(config_class, arguments, presets, prefix)
+        config = _configure(recipe, arguments)
         if arguments.dry_run:
-            _print(describe(config, assemble))
+            _print(pretrain.describe(config, recipe.assemble))
             return 0
         _check_place(config.folder)
-        run = Run.prepare(config, assemble, resume=arguments.resume)
+        run = pretrain.Run.prepare(config, recipe.assemble, resume=arguments.resume)
     except (ValueError, TypeError, OSError) as mistake:
         return fail(mistake, WRONG_WISH)
     try:
@@ -66,10 +59,10 @@ def main(
     return 0
 
 
-def load_config(config_class: type[C], argv: Sequence[str], *, presets: Path, prefix: str = "") -> C:
+def load_config(recipe: Recipe[C], argv: Sequence[str]) -> C:
     """Read ``--preset`` or ``--resume``, and dotted overrides such as ``--trainer.epochs 5``.
 
-    A preset is a name in the folder ``presets`` or the path of a YAML file. An override that picks another
+    A preset is the name of one of the recipe's, or the path of a YAML file. An override that picks another
     ``kind`` of a part puts away what the preset said of that part.
 
     Raises:
@@ -77,23 +70,33 @@ def load_config(config_class: type[C], argv: Sequence[str], *, presets: Path, pr
         FileNotFoundError: if there is no run to resume.
         SystemExit: after ``--help``.
     """
-    arguments = read_arguments(argv, config_class)
+    arguments = read_arguments(argv, recipe.config)
     if arguments.wants_help:
-        _print(_help(config_class, presets, prefix))
+        _print_help(recipe, None)
         raise SystemExit(0)
-    return _configure(config_class, arguments, presets, prefix)
+    return _configure(recipe, arguments)
 
 
-def _configure(config_class: type[C], arguments: Arguments, presets: Path, prefix: str) -> C:
+def _configure(recipe: Recipe[C], arguments: Arguments) -> C:
     base: dict[str, Any] = {}
     if isinstance(arguments.resume, Path):
-        folder = run_folder(arguments.resume).resolve()
-        base = stored_config(arguments.resume) | {"name": folder.name, "output_dir": _short(folder.parent)}
+        folder = pretrain.run_folder(arguments.resume).resolve()
+        base = pretrain.stored_config(arguments.resume) | {"name": folder.name, "output_dir": _short(folder.parent)}
     elif arguments.preset is not None:
-        base = read_preset(arguments.preset, presets, prefix=prefix)
+        base = read_preset(arguments.preset, recipe)
 
     source = f"--preset {arguments.preset}" if arguments.preset is not None else f"--resume {arguments.resume}"
-    return parse_config(config_class, arguments.overrides, base=base, source=source)
+    config = parse_config(recipe.config, arguments.overrides, base=base, source=source)
+    _check_effect(config, arguments.overrides)
+    return config
+
+
+def _check_effect(config: RunConfig, given: Mapping[str, str]) -> None:
+    """Refuse an option beside a choice that leaves it without effect."""
+    for idle, choice in config.idle().items():
+        for name, value in given.items():
+            if name == idle or name.startswith(f"{idle}."):
+                raise ValueError(f"--{name} {value} has no effect with {choice}: leave it out")
 
 
 def parse_config(config_class: type[M], overrides: Mapping[str, str], *, base: Mapping[str, Any], source: str) -> M:
@@ -133,18 +136,18 @@ def _short(folder: Path) -> str:
     return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
 
 
-def read_preset(name: str, presets: Path, *, prefix: str = "") -> dict[str, Any]:
-    """Read a preset by name or path.
+def read_preset(name: str, recipe: Recipe[Any]) -> dict[str, Any]:
+    """Read a preset of a recipe by its name, or any by its path.
 
     Raises:
         ValueError: if there is none of that name, or it is no YAML mapping.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else presets / f"{name}.yaml"
-    names = list(list_presets(presets, prefix=prefix))
-    if not path.is_file() or (path.parent == presets and path.stem not in names):
-        near = nearest(name, names)
+    files = recipe.preset_files()
+    path = Path(name) if name.endswith((".yaml", ".yml")) else files.get(name)
+    if path is None or not path.is_file():
+        near = nearest(name, list(files))
         hint = f"did you mean {near!r}? " if near else ""
-        raise ValueError(f"--preset {name!r} is neither a preset nor a YAML file; {hint}presets: {', '.join(names)}")
+        raise ValueError(f"--preset {name!r} is neither a preset nor a YAML file; {hint}presets: {', '.join(files)}")
     try:
         values = yaml.safe_load(path.read_text())
     except yaml.MarkedYAMLError as error:
@@ -158,15 +161,14 @@ def read_preset(name: str, presets: Path, *, prefix: str = "") -> dict[str, Any]
     return values
 
 
-def list_presets(presets: Path, *, prefix: str = "") -> dict[str, str]:
-    """Name of each preset, and what the first line of its comment says."""
-    files = sorted(presets.glob(f"{prefix}*.yaml"))
-    first = {file.stem: file.read_text().partition("\n")[0] for file in files}
+def list_presets(recipe: Recipe[Any]) -> dict[str, str]:
+    """Name of each preset of a recipe, and what the first line of its comment says."""
+    first = {name: file.read_text().partition("\n")[0] for name, file in recipe.preset_files().items()}
     return {name: line.lstrip("# ") if line.startswith("#") else "" for name, line in first.items()}
 
 
-def _help(config_class: type[RunConfig], presets: Path, prefix: str) -> str:
-    return help_text(config_class, presets=list_presets(presets, prefix=prefix), program=sys.argv[0])
+def _print_help(recipe: Recipe[Any], program: str | None) -> None:
+    _print(help_text(recipe.config, presets=list_presets(recipe), program=program or as_typed()))
 
 
 def _check_place(folder: Path) -> None:

@@ -32,17 +32,17 @@ def help_text(config_class: type[RunConfig], *, presets: dict[str, str], program
     Args:
         config_class: the recipe's configuration.
         presets: what each is, in a line.
-        program: what the user typed.
+        program: what the user typed in front of the arguments.
         width: columns; ``None`` takes the terminal's.
     """
     width = min(shutil.get_terminal_size().columns, WIDEST) if width is None else width
-    call, name = f"python {program}", next(iter(presets), "NAME")
+    name = next(iter(presets), "NAME")
     sections = [
-        f"usage: {call} --preset NAME [--OPTION VALUE ...]\n       {call} --resume [PATH] [--OPTION VALUE ...]",
+        f"usage: {program} --preset NAME [--OPTION VALUE ...]\n       {program} --resume [PATH] [--OPTION VALUE ...]",
         "examples:\n"
-        f"  {call} --preset {name} --dry-run\n"
-        f"  {call} --preset {name} --name mine --seed 1 --data.max_train 1000\n"
-        f"  {call} --resume runs/{name}",
+        f"  {program} --preset {name} --dry-run\n"
+        f"  {program} --preset {name} --name mine --seed 1 --data.max_train 1000\n"
+        f"  {program} --resume runs/{name}",
         option_table("presets:", list(presets.items()), width, indent=max(map(len, presets), default=0) + 4),
         option_table("what to do:", _SWITCHES, width),
     ]

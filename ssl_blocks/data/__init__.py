@@ -1,12 +1,19 @@
 """Images by name, in memory or in files, and their augmentation in batches on any device."""
 
-from ssl_blocks.data.augment import RandomResizedCropFlip, denormalize, to_float
-from ssl_blocks.data.decode import UnreadableImageError
-from ssl_blocks.data.loader import RunSampler, share_of_cores, train_loader
-from ssl_blocks.data.multicrop import ColorChanges, MultiCrop
-from ssl_blocks.data.protocol import Augmentation
-from ssl_blocks.data.sources import find_shape, load
-from ssl_blocks.data.splits import FileSplit, ImageData, ImageShape, ImageSplit
+from typing import TYPE_CHECKING
+
+from ssl_blocks.lazy import lazily
+
+if TYPE_CHECKING:
+    from ssl_blocks.data.augment import RandomResizedCropFlip, denormalize, to_float
+    from ssl_blocks.data.decode import UnreadableImageError
+    from ssl_blocks.data.loader import RunSampler, share_of_cores, train_loader
+    from ssl_blocks.data.multicrop import ColorChanges, MultiCrop
+    from ssl_blocks.data.protocol import Augmentation
+    from ssl_blocks.data.sources import find_shape, load
+    from ssl_blocks.data.splits import FileSplit, ImageData, ImageShape, ImageSplit
+else:
+    __getattr__, __dir__ = lazily(__name__, __file__)
 
 __all__ = [
     "Augmentation",

@@ -1,217 +1,224 @@
-"""What all adapters of vision transformers share: each adds only where its model keeps things."""
+"""What is asked of every family of encoders, and what those share that have no files of their own."""
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Generic, NamedTuple, NoReturn, TypeVar
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ssl_blocks.encoders.blocks import run_blocks
-from ssl_blocks.values import Encoded, Grid
+from ssl_blocks.parts.position import resample_positions
+from ssl_blocks.parts.tokenize import pair
+from ssl_blocks.values import Grid
+
+M = TypeVar("M", bound=nn.Module)
+Size = int | tuple[int, int]
 
 
-class TokenAdapter(nn.Module, ABC):
-    """Shows a vision transformer as a ``TokenEncoder``; the base of the adapters, none of which changes its model.
+class Adapter(nn.Module, ABC, Generic[M]):
+    """A model seen as an encoder, and what is asked of its family beside: to be known, saved, loaded, drawn anew.
+
+    A family is one file with one such class, which stands in ``ssl_blocks.encoders.ADAPTERS``.
 
     Args:
-        module: the model, already found fit.
-        grid: tokens of an image.
-        dim: width of a token, ``D``.
-        depth: number of blocks.
-        num_prefix: class and register tokens in front of the sequence, ``P``.
+        module: the model, already found fit; ``None`` where a class says by itself what its model is.
     """
 
-    def __init__(self, module: nn.Module, *, grid: Grid, dim: int, depth: int, num_prefix: int) -> None:
+    dim: int
+    channels: int
+    pooling = "mean of normalised patch tokens"
+    wraps: ClassVar[type[nn.Module] | tuple[()]] = ()  # the models that ``of`` takes
+
+    def __init__(self, module: M | None = None) -> None:
         super().__init__()
-        self._modules["module"] = module
-        self.grid, self.dim, self.depth, self.num_prefix = grid, dim, depth, num_prefix
-        self.patch, self.channels = _two(self._stem().kernel_size), self._stem().in_channels
-        self._recomputes = False
+        if module is not None:
+            self._modules["module"] = module
 
     @property
-    def module(self) -> nn.Module:
+    def module(self) -> M:
         """The user's own model, unpatched."""
         # a property: from Python 3.12 on, isinstance of a protocol passes over what nn.Module keeps elsewhere
-        module = self._modules["module"]
-        assert module is not None
-        return module
+        module: Any = self._modules["module"]
+        return module  # type: ignore[no-any-return]
 
-    @property
     @abstractmethod
-    def norm(self) -> nn.Module:
-        """The model's final norm."""
-
-    @property
-    def grad_checkpointing(self) -> bool:
-        """Whether blocks are recomputed in the backward pass instead of keeping their activations."""
-        return self._recomputes
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Choose whether blocks are recomputed in the backward pass."""
-        self._recomputes = enable
-
-    def embed(self, x: Float[Tensor, "..."]) -> Float[Tensor, "b n d"]:
-        """Turn images ``[B, C, H, W]`` or patches ``[B, n, C, p, q]`` into tokens ``[B, n, D]``.
-
-        Raises:
-            ValueError: if the pixels are not the encoder's: image size, patch size or channels.
-        """
-        images = x.ndim == 4
-        size = (self.grid.height * self.patch[0], self.grid.width * self.patch[1])
-        want = (self.channels, *(size if images else self.patch))
-        if x.ndim not in (4, 5) or tuple(x.shape[-3:]) != want:
-            raise ValueError(
-                f"{'images' if images else 'patches'} of shape {tuple(x.shape)} do not fit the encoder: "
-                f"expected [B, {'' if images else 'n, '}{', '.join(map(str, want))}]"
-            )
-        stem = self._stem()
-        if images:
-            return self._embedded(stem(x).flatten(2).transpose(1, 2))
-        # a convolution whose kernel is its stride is one product per patch
-        return self._embedded(F.linear(x.flatten(2), stem.weight.flatten(1), stem.bias))
-
-    def encode(
-        self,
-        tokens: Float[Tensor, "b n d"],
-        index: Int[Tensor, "b n"] | None,
-        mask: Bool[Tensor, "_ 1 s s"] | None = None,
-    ) -> Encoded:
-        """Place the tokens, put the prefix in front and run the blocks.
-
-        Args:
-            tokens: ``[B, n, D]`` out of ``embed``.
-            index: raster position of every token, ``[B, n]``; ``None`` means no positions at all.
-            mask: ``[1|B, 1, P+n, P+n]``, ``True`` = may attend; ``None`` lets all see all.
-
-        Returns:
-            Hidden states ``[B, P+n, D]`` after every block, and the last of them normalised.
-        """
-        x = self._entered(self._place(tokens, index))
-        hidden = run_blocks(self._blocks(index), x, mask, checkpointing=self.grad_checkpointing)
-        return Encoded(hidden=hidden, final=self.norm(hidden[-1]))
-
     def features(self, images: Float[Tensor, "..."]) -> Float[Tensor, "b d"]:
-        """Mean over the patch tokens of the normalised output, ``[B, D]`` (RandSAC, Sec. 5.1).
+        """One vector per image, ``[B, D]``."""
 
-        Args:
-            images: ``[B, C, H, W]``, or all their patches ``[B, N, C, p, q]`` in raster order.
-        """
-        index = torch.arange(self.grid.num_tokens, device=images.device).expand(images.shape[0], -1)
-        return self.encode(self.embed(images), index).final[:, self.num_prefix :].mean(1)
-
-    @abstractmethod
-    def native(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b s d"]:
-        """The model's own normalised output, prefix first: what ``encode`` must reproduce."""
+    def forward(self, *inputs: Tensor) -> Float[Tensor, "b d"]:
+        """The same as ``features``, so that the encoder can be called, traced and compiled as any module."""
+        return self.features(*inputs)
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that weight decay must spare: positions and prefix tokens."""
         return {f"module.{name}" for name in self._spared()}
 
-    @abstractmethod
-    def _stem(self) -> nn.Conv2d:
-        """The convolution that embeds patches."""
-
-    def _embedded(self, tokens: Tensor) -> Tensor:
-        """What follows the convolution."""
-        return tokens
-
-    @abstractmethod
-    def _prefix(self) -> Sequence[Tensor]:
-        """Class, distillation and register tokens, each ``[1, k, D]``."""
-
-    @abstractmethod
-    def _positions(self) -> tuple[Tensor | None, int]:
-        """The table added in front of the blocks, ``[1, rows + N, D]``, and its rows for prefix tokens."""
-
-    def _entered(self, x: Tensor) -> Tensor:
-        """What lies between placing and the first block: dropout, a norm."""
-        return x
-
-    @abstractmethod
-    def _blocks(self, index: Tensor | None) -> Iterable[Callable[..., Tensor]]:
-        """The blocks, called as ``block(x, attn_mask=mask)``; rotary ones know ``index``."""
-
-    @abstractmethod
     def _spared(self) -> set[str]:
         """Names inside the model that weight decay must spare."""
+        return set()
 
-    def _place(self, tokens: Tensor, index: Tensor | None) -> Tensor:
-        """Add looked-up positions and put the prefix in front."""
-        prefix, (table, rows) = self._prefix(), self._positions()
-        front = torch.cat(list(prefix), dim=1) if prefix else None
-        if table is not None:
-            if index is not None:
-                tokens = tokens + table[0, rows:][index]
-            if front is not None and rows:  # there may be rows for the class token alone
-                front = torch.cat([front[:, :rows] + table[:, :rows], front[:, rows:]], dim=1)
-        if front is None:
-            return tokens
-        return torch.cat([front.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens], dim=1)
+    def layer_ids(self) -> dict[str, int]:
+        """Layer of every parameter of ``module``, for layer-wise decay: 0 the embedding, i block i, then what follows.
+
+        Raises:
+            ValueError: if the layers are not known.
+        """
+        raise ValueError(f"layer_decay needs to know the layer of every parameter: {type(self).__name__} does not tell")
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "Adapter[Any] | None":
+        """The encoder of a model for ``wrap``; ``None`` for one of another family, or if the user has to say more."""
+        return cls(module) if isinstance(module, cls.wraps) else None  # type: ignore[arg-type]
+
+    @classmethod
+    def reads(cls, config: Mapping[str, Any]) -> bool:
+        """Whether ``load`` understands an exported configuration; asked in the order of ``ADAPTERS``."""
+        return bool(noted(config).get("encoder") == cls.__name__)
+
+    @classmethod
+    def load(cls, folder: Path, config: Mapping[str, Any], image_size: Size | None) -> "Adapter[Any]":
+        """Build what was saved, with its weights, for inputs of another size where one is given."""
+        raise NotImplementedError
+
+    def save(self, folder: Path, notes: dict[str, Any]) -> None:
+        """Write ``config.json``, with ``notes`` in it, and ``model.safetensors``."""
+        raise TypeError(f"encoder must be one of this library's to be exported, got {type(self).__name__}")
+
+    @torch.no_grad()
+    def redraw(self, folder: Path, image_size: Size | None) -> None:
+        """Draw all weights anew with torch's generator: layers as torch draws them, tables and tokens N(0, 0.02²)."""
+        for part in self.module.modules():
+            reset = getattr(part, "reset_parameters", getattr(part, "_reset_parameters", None))
+            if callable(reset) and not isinstance(part, nn.TransformerEncoder):
+                reset()
+                continue
+            for own in part.parameters(recurse=False):
+                nn.init.normal_(own, std=0.02) if own.ndim > 1 else nn.init.ones_(own)  # ones: scales of layers
 
 
-def number_layers(
-    module: nn.Module, blocks: Iterable[nn.Module], *, first: Iterable[nn.Parameter | None]
-) -> dict[str, int]:
-    """Layer of every parameter of a model: 0 for the embedding, i for block i from 1, then all that follows.
+def noted(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What this library noted in an exported configuration."""
+    return config.get("ssl_blocks") or {}
 
-    Args:
-        module: the model.
-        blocks: its blocks in order.
-        first: parameters of the embedding: patches, positions, prefix tokens.
+
+class Description(NamedTuple):
+    """An encoder as plain values and weights.
+
+    Attributes:
+        model_args: what it is built from; all of it goes into JSON.
+        state: its weights.
     """
-    layers, count = {id(parameter): 0 for parameter in first if parameter is not None}, 0
-    for block in blocks:
-        count += 1
-        layers |= {id(parameter): count for parameter in block.parameters()}
-    return {name: layers.get(id(parameter), count + 1) for name, parameter in module.named_parameters()}
+
+    model_args: dict[str, Any]
+    state: Mapping[str, Tensor]
 
 
-def require_plain_stem(owner: str, stem: nn.Module) -> None:
-    """Refuse a stem that mixes pixels of neighbouring patches.
+class DescribedAdapter(Adapter[M]):
+    """A family without files of its own: saved as plain values and weights, and built from them again."""
 
-    Raises:
-        TypeError: if it is anything but one convolution whose kernel is its stride, without padding.
-    """
-    plain = isinstance(stem, nn.Conv2d) and (
-        stem.kernel_size == stem.stride
-        and set(stem.dilation) == {1}
-        and stem.groups == 1
-        and (stem.padding == "valid" or set(stem.padding) == {0})
-    )
-    if not plain:
-        refuse_stem(owner, stem)
+    architecture: ClassVar[str]  # its name in configurations
+
+    @abstractmethod
+    def describe(self) -> Description:
+        """What it is built from, and its weights."""
+
+    @classmethod
+    @abstractmethod
+    def rebuild(cls, model_args: Mapping[str, Any]) -> "DescribedAdapter[M]":
+        """The same encoder, with weights to be filled in."""
+
+    @classmethod
+    @abstractmethod
+    def resized(cls, stored: Description, image_size: Size) -> Description:
+        """For another input size."""
+
+    @classmethod
+    def reads(cls, config: Mapping[str, Any]) -> bool:
+        """Whether a configuration names this family."""
+        return bool(config.get("architecture") == cls.architecture)
+
+    @classmethod
+    def load(cls, folder: Path, config: Mapping[str, Any], image_size: Size | None) -> "DescribedAdapter[M]":
+        """Build what a configuration describes, and fill in the weights beside it."""
+        stored = Description(config["model_args"], load_file(folder / "model.safetensors"))
+        if image_size is not None:
+            stored = cls.resized(stored, image_size)
+        with torch.device("meta"):  # no weights are drawn, and no random numbers used up
+            encoder = cls.rebuild(stored.model_args)
+        # copies: what was read lies in the file's own memory, and not where kernels would have it
+        state = {name: weight.clone() for name, weight in stored.state.items()}
+        encoder.module.load_state_dict(state, assign=True)
+        return encoder
+
+    def save(self, folder: Path, notes: dict[str, Any]) -> None:
+        """Write the description and the weights."""
+        model_args, weights = self.describe()
+        folder.mkdir(parents=True)
+        # copies: what layers share is saved for each of them
+        state = {name: w.detach().clone(memory_format=torch.contiguous_format) for name, w in weights.items()}
+        save_file(state, folder / "model.safetensors")
+        config = {"architecture": self.architecture, "model_args": model_args, "ssl_blocks": notes}
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _two(sizes: tuple[int, ...]) -> tuple[int, int]:
-    height, width = sizes
-    return height, width
+class ImageSizeError(ValueError):
+    """An input size that the encoder cannot have: wrong input, whatever the folder holds."""
 
 
-def refuse_stem(owner: str, stem: object) -> None:
-    """Say why a stem does not fit."""
-    kind = str(stem) if isinstance(stem, nn.Conv2d) else type(stem).__name__
-    raise TypeError(
-        f"{owner} has a {kind} stem, which mixes pixels of neighbouring patches: hidden patches would leak into "
-        "visible ones. Use a model with a plain patch embedding"
-    )
+def grid_for(image_size: Size, patch: tuple[int, int]) -> Grid:
+    """The grid of an input size."""
+    sides = pair(image_size)
+    for length, side in zip(sides, patch, strict=True):
+        if length < 1 or length % side:
+            raise ImageSizeError(
+                f"image_size={image_size} must be a positive multiple of the encoder's patch of {patch[0]}x{patch[1]} "
+                f"pixels, got {length} for {side}"
+            )
+    return Grid(sides[0] // patch[0], sides[1] // patch[1])
 
 
-def has_relative_positions(module: nn.Module) -> bool:
-    """Whether attention carries biases for pairs of places in a full raster grid (BEiT, Swin)."""
-    names = [*dict(module.named_modules()), *dict(module.named_parameters())]
-    return any("rel_pos" in name or "relative_position" in name for name in names)
+def resampled(table: Tensor, *, old: Grid, new: Grid) -> Tensor:
+    """A table of positions for another grid, in the dimensions that it has; what precedes the grid's rows stays."""
+    dim = table.shape[-1]
+    flat = table.reshape(1, -1, dim)
+    rows = resample_positions(flat, old=old, new=new, num_prefix=flat.shape[1] - old.num_tokens)
+    return rows.reshape(*table.shape[:-2], -1, dim)
 
 
-def refuse_relative_positions(module: nn.Module) -> None:
-    """Refuse a model whose position biases hold for a full raster grid alone.
+def refuse(owner: str, reason: str) -> NoReturn:
+    """Say why an encoder cannot be exported."""
+    raise TypeError(f"{owner} cannot be exported: {reason}")
 
-    Raises:
-        TypeError: if it has any.
-    """
-    if has_relative_positions(module):
-        raise TypeError(
-            f"{type(module).__name__} adds relative position biases for a full raster grid; segments in another order "
-            "would get wrong ones. Use a model with absolute or rotary positions, such as vit_base_patch16_224"
-        )
+
+def require_type(owner: str, name: str, part: object, expected: type) -> None:
+    """Refuse a part that is of a type of its own, a derived one too: another one would be built."""
+    if type(part) is not expected:
+        home = "nn." if hasattr(nn, expected.__name__) else "torchvision's "
+        refuse(owner, f"{name} is a {type(part).__name__}, expected {home}{expected.__name__}")
+
+
+def require_same(owner: str, module: nn.Module, again: nn.Module, *, passed_over: tuple[str, ...] = ()) -> None:
+    """Refuse a model that is not built again as it is."""
+    found, built = _inventory(module), _inventory(again)
+    for name in {**found, **built}:
+        ours, theirs = found.get(name, "missing"), built.get(name, "nothing")
+        if ours != theirs and not name.startswith(passed_over):
+            refuse(owner, f"{name} is {ours}, and {theirs} is what would be built again")
+
+
+def _inventory(module: nn.Module) -> dict[str, str]:
+    """What every layer and every weight is, sizes and rates included."""
+    parts = {name: _words(part) for name, part in module.named_modules(remove_duplicate=False) if name}
+    return parts | {name: f"of shape {tuple(weight.shape)}" for name, weight in module.state_dict().items()}
+
+
+def _words(part: nn.Module) -> str:
+    more = part.extra_repr()
+    if isinstance(part, nn.MultiheadAttention):  # which says nothing of itself
+        more = f"heads={part.num_heads}, dropout={part.dropout}, batch_first={part.batch_first}"
+    home = type(part).__module__.partition(".")[0]
+    return f"{home}'s {type(part).__name__}({more})"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import ModelCardData
 
 from ssl_blocks.files import atomically
 
@@ -50,13 +51,9 @@ def _card(
 ) -> Iterator[str]:
     notes: dict[str, Any] = exported.get("ssl_blocks", {})
     of_timm = is_of_timm(exported)
-    yield "---"
-    yield f"library_name: {'timm' if of_timm else 'ssl_blocks'}"
-    yield "tags: [image-feature-extraction, self-supervised]"
-    yield "---"
-    yield ""
-    yield f"# {config['name'] if config else folder.name}"
-    yield ""
+    library, tags = "timm" if of_timm else "ssl_blocks", ["image-feature-extraction", "self-supervised"]
+    yield from ["---", ModelCardData(library_name=library, tags=tags).to_yaml(), "---", ""]
+    yield from [f"# {config['name'] if config else folder.name}", ""]
     if config:
         yield from _origin(config, results)
     yield from _encoder(notes, exported)
@@ -76,10 +73,8 @@ def _origin(config: Mapping[str, Any], results: Mapping[str, Any]) -> Iterator[s
     images = recipe.get("train_images")
     what = f"Pretrained with `{recipe.get('name', 'a recipe')}` of ssl_blocks {recipe.get('version', '')}".rstrip()
     objective = f", objective `{recipe['objective']}`" if "objective" in recipe else ""
-    yield f"{what}{objective}."
-    yield ""
-    yield "| | |"
-    yield "|---|---|"
+    yield from [f"{what}{objective}.", ""]
+    yield from ["| | |", "|---|---|"]
     count = f", {images:,} training images" if images else ""
     yield f"| data | `{data['name']}`{count} |"
     yield f"| epochs | {trainer['epochs']} |"
@@ -88,16 +83,11 @@ def _origin(config: Mapping[str, Any], results: Mapping[str, Any]) -> Iterator[s
     yield f"| seed | {config['seed']} |"
     if results.get("seconds") is not None:
         yield f"| training time | {results['seconds']:.0f} s |"
-    yield ""
-    yield "All settings are in the run's `config.yaml`, all numbers in its `results.json`."
-    yield ""
+    yield from ["", "All settings are in the run's `config.yaml`, all numbers in its `results.json`.", ""]
 
 
 def _encoder(notes: Mapping[str, Any], exported: Mapping[str, Any]) -> Iterator[str]:
-    yield "## Encoder"
-    yield ""
-    yield "| | |"
-    yield "|---|---|"
+    yield from ["## Encoder", "", "| | |", "|---|---|"]
     architecture = exported.get("architecture") or exported.get("model_type") or "unknown"
     yield f"| architecture | `{architecture}`, adapter `{notes.get('encoder', 'unknown')}` |"
     grid, patch, crop = notes.get("grid"), notes.get("patch"), notes.get("crop")
@@ -114,8 +104,7 @@ def _scores(results: Mapping[str, Any]) -> Iterator[str]:
     """The run's own scores, and the latest evaluation by each protocol and on each data."""
     own: Sequence[Mapping[str, Any]] = results.get("scores", [])
     if own:
-        yield "At the end of the run, on the test images of its data:"
-        yield ""
+        yield from ["At the end of the run, on the test images of its data:", ""]
         yield f"| features | kNN | linear probe, {own[0]['shots']} labels a class |"
         yield "|---|---|---|"
         for row in own:
@@ -159,23 +148,23 @@ def _numbers(values: Sequence[float]) -> str:
 
 
 def _loading(folder: Path, notes: Mapping[str, Any], *, of_timm: bool) -> Iterator[str]:
-    yield "## Load"
-    yield ""
-    yield "```python"
-    if of_timm and not notes.get("crop"):
-        yield "import timm"
-        yield ""
-        yield f'model = timm.create_model("local-dir:{folder.as_posix()}", pretrained=True).eval()'
-        yield "features = model(images)  # normalised images [B, C, H, W] -> [B, D]"
-        yield "```"
-        yield ""
-        yield "or, as an encoder for objectives and evaluation:"
-        yield ""
-        yield "```python"
-    yield "from ssl_blocks.encoders import load_encoder"
-    yield ""
-    yield f'encoder = load_encoder("{folder.as_posix()}")'
     what = "patches [B, N, C, p, q]" if notes.get("crop") else "images [B, C, H, W]"
-    yield f"features = encoder.features(images)  # normalised {what} -> [B, D]"
-    yield "```"
-    yield ""
+    by_timm = f"""```python
+import timm
+
+model = timm.create_model("local-dir:{folder.as_posix()}", pretrained=True).eval()
+features = model(images)  # normalised images [B, C, H, W] -> [B, D]
+```
+
+or, as an encoder for objectives and evaluation:
+
+"""
+    yield f"""## Load
+
+{by_timm if of_timm and not notes.get("crop") else ""}```python
+from ssl_blocks.encoders import load_encoder
+
+encoder = load_encoder("{folder.as_posix()}")
+features = encoder.features(images)  # normalised {what} -> [B, D]
+```
+"""

@@ -8,13 +8,13 @@ import torch
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
-from ssl_blocks.encoders.pretrained import as_saved, create_pretrained, rebuilding, refuse_contradictions
-from ssl_blocks.encoders.timm_models import TimmAdapter, check_name, check_sizes, create, require_fit
+from ssl_blocks.encoders.adapter import Size
+from ssl_blocks.encoders.timm_building import build_model, create_pretrained, prepared, rebuilding
+from ssl_blocks.encoders.timm_models import TimmAdapter, require_fit
 from ssl_blocks.modes import modes_kept
-from ssl_blocks.parts.tokenize import pair
 
 
-class TimmEva(TimmAdapter):
+class TimmEva(TimmAdapter[Eva]):
     """See a timm ``Eva`` as a token encoder: absolute positions, rotary ones (axial or mixed), or both.
 
     Rotations are looked up per token like table rows, and prefix tokens are not rotated. Random augmentation of
@@ -37,6 +37,7 @@ class TimmEva(TimmAdapter):
         (1, '4x4', torch.Size([1, 32]))
     """
 
+    wraps = Eva
     rope_table: Tensor | None
 
     def __init__(self, module: nn.Module, *, model_args: Mapping[str, Any] | None = None) -> None:
@@ -46,13 +47,6 @@ class TimmEva(TimmAdapter):
         with modes_kept(eva, training=False), torch.no_grad():
             table = self._rotations().clone() if fixed else None
         self.register_buffer("rope_table", table, persistent=False)
-
-    @property
-    def module(self) -> Eva:
-        """The user's own model, unpatched."""
-        eva = self._modules["module"]  # Dynamo follows no super() here
-        assert isinstance(eva, Eva)
-        return eva
 
     def _rotations(self) -> Tensor:
         """Sines and cosines in raster order, ``[N, 2d]``, or of every block and head ``[depth, H, N, 2d]``."""
@@ -88,8 +82,8 @@ def _refuse_unfit(module: nn.Module) -> Eva:
 def timm_eva(
     name: str = "vit_small_patch16_rope_224",
     *,
-    image_size: int | tuple[int, int],
-    patch_size: int | tuple[int, int] | None = None,
+    image_size: Size,
+    patch_size: Size | None = None,
     channels: int = 3,
     pretrained: bool = False,
     **model_args: Any,
@@ -100,10 +94,9 @@ def timm_eva(
     the same features as the adapter. Pretrained weights are loaded as in `timm_vit`: all but the head's.
 
     Args:
-        name: any name that timm builds as an ``Eva``, with a tag or without; ``local-dir:FOLDER`` is an exported
-            encoder, and ``hf-hub:OWNER/NAME`` a repository.
+        name: any name that timm builds as an ``Eva``; what else it may be, and all other arguments: as in `timm_vit`.
         image_size: height and width in pixels; one number means a square.
-        patch_size: height and width of a patch in pixels; ``None`` is the model's own.
+        patch_size: likewise; ``None`` is the model's own.
         channels: colour channels of the images.
         pretrained: start from the weights that belong to the name.
         **model_args: handed to timm, for example ``depth=4, embed_dim=64, num_heads=4``.
@@ -119,22 +112,19 @@ def timm_eva(
         >>> encoder.num_prefix, encoder.dim, str(encoder.grid)
         (1, 192, '8x8')
     """
-    check_name(name)
-    saved: Any = as_saved(name, Eva, _refuse_unfit) if pretrained or patch_size is None else None
-    patch = saved.patch_embed.patch_size if patch_size is None else patch_size
-    check_sizes(image_size, patch, model_args)
-    arguments: dict[str, Any] = {
-        "img_size": pair(image_size),
-        "patch_size": pair(patch),
-        "in_chans": channels,
-        "global_pool": "avg",
-        "num_classes": 0,
-    }
+    saved, arguments = prepared(
+        name,
+        Eva,
+        _refuse_unfit,
+        image_size=image_size,
+        patch_size=patch_size,
+        channels=channels,
+        pretrained=pretrained,
+        wanted=model_args,
+    )
     if pretrained:
-        refuse_contradictions(name, saved, model_args)
-        _refuse_unfit(saved)
         arguments |= model_args
         norms = {"use_fc_norm": False, "use_post_transformer_norm": not isinstance(saved.norm, nn.Identity)}
         return TimmEva(create_pretrained(name, arguments), model_args=rebuilding(name, norms | arguments))
     arguments |= {"use_fc_norm": False, "use_post_transformer_norm": True, **model_args}
-    return TimmEva(create(name, arguments, model_args, _refuse_unfit), model_args=arguments)
+    return TimmEva(build_model(name, arguments, model_args, _refuse_unfit), model_args=arguments)

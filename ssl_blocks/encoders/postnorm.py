@@ -1,5 +1,6 @@
 """The patch puzzle's own transformer: raw patches are its tokens, and nothing tells it where they lie."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch.nn.functional as F
@@ -7,13 +8,13 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ssl_blocks.encoders.adapter import number_layers
-from ssl_blocks.encoders.blocks import run_blocks
+from ssl_blocks.encoders.adapter import DescribedAdapter, Description, Size, grid_for
+from ssl_blocks.encoders.tokens import are_images, number_layers, run_blocks
 from ssl_blocks.parts.tokenize import pair
 from ssl_blocks.values import Encoded, Grid
 
 
-class PostNormTransformer(nn.Module):
+class PostNormTransformer(DescribedAdapter["PostNormTransformer"]):
     """A transformer over raw patches without positions, normalised after each step (APL).
 
     A token is the patch itself, flattened as (c, y, x), so its width is ``C * p * q``. Queries, keys and values have no
@@ -42,12 +43,13 @@ class PostNormTransformer(nn.Module):
     """
 
     num_prefix = 0
+    architecture = "PostNormTransformer"
 
     def __init__(
         self,
         *,
-        grid: int | tuple[int, int],
-        patch: int | tuple[int, int],
+        grid: Size,
+        patch: Size,
         channels: int = 3,
         depth: int = 4,
         num_heads: int = 16,
@@ -79,7 +81,7 @@ class PostNormTransformer(nn.Module):
         self.norm = nn.Identity()
 
     @property
-    def module(self) -> nn.Module:
+    def module(self) -> "PostNormTransformer":
         """The model itself: it needs no adapter."""
         return self
 
@@ -89,14 +91,7 @@ class PostNormTransformer(nn.Module):
         Raises:
             ValueError: if the pixels are not the encoder's: image size, patch size or channels.
         """
-        images, sides = x.ndim == 4, (self.grid.height * self.patch[0], self.grid.width * self.patch[1])
-        want = (self.channels, *(sides if images else self.patch))
-        if x.ndim not in (4, 5) or tuple(x.shape[-3:]) != want:
-            raise ValueError(
-                f"{'images' if images else 'patches'} of shape {tuple(x.shape)} do not fit the encoder: "
-                f"expected [B, {'' if images else 'n, '}{', '.join(map(str, want))}]"
-            )
-        if not images:
+        if not are_images(x, self.grid, self.patch, self.channels):
             return x.flatten(2)
         return rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch[0], q=self.patch[1])
 
@@ -114,26 +109,47 @@ class PostNormTransformer(nn.Module):
             mask: ``[1|B, 1, n, n]``, ``True`` = may attend; ``None`` lets all see all.
 
         Returns:
-            What every block put out, normalised already, ``[B, n, D]``; ``final`` is the last of it.
+            The tokens, and what every block put out, normalised already, ``[B, n, D]``; ``final`` is the last of it.
         """
         hidden = run_blocks(self.blocks, tokens, mask)
-        return Encoded(hidden=hidden, final=self.norm(hidden[-1]))
+        return Encoded(input=tokens, hidden=hidden, final=self.norm(hidden[-1]))
 
-    def features(self, images: Float[Tensor, "..."]) -> Float[Tensor, "b d"]:
+    def features(
+        self, images: Float[Tensor, "..."], mask: Bool[Tensor, "_ 1 n n"] | None = None
+    ) -> Float[Tensor, "b d"]:
         """Mean over the tokens of the output, ``[B, D]``.
 
         Args:
             images: ``[B, C, H, W]``, or all their patches ``[B, N, C, p, q]``.
+            mask: ``[1|B, 1, N, N]``, ``True`` = may attend; ``None`` lets all see all.
         """
-        return self.encode(self.embed(images), None).final.mean(1)
+        return self.encode(self.embed(images), None, mask).final.mean(1)
 
     def layer_ids(self) -> dict[str, int]:
-        """Layer of every parameter of ``module``, for layer-wise decay: see `ssl_blocks.evaluation.layer_ids`."""
+        """Layer of every parameter, for layer-wise decay: block i is layer i, counted from 1."""
         return number_layers(self, self.blocks, first=())
 
-    def forward(self, images: Float[Tensor, "..."]) -> Float[Tensor, "b d"]:
-        """The same as ``features``."""
-        return self.features(images)
+    @classmethod
+    def of(cls, module: nn.Module) -> "PostNormTransformer | None":
+        """The model itself."""
+        return module if isinstance(module, cls) else None
+
+    def describe(self) -> Description:
+        """The arguments it was built with, and its weights."""
+        return Description(self.model_args, self.state_dict())
+
+    @classmethod
+    def rebuild(cls, model_args: Mapping[str, Any]) -> "PostNormTransformer":
+        """The same model, with weights to be filled in."""
+        # JSON has no tuples
+        arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in model_args.items()}
+        return cls(**arguments)
+
+    @classmethod
+    def resized(cls, stored: Description, image_size: Size) -> Description:
+        """For another input size: without positions, nothing but the grid knows it."""
+        grid = grid_for(image_size, tuple(stored.model_args["patch"]))
+        return Description({**stored.model_args, "grid": (grid.height, grid.width)}, stored.state)
 
 
 class _PostNormBlock(nn.Module):

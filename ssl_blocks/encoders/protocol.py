@@ -44,31 +44,22 @@ class RegionEncoder(FeatureEncoder, Protocol):
 
 
 @runtime_checkable
-class TokenEncoder(Protocol):
+class TokenEncoder(FeatureEncoder, Protocol):
     """A vision transformer seen as pixels → tokens → features, with positions and masks from outside.
 
     Attributes:
-        module: the user's own model, unpatched; saving its ``state_dict`` is the export.
         norm: the model's final norm.
-        dim: width of a token, ``D``.
+        dim: width of a token, ``D``, and of the features.
         depth: number of blocks.
         grid: tokens of an image.
         patch: height and width of a patch in pixels.
-        channels: colour channels of the images.
         num_prefix: class and register tokens in front of the sequence, ``P``.
     """
 
-    dim: int
     depth: int
     grid: Grid
     patch: tuple[int, int]
-    channels: int
     num_prefix: int
-
-    @property
-    def module(self) -> nn.Module:
-        """The user's own model, unpatched."""
-        ...
 
     @property
     def norm(self) -> nn.Module:
@@ -97,10 +88,14 @@ class TokenEncoder(Protocol):
         """
         ...
 
-    def features(self, images: Float[Tensor, "..."]) -> Float[Tensor, "b d"]:
+    def features(
+        self, images: Float[Tensor, "..."], mask: Bool[Tensor, "_ 1 s s"] | None = None
+    ) -> Float[Tensor, "b d"]:
         """Mean over the patch tokens of the normalised output, ``[B, D]``.
 
         Args:
             images: ``[B, C, H, W]``, or all their patches ``[B, N, C, p, q]`` in raster order.
+            mask: ``[1|B, 1, P+N, P+N]``, prefix first, then raster order, ``True`` = may attend: what a causal encoder
+                is read under; ``None`` lets all see all.
         """
         ...

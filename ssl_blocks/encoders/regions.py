@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -11,13 +12,16 @@ from timm.layers import LayerNorm2d, RmsNorm, RmsNorm2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ssl_blocks.encoders.adapter import Adapter, Size, noted, refuse
+from ssl_blocks.encoders.pooled import adapter_of
 from ssl_blocks.encoders.protocol import TokenEncoder
-from ssl_blocks.encoders.timm_models import check_name
+from ssl_blocks.encoders.timm_building import check_name
+from ssl_blocks.encoders.timm_models import TimmStored, load_timm, refusals_named
 from ssl_blocks.parts.tokenize import pair
 from ssl_blocks.values import Grid, Regions
 
 
-class TimmRegions(nn.Module):
+class TimmRegions(TimmStored[nn.Module]):
     """See a timm model as an encoder of regions: its last map, normalised; the model itself stays as it is.
 
     Swin, PVT, ConvNeXt, ResNet and whatever else has timm's ``forward_intermediates``. The feature of an image is the
@@ -46,7 +50,7 @@ class TimmRegions(nn.Module):
     def __init__(
         self, module: nn.Module, *, norm: nn.Module | None = None, model_args: Mapping[str, Any] | None = None
     ) -> None:
-        super().__init__()
+        super().__init__(module)
         name = type(module).__name__
         stem = next((part for part in module.modules() if isinstance(part, nn.Conv2d)), None)
         if not hasattr(module, "forward_intermediates") or stem is None:
@@ -54,19 +58,30 @@ class TimmRegions(nn.Module):
                 f"{name} has no map of regions: expected an image model of timm with forward_intermediates, such as "
                 "swin_tiny_patch4_window7_224"
             )
-        self._modules["module"] = module
         self.dim, self.channels = _last_width(module), stem.in_channels
         self.model_args = dict(model_args or {})
-        own, self.is_last_dim = _find_norm(module, self.dim) if norm is None else (norm, _takes_last_dim(norm))
-        self.given_norm = None if norm is None else own  # the model's own is reached through it, and saved once
-        self._path = "" if norm is not None else _path_of(module, own)
+        self.given_norm = norm  # the model's own is reached through it, and saved once
+        self._path, self.is_last_dim = _find_norm(module, self.dim) if norm is None else ("", _takes_last_dim(norm))
 
-    @property
-    def module(self) -> nn.Module:
-        """The user's own model, unpatched."""
-        module = self._modules["module"]
-        assert module is not None
-        return module
+    @classmethod
+    def load(cls, folder: Path, config: Mapping[str, Any], image_size: Size | None) -> "TimmRegions":
+        """Build the model by timm, and find the norm that was given."""
+        model, arguments = load_timm(folder, config, image_size)
+        place = noted(config).get("norm")
+        norm = None if place is None else model.get_submodule(place) if place else nn.Identity()
+        return cls(model, norm=norm, model_args=arguments)
+
+    def save(self, folder: Path, notes: dict[str, Any]) -> None:
+        """Note where the norm lies that was given: a name, nothing for none, ``None`` for timm's own place."""
+        norm = self.given_norm
+        name = next((name for name, part in self.module.named_modules() if part is norm), None)
+        if norm is not None and name is None and type(norm) is not nn.Identity:
+            refuse(
+                "TimmRegions",
+                f"norm={type(norm).__name__} is no part of module={type(self.module).__name__}, so its weights would "
+                "not be saved",
+            )
+        super().save(folder, notes | {"norm": None if norm is None else name or ""})
 
     @property
     def norm(self) -> nn.Module:
@@ -84,15 +99,10 @@ class TimmRegions(nn.Module):
         Raises:
             ValueError: if the model refuses images of this size or number of channels.
         """
-        try:
+        with refusals_named(self.module, images):
             found = self.module.forward_intermediates(  # type: ignore[operator]
                 images, indices=1, norm=False, output_fmt="NCHW", intermediates_only=True
             )
-        except torch.OutOfMemoryError:
-            raise
-        except (AssertionError, RuntimeError, ValueError) as error:
-            size = "x".join(map(str, images.shape[1:]))
-            raise ValueError(f"{type(self.module).__name__} refuses images of {size} pixels: {error}") from error
         last: Tensor = found[-1]
         grid = Grid(*last.shape[2:])
         if self.is_last_dim:
@@ -105,13 +115,8 @@ class TimmRegions(nn.Module):
         """Mean over the normalised regions, ``[B, D]``."""
         return self.regions(images).pooled
 
-    def no_weight_decay(self) -> set[str]:
-        """Names of parameters that weight decay must spare: what the model names, such as position tables."""
-        own = getattr(self.module, "no_weight_decay", None)
-        return {f"module.{name}" for name in own()} if callable(own) else set()
 
-
-class TokenRegions(nn.Module):
+class TokenRegions(Adapter[nn.Module]):
     """See a vision transformer's patch tokens as regions, and its class token as the feature of the image.
 
     DINO; EsViT, Sec. 3. Smaller images than the encoder was built for are cut into its patches, and these are placed
@@ -147,10 +152,29 @@ class TokenRegions(nn.Module):
         """The user's own model, unpatched."""
         return self.encoder.module
 
-    @property
-    def model_args(self) -> dict[str, Any]:
-        """Arguments that build the model again."""
-        return dict(getattr(self.encoder, "model_args", {}))
+    def layer_ids(self) -> dict[str, int]:
+        """Layer of every parameter of ``module``, as the encoder inside tells."""
+        return adapter_of(self.encoder).layer_ids()
+
+    def _spared(self) -> set[str]:
+        return adapter_of(self.encoder)._spared()
+
+    @classmethod
+    def load(cls, folder: Path, config: Mapping[str, Any], image_size: Size | None) -> "TokenRegions":
+        """Load the encoder inside, whatever its family."""
+        from ssl_blocks.encoders.families import rebuild  # which imports this module
+
+        encoder = rebuild(folder, {**config, "ssl_blocks": None}, image_size)
+        assert isinstance(encoder, TokenEncoder)
+        return cls(encoder, class_token=noted(config)["pooling"] == "class token")
+
+    def save(self, folder: Path, notes: dict[str, Any]) -> None:
+        """Save the encoder inside."""
+        adapter_of(self.encoder).save(folder, notes)
+
+    def redraw(self, folder: Path, image_size: Size | None) -> None:
+        """Draw the encoder inside anew."""
+        adapter_of(self.encoder).redraw(folder, image_size)
 
     def regions(self, images: Float[Tensor, "b c h w"]) -> Regions:
         """Features of every patch and of the whole image.
@@ -197,7 +221,7 @@ def _spread_cells(grid: Grid, on: Grid, device: torch.device) -> Tensor:
 def timm_regions(
     name: str = "swin_tiny_patch4_window7_224",
     *,
-    image_size: int | tuple[int, int],
+    image_size: Size,
     channels: int = 3,
     **model_args: Any,
 ) -> TimmRegions:
@@ -248,17 +272,17 @@ def _last_width(module: nn.Module) -> int:
     return width
 
 
-def _find_norm(module: nn.Module, dim: int) -> tuple[nn.Module | None, bool]:
-    """The norm that timm's models of this kind end with, and whether it takes channels last; ``None`` for none."""
-    found = [norm for place in ("norm", "head.norm") if (norm := _part(module, place)) is not None]
-    norms = [norm for norm in found if not isinstance(norm, nn.Identity)]
-    fitting = next((norm for norm in norms if _width(norm) == dim), None)
-    if fitting is not None:
-        return fitting, _takes_last_dim(fitting)
+def _find_norm(module: nn.Module, dim: int) -> tuple[str, bool]:
+    """Where the norm lies that timm's models of this kind end with, and whether it takes channels last; "" for none."""
+    found = {place: norm for place in ("norm", "head.norm") if (norm := _part(module, place)) is not None}
+    norms = {place: norm for place, norm in found.items() if not isinstance(norm, nn.Identity)}
+    for place, norm in norms.items():
+        if getattr(norm, "weight", None) is not None and norm.weight.numel() == dim:  # type: ignore[operator]
+            return place, _takes_last_dim(norm)
     stages = _part(module, "stages")
     ends_normed = isinstance(stages, nn.Sequential | nn.ModuleList) and _part(stages[-1], "norm") is not None
     if not norms and (ends_normed or any(isinstance(part, _BatchNorm) for part in module.modules())):
-        return None, False  # PVT: norms in stages; ResNet: batch norms
+        return "", False  # PVT: norms in stages; ResNet: batch norms
     raise ValueError(
         f"the final norm of {type(module).__name__} was not found in norm or head.norm, for a width of {dim}: "
         "give norm=, nn.Identity() for none"
@@ -266,22 +290,11 @@ def _find_norm(module: nn.Module, dim: int) -> tuple[nn.Module | None, bool]:
 
 
 def _part(module: nn.Module, path: str) -> nn.Module | None:
-    for name in path.split("."):
-        found = getattr(module, name, None)
-        if not isinstance(found, nn.Module):
-            return None
-        module = found
-    return module
-
-
-def _width(norm: nn.Module) -> int | None:
-    weight = getattr(norm, "weight", None)
-    return None if weight is None else weight.numel()
+    try:
+        return module.get_submodule(path)
+    except AttributeError:
+        return None
 
 
 def _takes_last_dim(norm: nn.Module) -> bool:
     return isinstance(norm, nn.LayerNorm | RmsNorm | nn.RMSNorm) and not isinstance(norm, LayerNorm2d | RmsNorm2d)
-
-
-def _path_of(module: nn.Module, part: nn.Module | None) -> str:
-    return next((name for name, other in module.named_modules() if other is part), "")

@@ -1,22 +1,24 @@
 """Adapter for timm's plain vision transformers (vit_*, deit*, CLIP, SigLIP, DINOv2)."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ssl_blocks.encoders.adapter import refuse_relative_positions
-from ssl_blocks.encoders.pretrained import as_saved, create_pretrained, rebuilding, refuse_contradictions
-from ssl_blocks.encoders.timm_models import TimmAdapter, check_name, check_sizes, create, require_fit
+from ssl_blocks.encoders.adapter import Size
+from ssl_blocks.encoders.timm_building import as_saved, build_model, create_pretrained, prepared, rebuilding
+from ssl_blocks.encoders.timm_models import TimmAdapter, require_fit
+from ssl_blocks.encoders.tokens import refuse_relative_positions
 from ssl_blocks.parts.position import sincos_table
-from ssl_blocks.parts.query_stream import QueryBlock
-from ssl_blocks.parts.tokenize import pair
+from ssl_blocks.parts.query_block import QueryBlock
 from ssl_blocks.values import Grid
 
 
-class TimmViT(TimmAdapter):
+class TimmViT(TimmAdapter[VisionTransformer]):
     """See a timm ``VisionTransformer`` as a token encoder; the model itself stays as it is.
 
     Args:
@@ -37,15 +39,22 @@ class TimmViT(TimmAdapter):
         (1, '8x8', torch.Size([1, 192]))
     """
 
+    wraps = nn.Module  # the last family to be asked says why others do not fit
+
     def __init__(self, module: nn.Module, *, model_args: Mapping[str, Any] | None = None) -> None:
         super().__init__(_refuse_unfit(module), model_args=model_args)
 
-    @property
-    def module(self) -> VisionTransformer:
-        """The user's own model, unpatched."""
-        vit = self._modules["module"]  # Dynamo follows no super() here
-        assert isinstance(vit, VisionTransformer)
-        return vit
+    @classmethod
+    def reads(cls, config: Mapping[str, Any]) -> bool:
+        """Whether it is a configuration of timm: what no other family reads."""
+        return "architecture" in config
+
+    def _finish(self, fresh: nn.Module, folder: Path) -> None:
+        """Set up prefix tokens, and a table that is fixed, as ``timm_vit`` does."""
+        stored = as_saved(f"local-dir:{folder}", VisionTransformer, _refuse_unfit)
+        table = load_file(folder / "model.safetensors").get("pos_embed")
+        fixed = table is not None and is_sincos(table[0], Grid(*stored.patch_embed.grid_size))
+        initialize(TimmViT(fresh), fixed_positions=fixed)
 
     def query_blocks(self, depth: int) -> tuple[QueryBlock, ...]:
         """The first ``depth`` blocks, run on queries with the same weights (SAIM with shared weights).
@@ -76,8 +85,8 @@ def _refuse_unfit(module: nn.Module) -> VisionTransformer:
 def timm_vit(
     name: str = "vit_tiny_patch16_224",
     *,
-    image_size: int | tuple[int, int],
-    patch_size: int | tuple[int, int] | None = None,
+    image_size: Size,
+    patch_size: Size | None = None,
     channels: int = 3,
     positions: Literal["sincos", "learned", "none"] | None = None,
     class_token: bool | None = None,
@@ -120,22 +129,18 @@ def timm_vit(
     """
     if positions not in (None, "sincos", "learned", "none"):
         raise ValueError(f"positions={positions!r} must be 'sincos', 'learned' or 'none'")
-    check_name(name)
-    saved: Any = as_saved(name, VisionTransformer, _refuse_unfit) if pretrained or patch_size is None else None
-    patch = saved.patch_embed.patch_size if patch_size is None else patch_size
-    check_sizes(image_size, patch, model_args)
-    arguments = {
-        "img_size": pair(image_size),
-        "patch_size": pair(patch),
-        "in_chans": channels,
-        "global_pool": "avg",
-        "fc_norm": False,
-        "num_classes": 0,
-        **model_args,
-    }
+    saved, arguments = prepared(
+        name,
+        VisionTransformer,
+        _refuse_unfit,
+        image_size=image_size,
+        patch_size=patch_size,
+        channels=channels,
+        pretrained=pretrained,
+        wanted={**model_args, "class_token": class_token},
+    )
+    arguments |= {"fc_norm": False, **model_args}
     if pretrained:
-        refuse_contradictions(name, saved, {**model_args, "class_token": class_token})
-        _refuse_unfit(saved)
         if positions is not None and (positions == "none") != (saved.pos_embed is None):
             raise ValueError(
                 f"positions={positions!r} contradicts the pretrained {name!r}, which has "
@@ -145,7 +150,7 @@ def timm_vit(
         _keep_positions(encoder, positions)
         return encoder
     arguments = {"class_token": bool(class_token), "pos_embed": "none" if positions == "none" else "learn"} | arguments
-    encoder = TimmViT(create(name, arguments, model_args, _refuse_unfit), model_args=arguments)
+    encoder = TimmViT(build_model(name, arguments, model_args, _refuse_unfit), model_args=arguments)
     initialize(encoder, fixed_positions=positions in (None, "sincos"))
     return encoder
 

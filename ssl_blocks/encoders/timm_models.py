@@ -1,25 +1,89 @@
-"""What timm's families of vision transformers share: where things lie, what is refused, how one is built."""
+"""What timm's families share: their files, their layers, and of vision transformers where things lie."""
 
-import difflib
 import inspect
-from abc import ABC
-from collections.abc import Callable, Iterable, Mapping
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from jaxtyping import Float
 from timm.layers import PatchEmbed
+from timm.models import group_parameters, save_for_hf
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ssl_blocks.encoders.adapter import TokenAdapter, refuse_stem
+from ssl_blocks.encoders.adapter import Adapter, M, Size, grid_for, resampled
+from ssl_blocks.encoders.tokens import TokenAdapter, refuse_stem
 from ssl_blocks.parts.tokenize import pair
+from ssl_blocks.quiet import quiet
 from ssl_blocks.values import Grid
 
-LOCAL, HUB = "local-dir", ("hf-hub", "hf_hub")  # timm's prefixes of names that are no names of its own
+POSITIONS_AND_PREFIX = {"pos_embed", "cls_token", "reg_token", "dist_token"}
 
 
-class TimmAdapter(TokenAdapter, ABC):
+class TimmStored(Adapter[M]):
+    """A model of timm, in timm's own files, which load without this library.
+
+    Attributes:
+        model_args: arguments that ``timm.create_model`` needs to build it again.
+    """
+
+    model_args: dict[str, Any]
+
+    def save(self, folder: Path, notes: dict[str, Any]) -> None:
+        """Let timm write its files, and put what its data pipeline asks for where it looks."""
+        with quiet("timm.data", logging.ERROR):  # it remarks on a mean and std that are replaced below
+            save_for_hf(
+                self.module,
+                str(folder),
+                model_config={"ssl_blocks": notes},
+                model_args=self.model_args,
+                safe_serialization=True,
+            )
+        path = folder / "config.json"
+        config: dict[str, Any] = json.loads(path.read_text())
+        if notes["grid"]:
+            size = [length * side for length, side in zip(notes["grid"], notes["patch"], strict=True)]
+            config["pretrained_cfg"]["input_size"] = [notes["channels"], *size]
+        config["pretrained_cfg"] |= {"mean": notes["mean"], "std": notes["std"], "crop_pct": 1.0, "num_classes": 0}
+        path.write_text(json.dumps(config, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path, config: Mapping[str, Any], image_size: Size | None) -> Adapter[Any]:
+        """Build the model by timm."""
+        model, arguments = load_timm(folder, config, image_size)
+        return cls(model, model_args=arguments)  # type: ignore[arg-type, call-arg]
+
+    def redraw(self, folder: Path, image_size: Size | None) -> None:
+        """Draw all weights as timm draws them."""
+        sized = image_size is not None and knows_size(self.module)
+        options: dict[str, Any] = {"img_size": pair(image_size)} if sized and image_size is not None else {}
+        fresh = timm.create_model(f"local-dir:{folder}", pretrained=False, **options)
+        self._finish(fresh, folder)
+        self.module.load_state_dict(fresh.state_dict())
+
+    def _spared(self) -> set[str]:
+        own: Any = getattr(self.module, "no_weight_decay", None)
+        return set(own()) if own is not None else set()
+
+    def _finish(self, fresh: nn.Module, folder: Path) -> None:
+        """What building adds to what timm draws."""
+
+    def layer_ids(self) -> dict[str, int]:
+        """Layer of every parameter of ``module``, as its ``group_matcher`` tells; positions and prefix are layer 0."""
+        matcher: Any = getattr(self.module, "group_matcher", None)
+        if matcher is None:
+            return super().layer_ids()
+        ids: dict[str, int] = group_parameters(self.module, matcher(coarse=False), reverse=True)
+        return ids | {name: 0 for name in ids if name.rpartition(".")[2] in POSITIONS_AND_PREFIX}
+
+
+class TimmAdapter(TimmStored[M], TokenAdapter[M]):
     """The base of the adapters of timm's families.
 
     Args:
@@ -27,7 +91,7 @@ class TimmAdapter(TokenAdapter, ABC):
         model_args: arguments that ``timm.create_model`` needs to build it again, noted in exports.
     """
 
-    def __init__(self, module: nn.Module, *, model_args: Mapping[str, Any] | None) -> None:
+    def __init__(self, module: M, *, model_args: Mapping[str, Any] | None) -> None:
         vit: Any = module
         super().__init__(
             module,
@@ -40,6 +104,24 @@ class TimmAdapter(TokenAdapter, ABC):
 
     def _vit(self) -> Any:
         return self._modules["module"]
+
+    def layer_ids(self) -> dict[str, int]:
+        """Layer of every parameter of ``module``; timm counts the final norm with the last block, and we do not."""
+        behind = {id(parameter) for parameter in self.norm.parameters()}
+        found = {name: self.depth + 1 for name, p in self.module.named_parameters() if id(p) in behind}
+        return super().layer_ids() | found
+
+    @classmethod
+    def load(cls, folder: Path, config: Mapping[str, Any], image_size: Size | None) -> Adapter[Any]:
+        """Build the model by timm and put the adapter around it that fits, whatever is noted."""
+        from ssl_blocks.encoders.families import wrap  # which imports this module
+
+        model, arguments = load_timm(folder, config, image_size)
+        encoder = wrap(model)
+        assert isinstance(encoder, Adapter)
+        if isinstance(encoder, TimmAdapter):
+            encoder.model_args = arguments
+        return encoder
 
     @property
     def norm(self) -> nn.Module:
@@ -85,16 +167,11 @@ class TimmAdapter(TokenAdapter, ABC):
         return blocks
 
     def _spared(self) -> set[str]:
-        return set(self._vit().no_weight_decay()) | {"reg_token"}
+        return super()._spared() | {"reg_token"}
 
 
 def require_fit(module: Any) -> None:
-    """Refuse what no family of timm may have.
-
-    Raises:
-        TypeError: if the stem mixes patches, or blocks take no mask.
-        ValueError: if it drops patches at random, or the final norm sits behind the pooling.
-    """
+    """Refuse what no family of timm may have."""
     if type(module.patch_embed) is not PatchEmbed:
         refuse_stem(type(module).__name__, module.patch_embed)
     if module.patch_drop is not None and not isinstance(module.patch_drop, nn.Identity):
@@ -109,55 +186,48 @@ def require_fit(module: Any) -> None:
             raise TypeError(f"{type(block).__name__} takes no attention mask (attn_mask), so it cannot be kept causal")
 
 
-def create(
-    name: str, arguments: dict[str, Any], model_args: dict[str, Any], refuse_unfit: Callable[[nn.Module], object]
-) -> nn.Module:
-    """Build a model of timm; say why where it cannot be built."""
+@contextmanager
+def refusals_named(module: nn.Module, images: Tensor) -> Iterator[None]:
+    """Say of which images a model could make nothing."""
     try:
-        model: nn.Module = timm.create_model(name, **arguments)
-    except TypeError as error:  # another family: say why it does not fit, rather than which argument it lacks
-        refuse_unfit(timm.create_model(name))
-        raise TypeError(f"name={name!r} cannot be built with these arguments: {error}") from None
-    except (AssertionError, RuntimeError) as error:  # heads that do not divide the width, a tag that there is not
-        raise ValueError(f"name={name!r} cannot be built with {model_args}: {error}") from None
-    return model
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (AssertionError, RuntimeError, ValueError) as error:
+        size = "x".join(map(str, images.shape[1:]))
+        raise ValueError(f"{type(module).__name__} refuses images of {size} pixels: {error}") from error
 
 
-def check_sizes(
-    image_size: int | tuple[int, int], patch_size: int | tuple[int, int], model_args: Mapping[str, Any]
-) -> None:
-    """Refuse sizes that do not divide.
-
-    Raises:
-        ValueError: naming the argument.
-    """
-    for length, side in zip(pair(image_size), pair(patch_size), strict=True):
-        if side < 1 or length % side:
-            raise ValueError(
-                f"patch_size={patch_size} must divide image_size={image_size} ({length} % {side} is not 0)"
-            )
-    width, heads = model_args.get("embed_dim"), model_args.get("num_heads")
-    if width is not None and heads is not None and width % heads:
-        raise ValueError(f"num_heads={heads} must divide embed_dim={width}")
+def load_timm(folder: Path, config: Mapping[str, Any], image_size: Size | None) -> tuple[nn.Module, dict[str, Any]]:
+    """A model out of a folder, and the arguments that build it again."""
+    model, arguments = timm.create_model(f"local-dir:{folder}", pretrained=True), dict(config.get("model_args") or {})
+    if image_size is not None:
+        model = _resized(model, folder, image_size)
+        if "img_size" in arguments:
+            arguments["img_size"] = list(pair(image_size))
+    return model, arguments
 
 
-def is_on_hub(name: str) -> bool:
-    """Whether a name is that of a repository, such as ``hf-hub:timm/vit_tiny_patch16_224.augreg_in21k``."""
-    source, _, place = name.partition(":")
-    return source in HUB and bool(place)
+def _resized(model: nn.Module, folder: Path, image_size: Size) -> nn.Module:
+    embed = getattr(model, "patch_embed", None)
+    patch = pair(embed.patch_size) if isinstance(embed, PatchEmbed) else (1, 1)
+    new = grid_for(image_size, patch)
+    if not knows_size(model):
+        return model  # convolutions take any size
+    if not isinstance(model, VisionTransformer | Eva):
+        # windows and tables of relative positions: timm knows them
+        again: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True, img_size=pair(image_size))
+        return again
+    # by ourselves: older timm takes every stored table for a square one
+    assert isinstance(embed, PatchEmbed)
+    assert embed.grid_size is not None
+    again, state = timm.create_model(f"local-dir:{folder}", img_size=pair(image_size)), model.state_dict()
+    if model.pos_embed is not None:
+        state["pos_embed"] = resampled(model.pos_embed.detach(), old=Grid(*embed.grid_size), new=new)
+    again.load_state_dict(state)
+    return again
 
 
-def check_name(name: str) -> None:
-    """Refuse a name that timm does not know. Names may have a tag, or be those of a folder or a repository.
-
-    Raises:
-        ValueError: with names that are near it.
-        FileNotFoundError: if the folder holds no model.
-    """
-    source, _, place = name.partition(":")
-    if source == LOCAL:
-        if not (Path(place) / "config.json").is_file():
-            raise FileNotFoundError(f"name={name!r} must name the folder of a model, but there is no config.json in it")
-    elif not is_on_hub(name) and not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        raise ValueError(f"name={name!r} is no timm model" + (f"; did you mean one of {near}?" if near else ""))
+def knows_size(model: nn.Module) -> bool:
+    """Whether its class, or one that it hands its arguments on to, is built for a size of images."""
+    return any("img_size" in inspect.signature(kind.__init__).parameters for kind in type(model).__mro__)  # type: ignore[misc]

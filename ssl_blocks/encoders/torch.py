@@ -1,19 +1,35 @@
 """Adapter for an ``nn.TransformerEncoder`` behind a patch stem."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ssl_blocks.encoders.adapter import TokenAdapter, number_layers, require_plain_stem
-from ssl_blocks.encoders.multihead import require_plain_attention, self_attention
+from ssl_blocks.encoders.adapter import (
+    DescribedAdapter,
+    Description,
+    Size,
+    grid_for,
+    refuse,
+    require_same,
+    require_type,
+    resampled,
+)
+from ssl_blocks.encoders.tokens import (
+    TokenAdapter,
+    number_layers,
+    require_plain_attention,
+    require_plain_stem,
+    self_attention,
+)
 from ssl_blocks.values import Grid
 
 
-class TorchEncoder(TokenAdapter):
+class TorchEncoder(DescribedAdapter[nn.Module], TokenAdapter[nn.Module]):
     """See a patch stem and an ``nn.TransformerEncoder`` as a token encoder, norm first or last.
 
     The layers take inverted masks, one per head, so the adapter computes them from their own parts. ``forward`` of
@@ -43,6 +59,8 @@ class TorchEncoder(TokenAdapter):
         ((8, 8), ['positions', 'stem.bias', 'stem.weight'])
     """
 
+    architecture = "TorchEncoder"
+
     def __init__(
         self,
         encoder: nn.TransformerEncoder,
@@ -55,7 +73,7 @@ class TorchEncoder(TokenAdapter):
     ) -> None:
         require_plain_stem("TorchEncoder", stem)
         num_prefix = 0 if prefix is None else prefix.shape[-2]
-        _check_sizes(encoder, stem.out_channels, grid, positions, prefix)
+        _require_fitting_parts(encoder, stem.out_channels, grid, positions, prefix)
         if module is None:
             module = _gather(encoder, stem, positions, prefix)
         parts = {"stem": stem, "encoder": encoder, "positions": positions, "prefix": prefix}
@@ -79,10 +97,76 @@ class TorchEncoder(TokenAdapter):
         return output
 
     def layer_ids(self) -> dict[str, int]:
-        """Layer of every parameter of ``module``, for layer-wise decay: see `ssl_blocks.evaluation.layer_ids`."""
+        """Layer of every parameter of ``module``, for layer-wise decay."""
         named = dict(self.module.named_parameters())
         first = [named[path] for name in ("positions", "prefix") if (path := self._paths.get(name)) in named]
         return number_layers(self.module, self._layers().layers, first=[*self._stem().parameters(), *first])
+
+    @classmethod
+    def of(cls, module: nn.Module) -> None:
+        """Nothing: layers alone are no encoder."""
+        if isinstance(module, nn.TransformerEncoder):
+            raise TypeError("an nn.TransformerEncoder has no patch stem: use TorchEncoder(encoder, stem=..., grid=...)")
+        return
+
+    def describe(self) -> Description:
+        """The sizes of its parts, and their weights under names of our own: see ``gathered``."""
+        module: Any = self.gathered()
+        stem, layers, norm = module.stem, module.encoder.layers, module.encoder.norm
+        require_type("TorchEncoder", "stem", stem, nn.Conv2d)
+        if norm is not None:
+            require_type("TorchEncoder", "the final norm", norm, nn.LayerNorm)
+        sizes = [_describe_layer(f"layer {number}", layer) for number, layer in enumerate(layers)]
+        for number, other in enumerate(sizes):
+            if other != sizes[0]:
+                name = next(name for name in other if other[name] != sizes[0][name])
+                refuse(
+                    "TorchEncoder",
+                    f"layer {number} has {name}={other[name]!r}, layer 0 {sizes[0][name]!r}: all must be equal",
+                )
+        arguments = {
+            "grid": [self.grid.height, self.grid.width],
+            "patch": list(self.patch),
+            "channels": self.channels,
+            "stem_bias": stem.bias is not None,
+            "depth": self.depth,
+            "layer": sizes[0],
+            "norm": None if norm is None else _describe_norm(norm),
+            "positions": _describe_tensor(getattr(module, "positions", None)),
+            "prefix": _describe_tensor(getattr(module, "prefix", None)),
+        }
+        with torch.device("meta"):
+            again = self.rebuild(arguments)
+        # the stem is known to be plain, however its padding of nothing is spelt; activations, too, functions or modules
+        activations = tuple(f"encoder.layers.{number}.activation" for number in range(self.depth))
+        require_same("TorchEncoder", module, again.module, passed_over=("stem", *activations))
+        return Description(arguments, module.state_dict())
+
+    @classmethod
+    def rebuild(cls, model_args: Mapping[str, Any]) -> "TorchEncoder":
+        """The same parts, gathered, with weights to be filled in."""
+        height, width = model_args["patch"]
+        layer = nn.TransformerEncoderLayer(**model_args["layer"])
+        dim, norm = model_args["layer"]["d_model"], model_args["norm"]
+        layers = nn.TransformerEncoder(
+            layer,
+            model_args["depth"],
+            norm=None if norm is None else nn.LayerNorm(dim, **norm),
+            enable_nested_tensor=False,
+        )
+        stem = nn.Conv2d(model_args["channels"], dim, (height, width), (height, width), bias=model_args["stem_bias"])
+        positions, prefix = _empty(model_args["positions"]), _empty(model_args["prefix"])
+        return cls(layers, stem=stem, grid=Grid(*model_args["grid"]), positions=positions, prefix=prefix)
+
+    @classmethod
+    def resized(cls, stored: Description, image_size: Size) -> Description:
+        """For another input size: another grid, and positions for it."""
+        old, new = Grid(*stored.model_args["grid"]), grid_for(image_size, tuple(stored.model_args["patch"]))
+        arguments, state = {**stored.model_args, "grid": [new.height, new.width]}, dict(stored.state)
+        if arguments["positions"] is not None:
+            state["positions"] = resampled(state["positions"], old=old, new=new)
+            arguments["positions"] = {**arguments["positions"], "shape": list(state["positions"].shape)}
+        return Description(arguments, state)
 
     def _layers(self) -> nn.TransformerEncoder:
         layers = self.module.get_submodule(self._paths["encoder"])
@@ -162,7 +246,7 @@ def _path(module: nn.Module, name: str, part: Any) -> str:
     return path
 
 
-def _check_sizes(
+def _require_fitting_parts(
     encoder: nn.TransformerEncoder, dim: int, grid: Grid, positions: Tensor | None, prefix: Tensor | None
 ) -> None:
     if not len(encoder.layers):
@@ -191,3 +275,48 @@ def _check_sizes(
                 f"positions of shape {tuple(positions.shape)} must have a row of {dim} for each of the grid's "
                 f"{grid.num_tokens} tokens" + (f", or for the {count} prefix tokens and these" if count else "")
             )
+
+
+def _describe_layer(owner: str, layer: nn.TransformerEncoderLayer) -> dict[str, Any]:
+    for name in ("linear1", "linear2"):
+        require_type("TorchEncoder", f"{name} of {owner}", getattr(layer, name), nn.Linear)
+    for name in ("norm1", "norm2"):
+        require_type("TorchEncoder", f"{name} of {owner}", getattr(layer, name), nn.LayerNorm)
+    require_type("TorchEncoder", f"dropout of {owner}", layer.dropout, nn.Dropout)
+    return {
+        "d_model": layer.self_attn.embed_dim,
+        "nhead": layer.self_attn.num_heads,
+        "dim_feedforward": layer.linear1.out_features,
+        "dropout": layer.dropout.p,
+        "activation": _activation(owner, layer.activation),
+        "layer_norm_eps": layer.norm1.eps,
+        "batch_first": layer.self_attn.batch_first,
+        "norm_first": layer.norm_first,
+        "bias": layer.linear1.bias is not None,
+    }
+
+
+def _activation(owner: str, activation: object) -> str:
+    if activation in (F.relu, torch.relu) or type(activation) is nn.ReLU:
+        return "relu"
+    if activation is F.gelu or (type(activation) is nn.GELU and activation.approximate == "none"):
+        return "gelu"
+    name = getattr(activation, "__name__", str(activation))
+    return refuse(
+        "TorchEncoder", f"{owner} has the activation {name}, which has no name in torch: expected 'relu' or 'gelu'"
+    )
+
+
+def _describe_norm(norm: nn.LayerNorm) -> dict[str, Any]:
+    return {"eps": norm.eps, "elementwise_affine": norm.elementwise_affine, "bias": norm.bias is not None}
+
+
+def _describe_tensor(tensor: Tensor | None) -> dict[str, Any] | None:
+    return None if tensor is None else {"shape": list(tensor.shape), "learned": isinstance(tensor, nn.Parameter)}
+
+
+def _empty(description: Mapping[str, Any] | None) -> Tensor | None:
+    if description is None:
+        return None
+    empty = torch.zeros(description["shape"])
+    return nn.Parameter(empty) if description["learned"] else empty

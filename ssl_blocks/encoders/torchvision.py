@@ -1,19 +1,38 @@
 """Adapter for torchvision's ``VisionTransformer`` (vit_b_16 and its relatives)."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torchvision.models.vision_transformer import EncoderBlock, VisionTransformer
 
-from ssl_blocks.encoders.adapter import TokenAdapter, number_layers, require_plain_stem
-from ssl_blocks.encoders.multihead import require_plain_attention, self_attention
+from ssl_blocks.encoders.adapter import (
+    DescribedAdapter,
+    Description,
+    ImageSizeError,
+    Size,
+    grid_for,
+    require_same,
+    require_type,
+    resampled,
+)
+from ssl_blocks.encoders.tokens import (
+    TokenAdapter,
+    number_layers,
+    require_plain_attention,
+    require_plain_stem,
+    self_attention,
+)
+from ssl_blocks.parts.tokenize import pair
 from ssl_blocks.values import Grid
 
+_TABLE = "encoder.pos_embedding"
 
-class TorchvisionViT(TokenAdapter):
+
+class TorchvisionViT(DescribedAdapter[VisionTransformer], TokenAdapter[VisionTransformer]):
     """See a torchvision ``VisionTransformer`` as a token encoder; the model itself stays as it is.
 
     Its blocks take no mask, so the adapter computes them from the blocks' own layers. ``forward`` of a block is not
@@ -34,17 +53,13 @@ class TorchvisionViT(TokenAdapter):
         (1, '4x4', torch.Size([1, 16]))
     """
 
+    architecture = "torchvision.VisionTransformer"
+    wraps = VisionTransformer
+
     def __init__(self, module: nn.Module) -> None:
         vit = _refuse_unfit(module)
         side = vit.image_size // vit.patch_size
         super().__init__(vit, grid=Grid(side, side), dim=vit.hidden_dim, depth=len(vit.encoder.layers), num_prefix=1)
-
-    @property
-    def module(self) -> VisionTransformer:
-        """The user's own model, unpatched."""
-        vit = self._modules["module"]  # Dynamo follows no super() here
-        assert isinstance(vit, VisionTransformer)
-        return vit
 
     @property
     def norm(self) -> nn.Module:
@@ -60,10 +75,61 @@ class TorchvisionViT(TokenAdapter):
         return output
 
     def layer_ids(self) -> dict[str, int]:
-        """Layer of every parameter of ``module``, for layer-wise decay: see `ssl_blocks.evaluation.layer_ids`."""
+        """Layer of every parameter of ``module``, for layer-wise decay."""
         vit = self.module
         first = [*vit.conv_proj.parameters(), vit.class_token, vit.encoder.pos_embedding]
         return number_layers(vit, vit.encoder.layers, first=first)
+
+    def describe(self) -> Description:
+        """The constructor's arguments, read off the model, and its weights."""
+        vit = self.module
+        require_type("TorchvisionViT", "module", vit, VisionTransformer)
+        norm = vit.encoder.ln
+        require_type("TorchvisionViT", "encoder.ln", norm, nn.LayerNorm)
+        assert isinstance(norm, nn.LayerNorm)
+        arguments = {
+            "image_size": vit.image_size,
+            "patch_size": vit.patch_size,
+            "channels": self.channels,
+            "num_layers": self.depth,
+            "num_heads": vit.encoder.layers[0].self_attention.num_heads,
+            "hidden_dim": vit.hidden_dim,
+            "mlp_dim": vit.mlp_dim,
+            "dropout": vit.dropout,
+            "attention_dropout": vit.attention_dropout,
+            "norm_eps": norm.eps,
+            "num_classes": _classes(vit),  # none: the head was taken off
+            "representation_size": vit.representation_size,
+        }
+        with torch.device("meta"):
+            again = self.rebuild(arguments)
+        require_same("TorchvisionViT", vit, again.module)
+        return Description(arguments, vit.state_dict())
+
+    @classmethod
+    def rebuild(cls, model_args: Mapping[str, Any]) -> "TorchvisionViT":
+        """The same model, with weights to be filled in."""
+        arguments = dict(model_args)
+        channels, classes = arguments.pop("channels"), arguments.pop("num_classes")
+        norm_layer = partial(nn.LayerNorm, eps=arguments.pop("norm_eps"))
+        vit = VisionTransformer(**arguments, num_classes=classes or 1, norm_layer=norm_layer)
+        if classes is None:
+            vit.heads = nn.Identity()
+        if channels != 3:
+            vit.conv_proj = nn.Conv2d(channels, vit.hidden_dim, vit.patch_size, vit.patch_size)
+        return cls(vit)
+
+    @classmethod
+    def resized(cls, stored: Description, image_size: Size) -> Description:
+        """For another input size: a square one, for torchvision knows no other."""
+        arguments, (height, width) = stored.model_args, pair(image_size)
+        side = arguments["patch_size"]
+        grid = grid_for(image_size, (side, side))
+        if height != width:
+            raise ImageSizeError(f"image_size={image_size} must be a square for torchvision's VisionTransformer")
+        was = arguments["image_size"] // side
+        table = resampled(stored.state[_TABLE], old=Grid(was, was), new=grid)
+        return Description({**arguments, "image_size": height}, {**stored.state, _TABLE: table})
 
     def _stem(self) -> nn.Conv2d:
         stem = self.module.conv_proj
@@ -104,3 +170,11 @@ def _refuse_unfit(module: nn.Module) -> VisionTransformer:
             raise TypeError(f"{type(block).__name__} is not torchvision's EncoderBlock, whose layers the adapter runs")
         require_plain_attention("EncoderBlock", block.self_attention)
     return module
+
+
+def _classes(vit: VisionTransformer) -> int | None:
+    heads: nn.Module = vit.heads
+    if isinstance(heads, nn.Identity):
+        return None
+    head = getattr(heads, "head", None)
+    return head.out_features if isinstance(head, nn.Linear) else vit.num_classes

@@ -1,26 +1,41 @@
 """Adapter for the plain vision transformers of Hugging Face transformers (extra ``hf``)."""
 
 import inspect
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ssl_blocks.encoders.adapter import TokenAdapter, number_layers, refuse_relative_positions, require_plain_stem
+from ssl_blocks.encoders.adapter import Size, grid_for, resampled
+from ssl_blocks.encoders.tokens import TokenAdapter, number_layers, refuse_relative_positions, require_plain_stem
 from ssl_blocks.modes import modes_kept
 from ssl_blocks.parts.tokenize import pair
 from ssl_blocks.values import Grid
 
-_MODELS = ("ViTModel", "Dinov2Model", "Dinov2WithRegistersModel", "DINOv3ViTModel")
+# what model_type stands for: the only classes that are taken, or that a folder can name
+MODELS = {
+    "vit": "ViT",
+    "dinov2": "Dinov2",
+    "dinov2_with_registers": "Dinov2WithRegisters",
+    "dinov3_vit": "DINOv3ViT",
+}
+_MODELS = tuple(f"{name}Model" for name in MODELS.values())
+# keys by which a configuration could name code or kernels, and our own notes
+_LEFT_OUT = ("auto_map", "quantization_config", "attn_implementation", "_attn_implementation", "ssl_blocks")
+_TABLE = "embeddings.position_embeddings"
 # names that layers and the final norm have in one model and version or another
 _LAYERS = ("layers", "encoder.layer", "model.layer", "layer")
 _NORMS = ("layernorm", "norm")
 _PREFIX = ("cls_token", "register_tokens")
 
 
-class TransformersViT(TokenAdapter):
+class TransformersViT(TokenAdapter[nn.Module]):
     """See a ``ViTModel``, ``Dinov2Model``, ``Dinov2WithRegistersModel`` or ``DINOv3ViTModel`` as a token encoder.
 
     DINOv3's rotations are looked up per token, and prefix tokens are not rotated. Its random augmentation of
@@ -48,7 +63,7 @@ class TransformersViT(TokenAdapter):
     def __init__(self, module: nn.Module) -> None:
         _refuse_unfit(module)
         config: Any = module.config
-        height, width = (s // p for s, p in zip(_pair(config.image_size), _pair(config.patch_size), strict=True))
+        height, width = (s // p for s, p in zip(_sides(config.image_size), _sides(config.patch_size), strict=True))
         self._layers_at, self._norm_at = _find(module, _LAYERS), _find(module, _NORMS)
         super().__init__(
             module,
@@ -70,9 +85,58 @@ class TransformersViT(TokenAdapter):
         return output
 
     def layer_ids(self) -> dict[str, int]:
-        """Layer of every parameter of ``module``, for layer-wise decay: see `ssl_blocks.evaluation.layer_ids`."""
+        """Layer of every parameter of ``module``, for layer-wise decay."""
         layers = self.module.get_submodule(self._layers_at)
         return number_layers(self.module, layers.children(), first=self._embeddings().parameters())
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "TransformersViT | None":
+        """The encoder of a model of transformers."""
+        return cls(module) if type(module).__module__.startswith("transformers.") else None
+
+    @classmethod
+    def reads(cls, config: Mapping[str, Any]) -> bool:
+        """Whether it is a configuration of transformers."""
+        return "architecture" not in config and "model_type" in config
+
+    @classmethod
+    def load(cls, folder: Path, config: Mapping[str, Any], image_size: Size | None) -> "TransformersViT":
+        """Build the model of a configuration and fill in its weights, without transformers' access to the network."""
+        try:
+            import transformers  # the extra hf
+            from huggingface_hub.errors import StrictDataclassError
+        except ImportError as error:
+            raise ImportError(f"a model of transformers needs it installed (extra hf): {error}") from error
+        kind, state = config["model_type"], load_file(folder / "model.safetensors")
+        if kind not in MODELS:
+            raise ValueError(f"model_type={kind!r} must be one of {', '.join(MODELS)}")
+        arguments = {name: value for name, value in config.items() if name not in _LEFT_OUT}
+        if image_size is not None:
+            arguments, state = _resized(arguments, state, image_size)
+        try:
+            own_config = getattr(transformers, f"{MODELS[kind]}Config").from_dict(arguments)
+        except StrictDataclassError as error:
+            raise ValueError(str(error)) from error
+        model, report = getattr(transformers, f"{MODELS[kind]}Model").from_pretrained(
+            None,
+            config=own_config,
+            state_dict=state,  # already read: no path, so nothing else in the folder is looked at
+            attn_implementation="sdpa",
+            dtype="auto",
+            output_loading_info=True,
+            **(_parts_of_vit(state) if kind == "vit" else {}),
+        )
+        wrong = {name: sorted(found)[:3] for name, found in report.items() if found}
+        if wrong:
+            raise ValueError(f"the weights are not those of the configuration: {wrong}")
+        return cls(model)
+
+    def save(self, folder: Path, notes: dict[str, Any]) -> None:
+        """Let transformers write its own files, and note ours."""
+        model: Any = self.module
+        model.save_pretrained(folder, max_shard_size="1TB")  # one file, however large
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"ssl_blocks": notes}, indent=2) + "\n")
 
     def _embeddings(self) -> Any:
         return self.module.embeddings
@@ -114,21 +178,15 @@ class TransformersViT(TokenAdapter):
             # nothing to look up rotates no token: what is not rotated counts as prefix
             looked_up = table[:, None, :0] if index is None else table[:, index]
             rope = {"position_embeddings": tuple(looked_up.unsqueeze(2))}  # each [B, 1, n, d]
-        return [_Step(layer, rope) for layer in layers]
+        return [partial(_run, layer, rope) for layer in layers]
 
     def _spared(self) -> set[str]:
         return {f"embeddings.{name}" for name in (*_PREFIX, "position_embeddings", "mask_token")}
 
 
-class _Step:
-    """A layer, called as all blocks are."""
-
-    def __init__(self, layer: nn.Module, rope: dict[str, Any]) -> None:
-        self.func, self.rope = layer, rope
-
-    def __call__(self, x: Float[Tensor, "b s d"], attn_mask: Bool[Tensor, "_ 1 s s"] | None) -> Float[Tensor, "b s d"]:
-        out: Tensor = self.func(x, attention_mask=attn_mask, **self.rope)
-        return out
+def _run(layer: nn.Module, rope: dict[str, Any], x: Tensor, attn_mask: Tensor | None) -> Tensor:
+    out: Tensor = layer(x, attention_mask=attn_mask, **rope)
+    return out
 
 
 def _find(module: nn.Module, names: tuple[str, ...]) -> str:
@@ -146,8 +204,9 @@ def _stem(module: nn.Module) -> nn.Conv2d:
     return stem
 
 
-def _pair(value: Any) -> tuple[int, int]:
-    return pair(value if isinstance(value, int) else tuple(value))
+def _sides(value: int | list[int] | tuple[int, int]) -> tuple[int, int]:
+    """A size in a configuration, which may have come out of JSON."""
+    return pair(value if isinstance(value, int) else (value[0], value[1]))
 
 
 def _refuse_unfit(module: nn.Module) -> None:
@@ -175,3 +234,24 @@ def _require_sdpa(module: nn.Module) -> None:
             f"attn_implementation={config._attn_implementation!r} must be 'sdpa': eager attention adds a bool mask to "
             "the scores, which hides nothing, and the others take no such mask"
         )
+
+
+def _parts_of_vit(state: Mapping[str, Tensor]) -> dict[str, bool]:
+    """What a ``ViTModel`` has by argument rather than by configuration."""
+    return {
+        "add_pooling_layer": any("pooler." in name for name in state),
+        "use_mask_token": any(name.endswith("embeddings.mask_token") for name in state),
+    }
+
+
+def _resized(
+    arguments: dict[str, Any], state: dict[str, Tensor], image_size: Size
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    patch, was = _sides(arguments["patch_size"]), _sides(arguments["image_size"])
+    old, new = Grid(was[0] // patch[0], was[1] // patch[1]), grid_for(image_size, patch)
+    tables = {
+        name: resampled(table, old=old, new=new).contiguous() for name, table in state.items() if name.endswith(_TABLE)
+    }
+    height, width = pair(image_size)
+    size = height if height == width else [height, width]
+    return {**arguments, "image_size": size}, {**state, **tables}

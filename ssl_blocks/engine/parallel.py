@@ -4,12 +4,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import nn
+from torch.distributed import is_torchelastic_launched
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from ssl_blocks.engine.settings import OptimizerConfig, TrainerConfig
@@ -19,8 +18,8 @@ from ssl_blocks.engine.settings import OptimizerConfig, TrainerConfig
 class Processes:
     """How many processes train together: ``devices`` on each of ``num_nodes`` machines."""
 
-    devices: int
-    num_nodes: int
+    devices: int = 1
+    num_nodes: int = 1
 
     @property
     def world_size(self) -> int:
@@ -28,21 +27,49 @@ class Processes:
         return self.devices * self.num_nodes
 
 
+@dataclass(frozen=True)
+class Machine:
+    """Where a task is trained.
+
+    Args:
+        device: ``"cpu"`` or ``"cuda"``, with a number where one process is to have a certain GPU.
+        autocast_dtype: precision under autocast; ``None`` switches autocast off.
+        processes: how many train together.
+        strategy: of several processes: whole copies of the model, or its blocks in shards.
+    """
+
+    device: torch.device | str = "cpu"
+    autocast_dtype: torch.dtype | None = None
+    processes: Processes = Processes()
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+
+
+def started_processes() -> Processes:
+    """What ``torchrun`` has started; one process where it was not used."""
+    if not is_torchelastic_launched():
+        return Processes()
+    local = int(os.environ["LOCAL_WORLD_SIZE"])
+    return Processes(local, int(os.environ["WORLD_SIZE"]) // local)
+
+
 def count_processes(trainer: TrainerConfig, settings: OptimizerConfig) -> Processes:
     """Read off configuration and ``torchrun`` how many processes there will be.
 
     Raises:
-        ValueError: if the two disagree, or a step's images cannot be dealt out evenly.
+        ValueError: if the two disagree, ``srun`` has started another number, or a step's images cannot be dealt out
+            evenly.
     """
     given = {"devices": trainer.devices, "num_nodes": trainer.num_nodes}
-    started = {"devices": 1, "num_nodes": 1}
-    if TorchElasticEnvironment.detect():
-        local = int(os.environ["LOCAL_WORLD_SIZE"])
-        started = {"devices": local, "num_nodes": int(os.environ["WORLD_SIZE"]) // local}
-        for name, value in given.items():
-            if value not in (None, started[name]):
-                raise ValueError(f"trainer.{name}={value} must be left out, or be torchrun's {started[name]}")
+    started = vars(started_processes())
+    for name, value in given.items():
+        if is_torchelastic_launched() and value not in (None, started[name]):
+            raise ValueError(f"trainer.{name}={value} must be left out, or be torchrun's {started[name]}")
     found = Processes(**{name: given[name] or started[name] for name in started})
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", found.world_size))
+    if tasks != found.world_size and not is_torchelastic_launched():
+        raise ValueError(
+            f"trainer.devices x trainer.num_nodes = {found.world_size} must be the {tasks} tasks that srun has started"
+        )
     if settings.batch_size % (found.world_size * settings.accumulate):
         raise ValueError(
             f"optimizer.batch_size={settings.batch_size} must be a multiple of processes x optimizer.accumulate = "
@@ -53,17 +80,14 @@ def count_processes(trainer: TrainerConfig, settings: OptimizerConfig) -> Proces
     return found
 
 
-def is_rank_zero() -> bool:
-    """Whether this is the process that speaks and writes; known before the processes have met."""
-    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
-    return next((int(os.environ[name]) for name in names if name in os.environ), 0) == 0
-
-
-def choose_strategy(trainer: TrainerConfig, world_size: int) -> str | Strategy:
+def choose_strategy(machine: Machine) -> Any:
     """Lightning's strategy for this many processes."""
+    from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
+
+    world_size = machine.processes.world_size
     if world_size == 1:
         return "auto"
-    if trainer.strategy == "fsdp":
+    if machine.strategy == "fsdp":
         return ModelParallelStrategy(
             data_parallel_size=world_size, tensor_parallel_size=1, save_distributed_checkpoint=False
         )
@@ -72,6 +96,8 @@ def choose_strategy(trainer: TrainerConfig, world_size: int) -> str | Strategy:
 
 def environment_plugins() -> list[Any]:
     """Keep Lightning from resubmitting jobs by itself: it would go on from checkpoints of its own."""
+    from pytorch_lightning.plugins.environments import SLURMEnvironment
+
     return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
 
 

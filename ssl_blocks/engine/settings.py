@@ -45,7 +45,6 @@ class DataConfig(StrictModel):
     root: Path = Field(Path(".data"), description="folder for downloads")
     max_train: PositiveInt | None = Field(None, description="train on this many images, drawn class by class")
     max_test: PositiveInt | None = Field(None, description="test on this many images, drawn class by class")
-    crop_scale: tuple[float, float] = Field((0.2, 1.0), description="share of the area that a random crop keeps")
     flip: bool = Field(True, description="mirror half of the images")
     storage: Literal["auto", "memory", "stream"] = Field(
         "auto", description="decode once into memory, or anew every epoch; auto: memory where max_memory_gib suffices"
@@ -55,6 +54,12 @@ class DataConfig(StrictModel):
         None, description="decoding processes of each process; default: its share of cores"
     )
     corrupt: Literal["error", "skip"] = Field("error", description="what to do about an image that cannot be read")
+
+
+class CroppedDataConfig(DataConfig):
+    """Where images come from, and how they are varied."""
+
+    crop_scale: tuple[float, float] = Field((0.2, 1.0), description="share of the area that a random crop keeps")
 
     @field_validator("crop_scale")
     @classmethod
@@ -100,6 +105,19 @@ class OptimizerConfig(StrictModel):
     def lr(self) -> float:
         """Peak learning rate: the base rate scaled linearly with the batch (MAE)."""
         return self.base_lr * self.batch_size / 256
+
+    def warmup_steps(self, *, steps_per_epoch: int, epochs: int) -> int:
+        """Optimizer steps of the warm-up.
+
+        Raises:
+            ValueError: if the warm-up is not shorter than the run.
+        """
+        warmup, steps = int(self.warmup_epochs * steps_per_epoch), steps_per_epoch * epochs
+        if warmup >= steps:
+            raise ValueError(
+                f"optimizer.warmup_epochs makes {warmup} warm-up steps, which must be fewer than the {steps} of the run"
+            )
+        return warmup
 
 
 class TrainerConfig(StrictModel):

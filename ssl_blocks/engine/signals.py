@@ -1,14 +1,14 @@
 """Ending a run in order when the system, or its user, asks for it."""
 
 import signal
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
 
-from ssl_blocks.engine.checkpoints import Checkpoints
 from ssl_blocks.engine.errors import RunStopped
+from ssl_blocks.engine.loop import Loop
+from ssl_blocks.engine.saving import Checkpoints
 from ssl_blocks.engine.watch import LOOK_EVERY
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -19,11 +19,11 @@ class StopOnSignal(pl.Callback):
 
     Args:
         checkpoints: saves.
-        run: the run's folder, named in the message.
+        hint: how to go on.
     """
 
-    def __init__(self, checkpoints: Checkpoints, run: Path) -> None:
-        self.checkpoints, self.run = checkpoints, run
+    def __init__(self, checkpoints: Checkpoints, hint: str) -> None:
+        self.checkpoints, self.hint = checkpoints, hint
         self.received: int | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -42,13 +42,13 @@ class StopOnSignal(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Stop after a finished step, in all processes after the same one."""
         step = trainer.global_step
-        if not getattr(pl_module, "step_is_done", True) or (trainer.world_size > 1 and step % LOOK_EVERY):
+        assert isinstance(pl_module, Loop)
+        if not pl_module.step_is_done or (trainer.world_size > 1 and step % LOOK_EVERY):
             return
         if trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
             path = self.checkpoints.save(trainer)
             number = self.received or signal.SIGTERM
             raise RunStopped(
-                f"stopped by {signal.Signals(number).name} after step {step}, saved as {path}; "
-                f"go on with --resume {self.run}",
+                f"stopped by {signal.Signals(number).name} after step {step}, saved as {path}; {self.hint}",
                 exit_code=128 + number,
             )

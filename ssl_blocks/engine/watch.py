@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ssl_blocks.engine.checkpoints import list_checkpoints
+from ssl_blocks.engine.checkpoints import last_good
 from ssl_blocks.engine.errors import RunStopped
 
 LOOK_EVERY = 25  # steps between two looks at a value on a GPU, which has to wait for each
@@ -15,11 +15,12 @@ class LossWatch:
     """Remember, without making a GPU wait, the first step whose loss was no finite number.
 
     Args:
-        run: the run's folder, whose last checkpoint is named in the message.
+        folder: of the run, whose last checkpoint is named in the message; ``None`` where it keeps none.
+        advice: what may help.
     """
 
-    def __init__(self, run: Path) -> None:
-        self.run = run
+    def __init__(self, folder: Path | None, advice: str) -> None:
+        self.folder, self.advice = folder, advice
         self.first_bad: Tensor | None = None
 
     def see(self, loss: Tensor, step: int) -> None:
@@ -41,9 +42,7 @@ class LossWatch:
         """
         if self.first_bad is None or not self.first_bad.isfinite():
             return
-        good = next(iter(list_checkpoints(self.run)), None)
-        kept = f"the last good checkpoint is {good}" if good is not None else "there is no checkpoint yet"
         raise RunStopped(
-            f"the loss was not a finite number in step {int(self.first_bad)} (counted from 0), the run stops; {kept}. "
-            "A smaller optimizer.base_lr, a longer warm-up, optimizer.clip_grad or trainer.precision=fp32 may help"
+            f"the loss was not a finite number in step {int(self.first_bad)} (counted from 0), the run stops; "
+            f"{last_good(self.folder)}. {self.advice}"
         )

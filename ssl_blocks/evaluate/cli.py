@@ -39,11 +39,12 @@ from ssl_blocks.evaluate.rows import (
 )
 from ssl_blocks.evaluate.subject import Subject, find_subject, run_of
 from ssl_blocks.pretrain.resume import stored_config
+from ssl_blocks.program import as_typed
 
 INHERITED = ("name", "root", "max_train", "max_test", "max_memory_gib")  # of a run's data
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, *, program: str | None = None) -> int:
     """Evaluate an encoder from the command line and return the exit code.
 
     Options, data and the fit of both are looked at before anything is computed. A mistake is one line on standard
@@ -51,12 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Args:
         argv: arguments; ``None`` takes the process's own.
+        program: what the user typed in front of them; ``None``: the program's name.
     """
     given = list(sys.argv[1:] if argv is None else argv)
     try:
         tasks, word, options = split_arguments(given)
         if "help" in options or not given:
-            print(help_text(sys.argv[0]), end="")
+            print(help_text(program or as_typed()), end="")
             return 0
         _check_words(tasks, word)
         assert word is not None
@@ -247,15 +249,14 @@ def _title(setup: Setup, tasks: Sequence[str]) -> str:
     return f"{setup.subject.name}: accuracy on test images of {' and '.join(names)}"
 
 
-def help_text(program: str, *, width: int | None = None) -> str:
+def help_text(call: str, *, width: int | None = None) -> str:
     """Explain the command line.
 
     Args:
-        program: what the user typed.
+        call: what the user typed in front of the arguments.
         width: columns; ``None`` takes the terminal's.
     """
     width = min(shutil.get_terminal_size().columns, WIDEST) if width is None else width
-    call = f"python {program}"
     what = [
         ("knn", "nearest neighbours"),
         ("probe", "linear probe on all labels"),

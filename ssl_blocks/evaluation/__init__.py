@@ -34,6 +34,7 @@ from ssl_blocks.evaluation.pairs import (
 )
 from ssl_blocks.evaluation.probe import ProbeScore, fewshot_probe
 from ssl_blocks.evaluation.pyramid import FeaturePyramid
+from ssl_blocks.evaluation.saved import Loaded, load_classifier, load_segmenter, save_classifier, save_segmenter
 from ssl_blocks.evaluation.segmentation import SegmentationModel, UPerHead
 from ssl_blocks.evaluation.shapes import SHAPE_CLASSES, ShapeImages, ShapeScene
 from ssl_blocks.evaluation.sweep import SweepScore
@@ -49,6 +50,7 @@ __all__ = [
     "ImageMaskFiles",
     "LayeredEncoder",
     "LinearSettings",
+    "Loaded",
     "MaskedImages",
     "ProbeScore",
     "Scores",
@@ -71,13 +73,17 @@ __all__ = [
     "knn_accuracy",
     "layer_ids",
     "linear_probe",
+    "load_classifier",
     "load_segmentation",
+    "load_segmenter",
     "logistic_probe",
     "majority_baseline",
     "make_classifier",
     "mask_folder",
     "mask_rcnn",
     "raw_pixels",
+    "save_classifier",
+    "save_segmenter",
     "score_features",
     "score_segmentation",
     "segmentation_loss",

@@ -1,14 +1,13 @@
 """An encoder with a linear head, to be trained as a whole."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 
 from ssl_blocks.encoders import FeatureEncoder, TokenEncoder
+from ssl_blocks.engine.optimizers import parameter_groups
 from ssl_blocks.evaluation.layers import layer_ids, spared_names
 from ssl_blocks.parts.tokenize import Tokenizer
 
@@ -114,14 +113,8 @@ class Classifier(nn.Module):
         Raises:
             ValueError: if the encoder does not tell the layers of its parameters.
         """
-        spared = [f"backbone.{name}" for name in spared_names(self.encoder)]
-        groups: list[dict[str, Any]]
-        if layer_decay == 1:
-            groups = param_groups_weight_decay(self, weight_decay, no_weight_decay_list=spared)
-            return groups
-        groups = param_groups_layer_decay(self, weight_decay, no_weight_decay_list=spared, layer_decay=layer_decay)
-        return groups
-
-    def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
-        """Layers as timm asks for them."""
-        return self.layer_ids().__getitem__
+        spared = {f"backbone.{name}" for name in spared_names(self.encoder)}
+        layers = None if layer_decay == 1 else self.layer_ids()
+        return parameter_groups(
+            self, weight_decay=weight_decay, no_weight_decay=spared, layers=layers, layer_decay=layer_decay
+        )

@@ -1,27 +1,33 @@
 """Dense transfer: what an encoder is worth for segmentation."""
 
 import copy
-import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from ssl_blocks.data.augment import RandomResizedCropFlip, to_float
 from ssl_blocks.encoders import TokenEncoder
+from ssl_blocks.engine.batches import load_parts
+from ssl_blocks.engine.parallel import Machine, Processes
+from ssl_blocks.engine.rank import is_rank_zero
+from ssl_blocks.engine.task import CountedLoss, Moment, Plan, Portion, Task
 from ssl_blocks.evaluation.overlap import SegmentationScores, check_classes, score_segmentation
 from ssl_blocks.evaluation.pairs import MaskedImages, SegmentationData
 from ssl_blocks.evaluation.pyramid import FeaturePyramid
+from ssl_blocks.evaluation.saved import check_savable, save_segmenter
 from ssl_blocks.evaluation.segmentation import IGNORED, SegmentationModel, UPerHead
 from ssl_blocks.modes import modes_kept
+from ssl_blocks.randomness import seeded_generator
+
+ORDER, CROPS = range(2)  # what a seed is for
 
 
 @dataclass(frozen=True)
@@ -29,15 +35,15 @@ class SegmentationTraining:
     """How a segmentation model is trained: AdamW, a linear warm-up, then half a cosine down to 0.
 
     Args:
-        epochs: passes over the images.
-        batch_size: images per step.
+        epochs: passes over the images; those that fill no batch are left out of an epoch.
+        batch_size: images per step; fewer where there are fewer.
         lr: learning rate at the end of the warm-up, for encoder and head alike.
         weight_decay: for all but norms, biases, positions and prefix tokens.
         warmup: share of the steps.
         clip: largest norm of the gradient.
         crop_scale: smallest and largest area of random crops, as a share of the image; ``None`` switches crops and
             mirroring off.
-        num_workers: processes that read images.
+        num_workers: processes that read images; they change nothing of the result.
 
     Raises:
         ValueError: if a number is out of range.
@@ -81,6 +87,82 @@ def segmentation_loss(
     return total / (masks != IGNORED).sum().clamp(min=1)
 
 
+class SegmentationTask(Task):
+    """A segmentation model trained on images and masks, its loss the mean over pixels that are not ignored.
+
+    Args:
+        model: what is trained, save an encoder that its pyramid freezes.
+        data: images of the encoder's size, and masks.
+        training: sizes and rates.
+        mean: one number per channel on the 0..1 scale.
+        std: the same.
+        seed: decides order, crops and dropout.
+
+    Raises:
+        ValueError: if there are no images.
+    """
+
+    advice = "A smaller lr or a longer warmup may help"
+
+    def __init__(
+        self,
+        model: SegmentationModel,
+        data: MaskedImages,
+        training: SegmentationTraining,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        seed: int,
+    ) -> None:
+        if len(data) == 0:
+            raise ValueError("data must hold at least one image")
+        self.model: SegmentationModel = model
+        self.data, self.training, self.mean, self.std, self.seed = data, training, mean, std, seed
+        if model.pyramid.freeze:
+            model.pyramid.encoder.module.requires_grad_(False)
+        batch = min(training.batch_size, len(data))
+        steps = len(data) // batch
+        num_steps = steps * training.epochs
+        self.plan = Plan(
+            steps_per_epoch=steps,
+            epochs=training.epochs,
+            lr=training.lr,
+            seed=seed,
+            batch_size=batch,
+            warmup_steps=min(int(training.warmup * num_steps), num_steps - 1),
+            weight_decay=training.weight_decay,
+            clip_grad=training.clip,
+        )
+
+    def batches(self, portion: Portion) -> Iterable[tuple[Tensor, Tensor]]:
+        """Cropped images and masks, uint8."""
+        key, workers = (self.seed, ORDER), self.training.num_workers
+        return load_parts(self._make, self.plan, portion, num_images=len(self.data), key=key, workers=workers)
+
+    def _make(self, index: Tensor, step: int, part: int) -> tuple[Tensor, Tensor]:
+        images, masks = (torch.stack(parts) for parts in zip(*(self.data[i] for i in index.tolist()), strict=True))
+        check_classes(masks, self.model.num_classes)
+        generator = seeded_generator("cpu", self.seed, CROPS, step, part)
+        return _augment(images, masks, self.training.crop_scale, generator)
+
+    def loss(self, batch: tuple[Tensor, Tensor], moment: Moment) -> CountedLoss:
+        """Cross entropy of the pixels that count."""
+        images, masks = batch
+        loss = segmentation_loss(self.model(to_float(images, self.mean, self.std)), masks)
+        return CountedLoss(loss, (masks != IGNORED).sum(), masks.numel())
+
+    def no_weight_decay(self) -> Collection[str]:
+        """Positions and prefix tokens."""
+        return self.model.no_weight_decay()
+
+    def facts(self) -> dict[str, Any]:
+        """Settings, and what they are applied to."""
+        settings = {name: value for name, value in asdict(self.training).items() if name != "num_workers"}
+        data = {"images": len(self.data), "num_classes": self.model.num_classes, "seed": self.seed}
+        freeze = {"freeze": self.model.pyramid.freeze}
+        return settings | data | freeze | {"mean": list(self.mean), "std": list(self.std)}
+
+
 def train_segmentation(
     model: SegmentationModel,
     data: MaskedImages,
@@ -88,58 +170,53 @@ def train_segmentation(
     mean: Sequence[float],
     std: Sequence[float],
     training: SegmentationTraining | None = None,
-    generator: torch.Generator | None = None,
+    seed: int = 0,
     device: torch.device | str = "cpu",
     autocast_dtype: torch.dtype | None = None,
+    processes: Processes | None = None,
+    folder: Path | None = None,
+    resume: Path | bool = False,
+    progress: bool = False,
 ) -> tuple[float, ...]:
     """Train a segmentation model in place; a frozen encoder in it stays as it is.
 
+    Several processes each call this function alike; the first one writes.
+
     Args:
-        model: lies on ``device``; its mode is put back afterwards.
+        model: its mode is put back afterwards.
         data: images of the encoder's size, and masks.
         mean: one number per channel on the 0..1 scale.
         std: the same.
         training: ``None`` means the defaults.
-        generator: source of order and crops, on the CPU; ``None`` uses torch's default, as dropout does.
-        device: where the model lies.
+        seed: decides order, crops and dropout; torch's default generator is left alone.
+        device: where the model is trained; it lies there afterwards.
         autocast_dtype: precision under autocast; ``None`` switches autocast off.
+        processes: how many train together, such as `ssl_blocks.engine.started_processes`; ``None``: this one alone.
+        folder: where checkpoints and ``metrics.csv`` are written and, at the end, the model: see `load_segmenter`.
+            ``None`` writes nothing.
+        resume: ``True`` goes on from the newest checkpoint in the folder, if there is one; a path from that one.
+        progress: whether to show a bar.
 
     Returns:
         Mean loss of every epoch.
 
     Raises:
         ValueError: if there are no images, a mask holds a class that the head does not have, the images are not of
-            the encoder's size, or the loss is not finite.
+            the encoder's size, or the checkpoint is damaged or was made of something else.
+        TypeError: if there is a folder, and the encoder cannot be saved.
+        FileExistsError: if the folder holds checkpoints, and ``resume`` is ``False``.
+        RunStopped: on a signal where there is a folder, or a loss that is not finite.
     """
-    training = training or SegmentationTraining()
-    if len(data) == 0:
-        raise ValueError("data must hold at least one image")
-    loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
-        data,  # type: ignore[arg-type]  # a Dataset in all but name
-        batch_size=training.batch_size,
-        shuffle=True,
-        generator=generator,
-        num_workers=training.num_workers,
-    )
-    optimizer, schedule = _optimizer(model, training, num_steps=training.epochs * len(loader))
-    trained, losses = _trained(model), []
-    with modes_kept(model, training=True):
-        for epoch in range(training.epochs):
-            rows = []
-            for i, (images, masks) in enumerate(loader, start=epoch * len(loader)):
-                check_classes(masks, model.num_classes)
-                images, masks = _augment(images, masks, training.crop_scale, generator)
-                schedule.step_update(i)
-                with torch.autocast(torch.device(device).type, autocast_dtype, enabled=autocast_dtype is not None):
-                    logits = model(to_float(images.to(device), mean, std))
-                loss = segmentation_loss(logits, masks.to(device))
-                optimizer.zero_grad(set_to_none=True)
-                torch.autograd.backward(loss)
-                torch.nn.utils.clip_grad_norm_(trained, training.clip)
-                optimizer.step()
-                rows.append(loss.detach())
-            losses.append(_finite_mean(rows, epoch, training.lr))
-    return tuple(losses)
+    from ssl_blocks.engine.fit import train  # Lightning is heavy
+
+    if folder is not None:
+        check_savable(model.pyramid.encoder, None)
+    task = SegmentationTask(model, data, training or SegmentationTraining(), mean=mean, std=std, seed=seed)
+    machine = Machine(device, autocast_dtype, processes or Processes())
+    losses = train(task, machine, folder=folder, resume=resume, title="segmentation" if progress else None)
+    if folder is not None and is_rank_zero():
+        save_segmenter(model, folder, mean=mean, std=std)
+    return losses
 
 
 def evaluate_segmentation(
@@ -150,10 +227,10 @@ def evaluate_segmentation(
     std: Sequence[float],
     freeze: bool = False,
     width: int = 64,
-    training: SegmentationTraining | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
     autocast_dtype: torch.dtype | None = None,
+    **options: Any,
 ) -> SegmentationScores:
     """Put a pyramid and a segmentation head on an encoder, train them, and score them on the test images.
 
@@ -166,23 +243,23 @@ def evaluate_segmentation(
         std: the same.
         freeze: whether only pyramid and head are trained.
         width: channels of the maps and of the head; papers take 256 and more.
-        training: ``None`` means the defaults.
         seed: decides first weights, order, crops and dropout; torch's default generator is left alone.
         device: where it all runs.
         autocast_dtype: precision under autocast; ``None`` switches autocast off.
+        **options: handed to `train_segmentation`: ``training``, ``folder``, ``resume`` and so on.
 
     Raises:
         ValueError: if the encoder cannot have a pyramid, its features are not finite, images are not of its size, or
             as `train_segmentation`.
     """
-    with _own_randomness(seed, device):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
         pyramid = FeaturePyramid(copy.deepcopy(encoder), out_channels=width, freeze=freeze)
-        head = UPerHead(in_channels=width, num_classes=data.num_classes)
-        model = SegmentationModel(pyramid, head).to(device)
+        model = SegmentationModel(pyramid, UPerHead(in_channels=width, num_classes=data.num_classes)).to(device)
         with modes_kept(pyramid, training=False):
             pyramid.check_finite(to_float(data.train[0][0][None].to(device), mean, std))
         where: dict[str, Any] = {"mean": mean, "std": std, "device": device, "autocast_dtype": autocast_dtype}
-        train_segmentation(model, data.train, training=training, generator=torch.Generator().manual_seed(seed), **where)
+        train_segmentation(model, data.train, seed=seed, **where, **options)
         return score_segmentation(model, data.test, data.class_names, **where)
 
 
@@ -205,39 +282,3 @@ def _augment(
         y = TF.resized_crop(mask[None], *where, interpolation=InterpolationMode.NEAREST_EXACT)[0]
         pairs.append((x.flip(-1), y.flip(-1)) if box.mirror else (x, y))
     return torch.stack([x for x, _ in pairs]), torch.stack([y for _, y in pairs])
-
-
-def _finite_mean(losses: list[Tensor], epoch: int, lr: float) -> float:
-    mean = float(torch.stack(losses).mean())  # once an epoch: an accelerator waits here
-    if not math.isfinite(mean):
-        raise ValueError(f"the loss of epoch {epoch + 1} must be finite, but is {mean}: try less than lr={lr}")
-    return mean
-
-
-def _trained(model: SegmentationModel) -> list[torch.nn.Parameter]:
-    frozen = set(model.pyramid.encoder.module.parameters()) if model.pyramid.freeze else set()
-    return [p for p in model.parameters() if p.requires_grad and p not in frozen]
-
-
-def _optimizer(model: SegmentationModel, training: SegmentationTraining, *, num_steps: int) -> tuple[Any, Any]:
-    from timm.scheduler import CosineLRScheduler
-
-    trained, spared = set(_trained(model)), model.no_weight_decay()
-    named = [(name, p) for name, p in model.named_parameters() if p in trained]
-    decay = [p for name, p in named if p.ndim > 1 and name not in spared]
-    spare = [p for name, p in named if p.ndim < 2 or name in spared]
-    groups: list[dict[str, Any]] = [{"params": decay}, {"params": spare, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=training.lr, weight_decay=training.weight_decay)
-    warmup = min(int(training.warmup * num_steps), num_steps - 1)
-    schedule = CosineLRScheduler(
-        optimizer, t_initial=num_steps - warmup, warmup_t=warmup, warmup_prefix=True, t_in_epochs=False
-    )
-    return optimizer, schedule
-
-
-@contextmanager
-def _own_randomness(seed: int, device: torch.device | str) -> Iterator[None]:
-    gpus = list(range(torch.cuda.device_count())) if torch.device(device).type == "cuda" else []
-    with torch.random.fork_rng(devices=gpus):
-        torch.manual_seed(seed)
-        yield

@@ -1,31 +1,34 @@
 """Fine-tuning: encoder and head trained together on labels."""
 
 import copy
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Int
-from rich.progress import track
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor
 
 from ssl_blocks.data import FileSplit, ImageSplit, to_float
 from ssl_blocks.encoders import FeatureEncoder
+from ssl_blocks.engine.batches import load_parts
+from ssl_blocks.engine.parallel import Machine, Processes
+from ssl_blocks.engine.rank import is_rank_zero
+from ssl_blocks.engine.task import CountedLoss, Moment, Plan, Portion, Task
 from ssl_blocks.evaluation.accuracy import accuracy
 from ssl_blocks.evaluation.augment import Mixing, TrainAugment
 from ssl_blocks.evaluation.checks import check_classes, labels_of
 from ssl_blocks.evaluation.classifier import Classifier
 from ssl_blocks.evaluation.features import check_images, layer_watch
 from ssl_blocks.evaluation.layers import set_drop_path
-from ssl_blocks.evaluation.schedule import warmup_cosine
+from ssl_blocks.evaluation.saved import check_savable, save_classifier
 from ssl_blocks.modes import modes_kept
 from ssl_blocks.parts.tokenize import Tokenizer
 from ssl_blocks.randomness import mix_seed, seeded_generator
 
-INITIAL, ORDER, IMAGES, LABELS, DROPS = range(5)  # what a seed is for
+INITIAL, ORDER, IMAGES, LABELS = range(4)  # what a seed is for
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class FinetuneSettings:
         fresh_norm: whether the mean is taken before the norm (MAE's global pool): see `Classifier`.
         train_fixed: whether what came fixed is trained, too, such as a table of sines and cosines.
         seed: decides first weights, order, augmentation and what is dropped.
+        num_workers: processes that read and augment images; they change nothing of the result.
 
     Raises:
         ValueError: if a number is out of range.
@@ -72,6 +76,7 @@ class FinetuneSettings:
     fresh_norm: bool = False
     train_fixed: bool = True
     seed: int = 0
+    num_workers: int = 0
 
     def __post_init__(self) -> None:
         if min(self.batch_size, self.accumulate, self.epochs) < 1:
@@ -161,12 +166,17 @@ def finetune_encoder(
     tokenizer: Tokenizer | None = None,
     device: torch.device | str = "cpu",
     autocast_dtype: torch.dtype | None = None,
+    processes: Processes | None = None,
+    folder: Path | None = None,
+    resume: Path | bool = False,
     progress: bool = False,
 ) -> Finetuned:
     """Train a copy of an encoder and a new head on labelled images, and score both on the test images.
 
     RandSAC, Sec. 5.1. Given an encoder with random weights, it is the supervised baseline of RandSAC's Table 7. The
     test images are looked at once, after the last epoch.
+
+    Several processes each call this function alike, and get the same score; the first one writes.
 
     Args:
         encoder: it is copied, and itself left as it is.
@@ -179,13 +189,22 @@ def finetune_encoder(
         tokenizer: cuts the images as pretraining did, where it leaves pixels out; ``None`` hands over whole images.
         device: where the copy is trained.
         autocast_dtype: its precision under autocast; ``None`` switches autocast off.
+        processes: how many train together, such as `ssl_blocks.engine.started_processes`; ``None``: this one alone.
+        folder: where checkpoints and ``metrics.csv`` are written and, at the end, the model: see `load_classifier`.
+            ``None`` writes nothing.
+        resume: ``True`` goes on from the newest checkpoint in the folder, if there is one; a path from that one.
         progress: whether to show a bar.
 
     Raises:
         ValueError: if labels are missing or unlike the head's, the encoder cannot take the images, it does not tell the
             layers of its parameters or has no place for drop path (where these are asked for), train is too small for
-            a step, or features or the loss are not finite.
+            a step, features are not finite, or the checkpoint is damaged or was made of something else.
+        TypeError: if there is a folder, and the encoder cannot be saved.
+        FileExistsError: if the folder holds checkpoints, and ``resume`` is ``False``.
+        RunStopped: on a signal where there is a folder, or a loss that is not finite.
     """
+    from ssl_blocks.engine.fit import train as train_task  # Lightning is heavy
+
     settings = settings or FinetuneSettings()
     train_labels, test_labels = labels_of("train", train), labels_of("test", test)
     classes = num_classes if num_classes is not None else int(train_labels.max()) + 1
@@ -201,8 +220,14 @@ def finetune_encoder(
             f"encoder must return finite features, but of a blank image they are NaN or infinite, first in its layer "
             f"{broken[0]}"
         )
-    losses = _train(model, train, train_labels, settings, progress=progress, **options)
+    if folder is not None:
+        check_savable(model.encoder, tokenizer)
+    task = FinetuneTask(model, train, train_labels, settings, mean=mean, std=std)
+    machine = Machine(device, autocast_dtype, processes or Processes())
+    losses = train_task(task, machine, folder=folder, resume=resume, title="fine-tuning" if progress else None)
     score = FinetuneScore(classifier_accuracy(model, test, **options), losses, classes)
+    if folder is not None and is_rank_zero():
+        save_classifier(model, folder, mean=mean, std=std)
     return Finetuned(score, model.eval())
 
 
@@ -272,64 +297,77 @@ def classifier_accuracy(
     return accuracy(torch.cat(rows), labels.cpu(), num_classes=model.num_classes)
 
 
-def _train(
-    model: Classifier,
-    train: ImageSplit | FileSplit,
-    labels: Int[Tensor, " n"],
-    settings: FinetuneSettings,
-    *,
-    mean: Sequence[float],
-    std: Sequence[float],
-    device: torch.device | str,
-    autocast_dtype: torch.dtype | None,
-    progress: bool,
-) -> tuple[float, ...]:
-    """Train in place; mean loss of every epoch."""
-    seed, kind = settings.seed, torch.device(device).type
-    batch = settings.batch_of(len(train))
-    steps = len(train) // batch
-    groups = model.parameter_groups(weight_decay=settings.weight_decay, layer_decay=settings.layer_decay)
-    optimizer = torch.optim.AdamW(groups, lr=settings.base_lr * batch / 256)
-    schedule = warmup_cosine(
-        optimizer, steps_per_epoch=steps, epochs=settings.epochs, warmup_epochs=settings.warmup_epochs
-    )
-    augment = settings.augment((train.shape.height, train.shape.width), mean=mean)
-    mixing = Mixing(model.num_classes, mixup=settings.mixup, cutmix=settings.cutmix, smoothing=settings.smoothing)
-    criterion, labels = SoftTargetCrossEntropy(), labels.cpu()  # type: ignore[no-untyped-call]
+class FinetuneTask(Task):
+    """A classifier trained on augmented and mixed images, its loss the mean over images.
 
-    def backward(index: Tensor, step: int, number: int) -> Tensor:
-        """Add the gradients of a part of a step, and return its share of the loss."""
-        images = augment(_read(train, index), seed=mix_seed(seed, IMAGES, step, number))
-        pixels, given = to_float(images.to(device), mean, std), labels[index].to(device)
-        x, targets = mixing(pixels, given, seed=mix_seed(seed, LABELS, step, number))
-        with torch.autocast(kind, autocast_dtype, enabled=autocast_dtype is not None):
-            logits = model(x)
-        loss: Tensor = criterion(logits.float(), targets) / settings.accumulate
-        torch.autograd.backward(loss)
-        return loss.detach()
+    Args:
+        model: what is trained.
+        train: images.
+        labels: of all of them.
+        settings: sizes and rates.
+        mean: one number per channel on the 0..1 scale.
+        std: the same.
+    """
 
-    losses = []
-    gpus = list(range(torch.cuda.device_count())) if kind == "cuda" else []
-    with modes_kept(model, training=True), torch.random.fork_rng(devices=gpus):
-        torch.manual_seed(mix_seed(seed, DROPS))
-        for epoch in track(range(settings.epochs), "fine-tuning", disable=not progress, transient=True):
-            order, rows = torch.randperm(len(train), generator=seeded_generator("cpu", seed, ORDER, epoch)), []
-            for step, whole in enumerate(torch.split(order[: steps * batch], batch), start=epoch * steps):
-                schedule.step_update(step)
-                optimizer.zero_grad(set_to_none=True)
-                parts = torch.split(whole, batch // settings.accumulate)
-                rows += [backward(index, step, number) for number, index in enumerate(parts)]
-                optimizer.step()
-            losses.append(_finite(float(torch.stack(rows).sum() / steps), epoch, settings))
-    return tuple(losses)
+    advice = "A smaller base_lr or a longer warm-up may help"
 
-
-def _finite(loss: float, epoch: int, settings: FinetuneSettings) -> float:
-    if not math.isfinite(loss):
-        raise ValueError(
-            f"the loss of epoch {epoch + 1} must be finite, but is {loss}: try less than base_lr={settings.base_lr}"
+    def __init__(
+        self,
+        model: Classifier,
+        train: ImageSplit | FileSplit,
+        labels: Int[Tensor, " n"],
+        settings: FinetuneSettings,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        self.model: Classifier = model
+        self.train, self.labels, self.settings, self.mean, self.std = train, labels.cpu(), settings, mean, std
+        batch = settings.batch_of(len(train))
+        steps = len(train) // batch
+        self.plan = Plan(
+            steps_per_epoch=steps,
+            epochs=settings.epochs,
+            lr=settings.base_lr * batch / 256,
+            seed=settings.seed,
+            batch_size=batch,
+            accumulate=settings.accumulate,
+            warmup_steps=round(steps * settings.warmup_epochs),
+            weight_decay=settings.weight_decay,
         )
-    return loss
+        self.augment = settings.augment((train.shape.height, train.shape.width), mean=mean)
+        self.mixing = Mixing(
+            model.num_classes, mixup=settings.mixup, cutmix=settings.cutmix, smoothing=settings.smoothing
+        )
+        self.criterion = SoftTargetCrossEntropy()  # type: ignore[no-untyped-call]
+
+    def batches(self, portion: Portion) -> Iterable[tuple[Tensor, Tensor]]:
+        """Augmented images, uint8, and labels."""
+        key, workers = (self.settings.seed, ORDER), self.settings.num_workers
+        return load_parts(self._make, self.plan, portion, num_images=len(self.train), key=key, workers=workers)
+
+    def _make(self, index: Tensor, step: int, part: int) -> tuple[Tensor, Tensor]:
+        images = self.augment(_read(self.train, index), seed=mix_seed(self.settings.seed, IMAGES, step, part))
+        return images, self.labels[index]
+
+    def loss(self, batch: tuple[Tensor, Tensor], moment: Moment) -> CountedLoss:
+        """Mix the images, and compare logits with the mixed labels."""
+        images, labels = batch
+        seed = mix_seed(self.settings.seed, LABELS, moment.step, moment.part)
+        x, targets = self.mixing(to_float(images, self.mean, self.std), labels, seed=seed)
+        loss: Tensor = self.criterion(self.model(x).float(), targets)
+        return CountedLoss(loss, torch.tensor(len(images), device=loss.device), len(images))
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameters by layer."""
+        decay, layer_decay = self.settings.weight_decay, self.settings.layer_decay
+        return self.model.parameter_groups(weight_decay=decay, layer_decay=layer_decay)
+
+    def facts(self) -> dict[str, Any]:
+        """Settings, and what they are applied to."""
+        settings = {name: value for name, value in asdict(self.settings).items() if name != "num_workers"}
+        data = {"images of train": len(self.train), "num_classes": self.model.num_classes}
+        return settings | data | {"mean": list(self.mean), "std": list(self.std)}
 
 
 def _read(split: ImageSplit | FileSplit, index: Int[Tensor, " k"]) -> Tensor:

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ssl_blocks.data import FileSplit, ImageSplit, RandomResizedCropFlip
 from ssl_blocks.encoders import FeatureEncoder
+from ssl_blocks.engine.optimizers import warmup_cosine
 from ssl_blocks.evaluation.accuracy import accuracy
 from ssl_blocks.evaluation.checks import check_classes, check_labels, check_same_width, labels_of
 from ssl_blocks.evaluation.features import encoder_features
 from ssl_blocks.evaluation.heads import LinearHeads, head_loss, lars
-from ssl_blocks.evaluation.schedule import warmup_cosine
 from ssl_blocks.evaluation.sweep import SweepScore, check_candidates, hold_out
 from ssl_blocks.parts.tokenize import Tokenizer
 from ssl_blocks.randomness import seeded_generator
@@ -241,9 +241,8 @@ class _Probe:
         optimizer = lars(self.heads, rates, momentum=settings.momentum, weight_decay=settings.weight_decay)
         schedule = warmup_cosine(
             optimizer,
-            steps_per_epoch=num // batch,
-            epochs=settings.epochs,
-            warmup_epochs=settings.warmup_epochs,
+            num_steps=num // batch * settings.epochs,
+            warmup_steps=round(num // batch * settings.warmup_epochs),
         )
         self.heads.train()
         step = 0

@@ -95,20 +95,34 @@ def _tell(objective: nn.Module, hook: str, *args: Any) -> None:
 
 
 def _parts(owner: nn.Module) -> Iterator[object]:
-    """All modules, and the plain objects that they hold, such as partitioners, and what these hold."""
+    """All modules, and the plain objects that they hold, such as partitioners, and what these hold; each once."""
     found: set[int] = set()
-    for module in owner.modules():
-        yield module
-        pending = list(vars(module).values())
-        while pending:
-            value = pending.pop()
-            if hasattr(value, "__dict__") and not isinstance(value, _NO_PARTS) and id(value) not in found:
-                found.add(id(value))
-                yield value
-                pending += vars(value).values()
+    pending: list[Any] = [owner]
+    while pending:
+        value = pending.pop(0)
+        if id(value) in found or isinstance(value, _NO_PARTS):
+            continue
+        found.add(id(value))
+        if isinstance(value, nn.Module):
+            yield value
+            pending += value.children()
+            # what a module hides in a container, such as the module that an average follows, is somebody else's
+            pending += [part for part in _held(vars(value)) if not isinstance(part, nn.Module)]
+        elif hasattr(value, "__dict__"):
+            yield value
+            pending += _held(vars(value))
 
 
-_NO_PARTS = (nn.Module, Tensor, type, ModuleType, FunctionType, MethodType)  # modules come by themselves
+def _held(value: Any) -> Iterator[Any]:
+    """What a value holds, in containers, too."""
+    for part in value.values() if isinstance(value, dict) else value:
+        if isinstance(part, dict | list | tuple):
+            yield from _held(part)
+        else:
+            yield part
+
+
+_NO_PARTS = (Tensor, type, ModuleType, FunctionType, MethodType)
 
 
 def seen_by(objective: Objective, images: Tensor | Views) -> Any:

@@ -1,1 +1,94 @@
 """Composable parts: each answers one question about tokens and knows no neighbour."""
+
+from typing import TYPE_CHECKING
+
+from ssl_blocks.lazy import lazily
+
+if TYPE_CHECKING:
+    from ssl_blocks.parts.attention import explicit_attention
+    from ssl_blocks.parts.average import MovingAverage, cosine_momentum
+    from ssl_blocks.parts.decode import Decoder, MaskTokenDecoder, SegmentDecoder
+    from ssl_blocks.parts.gather import gathered
+    from ssl_blocks.parts.loss import (
+        Loss,
+        predicted_cosine,
+        predicted_cross_entropy,
+        predicted_l1,
+        predicted_mse,
+        predicted_smooth_l1,
+    )
+    from ssl_blocks.parts.mask import FullMask, MaskBuilder, PrefixCausalMask, SegmentCausalMask
+    from ssl_blocks.parts.partition import (
+        BlobPartitioner,
+        BlockSubsetPartitioner,
+        GridSubsetPartitioner,
+        SegmentPartitioner,
+        ShuffledPartitioner,
+        SquarePartitioner,
+        SubsetPartitioner,
+        TokenPartitioner,
+    )
+    from ssl_blocks.parts.position import PositionTable, resample_positions, sincos_table
+    from ssl_blocks.parts.query_block import QueryBlock
+    from ssl_blocks.parts.query_stream import QueryStreamDecoder
+    from ssl_blocks.parts.read import DecoderReader, QueryReader, Reader
+    from ssl_blocks.parts.region_loss import Pairing, match_regions, paired_cross_entropy
+    from ssl_blocks.parts.route import LastLayerRouter, LearnedSkipRouter, MatchedRouter, SkipMemoryRouter
+    from ssl_blocks.parts.serialize import OrderedSerializer, RandomSerializer, Serializer
+    from ssl_blocks.parts.target import EncoderTarget, PictureTarget, PixelTarget, PositionTarget, Target
+    from ssl_blocks.parts.tokenize import PatchTokenizer, Tokenizer
+else:
+    __getattr__, __dir__ = lazily(__name__, __file__)
+
+__all__ = [
+    "BlobPartitioner",
+    "BlockSubsetPartitioner",
+    "Decoder",
+    "DecoderReader",
+    "EncoderTarget",
+    "FullMask",
+    "GridSubsetPartitioner",
+    "LastLayerRouter",
+    "LearnedSkipRouter",
+    "Loss",
+    "MaskBuilder",
+    "MaskTokenDecoder",
+    "MatchedRouter",
+    "MovingAverage",
+    "OrderedSerializer",
+    "Pairing",
+    "PatchTokenizer",
+    "PictureTarget",
+    "PixelTarget",
+    "PositionTable",
+    "PositionTarget",
+    "PrefixCausalMask",
+    "QueryBlock",
+    "QueryReader",
+    "QueryStreamDecoder",
+    "RandomSerializer",
+    "Reader",
+    "SegmentCausalMask",
+    "SegmentDecoder",
+    "SegmentPartitioner",
+    "Serializer",
+    "ShuffledPartitioner",
+    "SkipMemoryRouter",
+    "SquarePartitioner",
+    "SubsetPartitioner",
+    "Target",
+    "TokenPartitioner",
+    "Tokenizer",
+    "cosine_momentum",
+    "explicit_attention",
+    "gathered",
+    "match_regions",
+    "paired_cross_entropy",
+    "predicted_cosine",
+    "predicted_cross_entropy",
+    "predicted_l1",
+    "predicted_mse",
+    "predicted_smooth_l1",
+    "resample_positions",
+    "sincos_table",
+]

@@ -73,7 +73,8 @@ class PrefixCausalMask:
         num_steps: steps that make up the prefix, from 1.
 
     Raises:
-        ValueError: if there is no such step, or (when called) the first step shall be predicted.
+        ValueError: if there is no such step, or (when called) the first step shall be predicted, or the prefix is all
+            that there is.
 
     Examples:
         >>> s = Serialization(order=torch.tensor([[0, 1, 2]]), step=torch.tensor([[0, 1, 2]]), step_sizes=(1, 1, 1))
@@ -98,6 +99,9 @@ class PrefixCausalMask:
         """Build the masks; one for all images where steps have the same size in each."""
         if predict_first:
             raise ValueError("predict_first=True does not go with PrefixCausalMask: its prefix is given")
+        sizes = serialization.step_sizes
+        if sizes is not None and len(sizes) <= self.num_given:
+            raise ValueError(f"num_steps={self.num_given} must leave something to predict of the {len(sizes)} steps")
         step = (_steps(serialization) - self.num_given + 1).clamp(min=0)
         return _causal(step, encoded, predicted, num_prefix, predict_first)
 

@@ -1,25 +1,39 @@
 """Pretraining runs: configuration, run folder, results."""
 
-from ssl_blocks.pretrain.config import (
-    BlobSegments,
-    DecoderConfig,
-    EncoderConfig,
-    RunConfig,
-    SegmentsConfig,
-    SquareSegments,
-    TokenSegments,
-)
-from ssl_blocks.pretrain.module import PretrainModule
-from ssl_blocks.pretrain.run import Run
+from typing import TYPE_CHECKING
+
+from ssl_blocks.lazy import lazily
+
+if TYPE_CHECKING:
+    from ssl_blocks.pretrain.config import (
+        BlobSegments,
+        DecoderConfig,
+        EncoderConfig,
+        RunConfig,
+        SegmentsConfig,
+        SquareSegments,
+        TokenSegments,
+    )
+    from ssl_blocks.pretrain.dryrun import describe
+    from ssl_blocks.pretrain.module import PretrainModule
+    from ssl_blocks.pretrain.recipe import Recipe
+    from ssl_blocks.pretrain.resume import run_folder, stored_config
+    from ssl_blocks.pretrain.run import Run
+else:
+    __getattr__, __dir__ = lazily(__name__, __file__)
 
 __all__ = [
     "BlobSegments",
     "DecoderConfig",
     "EncoderConfig",
     "PretrainModule",
+    "Recipe",
     "Run",
     "RunConfig",
     "SegmentsConfig",
     "SquareSegments",
     "TokenSegments",
+    "describe",
+    "run_folder",
+    "stored_config",
 ]

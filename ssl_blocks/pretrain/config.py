@@ -1,27 +1,16 @@
 """Configuration: the sub-models that recipes share, and the parts and encoders they describe."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    Field,
-    PositiveInt,
-    field_validator,
-)
+from pydantic import Field, PositiveInt, field_validator
 
-from ssl_blocks.data import Augmentation, ImageShape, RandomResizedCropFlip
-from ssl_blocks.encoders import TimmViT, TokenEncoder, timm_vit
-from ssl_blocks.engine.settings import DataConfig, OptimizerConfig, StrictModel, TrainerConfig, section
-from ssl_blocks.parts.decode import SegmentDecoder
-from ssl_blocks.parts.partition import (
-    BlobPartitioner,
-    SegmentPartitioner,
-    ShuffledPartitioner,
-    SquarePartitioner,
-    TokenPartitioner,
-)
+import ssl_blocks as sb
+from ssl_blocks.engine.settings import CroppedDataConfig, OptimizerConfig, StrictModel, TrainerConfig, section
 
 
 class EncoderConfig(StrictModel):
@@ -58,7 +47,7 @@ class EncoderConfig(StrictModel):
         }
         return {"pretrained": self.pretrained} | {name: value for name, value in given.items() if value is not None}
 
-    def build(self, *, image_size: int | tuple[int, int], channels: int) -> TimmViT:
+    def build(self, *, image_size: int | tuple[int, int], channels: int) -> sb.TimmViT:
         """Build the encoder for images of this size.
 
         Raises:
@@ -68,7 +57,7 @@ class EncoderConfig(StrictModel):
             TypeError: if the model is no plain vision transformer.
         """
         with section("encoder"):
-            return timm_vit(self.name, image_size=image_size, channels=channels, **self.arguments())
+            return sb.encoders.timm_vit(self.name, image_size=image_size, channels=channels, **self.arguments())
 
 
 class DecoderConfig(StrictModel):
@@ -79,14 +68,14 @@ class DecoderConfig(StrictModel):
     heads: PositiveInt = Field(3, description="attention heads")
     positions: Literal["sincos", "learned"] = Field("sincos", description="position table of the queries")
 
-    def build(self, encoder: TokenEncoder) -> SegmentDecoder:
+    def build(self, encoder: sb.TokenEncoder) -> sb.SegmentDecoder:
         """Build the decoder that attends to this encoder's states.
 
         Raises:
             ValueError: if the width does not divide into heads.
         """
         with section("decoder"):
-            return SegmentDecoder(
+            return sb.SegmentDecoder(
                 grid=encoder.grid,
                 dim=self.width or encoder.dim,
                 depth=self.depth,
@@ -101,9 +90,9 @@ class TokenSegments(StrictModel):
 
     kind: Literal["token"] = "token"
 
-    def build(self) -> SegmentPartitioner:
+    def build(self) -> sb.SegmentPartitioner:
         """Build the partitioner."""
-        return TokenPartitioner()
+        return sb.TokenPartitioner()
 
 
 class SquareSegments(StrictModel):
@@ -112,10 +101,10 @@ class SquareSegments(StrictModel):
     kind: Literal["square"] = "square"
     sides: tuple[PositiveInt, ...] = Field((2,), description="side of the squares in tokens, finest level first")
 
-    def build(self) -> SegmentPartitioner:
+    def build(self) -> sb.SegmentPartitioner:
         """Build the partitioner."""
         with section("segments"):
-            return SquarePartitioner(sides=self.sides)
+            return sb.SquarePartitioner(sides=self.sides)
 
 
 class BlobSegments(StrictModel):
@@ -127,11 +116,11 @@ class BlobSegments(StrictModel):
     std_range: tuple[float, float] = Field((0.5, 1.5), description="lowest and highest standard deviation")
     shuffled: bool = Field(False, description="scatter the tokens of the blobs: the incoherent control")
 
-    def build(self) -> SegmentPartitioner:
+    def build(self) -> sb.SegmentPartitioner:
         """Build the partitioner."""
         with section("segments"):
-            blobs = BlobPartitioner(counts=self.counts, mean_range=self.mean_range, std_range=self.std_range)
-        return ShuffledPartitioner(base=blobs) if self.shuffled else blobs
+            blobs = sb.BlobPartitioner(counts=self.counts, mean_range=self.mean_range, std_range=self.std_range)
+        return sb.ShuffledPartitioner(base=blobs) if self.shuffled else blobs
 
 
 SegmentsConfig = Annotated[TokenSegments | SquareSegments | BlobSegments, Field(discriminator="kind")]
@@ -144,7 +133,7 @@ class RunConfig(StrictModel):
     output_dir: Path = Field(Path("runs"), description="folder of all runs")
     seed: int = Field(0, ge=0, description="seed of weights, data order and draws")
     note: str = Field("", description="a remark printed before the final table")
-    data: DataConfig = DataConfig()
+    data: CroppedDataConfig = CroppedDataConfig()
     encoder: EncoderConfig = EncoderConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     trainer: TrainerConfig = TrainerConfig()
@@ -156,7 +145,9 @@ class RunConfig(StrictModel):
             raise ValueError("must name a folder: letters, digits and . _ + = - only")
         return name
 
-    def augmentation(self, shape: ImageShape, mean: Sequence[float], std: Sequence[float]) -> Augmentation:
+    def augmentation(
+        self, shape: sb.data.ImageShape, mean: Sequence[float], std: Sequence[float]
+    ) -> sb.data.Augmentation:
         """Build what varies the training images; a recipe whose objective takes `Views` returns a `MultiCrop` instead.
 
         Args:
@@ -168,7 +159,13 @@ class RunConfig(StrictModel):
             ValueError: if a range is none.
         """
         with section("data.crop_scale"):
-            return RandomResizedCropFlip((shape.height, shape.width), scale=self.data.crop_scale, flip=self.data.flip)
+            return sb.data.RandomResizedCropFlip(
+                (shape.height, shape.width), scale=self.data.crop_scale, flip=self.data.flip
+            )
+
+    def idle(self) -> dict[str, str]:
+        """Options that have no effect, by dotted name, and the choice that leaves them without; they are refused."""
+        return {}
 
     @property
     def folder(self) -> Path:

@@ -11,7 +11,6 @@ import yaml
 
 from ssl_blocks.data import Augmentation, ImageShape, find_shape
 from ssl_blocks.data.imagefolder import list_folder
-from ssl_blocks.engine.optimizers import check_warmup
 from ssl_blocks.engine.parallel import count_processes
 from ssl_blocks.engine.settings import section
 from ssl_blocks.objectives import Objective
@@ -148,8 +147,7 @@ def _schedule(config: RunConfig) -> str:
     if number < settings.batch_size:
         raise ValueError(f"optimizer.batch_size={settings.batch_size} must not exceed the {number} training images")
     steps = number // settings.batch_size
-    warmup = int(settings.warmup_epochs * steps)
-    check_warmup(steps * epochs, warmup)
+    warmup = settings.warmup_steps(steps_per_epoch=steps, epochs=epochs)
     counted = [("training images", number), ("steps per epoch", steps), ("steps", steps * epochs), ("warm-up", warmup)]
     return _columns([*rows, *((name, f"{value:,}") for name, value in counted)])
 

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from ssl_blocks.evaluation import Scores
 from ssl_blocks.pretrain.config import RunConfig
+from ssl_blocks.program import evaluation_as_typed
 
 
 def print_report(
@@ -32,7 +33,7 @@ def print_report(
     for path in [*figures, config.folder / "encoder"]:
         console.print(f"  {path}", soft_wrap=True)
     if scores:
-        console.print(f"more: python examples/evaluate.py knn probe fewshot {config.folder}", soft_wrap=True)
+        console.print(f"more: {evaluation_as_typed()} knn probe fewshot {config.folder}", soft_wrap=True)
 
 
 def scores_table(title: str, scores: Sequence[Scores]) -> Table:

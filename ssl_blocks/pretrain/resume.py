@@ -84,13 +84,18 @@ def _check_same(config: RunConfig, stored: Mapping[str, Any], folder: Path) -> N
     changed = [
         f"{name}={ours.get(name)!r} (the run has {theirs.get(name)!r})"
         for name in dict.fromkeys([*ours, *theirs])
-        if name not in FREE and ours.get(name) != theirs.get(name)
+        if name not in FREE and ours.get(name) != theirs.get(name) and not _moved(name, ours, theirs)
     ]
     if changed:
         raise ValueError(
             f"--resume must go on as {folder} began, but {', '.join(changed)} differ{'s' * (len(changed) == 1)}: "
             "leave out what changes, or begin another run with --name"
         )
+
+
+def _moved(name: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
+    """Whether images only lie elsewhere; the checkpoint tells whether they are the same ones."""
+    return name == "data.name" and all(str(values[name]).startswith("imagefolder:") for values in (ours, theirs))
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

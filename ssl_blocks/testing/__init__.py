@@ -1,7 +1,28 @@
 """Checks for users' own parts, encoders and objectives."""
 
+from ssl_blocks.testing.draw_checks import check_partitioner, check_serializer
 from ssl_blocks.testing.encoder_case import EncoderError
 from ssl_blocks.testing.encoders import EncoderReport, check_token_encoder
 from ssl_blocks.testing.leaks import LeakError, assert_no_leak
+from ssl_blocks.testing.mask_checks import check_mask_builder
+from ssl_blocks.testing.objective_checks import check_objective
+from ssl_blocks.testing.reader_checks import check_reader
+from ssl_blocks.testing.role_case import RoleError, RoleReport
+from ssl_blocks.testing.target_checks import check_loss, check_target
 
-__all__ = ["EncoderError", "EncoderReport", "LeakError", "assert_no_leak", "check_token_encoder"]
+__all__ = [
+    "EncoderError",
+    "EncoderReport",
+    "LeakError",
+    "RoleError",
+    "RoleReport",
+    "assert_no_leak",
+    "check_loss",
+    "check_mask_builder",
+    "check_objective",
+    "check_partitioner",
+    "check_reader",
+    "check_serializer",
+    "check_target",
+    "check_token_encoder",
+]

@@ -20,7 +20,7 @@ def _check_native(case: Case) -> str | None:
     shape = (len(case.images), encoder.num_prefix + case.num_tokens, encoder.dim)
     if len(encoded.hidden) != encoder.depth:
         raise EncoderError(f"encode gives {len(encoded.hidden)} hidden states, expected depth={encoder.depth}")
-    for states in (*encoded.hidden, encoded.final):
+    for states in (encoded.input, *encoded.hidden, encoded.final):
         if tuple(states.shape) != shape:
             raise EncoderError(f"encode gives states of shape {tuple(states.shape)}, expected [B, P + n, D] = {shape}")
     if not case.close(encoder.norm(encoded.hidden[-1]), encoded.final):
@@ -60,12 +60,26 @@ def _check_embedding(case: Case) -> None:
         raise EncoderError("images and their patches embed differently")
 
 
+def _check_input(case: Case) -> None:
+    """What enters the first block has not been mixed yet: a row sees its own token, and no other."""
+    tokens = case.tokens().requires_grad_()
+    entering = case.encoder.encode(tokens, case.raster()).input
+    rows = torch.arange(entering.shape[1], device=tokens.device) % 2 == 0
+    weighted = (entering * case.noise(*entering.shape))[:, rows]
+    (felt,) = torch.autograd.grad(weighted.sum() + 0 * tokens.sum(), tokens)
+    if not bool(((felt != 0).any(-1) == rows[case.encoder.num_prefix :]).all()):
+        raise EncoderError("input is not what enters the first block: a row must see its own token, and no other")
+
+
 def _check_features(case: Case) -> None:
-    encoder = case.encoder
-    expected = encoder.encode(encoder.embed(case.images), case.raster()).final[:, encoder.num_prefix :].mean(1)
+    encoder, length = case.encoder, case.encoder.num_prefix + case.num_tokens
+    causal = torch.ones(1, 1, length, length, dtype=torch.bool, device=case.images.device).tril()
+    masks: dict[str, tuple[Tensor, ...]] = {"": (), " under a mask": (causal,)}
     for name, pixels in (("images", case.images), ("patches", case.tokenizer()(case.images))):
-        if not case.close(encoder.features(pixels), expected):
-            raise EncoderError(f"features of {name} are not the mean over normalised patch tokens")
+        for how, mask in masks.items():
+            final = encoder.encode(encoder.embed(case.images), case.raster(), *mask).final
+            if not case.close(encoder.features(pixels, *mask), final[:, encoder.num_prefix :].mean(1)):
+                raise EncoderError(f"features of {name}{how} are not the mean over normalised patch tokens")
 
 
 def _check_order(case: Case) -> None:
@@ -248,6 +262,7 @@ CHECKS: dict[str, Callable[[Case], str | None]] = {
     "order": _check_order,
     "subset": _check_subset,
     "positions": _check_positions,
+    "input": _check_input,
     "saving": _check_state,
     "checkpointing": _check_checkpointing,
     "compilation": _check_compilation,

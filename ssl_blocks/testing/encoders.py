@@ -44,10 +44,11 @@ def check_token_encoder(
     weights, buffers, modes, gradients and torch's random state are put back.
 
     What is checked: the model's own output is reproduced; images and their patches embed alike, patch by patch;
-    features are the mean over patch tokens; tokens in another order give the same outputs in that order; a subset
-    alone gives what it gives among hidden tokens; under masks that are causal and differ between images nothing
-    hidden has a say (by gradient, exactly, and by noise), and all that is seen has one; positions matter and are
-    looked up per token; weights are saved and loaded strictly; gradient checkpointing gives the same gradients.
+    features are the mean over patch tokens, under a mask too; tokens in another order give the same outputs in that
+    order; a subset alone gives what it gives among hidden tokens; under masks that are causal and differ between images
+    nothing hidden has a say (by gradient, exactly, and by noise), and all that is seen has one; positions matter and
+    are looked up per token; what enters the first block is not mixed yet; weights are saved and loaded strictly;
+    gradient checkpointing gives the same gradients.
 
     What it cannot see: a choice made by the values of the weights that is not made with the shaken ones.
 

@@ -11,16 +11,16 @@ from ssl_blocks.cli.command import list_presets, read_preset
 from ssl_blocks.cli.helptext import help_text
 from ssl_blocks.engine.errors import RunStopped
 from ssl_blocks.pretrain import Run
-from tests.examples import CONFIGS, RandSACConfig, assemble
+from ssl_blocks.recipes.randsac import RECIPE, RandSACConfig
 
 
 def load(*argv: str) -> RandSACConfig:
-    return load_config(RandSACConfig, argv, presets=CONFIGS)
+    return load_config(RECIPE, argv)
 
 
 def test_preset_gives_all_values_and_overrides_change_them() -> None:
     config = load("--preset", "randsac_digits", "--trainer.epochs", "7", "--optimizer.base_lr", "1e-2")
-    written = yaml.safe_load((CONFIGS / "randsac_digits.yaml").read_text())
+    written = yaml.safe_load(RECIPE.preset_files()["randsac_digits"].read_text())
     assert config.trainer.epochs == 7
     assert config.optimizer.base_lr == 1e-2
     assert config.encoder.width == written["encoder"]["width"]
@@ -77,7 +77,7 @@ def test_preset_that_is_no_mapping_is_refused(tmp_path: Path, text: str, message
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
-        read_preset(str(path), CONFIGS)
+        read_preset(str(path), RECIPE)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ class Stage:
             raise self.stopped
 
     def run(self, *argv: str) -> int:
-        return main(RandSACConfig, assemble, presets=CONFIGS, argv=argv)
+        return main(RECIPE, argv=argv)
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ def test_bugs_are_not_taken_for_wrong_input(stage: Stage, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("spelling", ["--help", "-h"])
 def test_help_explains_everything(spelling: str, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["--preset", "randsac_digits", spelling]
-    assert main(RandSACConfig, assemble, presets=CONFIGS, prefix="randsac_", argv=argv) == 0
+    assert main(RECIPE, argv=argv) == 0
     text = capsys.readouterr().out
     options = list_options(RandSACConfig)
     assert len(options) > 40
@@ -200,7 +200,7 @@ def test_help_explains_everything(spelling: str, capsys: pytest.CaptureFixture[s
         assert text.count(f"--{option.path} ") + text.count(f"--{option.path}\n") >= 1
         assert option.field.description or option.path.endswith(".kind")
     assert "mae_" not in text
-    for name, meaning in list_presets(CONFIGS, prefix="randsac_").items():
+    for name, meaning in list_presets(RECIPE).items():
         assert f"\n  {name} " in text
         assert meaning.split()[0] in text
     for switch in ("--preset", "--resume [PATH]", "--dry-run", "--help"):
@@ -219,7 +219,7 @@ def test_load_config_ends_after_help(capsys: pytest.CaptureFixture[str]) -> None
 
 @pytest.mark.parametrize("width", [80, 110])
 def test_help_keeps_to_its_width_and_tells_defaults(width: int) -> None:
-    text = help_text(RandSACConfig, presets=list_presets(CONFIGS), program="randsac.py", width=width)
+    text = help_text(RandSACConfig, presets=list_presets(RECIPE), program="ssl-blocks randsac", width=width)
     options = text[text.index("run:") :]
     assert max(map(len, options.splitlines())) <= width
     flat = " ".join(options.split())

@@ -9,7 +9,7 @@ import timm
 import torch
 
 from ssl_blocks import PatchTokenizer, encoders
-from ssl_blocks.encoders import export, export_encoder
+from ssl_blocks.encoders import export_encoder, timm_models
 
 HALF = (0.5, 0.25, 0.125)
 
@@ -71,7 +71,7 @@ def test_failed_export_leaves_the_old_one_whole(tmp_path: Path, monkeypatch: pyt
     def full_disk(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export, "save_for_hf", full_disk)
+    monkeypatch.setattr(timm_models, "save_for_hf", full_disk)
     with pytest.raises(OSError, match="No space left"):
         save(small(), folder)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before

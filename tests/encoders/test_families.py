@@ -1,6 +1,7 @@
 """What holds for every family alike: the public check, objectives without a branch, attention in bfloat16."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -68,6 +69,31 @@ def test_each_compiles_in_one_graph_in_bfloat16_and_what_does_not_is_found():
     assert max(found["plain"].values()) < 1e-5
     assert max(found["recomputed"].values()) < 0.1  # inside a checkpoint, attention stays with torch
     assert found["breaking"].startswith("embed and encode do not compile in one graph: ")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_input_is_what_the_models_own_first_block_gets(name):
+    encoder, found = family(name), []
+    first = next(part for path, part in encoder.module.named_modules() if re.search(r"(layers?|blocks)\.\w*0$", path))
+    hook = first.register_forward_pre_hook(lambda module, inputs: found.append(inputs[0]))
+    images = images_for(encoder)
+    encoder.native(images)
+    hook.remove()
+    expected = found[0] if len(found[0]) == len(images) else found[0].transpose(0, 1)
+    torch.testing.assert_close(encoder.encode(encoder.embed(images), raster(encoder)).input, expected)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_features_under_a_mask_are_those_of_encode_under_it(name):
+    encoder = family(name)
+    images, mask = images_for(encoder), causal(encoder)
+    final = encoder.encode(encoder.embed(images), raster(encoder), mask).final
+    found = encoder.features(images, mask)
+    torch.testing.assert_close(found, final[:, encoder.num_prefix :].mean(1))
+    assert torch.equal(encoder(images, mask), found)
+    assert torch.equal(encoder(images), encoder.features(images))
+    assert (found - encoder.features(images)).abs().max() > 1e-2
+    assert (found - encoder.features(images, mask[:1])).abs()[1].max() > 1e-3  # each image has its own
 
 
 @pytest.mark.parametrize("kind", OBJECTIVES)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ssl_blocks import PatchTokenizer, encoders
-from ssl_blocks.encoders import export, export_encoder
+from ssl_blocks.encoders import adapter, export_encoder
 
 HALF = (0.5, 0.25, 0.125)
 TOKENIZER = PatchTokenizer.from_grid(image_size=17, grid=3, crop=1)
@@ -71,7 +71,7 @@ def test_a_failed_export_of_an_own_kind_leaves_the_old_one_whole(tmp_path, monke
     def full_disk(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export, "save_file", full_disk)
+    monkeypatch.setattr(adapter, "save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
         save(original(mlp_ratio=1), folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

@@ -161,3 +161,15 @@ def test_it_fits_other_objectives() -> None:
         ),
     )
     randsac(torch.randn(2, 3, 8, 8)).loss.backward()
+
+
+def test_tokens_are_the_input_and_features_take_a_mask():
+    torch.manual_seed(0)
+    encoder = sb.PostNormTransformer(grid=2, patch=2, depth=2, num_heads=2).eval()
+    images, mask = torch.rand(2, 3, 4, 4), torch.ones(1, 1, 4, 4, dtype=torch.bool).tril()
+    tokens = encoder.embed(images)
+    assert torch.equal(encoder.encode(tokens, None).input, tokens)
+    found = encoder.features(images, mask)
+    assert torch.equal(found, encoder.encode(tokens, None, mask).final.mean(1))
+    assert torch.equal(found, encoder(images, mask))
+    assert (found - encoder(images)).abs().max() > 1e-3

@@ -11,7 +11,7 @@ from torch import nn
 
 import ssl_blocks as sb
 from ssl_blocks.encoders import export_encoder, timm_eva, timm_vit
-from ssl_blocks.encoders.weights import resample_positions
+from ssl_blocks.parts.position import resample_positions
 
 SIZE = {"depth": 2, "embed_dim": 16, "num_heads": 2}
 HALF = (0.5, 0.5, 0.5)

@@ -9,7 +9,7 @@ from torch import nn
 
 import ssl_blocks as sb
 from ssl_blocks.encoders import TimmRegions, TokenRegions, TorchEncoder, export_encoder, load_encoder
-from ssl_blocks.encoders.weights import resample_positions
+from ssl_blocks.parts.position import resample_positions
 from tests.encoders.stored import ALL, REGIONS, TORCHVISION, build, images_for, inputs_for
 
 HALF = (0.5, 0.25, 0.125)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import ssl_blocks as sb
-from ssl_blocks.engine import OptimizerConfig, adamw, parameter_groups, warmup_cosine
+from ssl_blocks.engine import OptimizerConfig, parameter_groups, warmup_cosine
 from tests.recipes import build
 
 
@@ -35,8 +35,6 @@ def test_parameters_without_gradient_are_left_out() -> None:
 
 def test_learning_rate_scales_with_the_batch() -> None:
     assert OptimizerConfig(base_lr=1e-3, batch_size=1024).lr == pytest.approx(4e-3)
-    optimizer = adamw(nn.Linear(2, 2), OptimizerConfig(base_lr=1e-3, batch_size=1024), no_weight_decay=set())
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(4e-3)
 
 
 def test_schedule_is_linear_then_half_a_cosine() -> None:
@@ -71,5 +69,28 @@ def test_a_warmup_may_begin_at_a_share_of_the_peak() -> None:
 
 def test_warmup_as_long_as_the_run_is_refused() -> None:
     optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0)
-    with pytest.raises(ValueError, match=r"10 warm-up steps, which must be fewer than the 10 of the run"):
+    with pytest.raises(ValueError, match=r"warmup_steps=10 must be fewer than num_steps=10"):
         warmup_cosine(optimizer, num_steps=10, warmup_steps=10, min_lr=0.0)
+    config = OptimizerConfig(warmup_epochs=2.5)
+    assert config.warmup_steps(steps_per_epoch=5, epochs=3) == 12
+    with pytest.raises(ValueError, match=r"optimizer.warmup_epochs makes 10 warm-up steps, .* the 8 of the run"):
+        config.warmup_steps(steps_per_epoch=4, epochs=2)
+
+
+@pytest.mark.parametrize("warmup", [0, 4])
+def test_layers_learn_at_their_rates_from_the_first_step(warmup: int) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2), nn.Linear(2, 2))
+    layers = {name: int(name[0]) // 2 for name, _ in model.named_parameters()}
+    groups = parameter_groups(model, weight_decay=0.1, no_weight_decay={"2.weight"}, layers=layers, layer_decay=0.5)
+    found = {id(p): (group["lr_scale"], group["weight_decay"]) for group in groups for p in group["params"]}
+    names = {name: found[id(p)] for name, p in model.named_parameters()}
+    spared = dict.fromkeys(("0.bias", "1.weight", "1.bias"), (0.5, 0.0)) | dict.fromkeys(
+        ("2.weight", "2.bias"), (1.0, 0.0)
+    )
+    assert names == {"0.weight": (0.5, 0.1)} | spared
+    optimizer = torch.optim.AdamW(groups, lr=1.0)
+    schedule = warmup_cosine(optimizer, num_steps=10, warmup_steps=warmup)
+    for step in range(6):
+        assert {g["lr"] / g["lr_scale"] for g in optimizer.param_groups} == {optimizer.param_groups[-1]["lr"]}
+        assert (optimizer.param_groups[-1]["lr"] == 0) == (step == 0 and warmup > 0)
+        schedule.step_update(step + 1)

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ssl_blocks import encoders
 from ssl_blocks.encoders import TimmViT
+from ssl_blocks.engine import RunStopped
+from ssl_blocks.engine.loop import Loop
 from ssl_blocks.evaluation import (
     SHAPE_CLASSES,
     FeaturePyramid,
@@ -24,7 +26,7 @@ from ssl_blocks.evaluation import (
     segmentation_loss,
     train_segmentation,
 )
-from ssl_blocks.evaluation.dense import _augment, _optimizer
+from ssl_blocks.evaluation.dense import SegmentationTask, _augment
 from tests import reference
 
 STATISTICS: dict[str, Any] = {"mean": (0.45,) * 3, "std": (0.2,) * 3}
@@ -100,9 +102,7 @@ def test_what_is_trained(freeze: bool) -> None:
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     before = copy.deepcopy(model.state_dict())
-    losses = train_segmentation(
-        model, make_data().train, training=SHORT, generator=torch.Generator().manual_seed(0), **STATISTICS
-    )
+    losses = train_segmentation(model, make_data().train, training=SHORT, **STATISTICS)
     assert len(losses) == 1
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     blocks = {name for name in changed if name.startswith("pyramid.encoder")}
@@ -113,9 +113,7 @@ def test_what_is_trained(freeze: bool) -> None:
 
 def test_loss_falls_on_one_batch() -> None:
     training = SegmentationTraining(epochs=80, batch_size=4, lr=5e-3, crop_scale=None)
-    losses = train_segmentation(
-        make_model(), make_data(4).train, training=training, generator=torch.Generator().manual_seed(0), **STATISTICS
-    )
+    losses = train_segmentation(make_model(), make_data(4).train, training=training, **STATISTICS)
     assert losses[-1] < 0.4 * losses[0]
 
 
@@ -186,15 +184,18 @@ def test_crops_of_image_and_mask_stay_aligned(generator: torch.Generator) -> Non
 
 def test_decay_spares_norms_biases_and_positions() -> None:
     model = make_model(make_encoder(positions="learned", class_token=True))
-    optimizer, schedule = _optimizer(model, SegmentationTraining(lr=1.0, warmup=0.2), num_steps=10)
-    names = {p: name for name, p in model.named_parameters()}
+    training = SegmentationTraining(epochs=5, batch_size=4, lr=1.0, warmup=0.2)
+    task = SegmentationTask(model, make_data().train, training, seed=0, **STATISTICS)
+    made = Loop(task).configure_optimizers()
+    optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
+    names = {p: name for name, p in model.named_parameters() if p.requires_grad}
     decayed, spared = ({names[p] for p in group["params"]} for group in optimizer.param_groups)
     assert decayed | spared == set(names.values())
     assert {"pyramid.encoder.module.pos_embed", "pyramid.encoder.module.cls_token", "head.classify.bias"} <= spared
     assert "head.classify.weight" in decayed
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.05, 0.0]
     rates = []
-    for step in range(10):
+    for step in range(task.plan.num_steps):
         schedule.step_update(step)
         rates.append(optimizer.param_groups[0]["lr"])
     assert rates[:3] == [0.0, 0.5, 1.0]
@@ -265,5 +266,5 @@ def test_numbers_that_are_not_finite() -> None:
     model = make_model()
     with torch.no_grad():
         model.head.classify.bias[0] = float("nan")
-    with pytest.raises(ValueError, match=r"the loss of epoch 1 must be finite, but is nan: try less than lr=0.0005"):
+    with pytest.raises(RunStopped, match=r"not a finite number in step 0 .*no checkpoint.* A smaller lr"):
         train_segmentation(model, make_data(4).train, training=SHORT, **STATISTICS)

@@ -12,6 +12,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from ssl_blocks import encoders
+from ssl_blocks.engine import warmup_cosine
 from ssl_blocks.evaluation import Classifier, FinetuneSettings, layer_ids, make_classifier, set_drop_path
 from tests.encoders.families import FAMILIES, family
 
@@ -97,11 +98,9 @@ def test_rates_and_decay_of_every_parameter(fresh_norm: bool) -> None:
 
 
 def test_rates_reach_the_optimizer_by_the_schedule() -> None:
-    from ssl_blocks.evaluation.schedule import warmup_cosine
-
     model = make_classifier(tiny(), num_classes=3, settings=FinetuneSettings())
     optimizer = torch.optim.AdamW(model.parameter_groups(weight_decay=0.05, layer_decay=0.5), lr=1.0)
-    warmup_cosine(optimizer, steps_per_epoch=10, epochs=10, warmup_epochs=1).step_update(10)
+    warmup_cosine(optimizer, num_steps=100, warmup_steps=10).step_update(10)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
         ids = {"backbone.pos_embed": 0, "backbone.blocks.0.mlp.fc1.weight": 1, "head.weight": DEPTH + 1}

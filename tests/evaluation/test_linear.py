@@ -13,7 +13,6 @@ from ssl_blocks.data import ImageSplit
 from ssl_blocks.evaluation import LinearSettings, SweepScore, augmented_linear_probe, linear_probe
 from ssl_blocks.evaluation.heads import LinearHeads, head_loss, lars
 from ssl_blocks.evaluation.linear import _Probe
-from ssl_blocks.evaluation.schedule import warmup_cosine
 from ssl_blocks.evaluation.sweep import hold_out
 from tests.reference import lars_step, normalised_columns, warm_cosine
 
@@ -98,19 +97,6 @@ def test_probe_equals_its_definition_step_by_step() -> None:
     torch.testing.assert_close(probe.heads.weights[0].detach(), weight, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(probe.heads.biases[0].detach(), bias, rtol=1e-4, atol=1e-6)
     assert (weight - LinearHeads(dim=6, num_classes=4, num_heads=1).weights[0]).abs().max() > 1e-3
-
-
-def test_schedule_equals_its_definition() -> None:
-    slow = {"params": [torch.zeros(1, requires_grad=True)], "lr_scale": 0.5}
-    fast = {"params": [torch.zeros(1, requires_grad=True)], "lr": 2.0}
-    optimizer = torch.optim.SGD([slow, fast], lr=1.0)
-    schedule = warmup_cosine(optimizer, steps_per_epoch=4, epochs=5, warmup_epochs=1.5)
-    for step in range(20):
-        schedule.step_update(step)
-        share = warm_cosine(step, 20, 6)
-        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.5 * share, 2 * share])
-    with pytest.raises(ValueError, match=r"warmup_epochs=4\.9 must be fewer than epochs=5"):
-        warmup_cosine(optimizer, steps_per_epoch=1, epochs=5, warmup_epochs=4.9)
 
 
 def test_first_weights_are_alike_small_and_of_the_generator() -> None:

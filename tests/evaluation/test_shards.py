@@ -10,7 +10,8 @@ import torch
 from ssl_blocks.evaluation import knn_accuracy
 from tests.evaluation.test_knn import reference
 from tests.evaluation.two_processes import ARGUMENTS, BANK, CUTS, QUERIES, draw
-from tests.examples import ROOT
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

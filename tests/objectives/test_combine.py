@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import ssl_blocks as sb
-from ssl_blocks.encoders.export import export_encoder
+from ssl_blocks.encoders import export_encoder
 from ssl_blocks.testing import assert_no_leak
 from tests.recipes import build, gradients, images
 
@@ -202,3 +202,94 @@ def test_no_objective_and_unfit_names_are_refused():
         sb.WeightedSum({})
     with pytest.raises(ValueError, match="the name 'a b' must be an identifier"):
         sb.WeightedSum({"a b": parts()["mae"]})
+
+
+# --- what is exported, and what is shared -----------------------------------------------------------------------------
+
+
+class Student(torch.nn.Module):
+    """One pass over masked tokens, which both objectives below read."""
+
+    def __init__(self, encoder, tokenizer):
+        super().__init__()
+        self.encoder, self.tokenizer, self.passes = encoder, tokenizer, 0
+
+    def draw(self, images, *, generator=None):
+        return torch.rand(len(images), self.encoder.grid.num_tokens, generator=generator) < 0.5
+
+    def forward(self, images, draw):
+        self.passes += 1
+        tokens = self.encoder.embed(self.tokenizer(images)).masked_fill(draw[..., None], 0.0)
+        index = torch.arange(tokens.shape[1]).expand(len(images), -1)
+        return self.encoder.encode(tokens, index).final, draw
+
+
+class Follows(sb.Objective):
+    """Compares the shared pass with a moving average: of every masked token, or of their mean."""
+
+    reads_shared = True
+
+    def __init__(self, encoder, tokenizer, *, whole):
+        super().__init__()
+        self.encoder, self.whole = encoder, whole
+        self.teacher = sb.EncoderTarget(sb.MovingAverage(encoder, momentum=0.5))
+
+    def draw(self, images, *, generator=None):
+        return None
+
+    def forward(self, images, draw=None, *, shared):
+        (states, masked), wanted = shared, self.teacher(images)
+        if self.whole:
+            states, wanted, masked = (states.mean(1, True), wanted.mean(1, True), masked[:, :1] | True)
+        step = torch.zeros_like(masked, dtype=torch.int64)
+        loss = sb.predicted_cosine(states, wanted, masked)
+        return sb.ObjectiveOutput(loss, states, wanted, step, step, masked, draw)
+
+    def export_encoder(self):
+        return self.teacher.encoder.copy
+
+
+def dinov2():
+    base = build(sb.SquarePartitioner(sides=(2,)))
+    pair = {name: Follows(base.encoder, base.tokenizer, whole=name == "dino") for name in ("dino", "ibot")}
+    return base, pair, Student(base.encoder, base.tokenizer)
+
+
+def test_objectives_read_one_pass_of_the_student():
+    base, pair, student = dinov2()
+    both = sb.WeightedSum(pair | {"randsac": base}, exports="ibot", shared=student)
+    batch = images(3)
+    draw = both.draw(batch, generator=torch.Generator().manual_seed(0))
+    loss, found = gradients(both, batch, draw)
+    assert student.passes == 1
+    both.zero_grad()
+    alone = [part(batch, None, shared=student(batch, draw["shared"])).loss for part in pair.values()]
+    torch.testing.assert_close(sum(alone) + base(batch, draw["randsac"]).loss, loss)
+    total = sum(alone) + base(batch, draw["randsac"]).loss
+    total.backward()
+    for name, parameter in both.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(parameter.grad, found[name], rtol=1e-4, atol=1e-6)
+    state = both.state_dict()
+    assert not any(name.startswith("shared.encoder.") for name in state)  # saved once, under its first name
+    both.load_state_dict(state)
+
+
+def test_a_shared_pass_goes_with_those_who_read_it():
+    _, pair, student = dinov2()
+    with pytest.raises(ValueError, match=r"shared=None must be given for objectives that read it.*\['dino', 'ibot'\]"):
+        sb.WeightedSum(pair)
+    with pytest.raises(ValueError, match=r"must be given for objectives that read it, and these do: \[\]"):
+        sb.WeightedSum(parts(), shared=student)
+
+
+def test_what_a_named_objective_exports_is_left_behind():
+    base, pair, student = dinov2()
+    first = sb.WeightedSum({"randsac": base} | pair, shared=student)
+    assert first.export_encoder() is base.encoder
+    assert first.tokenizer is base.tokenizer
+    teacher = sb.WeightedSum({"randsac": base} | pair, shared=student, exports="dino")
+    assert teacher.export_encoder() is pair["dino"].teacher.encoder.copy
+    assert teacher.tokenizer is None  # DINO's: it cuts nothing
+    with pytest.raises(ValueError, match=r"exports='mae' must be one of the objectives"):
+        sb.WeightedSum({"randsac": base}, exports="mae")

@@ -8,7 +8,7 @@ from ssl_blocks.cli import load_config
 from ssl_blocks.data import ImageShape, RandomResizedCropFlip
 from ssl_blocks.engine.checkpoints import list_checkpoints, read_checkpoint
 from ssl_blocks.pretrain import Run
-from tests.examples import CONFIGS, RandSACConfig, assemble
+from ssl_blocks.recipes.randsac import RECIPE, RandSACConfig, assemble
 
 SMALL = [
     "--preset=randsac_digits",
@@ -36,7 +36,7 @@ def arguments(folder: Path, *more: str) -> list[str]:
 
 
 def config(folder: Path, *more: str) -> RandSACConfig:
-    return load_config(RandSACConfig, arguments(folder, *more), presets=CONFIGS)
+    return load_config(RECIPE, arguments(folder, *more))
 
 
 def prepare(folder: Path, *more: str, resume: Path | bool | None = None, build=assemble) -> Run:

@@ -13,7 +13,7 @@ from ssl_blocks.cli import load_config
 from ssl_blocks.data import load, to_float
 from ssl_blocks.pretrain import Run
 from ssl_blocks.pretrain.dryrun import describe
-from tests.examples import CONFIGS, APLConfig, assemble_apl
+from ssl_blocks.recipes.apl import RECIPE, APLConfig
 
 SMALL = [
     "--name=apl",
@@ -41,14 +41,14 @@ KINDS = {
 def configure(folder: Path, *more: str) -> APLConfig:
     given = {option.partition("=")[0] for option in more}
     options = [option for option in SMALL if option.partition("=")[0] not in given]
-    return load_config(APLConfig, [*options, f"--output_dir={folder}", *more], presets=CONFIGS, prefix="apl_")
+    return load_config(RECIPE, [*options, f"--output_dir={folder}", *more])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_leaves_an_encoder_and_the_accuracy_of_its_puzzles(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = Run.prepare(configure(tmp_path, *KINDS[kind]), assemble_apl)
+    run = Run.prepare(configure(tmp_path, *KINDS[kind]), RECIPE.assemble)
     folder = run.fit()
     objective = run.module.objective.eval()
     data = load("digits", image_size=17, max_train=128, max_test=40)
@@ -84,7 +84,7 @@ def test_a_run_leaves_an_encoder_and_the_accuracy_of_its_puzzles(
 
 def test_the_choices_reach_the_parts(tmp_path: Path) -> None:
     objective = Run.prepare(
-        configure(tmp_path, *KINDS["original"], "--patch_dropout=0.25", "--encoder.mlp_ratio=2"), assemble_apl
+        configure(tmp_path, *KINDS["original"], "--patch_dropout=0.25", "--encoder.mlp_ratio=2"), RECIPE.assemble
     ).module.objective
     assert objective.patch_dropout == 0.25
     assert objective.encoder.model_args == {
@@ -97,14 +97,14 @@ def test_the_choices_reach_the_parts(tmp_path: Path) -> None:
         "dropout": 0.15,
     }
     assert isinstance(objective.head, torch.nn.Linear)
-    vit = Run.prepare(configure(tmp_path, *KINDS["vit"]), assemble_apl).module.objective
+    vit = Run.prepare(configure(tmp_path, *KINDS["vit"]), RECIPE.assemble).module.objective
     assert (vit.encoder.dim, vit.encoder.patch, vit.encoder.module.pos_embed) == (16, (4, 4), None)
     assert vit.encoder.module.blocks[0].mlp.drop1.p == 0.1
     assert not isinstance(vit.head, torch.nn.Linear)
 
 
 def test_a_dry_run_describes_it_without_data(tmp_path: Path) -> None:
-    text = describe(configure(tmp_path, *KINDS["original"]), assemble_apl)
+    text = describe(configure(tmp_path, *KINDS["original"]), RECIPE.assemble)
     assert "FLOPs per image" in text
     assert "segments of one image" not in text
     assert not list(tmp_path.iterdir())
@@ -131,7 +131,7 @@ def test_a_dry_run_describes_it_without_data(tmp_path: Path) -> None:
 )
 def test_wrong_options_are_named(options: tuple[str, ...], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
-        Run.prepare(configure(tmp_path, *options), assemble_apl)
+        Run.prepare(configure(tmp_path, *options), RECIPE.assemble)
     assert not list(tmp_path.iterdir())
 
 

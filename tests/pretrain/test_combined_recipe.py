@@ -9,8 +9,8 @@ import torch
 from ssl_blocks.cli import load_config
 from ssl_blocks.data import load, to_float
 from ssl_blocks.pretrain import Run
+from ssl_blocks.recipes.combined import RECIPE, CombinedConfig
 from ssl_blocks.testing import assert_no_leak
-from tests.examples import CONFIGS, CombinedConfig, assemble_combined
 from tests.pretrain.small import final
 
 SMALL = [
@@ -40,11 +40,11 @@ SMALL = [
 def configure(folder: Path, *more: str) -> CombinedConfig:
     options = [*SMALL, f"--output_dir={folder}", *more]
     argv = list({option.partition("=")[0]: option for option in options}.values())
-    return load_config(CombinedConfig, argv, presets=CONFIGS, prefix="combined_")
+    return load_config(RECIPE, argv)
 
 
 def test_a_run_trains_one_encoder_which_is_saved_once(tmp_path: Path) -> None:
-    run = Run.prepare(configure(tmp_path), assemble_combined)
+    run = Run.prepare(configure(tmp_path), RECIPE.assemble)
     before = {name: p.clone() for name, p in run.module.objective.encoder.named_parameters()}
     folder = run.fit()
     objective = run.module.objective
@@ -67,7 +67,7 @@ def test_a_run_trains_one_encoder_which_is_saved_once(tmp_path: Path) -> None:
 
 
 def test_what_reads_segments_does_not_leak(tmp_path: Path) -> None:
-    objective = Run.prepare(configure(tmp_path), assemble_combined).module.objective
+    objective = Run.prepare(configure(tmp_path), RECIPE.assemble).module.objective
     assert_no_leak(objective.parts["randsac"], torch.randn(2, 1, 16, 16))
 
 
@@ -81,10 +81,10 @@ def test_what_reads_segments_does_not_leak(tmp_path: Path) -> None:
 )
 def test_wrong_options_are_named(option: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
-        Run.prepare(configure(tmp_path, option), assemble_combined)
+        Run.prepare(configure(tmp_path, option), RECIPE.assemble)
     assert not list(tmp_path.iterdir())
 
 
 def test_weights_that_are_all_zero_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"weights: weights=.* must be finite, none below 0, and one above"):
-        Run.prepare(configure(tmp_path, "--weights.dino=0", "--weights.randsac=0"), assemble_combined)
+        Run.prepare(configure(tmp_path, "--weights.dino=0", "--weights.randsac=0"), RECIPE.assemble)

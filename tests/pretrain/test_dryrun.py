@@ -11,8 +11,7 @@ from PIL import Image
 import ssl_blocks as sb
 from ssl_blocks.cli import main
 from ssl_blocks.data import ImageShape, load
-from ssl_blocks.engine import adamw
-from ssl_blocks.engine.settings import OptimizerConfig
+from ssl_blocks.engine import parameter_groups
 from ssl_blocks.pretrain.dryrun import NUM_IMAGES, segments_text
 from ssl_blocks.pretrain.estimate import (
     Count,
@@ -22,7 +21,7 @@ from ssl_blocks.pretrain.estimate import (
     kept_for_backward,
     state_bytes,
 )
-from tests.examples import CONFIGS, RandSACConfig, assemble
+from ssl_blocks.recipes.randsac import RECIPE
 from tests.recipes import build, images
 
 SHAPE = ImageShape(3, 16, 16)
@@ -55,7 +54,8 @@ def test_parameters_are_counted_by_part_and_once() -> None:
 
 def test_states_are_the_bytes_of_a_real_step() -> None:
     objective = build(SQUARES, positions="sincos")
-    optimizer = adamw(objective, OptimizerConfig(), no_weight_decay=objective.no_weight_decay())
+    groups = parameter_groups(objective, weight_decay=0.05, no_weight_decay=objective.no_weight_decay())
+    optimizer = torch.optim.AdamW(groups)
     objective(images()).loss.backward()
     optimizer.step()
     states = state_bytes(objective)
@@ -106,7 +106,7 @@ def test_segments_are_shown_in_reading_order(partitioner: sb.SegmentPartitioner,
 
 
 def dry(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    assert main(RandSACConfig, assemble, presets=CONFIGS, argv=[*argv, "--dry-run"]) == 0
+    assert main(RECIPE, argv=[*argv, "--dry-run"]) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
     return printed.out

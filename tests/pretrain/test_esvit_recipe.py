@@ -14,7 +14,7 @@ from ssl_blocks.cli import load_config, main
 from ssl_blocks.data import load, to_float
 from ssl_blocks.engine.errors import RunStopped
 from ssl_blocks.pretrain import Run
-from tests.examples import CONFIGS, EsViTConfig, assemble_esvit
+from ssl_blocks.recipes.esvit import RECIPE, EsViTConfig
 from tests.pretrain.small import differences, final
 
 COMMON = [
@@ -49,12 +49,12 @@ VIT = ["--encoder.kind=vit", "--encoder.patch_size=4", "--encoder.width=16", "--
 def configure(folder: Path, *more: str) -> EsViTConfig:
     options = [*COMMON, f"--output_dir={folder}", *more]
     argv = list({option.partition("=")[0]: option for option in options}.values())
-    return load_config(EsViTConfig, argv, presets=CONFIGS, prefix="esvit_")
+    return load_config(RECIPE, argv)
 
 
 @pytest.mark.parametrize("encoder", [MAP, VIT, [*VIT, "--encoder.class_token=false"]], ids=["map", "vit", "no token"])
 def test_a_run_leaves_the_teachers_encoder_and_plain_timm_loads_it(encoder: list[str], tmp_path: Path) -> None:
-    run = Run.prepare(configure(tmp_path, *encoder), assemble_esvit)
+    run = Run.prepare(configure(tmp_path, *encoder), RECIPE.assemble)
     folder = run.fit()
     assert (folder / "figures" / "regions.png").is_file()
     model = timm.create_model(f"local-dir:{folder / 'encoder'}", pretrained=True).eval()
@@ -71,14 +71,14 @@ def test_a_run_leaves_the_teachers_encoder_and_plain_timm_loads_it(encoder: list
 
 
 def test_dino_has_no_heads_for_regions(tmp_path: Path) -> None:
-    run = Run.prepare(configure(tmp_path, *MAP, "--region_weight=0"), assemble_esvit)
+    run = Run.prepare(configure(tmp_path, *MAP, "--region_weight=0"), RECIPE.assemble)
     assert run.module.objective.region_head is None
     run.fit()
 
 
 def stopping(at_step: int):
     def build(config, shape):
-        objective = assemble_esvit(config, shape)
+        objective = RECIPE.assemble(config, shape)
         after, steps = objective.after_step, 0
 
         def after_step() -> None:
@@ -102,10 +102,10 @@ def test_an_interrupted_run_ends_in_the_same_bits(tmp_path: Path) -> None:
         "--teacher.warmup_epochs=2",
         "--teacher.temperature=0.07",
     ]
-    whole = Run.prepare(configure(tmp_path / "whole", *options), assemble_esvit).fit()
+    whole = Run.prepare(configure(tmp_path / "whole", *options), RECIPE.assemble).fit()
     with pytest.raises(RunStopped, match="step 3"):
         Run.prepare(configure(tmp_path / "parts", *options), stopping(3)).fit()
-    run = Run.prepare(configure(tmp_path / "parts", *options), assemble_esvit, resume=True)
+    run = Run.prepare(configure(tmp_path / "parts", *options), RECIPE.assemble, resume=True)
     ended = run.fit()
     assert differences(final(whole), final(ended)) == []
     assert (whole / "metrics.csv").read_text() == (ended / "metrics.csv").read_text()
@@ -121,7 +121,7 @@ def test_views_are_counted_by_a_dry_run(capsys: pytest.CaptureFixture[str], tmp_
     for number in (0, 2):
         argv = [o for o in [*COMMON, *MAP] if "num_local" not in o]
         argv = [*argv, f"--crops.num_local={number}", f"--output_dir={tmp_path}", "--dry-run"]
-        assert main(EsViTConfig, assemble_esvit, presets=CONFIGS, argv=argv) == 0
+        assert main(RECIPE, argv=argv) == 0
         printed = capsys.readouterr()
         assert printed.err == ""
         assert "teacher" in printed.out
@@ -144,7 +144,7 @@ def test_views_are_counted_by_a_dry_run(capsys: pytest.CaptureFixture[str], tmp_
 )
 def test_wrong_options_are_named_before_anything_is_written(options: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
-        Run.prepare(configure(tmp_path, *options), assemble_esvit)
+        Run.prepare(configure(tmp_path, *options), RECIPE.assemble)
     assert not list(tmp_path.iterdir())
 
 
@@ -160,7 +160,7 @@ def test_crops_are_taken_of_files_decoded_whole(tmp_path: Path) -> None:
     seen: list[sb.Views] = []
 
     def build(config, shape):
-        objective = assemble_esvit(config, shape)
+        objective = RECIPE.assemble(config, shape)
         objective.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         return objective
 

@@ -9,7 +9,7 @@ import torch
 from ssl_blocks.cli import load_config
 from ssl_blocks.data import load, to_float
 from ssl_blocks.pretrain import Run
-from tests.examples import CONFIGS, MAEConfig, assemble_mae
+from ssl_blocks.recipes.mae import RECIPE, MAEConfig
 
 SMALL = [
     "--name=mae",
@@ -33,11 +33,11 @@ SMALL = [
 
 
 def configure(folder: Path, *more: str) -> MAEConfig:
-    return load_config(MAEConfig, [*SMALL, f"--output_dir={folder}", *more], presets=CONFIGS, prefix="mae_")
+    return load_config(RECIPE, [*SMALL, f"--output_dir={folder}", *more])
 
 
 def test_a_run_leaves_an_encoder_that_plain_timm_loads(tmp_path: Path) -> None:
-    run = Run.prepare(configure(tmp_path), assemble_mae)
+    run = Run.prepare(configure(tmp_path), RECIPE.assemble)
     folder = run.fit()
     assert (folder / "figures" / "reconstructions.png").is_file()
     model = timm.create_model(f"local-dir:{folder / 'encoder'}", pretrained=True).eval()
@@ -59,7 +59,7 @@ def test_a_run_leaves_an_encoder_that_plain_timm_loads(tmp_path: Path) -> None:
     ],
 )
 def test_masks_are_chosen_by_name(options: tuple[str, ...], kept: int, tmp_path: Path) -> None:
-    run = Run.prepare(configure(tmp_path, *options), assemble_mae)
+    run = Run.prepare(configure(tmp_path, *options), RECIPE.assemble)
     assert run.module.objective.partitioner(1, run.module.objective.tokenizer.grid).step_sizes == (kept, 16 - kept)
 
 
@@ -77,5 +77,5 @@ def test_wrong_options_are_named(option: str, message: str, tmp_path: Path) -> N
     options = [o for o in SMALL if o.partition("=")[0] != option.partition("=")[0]]
     argv = [*options, f"--output_dir={tmp_path}", option]
     with pytest.raises(ValueError, match=message):
-        Run.prepare(load_config(MAEConfig, argv, presets=CONFIGS, prefix="mae_"), assemble_mae)
+        Run.prepare(load_config(RECIPE, argv), RECIPE.assemble)
     assert not list(tmp_path.iterdir())

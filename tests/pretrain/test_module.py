@@ -2,7 +2,6 @@
 
 import io
 import itertools
-from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
@@ -18,9 +17,12 @@ from ssl_blocks import (
     SquarePartitioner,
 )
 from ssl_blocks.data import RandomResizedCropFlip
-from ssl_blocks.engine import DataConfig, OptimizerConfig, TrainerConfig
+from ssl_blocks.engine import DataConfig, Machine, OptimizerConfig, TrainerConfig
+from ssl_blocks.engine import fit as engine
+from ssl_blocks.engine.loop import Loop
+from ssl_blocks.engine.progress import RichRunProgress
 from ssl_blocks.pretrain import PretrainModule, RunConfig
-from ssl_blocks.pretrain.callbacks import OnlineKnn, RichRunProgress
+from ssl_blocks.pretrain.callbacks import OnlineKnn
 from ssl_blocks.randomness import seeded_generator
 from tests.pretrain.small import Untouched
 from tests.recipes import build, some_data
@@ -97,36 +99,14 @@ class Losses(pl.Callback):
             self.losses.append(float(pl_module.latest["loss"]))
 
 
-def fit(objective, tmp_path: Path, *callbacks: pl.Callback, config: RunConfig | None = None) -> PretrainModule:
+def fit(objective, *callbacks: pl.Callback, config: RunConfig | None = None) -> PretrainModule:
     module = PretrainModule(objective, some_data(), some_config() if config is None else config)
-    return fit_module(module, tmp_path, *callbacks)
-
-
-def fit_module(module: PretrainModule, tmp_path: Path, *callbacks: pl.Callback) -> PretrainModule:
-    config = module.config
-    trainer = pl.Trainer(
-        max_epochs=-1,
-        max_steps=module.num_steps,
-        accumulate_grad_batches=config.optimizer.accumulate,
-        gradient_clip_val=config.optimizer.clip_grad,
-        log_every_n_steps=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        default_root_dir=tmp_path,
-        callbacks=list(callbacks),
-    )
-    trainer.fit(module)
+    fit_loop(Loop(module), *callbacks)
     return module
 
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated"),
-]
+def fit_loop(loop: Loop, *callbacks: pl.Callback) -> None:
+    engine.fit(loop, Machine(), callbacks=callbacks)
 
 
 def small_objective() -> SegmentPrediction:
@@ -135,9 +115,9 @@ def small_objective() -> SegmentPrediction:
         return build(SquarePartitioner(sides=(2,)))
 
 
-def test_every_step_calls_before_draw_forward_after_in_this_order(tmp_path: Path) -> None:
+def test_every_step_calls_before_draw_forward_after_in_this_order() -> None:
     recorder = Recorder(small_objective())
-    fit(recorder, tmp_path)
+    fit(recorder)
     assert [name for name, _ in recorder.calls] == ["before", "draw", "forward", "after"] * 10
     told = [value for name, value in recorder.calls if name == "before"]
     assert told == [Progress(step=s, epoch=s // 5, num_steps=10, steps_per_epoch=5) for s in range(10)]
@@ -145,11 +125,11 @@ def test_every_step_calls_before_draw_forward_after_in_this_order(tmp_path: Path
     assert all(not torch.equal(a, b) for a, b in itertools.pairwise(weights[1:]))  # after the update
 
 
-def test_draws_depend_on_the_step_and_repeat_with_the_seed(tmp_path: Path) -> None:
+def test_draws_depend_on_the_step_and_repeat_with_the_seed() -> None:
     first, second = Recorder(small_objective()), Recorder(small_objective())
-    fit(first, tmp_path)
+    fit(first)
     torch.manual_seed(999)  # the global generator has no say
-    fit(second, tmp_path)
+    fit(second)
     orders = [value for name, value in first.calls if name == "draw"]
     assert all(torch.equal(a, b) for a, b in zip(orders, [v for n, v in second.calls if n == "draw"], strict=True))
     assert not torch.equal(orders[0], orders[1])
@@ -166,9 +146,9 @@ def test_check_refuses_parts_that_do_not_fit() -> None:
         PretrainModule(small_objective(), some_data(num=4), some_config()).check()
 
 
-def test_progress_prints_plain_lines_where_there_is_no_terminal(tmp_path: Path) -> None:
+def test_progress_prints_plain_lines_where_there_is_no_terminal() -> None:
     text = io.StringIO()
-    fit(small_objective(), tmp_path, RichRunProgress(Console(file=text, width=120)))
+    fit(small_objective(), RichRunProgress(Console(file=text, width=120), "training"))
     lines = text.getvalue().splitlines()
     assert len(lines) == 10
     assert lines[-1].startswith("step 10/10  loss ")
@@ -176,21 +156,22 @@ def test_progress_prints_plain_lines_where_there_is_no_terminal(tmp_path: Path) 
         assert word in lines[-1]
 
 
-def test_progress_draws_a_bar_in_a_terminal(tmp_path: Path) -> None:
+def test_progress_draws_a_bar_in_a_terminal() -> None:
     text = io.StringIO()
-    fit(small_objective(), tmp_path, RichRunProgress(Console(file=text, width=160, force_terminal=True)))
+    fit(small_objective(), RichRunProgress(Console(file=text, width=160, force_terminal=True), "pretraining"))
     assert "10/10" in text.getvalue()
     assert "pretraining" in text.getvalue()
 
 
-def test_online_knn_equals_knn_of_the_features_afterwards(tmp_path: Path) -> None:
+def test_online_knn_equals_knn_of_the_features_afterwards() -> None:
     from ssl_blocks.data import to_float
     from ssl_blocks.evaluation import knn_accuracy
 
     data = some_data()
-    knn = OnlineKnn(data, every=10, autocast_dtype=None)
-    module = fit(small_objective(), tmp_path, knn)
-    encoder = module.objective.encoder
+    objective = small_objective()
+    knn = OnlineKnn(objective, data, every=10, autocast_dtype=None)
+    fit(objective, knn)
+    encoder = objective.encoder
     with torch.no_grad():
         bank, test = (encoder.features(to_float(s.images, data.mean, data.std)) for s in (data.train, data.test))
     assert knn.latest == pytest.approx(knn_accuracy(bank, data.train.labels, test, data.test.labels, k=20))
@@ -198,19 +179,19 @@ def test_online_knn_equals_knn_of_the_features_afterwards(tmp_path: Path) -> Non
 
 def test_scoring_leaves_every_module_in_its_mode() -> None:
     data, objective = some_data(), small_objective()
-    module = PretrainModule(objective, data, some_config()).train()
+    objective.train()
     objective.encoder.module.norm.eval()  # frozen by the user, say
-    OnlineKnn(data, every=1, autocast_dtype=None).score(module)
+    OnlineKnn(objective, data, every=1, autocast_dtype=None).score("cpu")
     modes = {name: part.training for name, part in objective.encoder.module.named_modules()}
     assert modes.pop("norm") is False
     assert all(modes.values())
 
 
-def test_every_epoch_shuffles_anew_and_every_step_augments(tmp_path: Path) -> None:
+def test_every_epoch_shuffles_anew_and_every_step_augments() -> None:
     from ssl_blocks.data import RunSampler, to_float
 
     data, recorder = some_data(), Recorder(small_objective())
-    fit(recorder, tmp_path)
+    fit(recorder)
     seen = [value for name, value in recorder.calls if name == "forward"]
     for step, places in enumerate(RunSampler(40, 8, seed=0, epochs=2)):
         plain = to_float(data.train.images[[place.image for place in places]], data.mean, data.std)
@@ -220,7 +201,7 @@ def test_every_epoch_shuffles_anew_and_every_step_augments(tmp_path: Path) -> No
         assert not torch.equal(seen[step], plain)
 
 
-def test_accumulated_parts_make_the_step_of_the_whole_batch(tmp_path: Path) -> None:
+def test_accumulated_parts_make_the_step_of_the_whole_batch() -> None:
     """Blobs: the parts predict different numbers of tokens, so that a mean of their means would be another loss."""
     runs = {}
     for parts in (1, 2):
@@ -229,9 +210,9 @@ def test_accumulated_parts_make_the_step_of_the_whole_batch(tmp_path: Path) -> N
         module.augment = Untouched()
         # AdamW would make steps of full size out of gradients that are rounding errors (the keys' biases)
         sgd = torch.optim.SGD(recorder.parameters(), lr=0.1)
-        module.configure_optimizers = lambda sgd=sgd: sgd
-        log = Losses()
-        fit_module(module, tmp_path, log)
+        loop, log = Loop(module), Losses()
+        loop.configure_optimizers = lambda sgd=sgd: sgd
+        fit_loop(loop, log)
         runs[parts] = (log.losses, recorder.state_dict(), recorder.counts)
     counts = torch.tensor(runs[2][2]).view(-1, 2)
     assert (counts[:, 0] != counts[:, 1]).any()
@@ -240,21 +221,21 @@ def test_accumulated_parts_make_the_step_of_the_whole_batch(tmp_path: Path) -> N
         torch.testing.assert_close(runs[2][1][name], value, rtol=1e-4, atol=1e-6)
 
 
-def test_hooks_are_called_once_a_step_where_batches_are_accumulated(tmp_path: Path) -> None:
+def test_hooks_are_called_once_a_step_where_batches_are_accumulated() -> None:
     recorder = Recorder(small_objective())
-    fit(recorder, tmp_path, config=some_config(accumulate=2))
+    fit(recorder, config=some_config(accumulate=2))
     assert [name for name, _ in recorder.calls] == ["before", "draw", "forward", "draw", "forward", "after"] * 10
     first, second = [value for name, value in recorder.calls if name == "draw"][:2]
     assert not torch.equal(first, second)
 
 
-def test_gradients_of_squares_are_left_exactly_as_they_are(tmp_path: Path) -> None:
+def test_gradients_of_squares_are_left_exactly_as_they_are() -> None:
     """Every row counts, so the scale is 1 and not nearly 1: the plain step in PyTorch gives the same bits."""
     recorder = Recorder(small_objective())
     module = PretrainModule(recorder, some_data(), some_config(clip_grad=None))
     grads: list[torch.Tensor] = []
     recorder.after_step = lambda: grads.append(recorder.inner.head.weight.grad.clone())
-    fit_module(module, tmp_path)
+    fit_loop(Loop(module))
     plain = small_objective()
     images = next(value for name, value in recorder.calls if name == "forward")
     generator = seeded_generator("cpu", 0, 0, 0)
@@ -263,17 +244,17 @@ def test_gradients_of_squares_are_left_exactly_as_they_are(tmp_path: Path) -> No
     assert torch.equal(grads[0], plain.head.weight.grad)
 
 
-def test_dropout_follows_the_step_not_the_global_generator(tmp_path: Path) -> None:
+def test_dropout_follows_the_step_not_the_global_generator() -> None:
     weights = []
     for seed in (1, 2):
         objective = small_objective()
         objective.encoder.module.pos_drop = torch.nn.Dropout(0.3)
         torch.manual_seed(seed)
-        fit(objective, tmp_path)
+        fit(objective)
         weights.append(objective.head.weight)
     assert torch.equal(*weights)
     without = small_objective()
-    fit(without, tmp_path)
+    fit(without)
     assert not torch.equal(weights[0], without.head.weight)
 
 

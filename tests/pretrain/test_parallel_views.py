@@ -24,7 +24,7 @@ def test_two_processes_give_centres_teacher_and_losses_of_one(case: str, divided
     one = train(tmp_path, "one")
     weights = [final(folder)["state_dict"] for folder in (one, divided / case)]
     assert weights[0].keys() == weights[1].keys()
-    for name in ("objective.center", "objective.center_grid"):
+    for name in ("model.center", "model.center_grid"):
         assert weights[0][name].abs().max() > 1e-3
         # with the centre of one process alone, or with means of other batches, it would be far off
         torch.testing.assert_close(weights[1][name], weights[0][name], rtol=1e-3, atol=1e-5)

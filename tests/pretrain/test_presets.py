@@ -1,7 +1,5 @@
 """The paper's presets: every number, at full size on the meta device."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -11,35 +9,22 @@ from ssl_blocks.data import ImageShape
 from ssl_blocks.engine.optimizers import parameter_groups
 from ssl_blocks.pretrain import RunConfig
 from ssl_blocks.pretrain.estimate import count_parameters
-from tests.examples import CONFIGS, RECIPES
+from ssl_blocks.recipes import RECIPES
 
 SMALL, LARGE = ImageShape(3, 32, 32), ImageShape(3, 192, 192)
-SHAPES = {
-    "apl_cifar10": SMALL,
-    "apl_cifar_small": SMALL,
-    "apl_stl10": ImageShape(3, 96, 96),
-    "combined_cifar_small": SMALL,
-    "esvit_cifar_small": SMALL,
-    "esvit_dino_cifar_small": SMALL,
-    "esvit_imagenet_swint": ImageShape(3, 224, 224),
-    "mae_cifar10": SMALL,
-    "mae_cifar10_vits": SMALL,
-    "mae_cifar_small": SMALL,
-    "mae_imagenet_vitb": ImageShape(3, 224, 224),
-    "mae_imagenet_vitl": ImageShape(3, 224, 224),
-    "randsac_cifar10": SMALL,
-    "randsac_cifar_small": SMALL,
-    "randsac_digits": ImageShape(1, 8, 8),
-    "randsac_imagenet1k": LARGE,
-    "randsac_imagenet100": LARGE,
-    "randsac_lowdata_blob": SMALL,
-    "randsac_lowdata_square": SMALL,
-    "saim_cifar10": SMALL,
-    "saim_cifar_small": SMALL,
-    "saim_imagenet_vitb": ImageShape(3, 224, 224),
-}
-VIEWS = [name for name in SHAPES if name.startswith(("combined", "esvit"))]
-PAPER = [name for name in SHAPES if not name.endswith(("_small", "_digits"))]
+PRESETS = {name: file for recipe in RECIPES.values() for name, file in recipe.preset_files().items()}
+OWN_SIZE = {"digits": SMALL._replace(channels=1, height=8, width=8), "stl10": ImageShape(3, 96, 96)}
+
+
+def shape_of(preset: str) -> ImageShape:
+    """Shape of the images: as configured, or the data set's own."""
+    data = load(preset).data
+    own = OWN_SIZE.get(data.name, SMALL)
+    return own if data.image_size is None else ImageShape(3, data.image_size, data.image_size)
+
+
+VIEWS = [name for name in PRESETS if name.startswith(("combined", "esvit"))]
+PAPER = [name for name in PRESETS if not name.endswith(("_small", "_digits"))]
 LEARNED = {  # what gives a recipe all that must not decay
     "randsac": ("--encoder.positions=learned", "--encoder.class_token=true", "--decoder.positions=learned"),
     "mae": ("--encoder.positions=learned", "--encoder.class_token=true", "--decoder.positions=learned"),
@@ -57,13 +42,12 @@ NOT_DECAYING = {
 
 
 def load(name: str, *overrides: str) -> RunConfig:
-    recipe = name.partition("_")[0]
-    return load_config(RECIPES[recipe][0], ["--preset", name, *overrides], presets=CONFIGS, prefix=f"{recipe}_")
+    return load_config(RECIPES[name.partition("_")[0]], ["--preset", name, *overrides])
 
 
 def build(name: str, *overrides: str) -> sb.Objective:
     with torch.device("meta"):
-        return RECIPES[name.partition("_")[0]][1](load(name, *overrides), SHAPES[name])
+        return RECIPES[name.partition("_")[0]].assemble(load(name, *overrides), shape_of(name))
 
 
 def millions(objective: sb.Objective) -> tuple[float, float]:
@@ -73,14 +57,10 @@ def millions(objective: sb.Objective) -> tuple[float, float]:
     return encoder / 1e6, sum(count.total for count in counts.values()) / 1e6
 
 
-def test_all_presets_are_known_here() -> None:
-    assert sorted(SHAPES) == sorted(path.stem for path in CONFIGS.glob("*.yaml"))
-
-
-@pytest.mark.parametrize("name", [name for name in SHAPES if name not in VIEWS])
+@pytest.mark.parametrize("name", [name for name in PRESETS if name not in VIEWS])
 def test_every_preset_builds_at_full_size_and_predicts(name: str) -> None:
     objective = build(name)
-    images = torch.zeros(2, *SHAPES[name], device="meta")
+    images = torch.zeros(2, *shape_of(name), device="meta")
     out = objective(images, objective.draw(images))
     assert out.loss.device.type == "meta"
     assert out.predictions.shape[-1] == objective.target.dim
@@ -144,8 +124,8 @@ def test_numbers_are_the_papers(
     assert (config.data.crop_scale, config.data.flip) == ((0.2, 1.0), True)
     assert objective.partitioner(1, encoder.grid).counts == segments
     assert objective.target.normalize is not raw
-    assert encoder.patch == ((16, 16) if SHAPES[name] is LARGE else (4, 4))
-    assert config.data.image_size in (None, SHAPES[name].height)
+    assert encoder.patch == ((16, 16) if shape_of(name) == LARGE else (4, 4))
+    assert config.data.image_size in (None, shape_of(name).height)
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -163,7 +143,7 @@ def test_norms_biases_positions_and_tokens_do_not_decay(name: str) -> None:
 
 @pytest.mark.parametrize("name", PAPER)
 def test_preset_says_where_its_numbers_come_from(name: str) -> None:
-    text = (CONFIGS / f"{name}.yaml").read_text()
+    text = PRESETS[name].read_text()
     comment = text[: text.index(f"name: {name}")]
     # where neither tables nor a number on arXiv are known, the paper is named
     sources = {
@@ -180,7 +160,7 @@ def test_a_recipe_knows_its_own_presets_only() -> None:
     with pytest.raises(
         ValueError, match=r"--preset 'mae_cifar10' is neither a preset nor a YAML file; .*presets: rand"
     ):
-        load_config(RECIPES["randsac"][0], ["--preset", "mae_cifar10"], presets=CONFIGS, prefix="randsac_")
+        load_config(RECIPES["randsac"], ["--preset", "mae_cifar10"])
 
 
 def test_numbers_of_mae_are_the_papers() -> None:
@@ -226,7 +206,7 @@ def test_numbers_of_the_puzzle_are_the_published_ones() -> None:
 @pytest.mark.parametrize("name", VIEWS)
 def test_presets_of_views_build_at_full_size_and_compare(name: str) -> None:
     config, objective = load(name), build(name)
-    shape = SHAPES[name]
+    shape = shape_of(name)
     views = config.augmentation(shape, (0.5,) * 3, (0.25,) * 3)(torch.zeros(2, *shape))
     crops = sb.Views(tuple(view.to("meta") for view in views.images), views.num_global)
     out = objective(crops, objective.draw(crops))
@@ -245,6 +225,11 @@ def test_numbers_of_esvit() -> None:
     assert count_parameters(objective)["encoder"].total / 1e6 == pytest.approx(27.5, abs=0.5)  # Swin-T without a head
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
-def test_preset_carries_its_own_name(path: Path) -> None:
-    assert load(path.stem).name == path.stem
+@pytest.mark.parametrize("name", PRESETS)
+def test_preset_carries_its_own_name(name: str) -> None:
+    assert load(name).name == name
+
+
+def test_no_file_in_a_folder_of_presets_is_lost() -> None:
+    files = {file for recipe in RECIPES.values() for file in recipe.presets.iterdir()}
+    assert files == set(PRESETS.values())

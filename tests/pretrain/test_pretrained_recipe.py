@@ -10,7 +10,8 @@ from ssl_blocks.cli import load_config, main
 from ssl_blocks.data import ImageShape
 from ssl_blocks.encoders import export_encoder, timm_vit
 from ssl_blocks.pretrain import EncoderConfig, Run
-from tests.examples import CONFIGS, RECIPES, MAEConfig, assemble_mae
+from ssl_blocks.recipes import RECIPES
+from ssl_blocks.recipes.mae import RECIPE
 
 SHAPE = ImageShape(3, 16, 16)
 SMALL = [
@@ -53,8 +54,8 @@ def options(tmp_path: Path, name: str, *more: str) -> list[str]:
 
 
 def test_a_run_goes_on_from_a_folder_and_leaves_another(tmp_path: Path, name: str) -> None:
-    config = load_config(MAEConfig, options(tmp_path, name), presets=CONFIGS, prefix="mae_")
-    run = Run.prepare(config, assemble_mae)
+    config = load_config(RECIPE, options(tmp_path, name))
+    run = Run.prepare(config, RECIPE.assemble)
     encoder = run.module.objective.encoder
     assert (encoder.patch, encoder.num_prefix, encoder.module.pos_embed.requires_grad) == ((2, 2), 1, True)
     before = state_of(name)
@@ -66,12 +67,11 @@ def test_a_run_goes_on_from_a_folder_and_leaves_another(tmp_path: Path, name: st
 
 @pytest.mark.parametrize("recipe", ["randsac", "mae", "saim", "combined", "esvit"])
 def test_each_recipe_starts_from_the_weights(recipe: str, tmp_path: Path, name: str) -> None:
-    config_class, assemble = RECIPES[recipe]
     argv = ["--name=on", f"--encoder.name={name}", "--encoder.pretrained=true"]
     heads = {"randsac": ["--decoder.heads=2"], "mae": ["--decoder.heads=2", "--decoder.width=16"]}
     argv += heads.get(recipe, []) + (["--encoder.kind=vit"] if recipe == "esvit" else [])
     argv += ["--decoder.heads=2"] if recipe == "combined" else []
-    objective = assemble(load_config(config_class, argv, presets=CONFIGS), SHAPE)
+    objective = RECIPES[recipe].assemble(load_config(RECIPES[recipe], argv), SHAPE)
     state, found = state_of(name), objective.export_encoder().module.state_dict()
     assert state.keys() == found.keys()
     assert all(torch.equal(value, state[key]) for key, value in found.items())
@@ -80,12 +80,12 @@ def test_each_recipe_starts_from_the_weights(recipe: str, tmp_path: Path, name: 
 @pytest.mark.parametrize("preset", ["mae_cifar_small", "mae_cifar10"])
 def test_a_preset_that_contradicts_the_weights_is_told(preset: str, tmp_path: Path, name: str) -> None:
     argv = [f"--preset={preset}", "--name=on", f"--encoder.name={name}", "--encoder.pretrained=true"]
-    config = load_config(MAEConfig, argv, presets=CONFIGS, prefix="mae_")
+    config = load_config(RECIPE, argv)
     with pytest.raises(ValueError, match=r"encoder: embed_dim=\d+ contradicts the pretrained .* has embed_dim=16"):
-        assemble_mae(config, SHAPE)
+        RECIPE.assemble(config, SHAPE)
     free = [f"--encoder.{part}=None" for part in ("width", "depth", "heads", "patch_size")]
-    config = load_config(MAEConfig, [*argv, *free, "--decoder.heads=2"], presets=CONFIGS, prefix="mae_")
-    assert assemble_mae(config, SHAPE).encoder.patch == (2, 2)
+    config = load_config(RECIPE, [*argv, *free, "--decoder.heads=2"])
+    assert RECIPE.assemble(config, SHAPE).encoder.patch == (2, 2)
 
 
 def test_another_patch_size_is_taken_if_it_is_given(name: str) -> None:
@@ -113,7 +113,7 @@ def test_mistakes_are_one_line(
     option: str, message: str, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = [o for o in options(tmp_path, name) if o.partition("=")[0] != option.partition("=")[0]]
-    assert main(MAEConfig, assemble_mae, presets=CONFIGS, argv=[*given, option]) == 2
+    assert main(RECIPE, argv=[*given, option]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {message}")
     assert error.count("\n") == 1
@@ -122,5 +122,5 @@ def test_mistakes_are_one_line(
 
 def test_a_dry_run_needs_no_weights(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "old" / "model.safetensors").unlink()
-    assert main(MAEConfig, assemble_mae, presets=CONFIGS, argv=[*options(tmp_path, name), "--dry-run"]) == 0
+    assert main(RECIPE, argv=[*options(tmp_path, name), "--dry-run"]) == 0
     assert "pretrained: true" in capsys.readouterr().out

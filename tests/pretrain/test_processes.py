@@ -10,11 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from ssl_blocks.engine.parallel import count_processes, is_rank_zero, repeated_blocks
-from tests.examples import ROOT
+from ssl_blocks.engine.parallel import count_processes, repeated_blocks
+from ssl_blocks.engine.rank import is_rank_zero
+from ssl_blocks.evaluation import load_classifier
 from tests.pretrain.small import arguments, config, final
-from tests.pretrain.two_processes import CASES, train
+from tests.pretrain.two_processes import CASES, finetune, train
 from tests.recipes import build
+
+ROOT = Path(__file__).parents[2]
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
@@ -49,6 +52,10 @@ def test_two_processes_give_losses_gradients_and_weights_of_one(case: str, divid
         assert outcome["gradients"].keys() == one["gradients"].keys()
         for name, gradient in one["gradients"].items():
             torch.testing.assert_close(outcome["gradients"][name], gradient, rtol=1e-4, atol=1e-6)
+    # each process, step and part draws for itself: generators and torch's own
+    seeds = [seed for outcome in two for seed in outcome["seeds"]]
+    assert len({seed for _, seed, _ in seeds}) == len({draw for _, _, draw in seeds}) == len(seeds) > 8
+    assert {part % 2 for part, _, _ in two[1]["seeds"]} == {1}
     weights = [final(folder)["state_dict"] for folder in (tmp_path / "run", divided / case)]
     assert weights[0].keys() == weights[1].keys()
     for name, weight in weights[0].items():
@@ -57,6 +64,17 @@ def test_two_processes_give_losses_gradients_and_weights_of_one(case: str, divid
     results = json.loads((divided / case / "results.json").read_text())
     assert [score["name"] for score in results["scores"]] == ["raw pixels", "random encoder", "pretrained encoder"]
     assert (divided / case / "encoder" / "model.safetensors").is_file()
+
+
+def test_two_processes_fine_tune_as_one_with_two_parts(divided: Path, tmp_path: Path) -> None:
+    losses = [torch.load(divided / f"finetuned-{rank}.pt") for rank in range(2)]
+    assert losses[0] == losses[1]
+    assert losses[0] == pytest.approx(finetune(tmp_path, accumulate=2), rel=1e-4)
+    one, two = (final(folder / "finetuned")["state_dict"] for folder in (tmp_path, divided))
+    for name, weight in one.items():
+        if "qkv.bias" not in name:
+            torch.testing.assert_close(two[name], weight, rtol=1e-3, atol=1e-4)
+    assert load_classifier(divided / "finetuned").model.num_classes == 2
 
 
 def test_lightning_starts_the_processes_itself_where_torchrun_has_not(tmp_path: Path) -> None:
@@ -101,3 +119,17 @@ def test_blocks_of_encoder_and_decoder_are_found_and_nothing_else() -> None:
         id(block) for block in [*objective.encoder.module.blocks, *objective.reader.decoder.layers]
     }
     assert repeated_blocks(nn.Sequential(nn.Linear(2, 2), nn.ReLU())) == []
+
+
+def test_a_rank_that_was_left_over_silences_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert is_rank_zero()
+    monkeypatch.setenv("NODE_RANK", "0")  # as Lightning tells those that it has started
+    assert not is_rank_zero()
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    assert is_rank_zero()
+    with pytest.raises(ValueError, match=r"trainer.devices x trainer.num_nodes = 1 must be the 2 tasks that srun"):
+        count_processes(*sections(config(tmp_path)))
+    assert count_processes(*sections(config(tmp_path, "--trainer.devices=2"))).world_size == 2

@@ -11,12 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from ssl_blocks.engine.checkpoints import check_checkpoint, list_checkpoints, read_checkpoint
 from ssl_blocks.engine.errors import RunStopped
 from ssl_blocks.pretrain.resume import stored_config
-from tests.examples import ROOT, assemble
+from ssl_blocks.recipes.randsac import assemble
 from tests.pretrain.small import NUM_STEPS, acting, differences, final, prepare
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +39,7 @@ def interrupted(folder: Path, at_step: int = 9) -> Path:
 
 
 def test_killed_at_twenty_random_moments_a_run_ends_in_the_same_bits(whole: Path, tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "tests" / "training" / "kill_loop.py"), str(tmp_path), "20", "0"]
+    command = [sys.executable, str(ROOT / "tests" / "pretrain" / "kill_loop.py"), str(tmp_path), "20", "0"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
@@ -115,7 +118,7 @@ def test_bare_resume_begins_a_run_that_is_not_there_yet(tmp_path: Path) -> None:
 def test_a_path_names_run_or_checkpoint(whole: Path) -> None:
     newest, older = list_checkpoints(whole)
     assert prepare(whole.parent, resume=whole).checkpoint == newest
-    assert prepare(whole.parent, resume=older).module.resumed_step == 22
+    assert prepare(whole.parent, resume=older).loop.resumed_step == 22
     assert stored_config(older)["name"] == "run"
 
 
@@ -126,7 +129,7 @@ def test_a_path_names_run_or_checkpoint(whole: Path) -> None:
         (lambda path: path.write_bytes(b""), "is damaged or no checkpoint"),
         (lambda path: path.write_text("weights"), "is damaged or no checkpoint"),
         (lambda path: torch.save({"state_dict": {}}, path), "is not a checkpoint of an ssl_blocks run"),
-        (lambda path: torch.save({"ssl_blocks": {"format_version": 99}}, path), "format 99; this version reads 1"),
+        (lambda path: torch.save({"ssl_blocks": {"format_version": 99}}, path), "format 99; this version reads 2"),
     ],
 )
 def test_a_damaged_or_foreign_checkpoint_is_named_and_the_one_before_offered(damage, message, tmp_path: Path) -> None:
@@ -157,7 +160,7 @@ class Malicious:
 def test_nothing_is_run_out_of_a_checkpoint(tmp_path: Path) -> None:
     trap, path = Malicious(), tmp_path / "step-00000001.ckpt"
     trap.path = tmp_path / "executed"
-    torch.save({"ssl_blocks": {"format_version": 1}, "state_dict": {}, "trap": trap}, path)
+    torch.save({"ssl_blocks": {"format_version": 2}, "state_dict": {}, "trap": trap}, path)
     with pytest.raises(ValueError, match="is damaged or no checkpoint"):
         read_checkpoint(path)
     path.write_bytes(pickle.dumps(trap))
@@ -170,6 +173,24 @@ def test_another_configuration_is_refused_field_by_field(whole: Path) -> None:
     with pytest.raises(ValueError, match=r"optimizer.base_lr=0.5 \(the run has 0.008\), trainer.epochs=7 .* differ:"):
         prepare(whole.parent, "--optimizer.base_lr=0.5", "--trainer.epochs=7", resume=True)
     prepare(whole.parent, "--data.workers=0", "--trainer.checkpoint_every=3", resume=True)  # where and how, not what
+
+
+def test_images_may_lie_elsewhere_but_must_be_the_same(tmp_path: Path) -> None:
+    def photos(name: str, first: int = 0) -> str:
+        (tmp_path / name).mkdir()
+        for i in range(40):
+            Image.new("L", (8, 8), first + 3 * i).save(tmp_path / name / f"{i:02d}.png")
+        return f"--data.name=imagefolder:{tmp_path / name}"
+
+    options = ("--data.channels=1", "--optimizer.batch_size=20", "--trainer.epochs=3")
+    with pytest.raises(RunStopped):
+        prepare(tmp_path, photos("here"), *options, build=acting(stop(signal.SIGTERM), 2)).fit()
+    with pytest.raises(ValueError, match=r"gone on with as it began, but now their mean=\[.*\] \(the run has \["):
+        prepare(tmp_path, photos("brighter", first=60), *options, resume=True)
+    assert prepare(tmp_path, photos("there"), *options, resume=True).loop.resumed_step == 2
+    (tmp_path / "there" / "39.png").unlink()
+    with pytest.raises(ValueError, match=r"now training images=39 \(the run has 40\)"):
+        prepare(tmp_path, f"--data.name=imagefolder:{tmp_path / 'there'}", *options, resume=True)
 
 
 def test_weights_of_another_shape_are_refused(whole: Path) -> None:
@@ -207,10 +228,10 @@ def test_a_loss_that_is_no_number_stops_the_run_and_spoils_nothing(tmp_path: Pat
 
 
 def test_weights_of_a_bad_loss_are_not_saved_even_where_losses_are_looked_at_only_now_and_then(tmp_path: Path) -> None:
-    module = prepare(tmp_path).module
-    module.watch.first_bad = torch.tensor(7.0)  # as it lies on a GPU between two looks
+    loop = prepare(tmp_path).loop
+    loop.watch.first_bad = torch.tensor(7.0)  # as it lies on a GPU between two looks
     with pytest.raises(RunStopped, match="in step 7 "):
-        module.on_save_checkpoint({})
+        loop.on_save_checkpoint({})
 
 
 def test_a_bad_loss_before_the_first_checkpoint_is_told_as_it_is(tmp_path: Path) -> None:

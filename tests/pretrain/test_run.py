@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from PIL import Image
 
 from ssl_blocks.cli import load_config
 from ssl_blocks.data import ImageSplit, load, to_float
-from ssl_blocks.pretrain import Run
-from tests.examples import CONFIGS, RandSACConfig, assemble
+from ssl_blocks.pretrain import Run, figures
+from ssl_blocks.pretrain.scoring import score_encoder
+from ssl_blocks.recipes.randsac import RECIPE, assemble
 from tests.pretrain.small import arguments
 
 
@@ -23,7 +25,7 @@ def options(folder: Path, *more: str) -> list[str]:
 
 
 def run(folder: Path, *more: str) -> Run:
-    config = load_config(RandSACConfig, options(folder, *more), presets=CONFIGS)
+    config = load_config(RECIPE, options(folder, *more))
     prepared = Run.prepare(config, assemble)
     prepared.fit()
     return prepared
@@ -55,7 +57,7 @@ def test_run_folder_holds_what_the_docs_promise(finished: Run) -> None:
 def test_resolved_config_makes_the_same_run_again(finished: Run) -> None:
     path = finished.config.folder / "config.yaml"
     assert yaml.safe_load(path.read_text())["trainer"]["epochs"] == 3
-    again = load_config(RandSACConfig, [f"--preset={path}"], presets=CONFIGS)
+    again = load_config(RECIPE, [f"--preset={path}"])
     assert again == finished.config
 
 
@@ -74,8 +76,54 @@ def test_results_compare_pixels_random_and_pretrained(finished: Run) -> None:
     assert all(0 < s["knn"] <= 1 and 0 < s["fewshot"]["mean"] <= 1 for s in results["scores"])
 
 
+def test_each_row_scores_its_own_encoder(finished: Run, tmp_path: Path) -> None:
+    found = {s["name"]: s for s in json.loads((finished.config.folder / "results.json").read_text())["scores"]}
+    fresh = Run.prepare(load_config(RECIPE, options(tmp_path)), assemble)
+    expected = {
+        name: score_encoder(name, objective, fresh.data, device="cpu", autocast_dtype=None)[0].as_dict()
+        for name, objective in (
+            ("random encoder", fresh.module.objective),
+            ("pretrained encoder", finished.module.objective),
+        )
+    }
+    for name, score in expected.items():
+        assert found[name] == json.loads(json.dumps(score)), name
+    assert len({(score["knn"], score["fewshot"]["mean"]) for score in found.values()}) == 3
+
+
+def test_a_picture_that_fails_is_one_line_and_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        assert (tmp_path / "randsac_digits" / "results.json").is_file()
+        assert (tmp_path / "randsac_digits" / "encoder" / "model.safetensors").is_file()
+        raise IndexError("no colour\nis left")
+
+    monkeypatch.setattr(figures, "write_figures", fail)
+    folder = run(tmp_path, "--trainer.epochs=2").config.folder
+    printed = capsys.readouterr().out
+    assert re.search(r"^warning: no pictures of \w+: IndexError: no colour is left$", printed, re.MULTILINE)
+    assert "pretrained 2 epochs" in printed
+    assert (folder / "figures" / "curves.png").is_file()
+    assert "pretrained" in (folder / "encoder" / "README.md").read_text()
+
+
+def test_what_cannot_be_read_is_passed_over_where_that_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for i in range(40):
+        Image.new("L", (8, 8), 6 * i).save(tmp_path / "photos" / f"{i:02d}.png")
+    (tmp_path / "photos" / "07.png").write_bytes(b"no image")
+    photos = (f"--data.name=imagefolder:{tmp_path / 'photos'}", "--optimizer.batch_size=20", "--data.channels=1")
+    with pytest.raises(ValueError, match=r"07\.png"):
+        Run.prepare(load_config(RECIPE, options(tmp_path, *photos)), assemble)
+    config = load_config(RECIPE, options(tmp_path, *photos, "--data.corrupt=skip"))
+    prepared = Run.prepare(config, assemble)
+    assert [path.name for path in prepared.data.skipped] == ["07.png"]
+    assert len(prepared.data.train) == 39
+
+
 def test_training_moved_the_weights(finished: Run, tmp_path: Path) -> None:
-    config = load_config(RandSACConfig, options(tmp_path), presets=CONFIGS)
+    config = load_config(RECIPE, options(tmp_path))
     fresh = Run.prepare(config, assemble).module.objective.state_dict()
     trained = finished.module.objective.state_dict()
     moved = {k for k in fresh if not torch.equal(fresh[k], trained[k])}
@@ -114,14 +162,14 @@ def test_same_seed_same_weights_other_seed_other_weights(finished: Run, tmp_path
 def test_run_leaves_the_global_random_state_alone(tmp_path: Path) -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    config = load_config(RandSACConfig, options(tmp_path), presets=CONFIGS)
+    config = load_config(RECIPE, options(tmp_path))
     Run.prepare(config, assemble)
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_checkpoint_holds_every_weight_once_and_nothing_to_unpickle(finished: Run) -> None:
     saved = torch.load(finished.config.folder / "checkpoints" / "step-00000012.ckpt", weights_only=True)["state_dict"]
-    assert set(saved) == {f"objective.{name}" for name in finished.module.objective.state_dict()}
+    assert set(saved) == {f"model.{name}" for name in finished.module.objective.state_dict()}
 
 
 def test_images_without_labels_train_without_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,15 +184,15 @@ def test_images_without_labels_train_without_scores(tmp_path: Path, capsys: pyte
 
 
 def test_precision_and_device_resolve(tmp_path: Path) -> None:
-    config = load_config(RandSACConfig, options(tmp_path, "--trainer.precision=fp32"), presets=CONFIGS)
-    assert Run.prepare(config, assemble).autocast_dtype is None
-    config = load_config(RandSACConfig, options(tmp_path, "--trainer.precision=bf16"), presets=CONFIGS)
-    prepared = Run.prepare(config, assemble)
-    assert (prepared.device, prepared.autocast_dtype) == ("cpu", torch.bfloat16)
+    config = load_config(RECIPE, options(tmp_path, "--trainer.precision=fp32"))
+    assert Run.prepare(config, assemble).machine.autocast_dtype is None
+    config = load_config(RECIPE, options(tmp_path, "--trainer.precision=bf16"))
+    machine = Run.prepare(config, assemble).machine
+    assert (machine.device, machine.autocast_dtype) == ("cpu", torch.bfloat16)
 
 
 def test_unlabelled_images_train_but_are_not_scored(tmp_path: Path) -> None:
-    prepared = Run.prepare(load_config(RandSACConfig, options(tmp_path), presets=CONFIGS), assemble)
+    prepared = Run.prepare(load_config(RECIPE, options(tmp_path)), assemble)
     whole = prepared.data
     labels = whole.train.labels.clone()
     labels[::2] = -1

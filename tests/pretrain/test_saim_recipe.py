@@ -13,7 +13,7 @@ from ssl_blocks.cli import load_config
 from ssl_blocks.data import ImageShape, load, to_float
 from ssl_blocks.engine.parallel import repeated_blocks
 from ssl_blocks.pretrain import Run
-from tests.examples import CONFIGS, SAIMConfig, assemble_saim
+from ssl_blocks.recipes.saim import RECIPE, SAIMConfig
 from tests.pretrain.small import final
 from tests.pretrain.test_processes import run as run_alone
 
@@ -36,16 +36,16 @@ SMALL = [
 
 def configure(*more: str) -> SAIMConfig:
     options = [o for o in SMALL if o.partition("=")[0] not in {m.partition("=")[0] for m in more}]
-    return load_config(SAIMConfig, [*options, *more], presets=CONFIGS, prefix="saim_")
+    return load_config(RECIPE, [*options, *more])
 
 
 def assemble(*more: str) -> sb.SegmentPrediction:
-    return assemble_saim(configure(*more), ImageShape(1, 16, 16))
+    return RECIPE.assemble(configure(*more), ImageShape(1, 16, 16))
 
 
 @pytest.mark.parametrize("options", [(), ("--share_weights=true", "--query_depth=1")])
 def test_a_run_leaves_an_encoder_that_plain_timm_loads(options: tuple[str, ...], tmp_path: Path) -> None:
-    run = Run.prepare(configure(*options, f"--output_dir={tmp_path}"), assemble_saim)
+    run = Run.prepare(configure(*options, f"--output_dir={tmp_path}"), RECIPE.assemble)
     folder = run.fit()
     for name in ("segments.png", "steps.png", "reconstructions.png"):
         assert (folder / "figures" / name).is_file()

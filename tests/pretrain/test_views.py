@@ -16,17 +16,14 @@ import ssl_blocks as sb
 from ssl_blocks.cli import load_config, main
 from ssl_blocks.data import Augmentation, ColorChanges, ImageShape, MultiCrop, RandomResizedCropFlip
 from ssl_blocks.engine.errors import RunStopped
+from ssl_blocks.engine.loop import Loop
 from ssl_blocks.pretrain import PretrainModule, Run, RunConfig
 from ssl_blocks.pretrain.estimate import activation_bytes, count_flops
 from ssl_blocks.pretrain.resume import stored_config
 from tests.pretrain.small import differences, final
-from tests.pretrain.test_module import Recorder, fit_module, small_objective, some_config
+from tests.pretrain.test_module import Recorder, fit_loop, small_objective, some_config
 from tests.recipes import some_data
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated"),
-]
 NUM_STEPS = 8
 
 
@@ -183,13 +180,13 @@ class Doubled(RunConfig):
         return MultiCrop((shape.height, shape.width), 4, num_local=1, mean=mean, std=std)
 
 
-def test_an_objective_of_single_images_gets_the_first_global_view(tmp_path: Path):
+def test_an_objective_of_single_images_gets_the_first_global_view():
     from ssl_blocks.data import RunSampler, to_float
     from ssl_blocks.randomness import seeded_generator
 
     data, recorder = some_data(), Recorder(small_objective())
     config = Doubled.model_validate(some_config().model_dump())
-    fit_module(PretrainModule(recorder, data, config), tmp_path)
+    fit_loop(Loop(PretrainModule(recorder, data, config)))
     seen = [value for name, value in recorder.calls if name == "forward"]
     for step, places in enumerate(RunSampler(40, 8, seed=0, epochs=2)):
         plain = to_float(data.train.images[[place.image for place in places]], data.mean, data.std)
@@ -245,23 +242,23 @@ def test_dry_run_of_views(capsys: pytest.CaptureFixture[str], tmp_path: Path, mo
     assert "segments" not in texts[0]
 
 
-def test_weight_decay_follows_half_a_cosine_in_the_group_that_decays(tmp_path: Path):
+def test_weight_decay_follows_half_a_cosine_in_the_group_that_decays():
     recorder = Recorder(small_objective())
-    module = PretrainModule(recorder, some_data(), some_config(weight_decay=0.04, weight_decay_end=0.4))
+    loop = Loop(PretrainModule(recorder, some_data(), some_config(weight_decay=0.04, weight_decay_end=0.4)))
     found: list[tuple[float, float]] = []
-    recorder.after_step = lambda: found.append(tuple(g["weight_decay"] for g in module.optimizers().param_groups))
-    fit_module(module, tmp_path)
+    recorder.after_step = lambda: found.append(tuple(g["weight_decay"] for g in loop.optimizers().param_groups))
+    fit_loop(loop)
     assert len(found) == 10
     for step, (decaying, spared) in enumerate(found):
         assert decaying == pytest.approx(0.4 - 0.36 / 2 * (1 + math.cos(math.pi * step / 10)))
         assert spared == 0.0
 
 
-def test_weight_decay_is_constant_unless_an_end_is_given(tmp_path: Path):
+def test_weight_decay_is_constant_unless_an_end_is_given():
     weights = []
     for options in ({}, {"weight_decay_end": 0.05}, {"weight_decay_end": 5.0}):
         recorder = Recorder(small_objective())
-        fit_module(PretrainModule(recorder, some_data(), some_config(**options)), tmp_path)
+        fit_loop(Loop(PretrainModule(recorder, some_data(), some_config(**options))))
         weights.append(recorder.inner.head.weight.detach())
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])

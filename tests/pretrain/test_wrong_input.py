@@ -11,7 +11,9 @@ from PIL import Image
 
 from ssl_blocks.cli import main
 from ssl_blocks.pretrain import Run
-from tests.examples import CONFIGS, ROOT, RandSACConfig, assemble
+from ssl_blocks.recipes.randsac import RECIPE
+
+ROOT = Path(__file__).parents[2]
 
 DIGITS = ("--preset", "randsac_digits")
 
@@ -218,7 +220,7 @@ def test_wrong_input_is_one_line_and_exit_code_2_and_changes_nothing(
 ) -> None:
     argv, said = WRONG[case]
     before = fingerprint(place)
-    assert main(RandSACConfig, assemble, presets=CONFIGS, argv=argv) == 2
+    assert main(RECIPE, argv=argv) == 2
     printed = capsys.readouterr()
     check_line(printed.err, said)
     assert printed.out == ""
@@ -231,7 +233,7 @@ def test_folder_that_may_not_be_written_is_one_line(
     # root may write anywhere
     monkeypatch.setattr(os, "access", lambda path, mode: not (mode & os.W_OK and Path(path) == place / "empty"))
     argv = [*FRESH, "--output_dir", "empty"]
-    assert main(RandSACConfig, assemble, presets=CONFIGS, argv=argv) == 2
+    assert main(RECIPE, argv=argv) == 2
     check_line(capsys.readouterr().err, ("output_dir='empty' must be writable",))
 
 
@@ -239,7 +241,7 @@ def test_only_the_first_of_several_processes_speaks(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
-    assert main(RandSACConfig, assemble, presets=CONFIGS, argv=[*FRESH, "--bogus", "1"]) == 2
+    assert main(RECIPE, argv=[*FRESH, "--bogus", "1"]) == 2
     printed = capsys.readouterr()
     assert (printed.err, printed.out) == ("", "")
 

@@ -11,9 +11,12 @@ import torch
 import torch.distributed as dist
 
 from ssl_blocks import Serialization
+from ssl_blocks.engine import started_processes
+from ssl_blocks.evaluation import FinetuneSettings, finetune_encoder
 from ssl_blocks.pretrain import Run
 from ssl_blocks.randomness import seeded_generator
-from tests.examples import assemble
+from ssl_blocks.recipes.randsac import assemble
+from tests.evaluation.test_finetune import STATISTICS, bright_and_dark, tiny
 from tests.pretrain.small import Untouched, config
 
 BLOBS = ["--segments.kind=blob", "--segments.counts=[4]"]
@@ -68,16 +71,34 @@ def train(folder: Path, name: str, *options: str) -> dict:
     run = Run.prepare(config(folder, *OPTIONS, f"--name={name}", *options), build)
     run.module.augment = Untouched()
     losses: list[float] = []
-    before = run.module.optimizer_step
+    before = run.loop.optimizer_step
 
     def optimizer_step(*args, **kwargs) -> None:
         before(*args, **kwargs)
-        losses.append(float(run.module.latest["loss"]))
+        losses.append(float(run.loop.latest["loss"]))
 
-    run.module.optimizer_step = optimizer_step
+    run.loop.optimizer_step = optimizer_step
+    seeds, loss = [], run.module.loss
+
+    def noting_loss(batch, moment):
+        seeds.append((moment.part, moment.generator.initial_seed(), float(torch.rand(()))))
+        return loss(batch, moment)
+
+    run.module.loss = noting_loss
     objective = run.module.objective
     run.fit()
-    return {"losses": losses, "gradients": objective.first_gradients, "counts": objective.counts}
+    return {"losses": losses, "gradients": objective.first_gradients, "counts": objective.counts, "seeds": seeds}
+
+
+def finetune(folder: Path, **options) -> tuple[float, ...]:
+    """Fine-tune in all processes; return the losses."""
+    settings = FinetuneSettings(base_lr=0.1, batch_size=16, epochs=2, warmup_epochs=1, drop_path=0.0, **options)
+    train = bright_and_dark(32, 0)
+    processes = started_processes()
+    done = finetune_encoder(
+        tiny(), train, train, settings=settings, processes=processes, folder=folder / "finetuned", **STATISTICS
+    )
+    return done.score.losses
 
 
 def main(folder: Path, *names: str) -> None:
@@ -85,6 +106,7 @@ def main(folder: Path, *names: str) -> None:
     for name in names:
         outcome = train(folder, name, *CASES[name])
         torch.save(outcome, folder / f"{name}-{dist.get_rank()}.pt")
+    torch.save(finetune(folder), folder / f"finetuned-{dist.get_rank()}.pt")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from ssl_blocks import Views
 from ssl_blocks.cli import load_config
 from ssl_blocks.data import RandomResizedCropFlip
 from ssl_blocks.pretrain import Run
-from tests.examples import CONFIGS, EsViTConfig, assemble_esvit
+from ssl_blocks.recipes.esvit import RECIPE
 from tests.pretrain.test_esvit_recipe import COMMON, MAP
 
 CASES = {
@@ -38,10 +38,8 @@ class Fixed:
 
 def train(folder: Path, name: str, *options: str) -> Path:
     argv = [*(o for o in COMMON if not o.startswith("--name")), *MAP, *OPTIONS, *options]
-    config = load_config(
-        EsViTConfig, [*argv, f"--name={name}", f"--output_dir={folder}"], presets=CONFIGS, prefix="esvit_"
-    )
-    run = Run.prepare(config, assemble_esvit)
+    config = load_config(RECIPE, [*argv, f"--name={name}", f"--output_dir={folder}"])
+    run = Run.prepare(config, RECIPE.assemble)
     run.module.augment = Fixed()
     return run.fit()
 

@@ -39,6 +39,7 @@ def test_an_honest_encoder_passes(options):
         "order",
         "subset",
         "positions",
+        "input",
         "saving",
         "checkpointing",
     )
@@ -208,19 +209,36 @@ class FeaturesOfTheClassToken(TimmViT):
 class NormForgotten(TimmViT):
     def encode(self, tokens, index, mask=None):
         encoded = super().encode(tokens, index, mask)
-        return sb.Encoded(encoded.hidden, encoded.hidden[-1])
+        return sb.Encoded(encoded.input, encoded.hidden, encoded.hidden[-1])
 
 
 class LayerForgotten(TimmViT):
     def encode(self, tokens, index, mask=None):
         encoded = super().encode(tokens, index, mask)
-        return sb.Encoded(encoded.hidden[:1], self.norm(encoded.hidden[0]))
+        return sb.Encoded(encoded.input, encoded.hidden[:1], self.norm(encoded.hidden[0]))
+
+
+class InputOfTheSecondBlock(TimmViT):
+    def encode(self, tokens, index, mask=None):
+        encoded = super().encode(tokens, index, mask)
+        return sb.Encoded(encoded.hidden[0], encoded.hidden, encoded.final)
+
+
+class InputBeforeTheEmbedding(TimmViT):
+    def encode(self, tokens, index, mask=None):
+        encoded = super().encode(tokens, index, mask)
+        return sb.Encoded(torch.zeros_like(encoded.input), encoded.hidden, encoded.final)
+
+
+class FeaturesWithoutTheMask(TimmViT):
+    def features(self, images, mask=None):
+        return super().features(images)
 
 
 class PrefixCutOff(TimmViT):
     def encode(self, tokens, index, mask=None):
         encoded = super().encode(tokens, index, mask)
-        return sb.Encoded(tuple(h[:, 1:] for h in encoded.hidden), encoded.final[:, 1:])
+        return sb.Encoded(encoded.input[:, 1:], tuple(h[:, 1:] for h in encoded.hidden), encoded.final[:, 1:])
 
 
 class SeesOtherImages(TimmViT):
@@ -264,13 +282,13 @@ class FeaturesOfACopy(TimmViT):
         super().__init__(module)
         self.kept = None
 
-    def features(self, images):
+    def features(self, images, mask=None):
         index = torch.arange(16).expand(len(images), -1)
         if self.kept is None:
             self.kept = {n: p.detach().clone() for n, p in self.module.named_parameters()}
         now = {n: p.detach().clone() for n, p in self.module.named_parameters()}
         self._write(self.kept)
-        out = self.encode(self.embed(images), index).final[:, self.num_prefix :].mean(1)
+        out = self.encode(self.embed(images), index, mask).final[:, self.num_prefix :].mean(1)
         self._write(now)
         return out
 
@@ -303,6 +321,9 @@ BROKEN = {
     FeaturesOfTheClassToken: (CLASS, "features of images are not the mean over normalised patch tokens"),
     NormForgotten: ({}, r"final is not the last hidden state normalised by encoder\.norm"),
     LayerForgotten: ({}, "encode gives 1 hidden states, expected depth=2"),
+    InputOfTheSecondBlock: ({}, r"input is not what enters the first block: a row must see its own token"),
+    InputBeforeTheEmbedding: (CLASS, r"input is not what enters the first block: a row must see its own token"),
+    FeaturesWithoutTheMask: ({}, "features of images under a mask are not the mean over normalised patch tokens"),
     PrefixCutOff: (CLASS, r"encode gives states of shape \(2, 16, 16\), expected \[B, P \+ n, D\] = \(2, 17, 16\)"),
     SeesOtherImages: ({}, r"by gradient: tokens of step 0 of image 0 see tokens of image 1 in the same batch"),
     GuessesOtherImages: ({}, r"by noise: tokens of step \d of image \d change with tokens of"),

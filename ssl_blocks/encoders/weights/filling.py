@@ -1,16 +1,18 @@
-"""What loading a checkpoint of another project comes to: fitting its tables, and filling all or nothing."""
+"""What loading a checkpoint of another project comes to: its names in ours, its tables on our grid, all or nothing."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from ssl_blocks.parts.position import resample_positions, sincos_table
+from ssl_blocks.encoders.timm import is_sincos
+from ssl_blocks.parts.position import resample_positions
 from ssl_blocks.values import Grid
 
-ENCODER = "encoder.module."  # beginning of the encoder's names in an objective
-TOLERANCE = 1e-5  # of sines that were computed in another order
+# beginnings of names in an objective
+ENCODER, DECODER, HEAD = "encoder.module.", "reader.decoder.", "head."
+TABLES = (f"{ENCODER}pos_embed", f"{DECODER}positions.table")
 
 
 def own_tensors(objective: nn.Module) -> dict[str, Tensor]:
@@ -18,29 +20,48 @@ def own_tensors(objective: nn.Module) -> dict[str, Tensor]:
     return {**dict(objective.named_parameters()), **dict(objective.named_buffers())}
 
 
-def fit_table(name: str, table: Tensor, own: Tensor, grid: Grid) -> Tensor:
-    """Bring a table of ``[1, 1 + N, D]`` to our grid and rows: our decoders' have none for the class token.
+def translated(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    """A checkpoint under our names, given by their beginnings; all others are the encoder's."""
+    known = {name: next((theirs for theirs in names if name.startswith(theirs)), "") for name in state}
+    return {(names.get(known[name], ENCODER)) + name.removeprefix(known[name]): state[name] for name in state}
+
+
+def fill(objective: nn.Module, found: Mapping[str, Tensor], *, encoder_only: bool, grid: Grid | None) -> None:
+    """Fit the tables of positions, and copy what was found into every tensor of an objective, or change nothing.
 
     Args:
-        name: of the table, in errors.
-        table: the checkpoint's.
-        own: the objective's.
-        grid: of the objective's encoder.
+        objective: with an ``encoder``, and by the names above the rest.
+        found: the checkpoint under our names.
+        encoder_only: leave all but the encoder as it is.
+        grid: of the checkpoint's tables; ``None`` is the encoder's, where that has as many tokens, or else a square.
 
     Raises:
-        ValueError: if the table has another form, or is to go where fixed sine-cosine positions are and is none.
+        ValueError: if a name is missing or left over, a shape is another, or a table does not fit.
     """
-    side = math.isqrt(max(table.shape[1] - 1, 0)) if table.ndim == 3 else 0
-    if side == 0 or side * side != table.shape[1] - 1:
-        raise ValueError(
-            f"{name}: the checkpoint's table of shape {tuple(table.shape)} must be [1, 1 + N, D], N a square"
-        )
-    old = Grid(side, side)
+    ours: dict[str, Tensor] = own_tensors(objective)
+    own_grid: Grid = objective.encoder.grid  # type: ignore[union-attr, assignment]
+    if encoder_only:
+        ours, found = ({n: t for n, t in each.items() if n.startswith(ENCODER)} for each in (ours, found))
+    tables = {
+        name: _fitted(name, found[name], ours[name], own_grid, grid)
+        for name in TABLES
+        if name in found and name in ours
+    }
+    found = {**found, **tables}
+    _check(found, ours)
+    with torch.no_grad():
+        for name, value in ours.items():
+            value.copy_(found[name])
+
+
+def _fitted(name: str, table: Tensor, own: Tensor, new: Grid, given: Grid | None) -> Tensor:
+    """Bring a table of ``[1, 1 + N, D]`` to our grid and rows: our decoders' have none for the class token."""
+    old = _grid_of(name, table, new, given)
     if own.ndim == 3:
-        return resample_positions(table, old=old, new=grid, num_prefix=1)
+        return resample_positions(table, old=old, new=new, num_prefix=1)
     if isinstance(own, nn.Parameter):
-        return resample_positions(table[:, 1:], old=old, new=grid)[0]
-    if (table[0, 1:] - sincos_table(old, table.shape[-1])).abs().max() > TOLERANCE:
+        return resample_positions(table[:, 1:], old=old, new=new)[0]
+    if not is_sincos(table[0, 1:], old):
         raise ValueError(
             f"{name}: the checkpoint's positions are not the fixed sine-cosine table: build the decoder with "
             "positions='learned'"
@@ -48,17 +69,18 @@ def fit_table(name: str, table: Tensor, own: Tensor, grid: Grid) -> Tensor:
     return own
 
 
-def fill(ours: Mapping[str, Tensor], found: Mapping[str, Tensor], wanted: Iterable[str]) -> None:
-    """Copy what was found into every wanted tensor, or change nothing.
-
-    Raises:
-        ValueError: if a name is missing or left over, or a shape is another.
-    """
-    wanted = list(wanted)
-    _check(found, {name: ours[name] for name in wanted})
-    with torch.no_grad():
-        for name in wanted:
-            ours[name].copy_(found[name])
+def _grid_of(name: str, table: Tensor, own: Grid, given: Grid | None) -> Grid:
+    """The grid of a table, of which its number of rows alone says little; one of sines and cosines tells by itself."""
+    rows = table.shape[1] - 1 if table.ndim == 3 else 0
+    square = math.isqrt(max(rows, 1))
+    fitting = [grid for grid in ([own, Grid(square, square)] if given is None else [given]) if grid.num_tokens == rows]
+    if not fitting:
+        wanted = f"the grid {own}, or a square: give grid= of the checkpoint" if given is None else f"grid={given}"
+        shape = tuple(table.shape)
+        raise ValueError(
+            f"{name}: the checkpoint's table of shape {shape} must be [1, 1 + N, D], N the tokens of {wanted}"
+        )
+    return next((grid for grid in fitting if is_sincos(table[0, 1:], grid)), fitting[0])
 
 
 def _check(found: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:

@@ -5,19 +5,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ssl_blocks.encoders.weights.filling import ENCODER, fill, fit_table, own_tensors
+from ssl_blocks.encoders.weights.filling import DECODER, HEAD, TABLES, fill, own_tensors, translated
 from ssl_blocks.encoders.weights.reading import read_state
-from ssl_blocks.objectives import SegmentPrediction
+from ssl_blocks.values import Grid
 
-QUERIES, HEAD, LAYERS = "query_blocks.", "prediction_head.", "decoder.layers."
-TABLES = (f"{ENCODER}pos_embed", "decoder.positions.table")  # one table in SAIM's files: queries start as it
+QUERIES, PREDICTION, LAYERS = "query_blocks.", "prediction_head.", f"{DECODER}layers."
 FIXED = ("gaussian_blur.weight",)  # the target's kernel, which is no weight
 
 
 def load_saim(
-    objective: SegmentPrediction, source: str | Path | Mapping[str, Any], *, encoder_only: bool = False
+    objective: nn.Module,
+    source: str | Path | Mapping[str, Any],
+    *,
+    encoder_only: bool = False,
+    grid: Grid | None = None,
 ) -> None:
     """Put the weights of an official SAIM checkpoint into an objective, to pretrain on or to use its encoder.
 
@@ -31,6 +34,7 @@ def load_saim(
             must equal its blocks.
         source: file or mapping, see `read_state`.
         encoder_only: leave the decoder and the head as they are; files for fine-tuning hold none.
+        grid: of the checkpoint's positions. ``None`` is the encoder's, where that has as many tokens, or else a square.
 
     Raises:
         ValueError: if names or shapes differ, the decoder shares weights that differ in the file, or the file holds
@@ -41,15 +45,8 @@ def load_saim(
         >>> size = {"depth": 1, "embed_dim": 16, "num_heads": 2}
         >>> encoder = sb.encoders.timm_vit(image_size=16, patch_size=4, class_token=True, **size)
         >>> tokenizer = sb.PatchTokenizer(image_size=16, patch_size=4)
-        >>> saim = SegmentPrediction(
-        ...     encoder=encoder,
-        ...     tokenizer=tokenizer,
-        ...     partitioner=sb.TokenPartitioner(),
-        ...     target=sb.PixelTarget(tokenizer),
-        ...     router=sb.MatchedRouter(encoder_depth=1, decoder_depth=1),
-        ...     decoder=sb.QueryStreamDecoder.sharing(encoder, depth=1),
-        ...     predict_first=True,
-        ... )
+        >>> decoder = sb.QueryStreamDecoder.sharing(encoder, depth=1)
+        >>> saim = sb.saim(encoder=encoder, tokenizer=tokenizer, decoder=decoder)
         >>> state = encoder.module.state_dict()
         >>> for kind in ("weight", "bias"):
         ...     rows = state.pop(f"blocks.0.attn.qkv.{kind}").chunk(3)
@@ -58,31 +55,19 @@ def load_saim(
     """
     state = _joined({name: value for name, value in read_state(source).items() if name not in FIXED})
     ours = own_tensors(objective)
-    if encoder_only:
-        state = {name: value for name, value in state.items() if not name.startswith((QUERIES, HEAD))}
-    elif not any(name.startswith((QUERIES, HEAD)) for name in state):
+    if not encoder_only and not any(name.startswith((QUERIES, PREDICTION)) for name in state):
         raise ValueError(
             "the checkpoint holds neither query blocks nor a prediction head: give encoder_only=True, or a file of the "
             "whole model"
         )
-    if not any(name.startswith(LAYERS) for name in ours):
+    if not encoder_only and not any(name.startswith(LAYERS) for name in ours):
         state = _without_copies(state)
-    found = {_translate(name): value for name, value in state.items()}
-    wanted = [name for name in ours if not encoder_only or name.startswith(ENCODER)]
-    if TABLES[0] in found:
-        table = found[TABLES[0]]
-        for name in (name for name in TABLES if name in wanted):
-            found[name] = fit_table(name, table, ours[name], objective.encoder.grid)
-    fill(ours, found, wanted)
-
-
-def _translate(name: str) -> str:
-    if name.startswith(HEAD):
-        return "head." + name.removeprefix(HEAD)
-    if name.startswith(QUERIES):
-        number, _, rest = name.removeprefix(QUERIES).partition(".")
-        return f"{LAYERS}{number}.block.{rest}"
-    return ENCODER + name
+    blocks = {name.split(".")[1] for name in state if name.startswith(QUERIES)}
+    names = {f"{QUERIES}{number}.": f"{LAYERS}{number}.block." for number in blocks}
+    found = translated(state, {**names, PREDICTION: HEAD})
+    if TABLES[0] in found and TABLES[1] in ours:  # one table in SAIM's files: queries start as it
+        found[TABLES[1]] = found[TABLES[0]]
+    fill(objective, found, encoder_only=encoder_only, grid=grid)
 
 
 def _joined(state: dict[str, Tensor]) -> dict[str, Tensor]:

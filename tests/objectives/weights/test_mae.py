@@ -8,17 +8,25 @@ from torch import Tensor
 
 import ssl_blocks as sb
 from ssl_blocks.objectives.weights import load_mae
+from ssl_blocks.parts.position import resample_positions
 from tests.recipes import images
 
 BLOCK = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
 
 
-def build(*, image_size: int = 16, seed: int = 0, decoder_positions: str = "sincos", width: int = 24, **options):
+def build(
+    *,
+    image_size: int | tuple[int, int] = 16,
+    seed: int = 0,
+    decoder_positions: str = "sincos",
+    width: int = 24,
+    **options,
+):
     torch.manual_seed(seed)
     options = {"class_token": True, "embed_dim": 16, "depth": 2, "num_heads": 2} | options
     encoder = sb.encoders.timm_vit(image_size=image_size, patch_size=2, **options)
     tokenizer = sb.PatchTokenizer(image_size=image_size, patch_size=2)
-    mae = sb.MaskedAutoencoding(
+    mae = sb.mae(
         encoder=encoder,
         tokenizer=tokenizer,
         target=sb.PixelTarget(tokenizer, normalize=True),
@@ -33,7 +41,7 @@ def build(*, image_size: int = 16, seed: int = 0, decoder_positions: str = "sinc
     return mae.eval()
 
 
-def official(mae: sb.MaskedAutoencoding) -> dict[str, Tensor]:
+def official(mae: sb.SegmentPrediction) -> dict[str, Tensor]:
     """The weights under the names of MAE's own code, each written out."""
     vit, decoder = mae.encoder.module, mae.reader.decoder
     table = decoder.positions.table
@@ -61,7 +69,7 @@ def official(mae: sb.MaskedAutoencoding) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in state.items()}
 
 
-def loss(mae: sb.MaskedAutoencoding, batch: Tensor) -> Tensor:
+def loss(mae: sb.SegmentPrediction, batch: Tensor) -> Tensor:
     return mae(batch, mae.draw(batch, generator=torch.Generator().manual_seed(0))).loss
 
 
@@ -97,9 +105,7 @@ def test_positions_are_resampled_for_another_image_size(positions: str) -> None:
     one = build(seed=1, decoder_positions=positions, positions="learned")
     other = build(seed=2, image_size=24, decoder_positions=positions, positions="learned")
     load_mae(other, official(one))
-    table = sb.weights.resample_positions(
-        one.encoder.module.pos_embed, old=one.encoder.grid, new=other.encoder.grid, num_prefix=1
-    )
+    table = resample_positions(one.encoder.module.pos_embed, old=one.encoder.grid, new=other.encoder.grid, num_prefix=1)
     assert torch.equal(other.encoder.module.pos_embed, table)
     if positions == "sincos":
         torch.testing.assert_close(other.reader.decoder.positions.table, sb.sincos_table(sb.Grid(12, 12), 24))
@@ -126,3 +132,39 @@ def test_another_size_is_refused_and_nothing_is_changed(options: dict, message: 
 def test_learned_positions_of_a_decoder_are_not_dropped() -> None:
     with pytest.raises(ValueError, match=r"positions are not the fixed sine-cosine table: .*positions='learned'"):
         load_mae(build(seed=2), official(build(seed=1, decoder_positions="learned")))
+
+
+@pytest.mark.parametrize("size", [(8, 32), (8, 16), (16, 8)])
+@pytest.mark.parametrize("positions", ["sincos", "learned"])
+def test_a_table_of_the_same_rectangle_comes_back_as_it_was(size: tuple[int, int], positions: str) -> None:
+    """4x16 has as many tokens as 8x8."""
+    options = {"image_size": size, "positions": positions, "decoder_positions": positions}
+    one, other = build(seed=1, **options), build(seed=2, **options)
+    load_mae(other, official(one))
+    for name, value in one.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("positions", ["sincos", "learned"])
+def test_a_square_of_as_many_tokens_is_known_by_its_fixed_table_or_said(positions: str) -> None:
+    one = build(seed=1, positions=positions)
+    other = build(seed=2, positions=positions, image_size=(8, 32))
+    load_mae(other, official(one), grid=None if positions == "sincos" else sb.Grid(8, 8))
+    old = one.encoder.module.pos_embed
+    table = resample_positions(old, old=sb.Grid(8, 8), new=sb.Grid(4, 16), num_prefix=1)
+    assert torch.equal(other.encoder.module.pos_embed, table)
+    assert not torch.equal(table, old)
+
+
+def test_another_rectangle_has_to_be_said() -> None:
+    one, other = build(seed=1, positions="learned", image_size=(8, 16)), build(seed=2, positions="learned")
+    message = (
+        r"table of shape \(1, 33, 16\) must be \[1, 1 \+ N, D\], N the tokens of the grid 8x8, or a square: give grid="
+    )
+    with pytest.raises(ValueError, match=message):
+        load_mae(other, official(one))
+    with pytest.raises(ValueError, match=r"N the tokens of grid=4x4"):
+        load_mae(other, official(one), grid=sb.Grid(4, 4))
+    load_mae(other, official(one), grid=sb.Grid(4, 8))
+    table = resample_positions(one.encoder.module.pos_embed, old=sb.Grid(4, 8), new=sb.Grid(8, 8), num_prefix=1)
+    assert torch.equal(other.encoder.module.pos_embed, table)

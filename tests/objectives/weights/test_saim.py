@@ -10,8 +10,8 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 
 import ssl_blocks as sb
-from ssl_blocks.encoders.weights import resample_positions
 from ssl_blocks.objectives.weights import load_saim
+from ssl_blocks.parts.position import resample_positions
 from tests.recipes import images
 
 DEPTH = 4
@@ -28,7 +28,7 @@ def build(
     image_size: int = 16,
     query_positions: str = "sincos",
     **options,
-) -> sb.SegmentAutoregression:
+) -> sb.SegmentPrediction:
     torch.manual_seed(seed)
     options = {"class_token": True, "embed_dim": 16, "depth": DEPTH, "num_heads": 2} | options
     encoder = sb.encoders.timm_vit(image_size=image_size, patch_size=4, **options)
@@ -36,13 +36,15 @@ def build(
     target = sb.PixelTarget(tokenizer, normalize=True, blur=(3, 1.0))
     sizes = {"depth": query_depth, "positions": query_positions}
     own = {"grid": encoder.grid, "dim": encoder.dim, "num_heads": 2, "norm": encoder.norm, **sizes}
-    objective = sb.SegmentAutoregression(
+    objective = sb.SegmentPrediction(
         encoder=encoder,
         tokenizer=tokenizer,
         partitioner=sb.TokenPartitioner(),
         target=target,
-        router=sb.MatchedRouter(encoder_depth=encoder.depth, decoder_depth=query_depth),
-        decoder=sb.QueryStreamDecoder.sharing(encoder, **sizes) if share else sb.QueryStreamDecoder(**own),
+        reader=sb.DecoderReader(
+            sb.MatchedRouter(encoder_depth=encoder.depth, decoder_depth=query_depth),
+            sb.QueryStreamDecoder.sharing(encoder, **sizes) if share else sb.QueryStreamDecoder(**own),
+        ),
         head=Mlp(encoder.dim, 64, target.dim) if head == "mlp" else nn.Linear(encoder.dim, target.dim),
         predict_first=encoder.num_prefix > 0,
     )
@@ -53,10 +55,10 @@ def build(
     return objective.eval()
 
 
-def official(saim: sb.SegmentAutoregression) -> dict[str, Tensor]:
+def official(saim: sb.SegmentPrediction) -> dict[str, Tensor]:
     """The weights under the names of SAIM's own code, each written out."""
     vit = saim.encoder.module
-    shared = not hasattr(saim.decoder, "layers")
+    shared = not hasattr(saim.reader.decoder, "layers")
     state = {
         "cls_token": vit.cls_token,
         "pos_embed": vit.pos_embed,
@@ -66,7 +68,7 @@ def official(saim: sb.SegmentAutoregression) -> dict[str, Tensor]:
         "norm.bias": vit.norm.bias,
         "gaussian_blur.weight": torch.ones(3, 1, 9, 9) / 81,
     }
-    queries = vit.blocks if shared else [layer.block for layer in saim.decoder.layers]
+    queries = vit.blocks if shared else [layer.block for layer in saim.reader.decoder.layers]
     for name, blocks in (("blocks", vit.blocks), ("query_blocks", queries)):
         for i, block in enumerate(blocks):
             for kind in ("weight", "bias"):
@@ -92,7 +94,7 @@ def encoder_alone(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if not name.startswith(("query_blocks", "prediction_head"))}
 
 
-def outputs(saim: sb.SegmentAutoregression, batch: Tensor) -> tuple[Tensor, Tensor]:
+def outputs(saim: sb.SegmentPrediction, batch: Tensor) -> tuple[Tensor, Tensor]:
     """Loss and predictions of one draw."""
     out = saim(batch, saim.draw(batch, generator=torch.Generator().manual_seed(0)))
     return out.loss, out.predictions
@@ -246,18 +248,18 @@ def with_one(name: str, value: Tensor) -> Callable[[dict[str, Tensor]], None]:
     [
         ({"depth": 6}, None, r"the checkpoint lacks encoder.module.blocks.4.\S+ \(24 such\)"),
         ({"depth": 2}, None, r"the objective has no encoder.module.blocks.2.\S+ \(24 such\)"),
-        ({"query_depth": 4}, None, r"the checkpoint lacks decoder.layers.2.block.\S+ \(24 such\)"),
-        ({"query_depth": 1}, None, r"the objective has no decoder.layers.1.block.\S+ \(12 such\)"),
+        ({"query_depth": 4}, None, r"the checkpoint lacks reader.decoder.layers.2.block.\S+ \(24 such\)"),
+        ({"query_depth": 1}, None, r"the objective has no reader.decoder.layers.1.block.\S+ \(12 such\)"),
         ({"embed_dim": 24}, None, r"cls_token must have shape \(1, 1, 24\), but the checkpoint's has \(1, 1, 16\)"),
         ({"mlp_ratio": 2}, None, r"mlp.fc1.weight must have shape \(32, 16\), but the checkpoint's has \(64, 16\)"),
         ({"head": "mlp"}, None, r"the checkpoint lacks head.fc1.bias \(4 such\)"),
         ({"class_token": False}, None, r"the objective has no encoder\.module\.cls_token \(1 such\)"),
         ({"share": True}, None, r"query_blocks.0.\S+ differs from its blocks.0.\S+: build the decoder with blocks of"),
         ({}, without("norm.bias"), r"the checkpoint lacks encoder.module.norm.bias \(1 such\)"),
-        ({}, without("pos_embed"), r"the checkpoint lacks decoder.positions.table \(2 such\)"),
+        ({}, without("pos_embed"), r"the checkpoint lacks encoder.module.pos_embed \(2 such\)"),
         ({}, without("blocks.1.attn.q.bias"), r"the checkpoint lacks blocks.1.attn.q.bias: it must hold projections"),
         ({}, without("blocks.1.attn.v.bias"), r"the checkpoint lacks blocks.1.attn.v.bias: it must hold projections"),
-        ({}, without("query_blocks.1.norm1.bias"), r"lacks decoder.layers.1.block.norm1.bias \(1 such\)"),
+        ({}, without("query_blocks.1.norm1.bias"), r"lacks reader.decoder.layers.1.block.norm1.bias \(1 such\)"),
         ({}, without("prediction_head.bias"), r"the checkpoint lacks head.bias \(1 such\)"),
         ({}, with_one("mask_token", torch.zeros(1)), r"the objective has no encoder.module.mask_token \(1 such\)"),
         ({}, with_one("blocks.0.attn.k.bias", torch.zeros(8)), r"projections must have one shape, got .*k.bias \(8,\)"),

@@ -1,0 +1,220 @@
+"""Encoders leave and come back: saved where timm or transformers load them, too, loaded, drawn anew, traced."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from ssl_blocks.encoders.adapter import ImageSizeError, Size
+from ssl_blocks.encoders.card import CARD, plain_card
+from ssl_blocks.encoders.families import rebuild
+from ssl_blocks.encoders.pooled import adapter_of
+from ssl_blocks.encoders.protocol import FeatureEncoder
+from ssl_blocks.modes import modes_kept
+from ssl_blocks.parts.tokenize import Tokenizer
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+FORMAT_VERSION = 1
+# what a damaged file or a foreign configuration leads to, in json, safetensors, timm, transformers and torch
+_DAMAGED = (ValueError, TypeError, LookupError, RuntimeError, AttributeError, AssertionError, SafetensorError)
+
+
+def export_encoder(
+    encoder: FeatureEncoder,
+    folder: Path,
+    *,
+    tokenizer: Tokenizer | None,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> Path:
+    """Write ``config.json``, ``model.safetensors`` and a model card; an existing folder is replaced as a whole.
+
+    ``ssl_blocks.encoders.load_encoder`` loads it again, with equal features. Others load it without this library:
+
+    - A model of timm: ``timm.create_model("local-dir:FOLDER", pretrained=True)``. Calling it returns the mean over
+      normalised patch tokens, the same features as the encoder's, if the model was built so, as ``timm_vit`` does.
+    - A model of transformers: ``transformers.AutoModel.from_pretrained(FOLDER)``.
+
+    Of torchvision's ``VisionTransformer``, of ``TorchEncoder`` and of ``PostNormTransformer`` the configuration holds
+    what they are built from.
+
+    Args:
+        encoder: what to save; any encoder of this library.
+        folder: where to.
+        tokenizer: how pretraining cut the images, noted in the configuration; ``None`` where it did not.
+        mean: per channel on the 0..1 scale.
+        std: likewise.
+
+    Returns:
+        The folder.
+
+    Raises:
+        TypeError: if the encoder is of no such kind, or has a part that could not be built again, with the reason.
+    """
+    adapter = adapter_of(encoder)
+    fresh = folder.with_name(folder.name + ".incomplete")
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        adapter.save(fresh, _notes(encoder, tokenizer, mean, std))
+        card = plain_card(folder, json.loads((fresh / "config.json").read_text()))
+        (fresh / CARD).write_text(card)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(fresh, folder)
+    return folder
+
+
+def _notes(
+    encoder: FeatureEncoder, tokenizer: Tokenizer | None, mean: tuple[float, ...], std: tuple[float, ...]
+) -> dict[str, Any]:
+    """What evaluation asks for, and loading beyond the model itself."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "encoder": type(encoder).__name__,
+        "patch": None if tokenizer is None else list(tokenizer.patch),
+        "crop": getattr(tokenizer, "crop", 0),
+        "grid": None if tokenizer is None else [tokenizer.grid.height, tokenizer.grid.width],
+        "image_size": None if tokenizer is None else list(getattr(tokenizer, "image_size", ())) or None,
+        "channels": encoder.channels,
+        "mean": list(mean),
+        "std": list(std),
+        "pooling": getattr(encoder, "pooling", "mean of normalised patch tokens"),
+    }
+
+
+def load_encoder(folder: str | Path, *, image_size: Size | None = None) -> FeatureEncoder:
+    """Load an encoder that a run or ``ssl_blocks.encoders.export_encoder`` has saved, in evaluation mode.
+
+    It is of the kind that was saved, with equal features: a ``TokenEncoder`` for vision transformers, a
+    ``RegionEncoder`` where ``TimmRegions`` or ``TokenRegions`` was saved. Folders that timm or transformers have
+    written themselves can be loaded, too. Nothing is fetched from a network, and no code of the folder is run.
+
+    At another ``image_size`` position tables are resampled (bicubically, with antialiasing), fixed tables of sines and
+    cosines like learned ones. Rotary positions follow the grid by themselves, and what has no positions gets the grid
+    alone. Windows of Swin follow timm's rules; convolutions take any size and stay as they are.
+
+    Args:
+        folder: what was exported: ``config.json`` and ``model.safetensors``.
+        image_size: height and width of inputs in pixels; one number means a square. ``None``: as it was saved.
+
+    Raises:
+        FileNotFoundError: if one of the two files is missing.
+        ValueError: if they are no export, damaged, or do not fit each other; if the encoder's patch does not divide
+            ``image_size``, or the model takes squares alone (torchvision's).
+        ImportError: if it is a model of transformers, which is not installed.
+
+    Examples:
+        >>> import tempfile, torch
+        >>> from ssl_blocks.encoders import PostNormTransformer
+        >>> encoder = PostNormTransformer(grid=2, patch=4, depth=1, num_heads=2)
+        >>> half = (0.5, 0.5, 0.5)
+        >>> folder = export_encoder(encoder, Path(tempfile.mkdtemp()) / "encoder", tokenizer=None, mean=half, std=half)
+        >>> images = torch.rand(2, 3, 8, 8)
+        >>> torch.equal(load_encoder(folder).features(images), encoder.features(images))
+        True
+        >>> load_encoder(folder, image_size=(12, 16)).features(torch.rand(2, 3, 12, 16)).shape
+        torch.Size([2, 48])
+    """
+    folder = Path(folder)
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"folder={str(folder)!r} must be an exported encoder, but {name} is not in it")
+    sides = image_size if isinstance(image_size, tuple | list) else (image_size, image_size)
+    if image_size is not None and (len(sides) != 2 or not all(type(side) is int for side in sides)):
+        raise ValueError(f"image_size={image_size!r} must be a whole number of pixels, or two: height and width")
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+        encoder = rebuild(folder, config, image_size)
+    except ImageSizeError:
+        raise
+    except _DAMAGED as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"folder={str(folder)!r} holds no encoder that can be loaded: {type(error).__name__}: {reason}"
+        ) from error
+    encoder.module.eval()
+    return encoder
+
+
+def untrained(folder: str | Path, *, seed: int, image_size: Size | None = None) -> FeatureEncoder:
+    """Load an exported encoder and draw all its weights anew; fixed tables of positions stay.
+
+    Models of timm are drawn as timm draws them: one built by ``timm_vit`` right after ``torch.manual_seed(seed)``
+    comes out the same. Layers of other models are drawn as torch draws them, their tables and tokens from
+    N(0, 0.02²).
+
+    Args:
+        folder: what was exported.
+        seed: of the weights; torch's own generator is left alone.
+        image_size: as for `load_encoder`.
+
+    Raises:
+        OSError: as `load_encoder`.
+        ValueError: likewise.
+
+    Examples:
+        >>> import tempfile
+        >>> from ssl_blocks.encoders import timm_vit
+        >>> _ = torch.manual_seed(3)
+        >>> encoder = timm_vit(image_size=8, patch_size=4, depth=1, embed_dim=16, num_heads=2).eval()
+        >>> half = (0.5, 0.5, 0.5)
+        >>> folder = export_encoder(encoder, Path(tempfile.mkdtemp()) / "encoder", tokenizer=None, mean=half, std=half)
+        >>> images = torch.rand(2, 3, 8, 8)
+        >>> torch.equal(untrained(folder, seed=3).features(images), encoder.features(images))
+        True
+    """
+    with torch.random.fork_rng(devices=[]):
+        encoder = load_encoder(folder, image_size=image_size)
+        torch.manual_seed(seed)
+        adapter_of(encoder).redraw(Path(folder), image_size)
+    return encoder
+
+
+def trace_features(encoder: FeatureEncoder, images: Float[Tensor, "b c h w"]) -> "ExportedProgram":
+    """Trace an encoder's features with ``torch.export``, for any number of images of one size.
+
+    The program holds the weights, runs in evaluation mode, and is saved by ``torch.export.save``.
+
+    Args:
+        encoder: in whatever mode; it is left in it.
+        images: ``[B, C, H, W]`` with ``B`` of at least 2; only their shape, dtype and device matter.
+
+    Returns:
+        The program: called as ``program.module()(images)``, it returns ``[B, D]``.
+
+    Raises:
+        ValueError: if there are fewer than two images, from which no free batch size can be seen.
+
+    Examples:
+        >>> from ssl_blocks.encoders import timm_vit
+        >>> encoder = timm_vit(image_size=8, patch_size=4, depth=1, embed_dim=8, num_heads=2)
+        >>> program = trace_features(encoder, torch.zeros(2, 3, 8, 8))
+        >>> program.module()(torch.zeros(5, 3, 8, 8)).shape
+        torch.Size([5, 8])
+    """
+    if len(images) < 2:
+        raise ValueError(f"images must be at least 2 for a program of any batch size, got {len(images)}")
+    from torch.export import Dim, export  # slow to import
+
+    model = _Features(encoder)
+    with modes_kept(model, training=False), torch.no_grad():
+        return export(model.eval(), (images,), dynamic_shapes=({0: Dim("batch")},))
+
+
+class _Features(nn.Module):
+    def __init__(self, encoder: FeatureEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.encoder.features(images)

@@ -1,0 +1,238 @@
+"""What all adapters of vision transformers share: each adds only where its model keeps things."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ssl_blocks.encoders.adapter import Adapter, M
+from ssl_blocks.parts.attention import run_block
+from ssl_blocks.values import Encoded, Grid
+
+
+class TokenAdapter(Adapter[M]):
+    """Shows a vision transformer as a ``TokenEncoder``; the base of the adapters, none of which changes its model.
+
+    Args:
+        module: the model, already found fit.
+        grid: tokens of an image.
+        dim: width of a token, ``D``.
+        depth: number of blocks.
+        num_prefix: class and register tokens in front of the sequence, ``P``.
+    """
+
+    def __init__(self, module: M, *, grid: Grid, dim: int, depth: int, num_prefix: int) -> None:
+        super().__init__(module)
+        self.grid, self.dim, self.depth, self.num_prefix = grid, dim, depth, num_prefix
+        height, width = self._stem().kernel_size
+        self.patch, self.channels = (height, width), self._stem().in_channels
+        self._recomputes = False
+
+    @property
+    @abstractmethod
+    def norm(self) -> nn.Module:
+        """The model's final norm."""
+
+    @property
+    def grad_checkpointing(self) -> bool:
+        """Whether blocks are recomputed in the backward pass instead of keeping their activations."""
+        return self._recomputes
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Choose whether blocks are recomputed in the backward pass."""
+        self._recomputes = enable
+
+    def embed(self, x: Float[Tensor, "..."]) -> Float[Tensor, "b n d"]:
+        """Turn images ``[B, C, H, W]`` or patches ``[B, n, C, p, q]`` into tokens ``[B, n, D]``.
+
+        Raises:
+            ValueError: if the pixels are not the encoder's: image size, patch size or channels.
+        """
+        stem = self._stem()
+        if are_images(x, self.grid, self.patch, self.channels):
+            return self._embedded(stem(x).flatten(2).transpose(1, 2))
+        # a convolution whose kernel is its stride is one product per patch
+        return self._embedded(F.linear(x.flatten(2), stem.weight.flatten(1), stem.bias))
+
+    def encode(
+        self,
+        tokens: Float[Tensor, "b n d"],
+        index: Int[Tensor, "b n"] | None,
+        mask: Bool[Tensor, "_ 1 s s"] | None = None,
+    ) -> Encoded:
+        """Place the tokens, put the prefix in front and run the blocks.
+
+        Args:
+            tokens: ``[B, n, D]`` out of ``embed``.
+            index: raster position of every token, ``[B, n]``; ``None`` means no positions at all.
+            mask: ``[1|B, 1, P+n, P+n]``, ``True`` = may attend; ``None`` lets all see all.
+
+        Returns:
+            What enters the first block, hidden states after every block, and the last of them normalised, each
+            ``[B, P+n, D]``.
+        """
+        x = self._entered(self._place(tokens, index))
+        hidden = run_blocks(self._blocks(index), x, mask, checkpointing=self.grad_checkpointing)
+        return Encoded(input=x, hidden=hidden, final=self.norm(hidden[-1]))
+
+    def features(
+        self, images: Float[Tensor, "..."], mask: Bool[Tensor, "_ 1 s s"] | None = None
+    ) -> Float[Tensor, "b d"]:
+        """Mean over the patch tokens of the normalised output, ``[B, D]`` (RandSAC, Sec. 5.1).
+
+        Args:
+            images: ``[B, C, H, W]``, or all their patches ``[B, N, C, p, q]`` in raster order.
+            mask: ``[1|B, 1, P+N, P+N]``, prefix first, then raster order, ``True`` = may attend: the mask of a causal
+                encoder. ``None`` lets all see all.
+        """
+        index = torch.arange(self.grid.num_tokens, device=images.device).expand(images.shape[0], -1)
+        return self.encode(self.embed(images), index, mask).final[:, self.num_prefix :].mean(1)
+
+    @abstractmethod
+    def native(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b s d"]:
+        """The model's own normalised output, prefix first: what ``encode`` must reproduce."""
+
+    @abstractmethod
+    def _stem(self) -> nn.Conv2d:
+        """The convolution that embeds patches."""
+
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        """What follows the convolution."""
+        return tokens
+
+    @abstractmethod
+    def _prefix(self) -> Sequence[Tensor]:
+        """Class, distillation and register tokens, each ``[1, k, D]``."""
+
+    @abstractmethod
+    def _positions(self) -> tuple[Tensor | None, int]:
+        """The table added in front of the blocks, ``[1, rows + N, D]``, and its rows for prefix tokens."""
+
+    def _entered(self, x: Tensor) -> Tensor:
+        """What lies between placing and the first block: dropout, a norm."""
+        return x
+
+    @abstractmethod
+    def _blocks(self, index: Tensor | None) -> Iterable[Callable[..., Tensor]]:
+        """The blocks, called as ``block(x, attn_mask=mask)``; rotary ones know ``index``."""
+
+    def _place(self, tokens: Tensor, index: Tensor | None) -> Tensor:
+        """Add looked-up positions and put the prefix in front."""
+        prefix, (table, rows) = self._prefix(), self._positions()
+        front = torch.cat(list(prefix), dim=1) if prefix else None
+        if table is not None:
+            if index is not None:
+                tokens = tokens + table[0, rows:][index]
+            if front is not None and rows:  # there may be rows for the class token alone
+                front = torch.cat([front[:, :rows] + table[:, :rows], front[:, rows:]], dim=1)
+        if front is None:
+            return tokens
+        return torch.cat([front.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens], dim=1)
+
+
+def run_blocks(
+    blocks: Iterable[Callable[..., Tensor]],
+    x: Float[Tensor, "b s d"],
+    mask: Bool[Tensor, "_ 1 s s"] | None,
+    *,
+    checkpointing: bool = False,
+) -> tuple[Float[Tensor, "b s d"], ...]:
+    """Run blocks that take ``attn_mask`` and keep the residual stream after each."""
+    recompute = checkpointing and torch.is_grad_enabled()
+    hidden = []
+    for block in blocks:
+        if recompute:
+            # Dynamo can enter no function mode inside a checkpoint, so there attention stays with torch
+            run = block if torch.compiler.is_compiling() else partial(run_block, block)
+            x = checkpoint(run, x, attn_mask=mask, use_reentrant=False)
+        else:
+            x = run_block(block, x, attn_mask=mask)
+        hidden.append(x)
+    return tuple(hidden)
+
+
+def are_images(x: Tensor, grid: Grid, patch: tuple[int, int], channels: int) -> bool:
+    """Tell images ``[B, C, H, W]`` from patches ``[B, n, C, p, q]``."""
+    images = x.ndim == 4
+    want = (channels, *((grid.height * patch[0], grid.width * patch[1]) if images else patch))
+    if x.ndim not in (4, 5) or tuple(x.shape[-3:]) != want:
+        raise ValueError(
+            f"{'images' if images else 'patches'} of shape {tuple(x.shape)} do not fit the encoder: "
+            f"expected [B, {'' if images else 'n, '}{', '.join(map(str, want))}]"
+        )
+    return images
+
+
+def number_layers(
+    module: nn.Module, blocks: Iterable[nn.Module], *, first: Iterable[nn.Parameter | None]
+) -> dict[str, int]:
+    """Layer of every parameter of a model: 0 for the embedding, i for block i from 1, then all that follows."""
+    layers, count = {id(parameter): 0 for parameter in first if parameter is not None}, 0
+    for block in blocks:
+        count += 1
+        layers |= {id(parameter): count for parameter in block.parameters()}
+    return {name: layers.get(id(parameter), count + 1) for name, parameter in module.named_parameters()}
+
+
+def require_plain_stem(owner: str, stem: nn.Module) -> None:
+    """Refuse a stem that mixes pixels of neighbouring patches."""
+    plain = isinstance(stem, nn.Conv2d) and (
+        stem.kernel_size == stem.stride
+        and set(stem.dilation) == {1}
+        and stem.groups == 1
+        and (stem.padding == "valid" or set(stem.padding) == {0})
+    )
+    if not plain:
+        refuse_stem(owner, stem)
+
+
+def refuse_stem(owner: str, stem: object) -> None:
+    """Say why a stem does not fit."""
+    kind = str(stem) if isinstance(stem, nn.Conv2d) else type(stem).__name__
+    raise TypeError(
+        f"{owner} has a {kind} stem, which mixes pixels of neighbouring patches: hidden patches would leak into "
+        "visible ones. Use a model with a plain patch embedding"
+    )
+
+
+def refuse_relative_positions(module: nn.Module) -> None:
+    """Refuse a model whose position biases hold for a full raster grid alone (BEiT, Swin)."""
+    names = [*dict(module.named_modules()), *dict(module.named_parameters())]
+    if any("rel_pos" in name or "relative_position" in name for name in names):
+        raise TypeError(
+            f"{type(module).__name__} adds relative position biases for a full raster grid; segments in another order "
+            "would get wrong ones. Use a model with absolute or rotary positions, such as vit_base_patch16_224"
+        )
+
+
+def self_attention(
+    attention: nn.MultiheadAttention, x: Float[Tensor, "b s d"], mask: Bool[Tensor, "_ 1 s s"] | None
+) -> Float[Tensor, "b s d"]:
+    """Attend as ``attention(x, x, x)`` would, but with one mask per image, ``True`` = may attend.
+
+    The module's own call inverts masks, wants one per head, and is answered as a whole wherever attention is
+    replaced by another kernel.
+    """
+    batch, length, dim = x.shape
+    packed = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
+    query, key, value = packed.reshape(batch, length, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    dropout = attention.dropout if attention.training else 0.0
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+    attended: Tensor = attention.out_proj(out.transpose(1, 2).reshape(batch, length, dim))
+    return attended
+
+
+def require_plain_attention(owner: str, attention: nn.Module) -> None:
+    """Refuse attention that more goes into than queries, keys and values of the sequence itself."""
+    if type(attention) is not nn.MultiheadAttention:
+        raise TypeError(f"{owner} attends by {type(attention).__name__}, expected nn.MultiheadAttention")
+    if attention.in_proj_weight is None or attention.bias_k is not None or attention.add_zero_attn:
+        raise ValueError(
+            f"{owner} attends to more than the sequence itself (kdim, vdim, add_bias_kv or add_zero_attn), of "
+            "which a mask says nothing"
+        )

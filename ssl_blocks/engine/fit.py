@@ -1,0 +1,210 @@
+"""Training: a task, a machine, and what is written meanwhile."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from rich.console import Console
+
+from ssl_blocks.data import UnreadableImageError
+from ssl_blocks.engine.checkpoints import check_checkpoint, last_good, list_checkpoints, read_checkpoint
+from ssl_blocks.engine.errors import RunStopped
+from ssl_blocks.engine.logs import MetricsFile
+from ssl_blocks.engine.loop import Loop
+from ssl_blocks.engine.parallel import Machine, choose_strategy, environment_plugins
+from ssl_blocks.engine.progress import RichRunProgress, StepLog
+from ssl_blocks.engine.rank import is_rank_zero
+from ssl_blocks.engine.saving import AtomicCheckpointIO, Checkpoints
+from ssl_blocks.engine.signals import StopOnSignal
+from ssl_blocks.engine.task import Task
+from ssl_blocks.modes import modes_kept
+from ssl_blocks.quiet import quiet
+
+PRECISIONS: dict[torch.dtype | None, Any] = {
+    None: "32-true",
+    torch.bfloat16: "bf16-mixed",
+    torch.float16: "16-mixed",
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a run writes while it trains: checkpoints and ``metrics.csv``.
+
+    Args:
+        folder: where to.
+        hint: how to go on, told where the run is stopped.
+        checkpoint_every: epochs between checkpoints; there is one after the last step, too.
+        keep: how many of the newest checkpoints stay.
+        tensorboard: whether to log for TensorBoard, too.
+    """
+
+    folder: Path
+    hint: str = "go on with resume=True"
+    checkpoint_every: float = 1.0
+    keep: int = 2
+    tensorboard: bool = False
+
+
+def train(
+    task: Task,
+    machine: Machine,
+    *,
+    folder: Path | None = None,
+    resume: Path | bool = False,
+    title: str | None = None,
+) -> tuple[float, ...]:
+    """Train a task's model in place; torch's random state and all modes are put back.
+
+    Args:
+        task: what is trained.
+        machine: where; the model is there afterwards.
+        folder: of checkpoints and ``metrics.csv``; ``None`` writes nothing.
+        resume: ``True`` goes on from the newest checkpoint in the folder, if there is one; a path from that one.
+        title: what a progress bar is called; ``None`` shows none.
+
+    Returns:
+        Mean loss of every epoch.
+
+    Raises:
+        FileExistsError: if the folder holds checkpoints and ``resume`` is ``False``.
+        ValueError: if a checkpoint is damaged or another task's, or ``resume`` is asked for without a folder.
+        RunStopped: on a signal, a loss that is no number, or files that cannot be written.
+    """
+    if folder is None and resume:
+        raise ValueError(f"resume={resume} needs the folder of the run, but folder=None")
+    there = [] if folder is None else list_checkpoints(folder)
+    if there and not resume:
+        raise FileExistsError(f"folder={str(folder)!r} holds checkpoints already: give another, or resume=True")
+    checkpoint = resume if isinstance(resume, Path) else next(iter(there), None)
+    loop = Loop(task, folder=folder, world_size=machine.processes.world_size)
+    if checkpoint is not None:
+        loop.continue_from(check_checkpoint(checkpoint), checkpoint)
+    callbacks = [] if title is None else [RichRunProgress(Console(quiet=not is_rank_zero()), title)]
+    record = None if folder is None else Record(folder)
+    gpus = [torch.device(machine.device)] if torch.device(machine.device).type == "cuda" else []
+    with ending_in_order(folder), modes_kept(task.model, training=True), torch.random.fork_rng(devices=gpus):
+        fit(loop, machine, record=record, checkpoint=checkpoint, callbacks=callbacks)
+    task.model.to(machine.device)
+    return tuple(loop.losses)
+
+
+def fit(
+    loop: Loop,
+    machine: Machine,
+    *,
+    record: Record | None = None,
+    checkpoint: Path | None = None,
+    callbacks: Sequence[pl.Callback] = (),
+) -> None:
+    """Do the steps that are left; what there is to train lies on the CPU afterwards.
+
+    Args:
+        loop: knows the checkpoint already: see `Loop.continue_from`.
+        machine: where.
+        record: what is written; ``None``: nothing.
+        checkpoint: from which the run goes on; ``None`` starts at the beginning.
+        callbacks: called before a checkpoint is saved.
+
+    Raises:
+        RunStopped: on a signal, or a loss that is no number.
+    """
+    if checkpoint is not None and not loop.steps_left:
+        loop.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
+        return
+    if machine.processes.world_size == 1:
+        rank_zero_only.rank = 0  # type: ignore[attr-defined]  # whatever rank was left over in the environment
+    with _quiet_lightning():
+        trainer = _trainer(loop, machine, record, callbacks)
+        try:
+            trainer.fit(loop, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=True)
+        except SystemExit as end:  # what Lightning makes of Ctrl-C
+            raise (KeyboardInterrupt if isinstance(end.__context__, KeyboardInterrupt) else end) from None
+
+
+@contextmanager
+def ending_in_order(folder: Path | None, *, advice: str = "") -> Iterator[None]:
+    """Turn errors of files into the end of a run; they pass where there is no folder.
+
+    Args:
+        folder: of the run.
+        advice: what may help where an image cannot be read.
+
+    Raises:
+        RunStopped: saying what is left to go on from.
+    """
+    try:
+        yield
+    except (OSError, UnreadableImageError) as error:
+        if folder is None:
+            raise
+        reason = f"{error}{advice}" if isinstance(error, UnreadableImageError) else None
+        reason = reason or f"a file could not be written or read: {error}"
+        stop = RunStopped(f"the run stops: {reason}; {last_good(folder)}")
+        if not is_rank_zero():
+            print(f"error in another process: {stop}", file=sys.stderr, flush=True)
+        raise stop from error
+
+
+def _trainer(loop: Loop, machine: Machine, record: Record | None, callbacks: Sequence[pl.Callback]) -> pl.Trainer:
+    plan, device = loop.task.plan, torch.device(machine.device)
+    loggers: list[Any] = []
+    before: list[pl.Callback] = []
+    after: list[pl.Callback] = []
+    if record is not None:
+        loggers.append(MetricsFile(record.folder / "metrics.csv", resumed_step=loop.resumed_step))
+        if record.tensorboard:
+            purge = loop.resumed_step or None
+            loggers.append(TensorBoardLogger(record.folder, name="", version="tensorboard", purge_step=purge))
+        every = max(1, round(record.checkpoint_every * plan.steps_per_epoch))
+        checkpoints = Checkpoints(record.folder, every=every, keep=record.keep)
+        before.append(StepLog(max(1, min(50, plan.steps_per_epoch))))
+        after += [checkpoints, StopOnSignal(checkpoints, record.hint)]
+    alone = machine.processes.world_size == 1
+    return pl.Trainer(
+        default_root_dir=None if record is None else record.folder,
+        max_epochs=-1,
+        max_steps=plan.num_steps,
+        accelerator="gpu" if device.type == "cuda" else "cpu",
+        devices=[device.index] if alone and device.index is not None else machine.processes.devices,
+        num_nodes=machine.processes.num_nodes,
+        strategy=choose_strategy(machine),
+        plugins=[AtomicCheckpointIO(), *environment_plugins()],
+        precision=PRECISIONS[machine.autocast_dtype],
+        accumulate_grad_batches=plan.accumulate,
+        gradient_clip_val=plan.clip_grad,
+        logger=loggers,
+        callbacks=[*before, *callbacks, *after],
+        log_every_n_steps=1,  # StepLog decides
+        enable_checkpointing=False,  # Checkpoints does it, so that a killed run can go on
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,  # batches are dealt out already
+    )
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Silence what does not concern the user here: loader workers, hardware notes, deprecations of its own."""
+    with (
+        quiet("pytorch_lightning", logging.WARNING),
+        quiet("lightning_fabric", logging.WARNING),
+        warnings.catch_warnings(),
+    ):
+        for message in (
+            ".*does not have many workers.*",
+            ".*LeafSpec.*is deprecated.*",
+            ".*module\\(s\\) in eval mode at the start of training.*",  # a teacher is
+            ".*your dataloader is not resumable.*",  # it starts at the step at which the run stands
+        ):
+            warnings.filterwarnings("ignore", message=message)
+        yield

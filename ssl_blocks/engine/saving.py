@@ -1,0 +1,79 @@
+"""Checkpoints written whole or not at all."""
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from ssl_blocks.engine.checkpoints import checkpoint_path, list_checkpoints, read_checkpoint
+from ssl_blocks.files import atomically
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's way to files: whole or absent, on disk before the old one goes, plain values only."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            OSError: if it cannot be written, for a full disk, say; what was there before stays.
+        """
+        try:
+            # through Python's own file, whose errors say what the system said
+            with atomically(Path(path)) as temporary, open(temporary, "wb") as file:
+                torch.save(checkpoint, file)
+        except RuntimeError as error:
+            cause = next((e for e in (error.__cause__, error.__context__) if isinstance(e, OSError)), None)
+            reason = cause.strerror if cause is not None else str(error).splitlines()[0]
+            raise OSError(f"{path} could not be written ({reason})") from error
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Read a checkpoint that may be trained on: not mapped from its file, which may soon be removed."""
+        read_checkpoint(Path(path))
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return content
+
+
+class Checkpoints(pl.Callback):
+    """Save every so many optimizer steps and after the last, and keep the newest few.
+
+    Args:
+        run: the run's folder.
+        every: optimizer steps between two checkpoints.
+        keep: how many stay.
+    """
+
+    def __init__(self, run: Path, *, every: int, keep: int) -> None:
+        self.run, self.every, self.keep = run, every, keep
+        self.saved_step = -1
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Where a run goes on, that step is saved already."""
+        self.saved_step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Save where it is due; only a finished step is saved."""
+        step = trainer.global_step
+        if step != self.saved_step and (step % self.every == 0 or step == trainer.max_steps):
+            self.save(trainer)
+
+    def save(self, trainer: pl.Trainer) -> Path:
+        """Save now, unless this step is saved already, and put away the oldest."""
+        step = trainer.global_step
+        path = checkpoint_path(self.run, step)
+        if step != self.saved_step:
+            for logger in trainer.loggers:
+                logger.save()  # what the checkpoint's successor will not log again
+            trainer.save_checkpoint(path)
+            self.saved_step = step
+            if trainer.is_global_zero:
+                self._put_away(step)
+        return path
+
+    def _put_away(self, step: int) -> None:
+        # later ones, of an abandoned future, wait until the run gets there and replaces them
+        reached = [path for path in list_checkpoints(self.run) if path <= checkpoint_path(self.run, step)]
+        for path in reached[self.keep :]:
+            path.unlink(missing_ok=True)

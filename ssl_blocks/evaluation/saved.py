@@ -1,0 +1,174 @@
+"""Trained models in folders: the encoder as it is exported, and beside it what was put on it."""
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ssl_blocks.encoders import FeatureEncoder, TokenEncoder, export_encoder, load_encoder
+from ssl_blocks.evaluation.classifier import Classifier
+from ssl_blocks.evaluation.pyramid import FeaturePyramid
+from ssl_blocks.evaluation.segmentation import SegmentationModel, UPerHead
+from ssl_blocks.files import atomically
+from ssl_blocks.parts.tokenize import PatchTokenizer, Tokenizer
+
+FORMAT_VERSION = 1
+ENCODER, HEAD, NOTES = "encoder", "head.safetensors", "model.json"
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded(Generic[M]):
+    """A trained model in evaluation mode, and how its images are normalised, per channel on the 0..1 scale."""
+
+    model: M
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def save_classifier(model: Classifier, folder: Path, *, mean: Sequence[float], std: Sequence[float]) -> Path:
+    """Write a classifier: its encoder by `export_encoder` into ``encoder/``, ``head.safetensors`` and ``model.json``.
+
+    Args:
+        model: what to save.
+        folder: where to; other files in it stay.
+        mean: one number per channel on the 0..1 scale, as in training.
+        std: the same.
+
+    Returns:
+        The folder.
+
+    Raises:
+        TypeError: if encoder or tokenizer cannot be built again.
+    """
+    notes = {"num_classes": model.num_classes, "fresh_norm": model.fresh_norm}
+    return _save(model, "backbone.", folder, model.encoder, model.tokenizer, notes, mean, std)
+
+
+def load_classifier(folder: str | Path) -> Loaded[Classifier]:
+    """Load what `finetune_encoder` or `save_classifier` has written, with equal logits.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: if they are no classifier, damaged, or do not fit each other.
+    """
+    folder = Path(folder)
+    notes = _notes(folder, "Classifier")
+    arguments: dict[str, Any] = {name: notes[name] for name in ("num_classes", "fresh_norm")}
+    cut = notes["tokenizer"]
+    tokenizer = None if cut is None else PatchTokenizer.from_grid(**cut)
+    model = Classifier(load_encoder(folder / ENCODER), tokenizer=tokenizer, **arguments)
+    return _filled(model, "backbone.", folder, notes)
+
+
+def save_segmenter(model: SegmentationModel, folder: Path, *, mean: Sequence[float], std: Sequence[float]) -> Path:
+    """Write a segmentation model as `save_classifier` writes a classifier."""
+    head, pyramid = model.head, model.pyramid
+    width, levels = head.classify.in_channels, len(head.laterals) + 1
+    notes = {
+        "num_classes": model.num_classes,
+        "pyramid": {"out_channels": pyramid.out_channels, "freeze": pyramid.freeze},
+        "head": {"in_channels": pyramid.out_channels, "width": width, "num_levels": levels},
+    }
+    return _save(model, "pyramid.encoder", folder, pyramid.encoder, None, notes, mean, std)
+
+
+def load_segmenter(folder: str | Path) -> Loaded[SegmentationModel]:
+    """Load what `evaluate_segmentation` or `save_segmenter` has written, with equal logits.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: if they are no segmentation model, damaged, or do not fit each other.
+    """
+    folder = Path(folder)
+    notes = _notes(folder, "SegmentationModel")
+    encoder = load_encoder(folder / ENCODER)
+    assert isinstance(encoder, TokenEncoder)
+    head = UPerHead(num_classes=notes["num_classes"], **notes["head"])
+    return _filled(
+        SegmentationModel(FeaturePyramid(encoder, **notes["pyramid"]), head), "pyramid.encoder", folder, notes
+    )
+
+
+def check_savable(encoder: FeatureEncoder, tokenizer: Tokenizer | None) -> None:
+    """Refuse what could not be saved once it is trained.
+
+    Raises:
+        TypeError: if encoder or tokenizer cannot be built again.
+    """
+    _describe(tokenizer)
+    half = (0.5,) * encoder.channels
+    with tempfile.TemporaryDirectory() as folder:
+        export_encoder(encoder, Path(folder) / ENCODER, tokenizer=tokenizer, mean=half, std=half)
+
+
+def _describe(tokenizer: Tokenizer | None) -> dict[str, Any] | None:
+    if tokenizer is None:
+        return None
+    if not isinstance(tokenizer, PatchTokenizer):
+        raise TypeError(f"tokenizer must be a PatchTokenizer to be saved with a model, got {type(tokenizer).__name__}")
+    grid = (tokenizer.grid.height, tokenizer.grid.width)
+    return {"image_size": tokenizer.image_size, "grid": grid, "channels": tokenizer.channels, "crop": tokenizer.crop}
+
+
+def _save(
+    model: nn.Module,
+    body: str,
+    folder: Path,
+    encoder: FeatureEncoder,
+    tokenizer: Tokenizer | None,
+    notes: dict[str, Any],
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Path:
+    """Write the encoder, then all weights that are not below ``body``, then what tells that both are there."""
+    notes = {"format_version": FORMAT_VERSION, "kind": type(model).__name__, **notes, "tokenizer": _describe(tokenizer)}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / NOTES).unlink(missing_ok=True)
+    export_encoder(encoder, folder / ENCODER, tokenizer=tokenizer, mean=tuple(mean), std=tuple(std))
+    state = {
+        name: value.detach().cpu().contiguous()
+        for name, value in model.state_dict().items()
+        if not name.startswith(body)
+    }
+    with atomically(folder / HEAD) as temporary:
+        save_file(state, temporary)
+    with atomically(folder / NOTES) as temporary:
+        temporary.write_text(json.dumps(notes | {"mean": list(mean), "std": list(std)}, indent=2) + "\n")
+    return folder
+
+
+def _notes(folder: Path, kind: str) -> dict[str, Any]:
+    for name in (NOTES, HEAD):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"folder={str(folder)!r} must hold a trained model, but {name} is not in it")
+    try:
+        notes: dict[str, Any] = json.loads((folder / NOTES).read_text())
+    except ValueError as error:
+        raise ValueError(f"{folder / NOTES} is no JSON: {error}") from None
+    found = (notes.get("kind"), notes.get("format_version"))
+    if found != (kind, FORMAT_VERSION):
+        raise ValueError(
+            f"{folder / NOTES} must be of a {kind}, format {FORMAT_VERSION}, but is {found[0]}, {found[1]}"
+        )
+    return notes
+
+
+def _filled(model: M, body: str, folder: Path, notes: dict[str, Any]) -> Loaded[M]:
+    """Put in the weights of all but the encoder, which has its own."""
+    try:
+        found = model.load_state_dict(load_file(folder / HEAD), strict=False)
+    except (SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{folder / HEAD} holds no weights that fit: {reason}") from None
+    wrong = [*found.unexpected_keys, *(name for name in found.missing_keys if not name.startswith(body))]
+    if wrong:
+        raise ValueError(f"{folder / HEAD} does not fit {NOTES}: {wrong[0]} is missing or too much ({len(wrong)} such)")
+    return Loaded(model.eval(), tuple(notes["mean"]), tuple(notes["std"]))

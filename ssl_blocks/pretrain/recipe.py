@@ -1,0 +1,40 @@
+"""A recipe: a method that can be pretrained by name."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import ssl_blocks as sb
+from ssl_blocks.pretrain.config import RunConfig
+
+C = TypeVar("C", bound=RunConfig)
+
+
+@dataclass(frozen=True)
+class Recipe(Generic[C]):
+    """All that the command line, dry runs, tables and tests need to know of a method.
+
+    Args:
+        name: of its command, and what the names of its presets begin with: ``NAME_*.yaml``.
+        config: everything that a run depends on.
+        assemble: puts the objective together, for images of a shape.
+        presets: folder of its presets.
+    """
+
+    name: str
+    config: type[C]
+    assemble: Callable[[C, sb.data.ImageShape], sb.Objective]
+    presets: Path
+
+    @property
+    def title(self) -> str:
+        """What it is, in a line: the first one of the file that assembles it."""
+        return (sys.modules[self.assemble.__module__].__doc__ or "").partition("\n")[0]
+
+    def preset_files(self) -> dict[str, Path]:
+        """The presets of this recipe by name."""
+        return {file.stem: file for file in sorted(self.presets.glob(f"{self.name}_*.yaml"))}

@@ -1,0 +1,190 @@
+"""Checks for what draws: partitioners and serializers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ssl_blocks.parts.partition import (
+    BlobPartitioner,
+    SegmentPartitioner,
+    SquarePartitioner,
+    SubsetPartitioner,
+    TokenPartitioner,
+)
+from ssl_blocks.parts.serialize import Serializer
+from ssl_blocks.testing.role_case import Role, RoleReport, check_sampling, mapped, noise, rows_of, same, seeded
+from ssl_blocks.values import Grid, Segments, Serialization, gather_tokens
+
+
+def check_partitioner(
+    partitioner: SegmentPartitioner,
+    *,
+    grid: Grid | None = None,
+    images: Float[Tensor, "b c h w"] | None = None,
+    looks: bool = False,
+) -> RoleReport:
+    """Prove that a partitioner keeps the promises of ``SegmentPartitioner``.
+
+    Ids are int64, lie within their counts and are nested; ``step_sizes``, where there are any, hold in every image.
+    Draws follow the generator and nothing else, differ from seed to seed and from image to image, are made on the
+    images' device, and refuse a generator of another one. Where nothing is drawn, an image alone is cut as in a batch.
+    Images stay as they are.
+
+    Args:
+        partitioner: the partitioner.
+        grid: tokens to cut; 8x8 by default.
+        images: what they are cut of, at least 2; plain noise by default. Give others where segments depend on them.
+        looks: whether it looks at images in a way that an accelerator has to wait for, as superpixels on CPU do.
+
+    Returns:
+        What passed, and what did not apply.
+
+    Raises:
+        RoleError: (an ``AssertionError``) naming the first promise that is broken.
+        ValueError: if there is only one image.
+
+    Examples:
+        >>> from ssl_blocks import SquarePartitioner
+        >>> check_partitioner(SquarePartitioner(sides=(2, 4))).passed
+        ('segments', 'randomness', 'images in a batch')
+    """
+    grid = Grid(8, 8) if grid is None else grid
+    if images is None:
+        images = noise(torch.device("cpu"), 3, 3, 4 * grid.height, 4 * grid.width)
+    if len(images) < 2:
+        raise ValueError(f"images={len(images)} of them must be at least 2, so that they can be told from each other")
+    role, device = Role("partitioner", partitioner), images.device
+
+    def draw(some: Tensor, generator: torch.Generator | None = None) -> Any:
+        return partitioner(some, grid, generator=generator)
+
+    def segments() -> None:
+        before = images.clone()
+        for count in (len(images), 1):
+            _check_segments(role, draw(images[:count], seeded(device)), count, grid.num_tokens)
+        if not torch.equal(before, images):
+            role.fail("images as they were", "changed ones")
+
+    def randomness() -> None:
+        draws = check_sampling(role, lambda g, where: draw(images.to(where), g), device, looks=looks)
+        twins = images[:1].expand_as(images)
+        drawn = [draw(twins, seeded(device, seed)) for seed in range(8)] if draws else []
+        if draws and all(torch.equal(ids, ids[:1].expand_as(ids)) for one in drawn for ids in one.levels):
+            role.fail("a draw of its own for every image", "one that all images of a batch share")
+
+    def alone() -> str | None:
+        generator = seeded(device)
+        state, together = generator.get_state(), draw(images, generator)
+        if not torch.equal(generator.get_state(), state):
+            return "segments are drawn at random"
+        for i in range(len(images)):
+            if not same(draw(images[i : i + 1]).levels, rows_of(together.levels, slice(i, i + 1), len(images))):
+                role.fail("an image alone to be cut as in a batch", f"other segments of image {i}")
+        return None
+
+    return role.run({"segments": segments, "randomness": randomness, "images in a batch": alone})
+
+
+def _check_segments(role: Role, found: object, batch: int, num_tokens: int) -> None:
+    if not isinstance(found, Segments):
+        role.fail("Segments", type(found).__name__)
+    for ids in found.levels:
+        role.expect_shape("ids of a level [B, N]", ids, (batch, num_tokens), torch.int64)
+    try:
+        found.check()
+    except ValueError as error:
+        role.fail("segments that hold together", f"these: {error}")
+
+
+def check_serializer(serializer: Serializer, *, segments: Sequence[Segments] | None = None) -> RoleReport:
+    """Prove that a serializer keeps the promises of ``Serializer``.
+
+    ``order`` is a permutation in every image; steps start from 0 and rise by at most 1; tokens of a segment share a
+    step, and not all segments do; ``step_sizes``, where there are any, hold in every image. Draws follow the generator
+    and nothing else, and are made on the segments' device. Where nothing is drawn, an image alone is read as
+    in a batch.
+
+    Args:
+        serializer: the serializer.
+        segments: what is read; by default tokens, squares in two levels, subsets of several sizes, and blobs, some of
+            which are empty.
+
+    Returns:
+        What passed, and what did not apply.
+
+    Raises:
+        RoleError: (an ``AssertionError``) naming the first promise that is broken.
+
+    Examples:
+        >>> from ssl_blocks import RandomSerializer
+        >>> check_serializer(RandomSerializer()).not_applicable
+        {'images in a batch': 'the order is drawn at random'}
+    """
+    role = Role("serializer", serializer)
+    given = some_segments() if segments is None else segments
+
+    def reading() -> None:
+        for one in given:
+            device = one.levels[0].device
+            _check_reading(role, serializer(one, generator=seeded(device)), one)
+
+    def randomness() -> None:
+        def sample(generator: torch.Generator | None, device: torch.device) -> Any:
+            moved = mapped(list(given), lambda x: x.to(device))
+            return [serializer(one, generator=generator) for one in moved]
+
+        check_sampling(role, sample, given[0].levels[0].device, looks=False)
+
+    def alone() -> str | None:
+        for one in given:
+            generator = seeded(one.levels[0].device)
+            state, together = generator.get_state(), serializer(one, generator=generator)
+            if not torch.equal(generator.get_state(), state):
+                return "the order is drawn at random"
+            batch = len(one.levels[0])
+            for i in range(batch):
+                rows = slice(i, i + 1)
+                if not same(serializer(rows_of(one, rows, batch)), rows_of(together, rows, batch)):
+                    role.fail("an image alone to be read as in a batch", f"another order of image {i}")
+        return None
+
+    return role.run({"reading": reading, "randomness": randomness, "images in a batch": alone})
+
+
+def some_segments(grid: Grid | None = None, batch: int = 3) -> list[Segments]:
+    """Tokens, squares in two levels, subsets of several sizes, and blobs, some of which are empty."""
+    grid, blank = Grid(4, 4) if grid is None else grid, torch.zeros(batch, 1, 1, 1)
+    kinds: tuple[SegmentPartitioner, ...] = (
+        TokenPartitioner(),
+        SquarePartitioner(sides=(1, 2)),
+        SubsetPartitioner(hidden=(0.25, 0.5)),
+        SubsetPartitioner(hidden=0.7),
+        BlobPartitioner(counts=(9, 3)),
+    )
+    return [kind(blank, grid, generator=seeded(blank.device)) for kind in kinds]
+
+
+def _check_reading(role: Role, found: object, segments: Segments) -> None:
+    if not isinstance(found, Serialization):
+        role.fail("a Serialization", type(found).__name__)
+    ids, shape = segments.levels[0], tuple(segments.levels[0].shape)
+    role.expect_shape("order [B, N]", found.order, shape, torch.int64)
+    role.expect_shape("step [B, N]", found.step, shape, torch.int64)
+    for i, (order, step) in enumerate(zip(found.order, found.step, strict=True)):
+        if not torch.equal(order.sort().values, torch.arange(len(order), device=order.device)):
+            role.fail("order to hold every position once", f"{order.tolist()} of image {i}")
+        rises = step.diff()
+        if int(step[0]) != 0 or bool(((rises != 0) & (rises != 1)).any()):
+            role.fail("steps from 0 that rise by 0 or 1 from slot to slot", f"{step.tolist()} of image {i}")
+        if int(step[-1]) == 0 and bool((ids[i] != ids[i, 0]).any()):
+            role.fail("more than one step where there are several segments", f"a single one of image {i}")
+        sizes = step.bincount().tolist()
+        if found.step_sizes is not None and list(found.step_sizes) != sizes:
+            role.fail("step_sizes of every image", f"{found.step_sizes}, but steps of {sizes} tokens of image {i}")
+    read = gather_tokens(ids, found.order)
+    first = torch.full((len(ids), segments.counts[0]), -1, device=ids.device).scatter(1, read, found.step)
+    for i in (gather_tokens(first, read) != found.step).any(1).nonzero().flatten()[:1].tolist():
+        role.fail("tokens of a segment to share a step", f"several steps of one segment in image {i}")
