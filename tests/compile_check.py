@@ -1,4 +1,4 @@
-"""Compile every kind of objective in one graph, and print what came of it as JSON. Run by the fixture ``compiled``.
+"""Compile objectives and encoders in one graph, and print what came of it as JSON. Run by the fixture ``compiled``.
 
 A process of its own: shape checks on every call are no part of what is compiled. Tracing costs about as much as there
 are blocks, so there are as few as show their wiring.
@@ -13,6 +13,7 @@ import torch
 import torch._dynamo.utils
 
 import ssl_blocks as sb
+from tests.encoders.compile_check import encoders
 from tests.recipes import build, images
 
 CASES: dict[str, tuple[sb.SegmentPartitioner, dict[str, Any]]] = {
@@ -161,4 +162,4 @@ def objectives() -> dict[str, dict[str, float]]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(json.dumps({"objectives": objectives()}))
+    print(json.dumps({"objectives": objectives(), "encoders": encoders()}))
