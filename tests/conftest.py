@@ -16,7 +16,8 @@ import torch
 from hypothesis import settings
 
 ROOT = Path(__file__).parents[1]
-SHARED = {"compiled": "compile checks", "bare": "bare processes"}  # fixtures that one worker makes for the whole suite
+# fixtures that one worker makes for the whole suite
+SHARED = {"divided": "two processes", "compiled": "compile checks", "bare": "bare processes"}
 
 torch.set_num_threads(1)
 
@@ -57,6 +58,16 @@ def compiled() -> dict[str, Any]:
     assert run.returncode == 0, run.stderr
     found: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
     return found
+
+
+@pytest.fixture(scope="session")
+def divided(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what two processes made: ``shards``, ``training`` and ``views``."""
+    folder = tmp_path_factory.mktemp("divided")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "tests.two_processes"]
+    run = subprocess.run([*launch, str(folder)], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
+    return folder
 
 
 @pytest.fixture(scope="session")
