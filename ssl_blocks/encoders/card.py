@@ -127,16 +127,8 @@ def _evaluation(entry: Mapping[str, Any]) -> Iterator[str]:
     yield f"| features | {' | '.join(name.replace('_', ' ') for name in columns)} |"
     yield "|---" * (1 + len(columns)) + "|"
     for row in entry["scores"]:
-        yield f"| {row['name']} | {' | '.join(_cell(row.get(name)) for name in columns)} |"
+        yield f"| {row['name']} | {' | '.join(row[name]['shown'] if name in row else '-' for name in columns)} |"
     yield ""
-
-
-def _cell(score: Mapping[str, Any] | None) -> str:
-    if score is None:
-        return "-"
-    if "mean_iou" in score:
-        return f"mean IoU {score['mean_iou']:.1%}, pixels {score['pixel_accuracy']:.1%}"
-    return _spread(score) if "mean" in score else f"{score['accuracy']:.1%}"
 
 
 def _spread(score: Mapping[str, Any] | None) -> str:

@@ -7,47 +7,21 @@ from typing import Any
 
 from rich.table import Table
 
-from ssl_blocks.evaluate.rows import TASKS, Row
+from ssl_blocks.evaluation.protocol import Protocol
 from ssl_blocks.files import atomically
 
-COLUMNS = (*TASKS[:3], "fewshot_finetune", *TASKS[3:])
+Rows = Mapping[str, Mapping[str, Mapping[str, Any]]]  # by what was scored, and by protocol
 
 
-def results_table(title: str, rows: Sequence[Row]) -> Table:
+def results_table(title: str, rows: Rows, protocols: Sequence[Protocol[Any, Any]]) -> Table:
     """Arrange the scores that there are: a row for each kind of features, a column for each protocol."""
     table = Table(title=title)
     table.add_column("features")
-    found = [task for task in COLUMNS if any(task in row.scores for row in rows)]
-    for task in found:
-        shown = next(row.scores[task] for row in rows if task in row.scores)
-        table.add_column(_heading(task, shown), justify="right")
-    for row in rows:
-        table.add_row(row.name, *(score_text(task, row.scores.get(task)) for task in found))
+    for protocol in protocols:
+        table.add_column(protocol.heading, justify="right")
+    for name, scores in rows.items():
+        table.add_row(name, *(scores[p.name]["shown"] if p.name in scores else "-" for p in protocols))
     return table
-
-
-def _heading(task: str, score: Mapping[str, Any]) -> str:
-    return {
-        "knn": "kNN",
-        "probe": "linear probe (rate or C)",
-        "fewshot": f"linear probe, {score.get('shots')} labels a class",
-        "fewshot_finetune": f"fine-tuned, {score.get('shots')} labels a class",
-        "finetune": "fine-tuned",
-        "segment": "segmentation: mean IoU, pixels",
-    }[task]
-
-
-def score_text(task: str, score: Mapping[str, Any] | None) -> str:
-    """Write a score as a table shows it."""
-    if score is None:
-        return "-"
-    if task == "probe":
-        return f"{score['accuracy']:.1%} ({score['chosen']:.2g})"
-    if task.startswith("fewshot"):
-        return f"{score['mean']:.1%} ± {score['std']:.1%}"
-    if task == "segment":
-        return f"{score['mean_iou']:.1%}, {score['pixel_accuracy']:.1%}"
-    return f"{score['accuracy']:.1%}"
 
 
 def read_results(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Checks that every evaluation of labelled features makes."""
+"""What every evaluation asks of features, labels and classes."""
 
 from jaxtyping import Int
 from torch import Tensor
@@ -6,17 +6,46 @@ from torch import Tensor
 from ssl_blocks.data.splits import FileSplit, ImageSplit
 
 
-def check_labels(name: str, features: Tensor, labels: Tensor, *, may_be_empty: bool = False) -> None:
-    """Refuse labels ``name`` that are not one for each of the features, and no features at all.
+def check_features(name: str, features: Tensor, labels: Tensor, *, may_be_empty: bool = False) -> None:
+    """Refuse features ``name`` that are none, not finite, or without one class index each.
+
+    One NaN is no smaller score: where it meets the others, all of them say nothing.
 
     Raises:
-        ValueError: naming the labels and both shapes.
+        ValueError: naming features or labels, and what is wrong with them.
     """
-    if (len(features) == 0 and not may_be_empty) or labels.shape != features.shape[:1]:
+    if (len(features) == 0 and not may_be_empty) or labels.shape != features.shape[:1] or features.ndim != 2:
         raise ValueError(
-            f"{name} of shape {tuple(labels.shape)} must be one for each of the features, which have shape "
+            f"{name}_labels of shape {tuple(labels.shape)} must be one for each of the features, which have shape "
             f"{tuple(features.shape)}, and at least one"
         )
+    if labels.is_floating_point() or labels.is_complex():
+        raise ValueError(f"{name}_labels of {labels.dtype} must be class indices, whole numbers")
+    broken = (~features.isfinite().all(1)).nonzero()[:, 0].tolist()
+    if broken:
+        raise ValueError(
+            f"{name} features must be finite, but {len(broken)} of {len(features)} rows hold NaN or infinity, first "
+            f"row {broken[0]}"
+        )
+
+
+def check_splits(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> int:
+    """Refuse features and labels of which a classifier could not be trained and scored.
+
+    Returns:
+        The number of classes: one more than the highest label of train.
+
+    Raises:
+        ValueError: as `check_features`, or if widths differ, or a label is missing or unknown in train.
+    """
+    check_features("train", train, train_labels)
+    check_features("test", test, test_labels)
+    if test.shape[1:] != train.shape[1:]:
+        raise ValueError(f"test of shape {tuple(test.shape)} must have as many features as {tuple(train.shape)}")
+    num_classes = int(train_labels.max()) + 1
+    check_classes("train_labels", train_labels, num_classes)
+    check_classes("test_labels", test_labels, num_classes)
+    return num_classes
 
 
 def labels_of(name: str, split: ImageSplit | FileSplit) -> Int[Tensor, " n"]:
@@ -47,13 +76,3 @@ def check_classes(name: str, labels: Int[Tensor, " n"], num_classes: int) -> Non
             f"{name} must be classes 0..{num_classes - 1}, for which the head was made, but reach from {lowest} "
             f"to {highest}"
         )
-
-
-def check_same_width(name: str, features: Tensor, train: Tensor) -> None:
-    """Refuse features ``name`` of another width than those of train.
-
-    Raises:
-        ValueError: naming both shapes.
-    """
-    if features.shape[1:] != train.shape[1:]:
-        raise ValueError(f"{name} of shape {tuple(features.shape)} must have as many features as {tuple(train.shape)}")

@@ -1,15 +1,13 @@
 """Scores of several feature extractors beside each other."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from ssl_blocks.data import to_float
+from ssl_blocks.evaluation.fewshot import ProbeScore, fewshot_probe
 from ssl_blocks.evaluation.knn import knn_accuracy
-from ssl_blocks.evaluation.probe import ProbeScore, fewshot_probe
 
 
 @dataclass(frozen=True)
@@ -50,13 +48,3 @@ def score_features(
     enough = int(train_labels.bincount().min()) >= shots
     probe = fewshot_probe(train, train_labels, test, test_labels, shots=shots) if enough else None
     return Scores(name=name, knn=knn, fewshot=probe, shots=shots)
-
-
-def raw_pixels(
-    images: UInt8[Tensor, "n c h w"], *, mean: Sequence[float], std: Sequence[float]
-) -> Float[Tensor, "n d"]:
-    """Normalised pixels as features ``[N, C*H*W]``: what an encoder is given, and must beat to be of use.
-
-    Without their mean taken off, all images would point the same way, and cosines would tell little.
-    """
-    return to_float(images, mean, std).flatten(1)

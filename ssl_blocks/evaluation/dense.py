@@ -19,7 +19,7 @@ from ssl_blocks.engine.batches import load_parts
 from ssl_blocks.engine.parallel import Machine, Processes
 from ssl_blocks.engine.rank import is_rank_zero
 from ssl_blocks.engine.task import CountedLoss, Moment, Plan, Portion, Task
-from ssl_blocks.evaluation.overlap import SegmentationScores, check_classes, score_segmentation
+from ssl_blocks.evaluation.overlap import SegmentationScores, check_mask_classes, score_segmentation
 from ssl_blocks.evaluation.pairs import MaskedImages, SegmentationData
 from ssl_blocks.evaluation.pyramid import FeaturePyramid
 from ssl_blocks.evaluation.saved import check_savable, save_segmenter
@@ -141,7 +141,7 @@ class SegmentationTask(Task):
 
     def _make(self, index: Tensor, step: int, part: int) -> tuple[Tensor, Tensor]:
         images, masks = (torch.stack(parts) for parts in zip(*(self.data[i] for i in index.tolist()), strict=True))
-        check_classes(masks, self.model.num_classes)
+        check_mask_classes(masks, self.model.num_classes)
         generator = seeded_generator("cpu", self.seed, CROPS, step, part)
         return _augment(images, masks, self.training.crop_scale, generator)
 

@@ -1,17 +1,94 @@
-"""Fine-tuning on a few labels per class."""
+"""What few labels per class are enough for: a linear probe of frozen features, and fine-tuning."""
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from ssl_blocks.data import FileSplit, ImageSplit
 from ssl_blocks.encoders import FeatureEncoder
-from ssl_blocks.evaluation.checks import labels_of
+from ssl_blocks.evaluation.checks import check_features, labels_of
 from ssl_blocks.evaluation.finetune import FinetuneSettings, finetune_encoder
-from ssl_blocks.evaluation.probe import ProbeScore, draw_shots
+from ssl_blocks.evaluation.logistic import classify
+
+
+@dataclass(frozen=True)
+class ProbeScore:
+    """Accuracies, 0..1, of probes that differ in the labels drawn.
+
+    Args:
+        mean: over the seeds.
+        std: over the seeds (of the population: 0 for a single seed).
+        per_seed: one accuracy per seed.
+    """
+
+    mean: float
+    std: float
+    per_seed: tuple[float, ...]
+
+    @classmethod
+    def of(cls, accuracies: Sequence[float]) -> "ProbeScore":
+        """Sum up one accuracy per seed."""
+        return cls(statistics.fmean(accuracies), statistics.pstdev(accuracies), tuple(accuracies))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def fewshot_probe(
+    train: Float[Tensor, "n d"],
+    train_labels: Int[Tensor, " n"],
+    test: Float[Tensor, "m d"],
+    test_labels: Int[Tensor, " m"],
+    *,
+    shots: int = 10,
+    seeds: Sequence[int] = (0, 1, 2),
+    c: float = 1.0,
+    device: torch.device | str = "cpu",
+) -> ProbeScore:
+    """Fit a logistic regression on ``shots`` labels per class, once per seed: that of `logistic_probe`.
+
+    Features are standardised with the statistics of the labelled ones.
+
+    Args:
+        train: ``[N, D]`` features, from which the labelled ones are drawn.
+        train_labels: ``[N]`` class indices.
+        test: ``[M, D]``.
+        test_labels: ``[M]`` class indices.
+        shots: labels per class.
+        seeds: each draws labels of its own.
+        c: inverse strength of the L2 penalty, scikit-learn's ``C``.
+        device: where it is fitted, in float64.
+
+    Returns:
+        Mean, standard deviation and single accuracies on the test features.
+
+    Raises:
+        ValueError: if a number is out of range, there are no seeds, shapes do not fit together, features are not
+            finite, fewer than two classes exist, or a class (of the test labels, too) has fewer labels than ``shots``.
+
+    Examples:
+        >>> x, y = torch.tensor([[0.0], [0.1], [5.0], [5.1]]), torch.tensor([0, 0, 1, 1])
+        >>> fewshot_probe(x, y, x, y, shots=1, seeds=(0,)).mean
+        1.0
+    """
+    check_features("train", train, train_labels)
+    check_features("test", test, test_labels)
+    if test.shape[1:] != train.shape[1:]:
+        raise ValueError(f"test of shape {tuple(test.shape)} must have as many features as {tuple(train.shape)}")
+    if not c > 0:
+        raise ValueError(f"c={c} must be above 0")
+    truth, accuracies = test_labels.cpu(), []
+    unseen = test.detach().to(device, torch.float64)
+    for chosen in _draws(train_labels.cpu(), truth, shots, seeds):
+        x, y = train[chosen.to(train.device)].detach().to(device, torch.float64), train_labels.cpu()[chosen].to(device)
+        accuracies.append(float((classify(x, y, unseen, c=c).cpu() == truth).double().mean()))
+    return ProbeScore.of(accuracies)
 
 
 def fewshot_finetune(
@@ -43,12 +120,36 @@ def fewshot_finetune(
     Raises:
         ValueError: if there are no seeds, a class has fewer labels than ``shots``, or as `finetune_encoder`.
     """
-    if shots < 1 or len(seeds) == 0:
-        raise ValueError(f"shots={shots} must be at least 1, and seeds={tuple(seeds)} at least one")
-    labels, test_labels = labels_of("train", train).cpu(), labels_of("test", test).cpu()
+    draws = _draws(labels_of("train", train).cpu(), labels_of("test", test).cpu(), shots, seeds)
     accuracies = []
-    for seed in seeds:
-        chosen = draw_shots(labels, test_labels, shots, torch.Generator().manual_seed(seed))
+    for seed, chosen in zip(seeds, draws, strict=True):
         own = replace(settings or FinetuneSettings(), seed=seed)
         accuracies.append(finetune_encoder(encoder, train.take(chosen), test, settings=own, **options).score.accuracy)
-    return ProbeScore(statistics.fmean(accuracies), statistics.pstdev(accuracies), tuple(accuracies))
+    return ProbeScore.of(accuracies)
+
+
+def _draws(labels: Tensor, test_labels: Tensor, shots: int, seeds: Sequence[int]) -> list[Tensor]:
+    if shots < 1 or len(seeds) == 0:
+        raise ValueError(f"shots={shots} must be at least 1, and seeds={tuple(seeds)} at least one")
+    if len(set(labels.tolist())) < 2:
+        raise ValueError(f"labels must name at least two classes, but all are {labels[0].item()}")
+    return [draw_shots(labels, test_labels, shots, torch.Generator().manual_seed(seed)) for seed in seeds]
+
+
+def draw_shots(
+    labels: Int[Tensor, " n"], test_labels: Int[Tensor, " m"], shots: int, generator: torch.Generator
+) -> Int[Tensor, " s"]:
+    """Draw ``shots`` indices of every class, classes in ascending order.
+
+    Raises:
+        ValueError: if a class has fewer labels than ``shots``.
+    """
+    chosen = []
+    for label in sorted({*labels.tolist(), *test_labels.tolist()}):
+        members = (labels == label).nonzero()[:, 0]
+        if len(members) < shots:
+            raise ValueError(
+                f"shots={shots} must not exceed the labels of a class, but class {label} has {len(members)}"
+            )
+        chosen.append(members[torch.randperm(len(members), generator=generator)[:shots]])
+    return torch.cat(chosen)

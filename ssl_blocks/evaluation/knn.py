@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ssl_blocks.evaluation.checks import check_labels
+from ssl_blocks.evaluation.checks import check_features
 from ssl_blocks.evaluation.shards import Part, gather_parts, merge_neighbours
 
 
@@ -49,9 +49,9 @@ def knn_accuracy(
         Accuracy, 0..1.
 
     Raises:
-        ValueError: if ``k`` is not within 1..N, ``temperature`` or ``chunk`` is not positive, shapes do not
-            fit together, a label is negative, or something is sharded although ``torch.distributed`` was not set up.
-            With shards, all processes raise it.
+        ValueError: if ``k`` is not within 1..N, ``temperature`` or ``chunk`` is not positive, shapes do not fit
+            together, features are not finite, a label is negative, or something is sharded although
+            ``torch.distributed`` was not set up. With shards, all processes raise it.
 
     Examples:
         >>> bank = torch.eye(2)
@@ -168,7 +168,7 @@ def _check(
         ("bank", bank, bank_labels, bank_sharded),
         ("query", queries, query_labels, queries_sharded),
     ):
-        check_labels(f"{name}_labels", features, labels, may_be_empty=sharded)
+        check_features(name, features, labels, may_be_empty=sharded)
         if len(labels) and int(labels.min()) < 0:
             raise ValueError(f"{name}_labels must be class indices from 0, but the smallest is {int(labels.min())}")
     if bank.shape[1:] != queries.shape[1:]:

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ssl_blocks.evaluation.accuracy import accuracy
-from ssl_blocks.evaluation.checks import check_classes, check_labels, check_same_width
+from ssl_blocks.evaluation.checks import check_splits
 from ssl_blocks.evaluation.sweep import SweepScore, check_candidates, hold_out
 from ssl_blocks.randomness import seeded_generator
 
@@ -53,24 +53,15 @@ def logistic_probe(
         >>> logistic_probe(x, y, x, y).accuracy
         1.0
     """
-    check_labels("train_labels", train, train_labels)
-    check_labels("test_labels", test, test_labels)
-    check_same_width("test", test, train)
     check_candidates("cs", cs, validation)
-    num_classes = int(train_labels.max()) + 1
-    check_classes("train_labels", train_labels, num_classes)
-    check_classes("test_labels", test_labels, num_classes)
+    num_classes = check_splits(train, train_labels, test, test_labels)
     train, test = (x.detach().to(device, torch.float64) for x in (train, test))
     labels = train_labels.to(device)
 
     def predict(fitted: Tensor, unseen: Tensor, c: float) -> Tensor:
-        x, y = train[fitted], labels[fitted]
-        if standardize:
-            std = x.std(0, correction=0)
-            center, spread = x.mean(0), torch.where(std > 0, std, 1.0)
-            x, unseen = (x - center) / spread, (unseen - center) / spread
-        weight, bias = fit_logistic(x, y, num_classes=num_classes, c=c, max_iterations=max_iterations)
-        return F.linear(unseen, weight, bias).argmax(1)
+        return classify(
+            train[fitted], labels[fitted], unseen, c=c, standardize=standardize, max_iterations=max_iterations
+        )
 
     everything, chosen = torch.arange(len(train), device=device), 0
     reached: tuple[float, ...] = ()
@@ -88,6 +79,36 @@ def logistic_probe(
     )
 
 
+def classify(
+    features: Float[Tensor, "n d"],
+    labels: Int[Tensor, " n"],
+    unseen: Float[Tensor, "m d"],
+    *,
+    c: float,
+    standardize: bool = True,
+    max_iterations: int = 1000,
+) -> Int[Tensor, " m"]:
+    """Fit a logistic regression and classify other features by it; it knows the classes that ``labels`` name.
+
+    Args:
+        features: ``[N, D]`` float64.
+        labels: ``[N]`` class indices, which may have gaps.
+        unseen: ``[M, D]``.
+        c: inverse strength of the penalty, scikit-learn's ``C``.
+        standardize: whether features get mean 0 and deviation 1, by the statistics of those that are fitted.
+        max_iterations: of LBFGS.
+    """
+    if standardize:
+        std = features.std(0, correction=0)
+        center, spread = features.mean(0), torch.where(std > 0, std, 1.0)
+        features, unseen = (features - center) / spread, (unseen - center) / spread
+    classes = torch.tensor(sorted(set(labels.tolist())), device=labels.device)
+    places = torch.searchsorted(classes, labels)
+    weight, bias = fit_logistic(features, places, num_classes=len(classes), c=c, max_iterations=max_iterations)
+    found: Tensor = classes[F.linear(unseen, weight, bias).argmax(1)]
+    return found
+
+
 def fit_logistic(
     features: Float[Tensor, "n d"],
     labels: Int[Tensor, " n"],
@@ -98,6 +119,8 @@ def fit_logistic(
     tolerance: float = 1e-7,
 ) -> tuple[Float[Tensor, "k d"], Float[Tensor, " k"]]:
     """Minimise scikit-learn's ``C * sum of cross entropies + |weight|² / 2``; the bias is free of the penalty.
+
+    More features than images cost no more than as many.
 
     Args:
         features: ``[N, D]``, best in float64.
@@ -110,7 +133,14 @@ def fit_logistic(
     Returns:
         Weight ``[K, D]`` and bias ``[K]``.
     """
-    strength = 1 / (c * len(features))
+    if features.shape[1] > len(features):  # weights lie in the span of the rows: solved there, in as many numbers
+        span, rows = torch.linalg.qr(features.T)
+        weight, bias = fit_logistic(
+            rows.T, labels, num_classes=num_classes, c=c, max_iterations=max_iterations, tolerance=tolerance
+        )
+        return weight @ span.T, bias
+    # for two classes scikit-learn penalises one weight, half the difference of ours: twice as much
+    strength = (2 if num_classes == 2 else 1) / (c * len(features))
     root, steepening = _inverse_root(features, strength)
     # the same objective in other coordinates: its curvature is at most about 1 in every direction, so that features
     # which say nearly the same do not need thousands of steps

@@ -89,7 +89,7 @@ def majority_baseline(data: SegmentationData) -> SegmentationScores:
     return _score(data.test, data.class_names, lambda images: torch.full_like(images[:, 0], winner).long(), 16, "cpu")
 
 
-def check_classes(masks: UInt8[Tensor, "b h w"], num_classes: int) -> None:
+def check_mask_classes(masks: UInt8[Tensor, "b h w"], num_classes: int) -> None:
     """Refuse masks on the CPU with classes that a head does not have.
 
     Raises:
@@ -119,7 +119,7 @@ def _score(
     overlap = MulticlassJaccardIndex(average="macro", **options).to(device)
     accuracy = MulticlassAccuracy(average="micro", **options).to(device)
     for images, masks in DataLoader(data, batch_size=batch_size):  # type: ignore[arg-type]
-        check_classes(masks, len(class_names))
+        check_mask_classes(masks, len(class_names))
         predicted, target = predict(images), masks.to(device).long()
         overlap.update(predicted, target)
         accuracy.update(predicted, target)

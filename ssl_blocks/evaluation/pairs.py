@@ -66,11 +66,13 @@ class SegmentationData:
         train: images and masks.
         test: the same, none of them in ``train``.
         class_names: one per class, by index.
+        name: of the data.
     """
 
     train: MaskedImages
     test: MaskedImages
     class_names: tuple[str, ...]
+    name: str = "masks"
 
     @property
     def num_classes(self) -> int:
@@ -120,13 +122,13 @@ def load_segmentation(
             ShapeImages(num, size=size, seed=mix_seed(seed, part), channels=channels)
             for part, num in enumerate(NUM_SHAPES)
         ]
-        return SegmentationData(shapes[0], shapes[1], SHAPE_CLASSES)
+        return SegmentationData(shapes[0], shapes[1], SHAPE_CLASSES, name)
     if kind == "voc":
         train, test = (voc_images(path or root, part, size=size, channels=channels) for part in ("train", "val"))
-        return SegmentationData(train, test, VOC_CLASSES)
+        return SegmentationData(train, test, VOC_CLASSES, name)
     if kind == "maskfolder" and path and num_classes is not None:
         parts = _split_folder(Path(path), size, num_classes, channels, seed)
-        return SegmentationData(*parts, tuple(str(label) for label in range(num_classes)))
+        return SegmentationData(*parts, tuple(str(label) for label in range(num_classes)), name)
     raise ValueError(f"name={name!r} must be 'shapes', 'voc', 'voc:PATH' or 'maskfolder:PATH'")
 
 

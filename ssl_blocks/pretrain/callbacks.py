@@ -8,7 +8,7 @@ import torch
 from ssl_blocks.data import ImageData, ImageSplit
 from ssl_blocks.engine.loop import Loop
 from ssl_blocks.engine.parallel import whole_weights
-from ssl_blocks.evaluation import encoder_features, knn_accuracy
+from ssl_blocks.evaluation import Extractor, knn_accuracy
 from ssl_blocks.objectives import Objective
 
 
@@ -54,16 +54,7 @@ class OnlineKnn(pl.Callback):
         assert isinstance(test, ImageSplit)
         assert train.labels is not None
         assert test.labels is not None
-        bank, queries = (
-            encoder_features(
-                encoder,
-                split.images,
-                mean=self.data.mean,
-                std=self.data.std,
-                tokenizer=self.objective.tokenizer,
-                device=device,
-                autocast_dtype=self.autocast_dtype,
-            )
-            for split in (train, test)
-        )
+        place = (device, self.autocast_dtype)
+        extractor = Extractor(encoder, self.data.mean, self.data.std, self.objective.tokenizer, *place)
+        bank, queries = extractor(train.images), extractor(test.images)
         return knn_accuracy(bank, train.labels, queries, test.labels, k=min(20, len(bank)))

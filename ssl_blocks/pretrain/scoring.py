@@ -1,13 +1,9 @@
 """What features are worth before and after a run: raw pixels, the untrained and the pretrained encoder."""
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
-from torch import Tensor
 
 from ssl_blocks.data import ImageData, ImageSplit, to_float
-from ssl_blocks.evaluation import Scores, encoder_features, raw_pixels, score_features
+from ssl_blocks.evaluation import Extractor, RawPixels, Scores, score_features
 from ssl_blocks.modes import modes_kept
 from ssl_blocks.objectives import Objective
 
@@ -16,7 +12,8 @@ SHOTS, MEASURE_BATCH = 10, 256
 
 def score_pixels(data: ImageData) -> list[Scores]:
     """Score normalised pixels as features; nothing where there are no labels."""
-    return _score("raw pixels", data, partial(raw_pixels, mean=data.mean, std=data.std))
+    pixels = RawPixels(channels=data.shape.channels, size=data.shape[1:])
+    return _score("raw pixels", data, Extractor(pixels, data.mean, data.std))
 
 
 def score_encoder(
@@ -24,17 +21,7 @@ def score_encoder(
 ) -> list[Scores]:
     """Score the features of an objective's encoder; nothing where there are no labels. It ends up on CPU."""
     encoder = objective.export_encoder()
-    encode = partial(
-        encoder_features,
-        encoder,
-        mean=data.mean,
-        std=data.std,
-        tokenizer=objective.tokenizer,
-        device=device,
-        autocast_dtype=autocast_dtype,
-    )
-    encoder.module.to(device)
-    scores = _score(name, data, encode)
+    scores = _score(name, data, Extractor(encoder, data.mean, data.std, objective.tokenizer, device, autocast_dtype))
     encoder.module.to("cpu")
     return scores
 
@@ -71,7 +58,7 @@ def has_labels(data: ImageData) -> bool:
     return data.train.labels is not None and data.test is not None and data.test.labels is not None
 
 
-def _score(name: str, data: ImageData, encode: Callable[[Tensor], Tensor]) -> list[Scores]:
+def _score(name: str, data: ImageData, encode: Extractor) -> list[Scores]:
     train, test = data.train, data.test
     if not has_labels(data):
         return []

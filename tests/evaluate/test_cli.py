@@ -13,22 +13,23 @@ import torch
 from ssl_blocks import PatchTokenizer, encoders
 from ssl_blocks.cli.arguments import list_options
 from ssl_blocks.data import load
-from ssl_blocks.encoders import export_encoder
-from ssl_blocks.evaluate import EvaluateConfig, main
-from ssl_blocks.evaluate.cli import configure, help_text, make_entry, split_arguments
-from ssl_blocks.evaluate.config import FinetuneConfig, ProbeConfig, SegmentConfig
+from ssl_blocks.encoders import export_encoder, untrained
+from ssl_blocks.evaluate import main
+from ssl_blocks.evaluate.cli import Wish, configure, help_text, read_wish
 from ssl_blocks.evaluation import (
+    Extractor,
     FinetuneSettings,
     LinearSettings,
+    RawPixels,
     SegmentationTraining,
-    encoder_features,
     fewshot_probe,
     finetune_encoder,
     knn_accuracy,
     linear_probe,
     logistic_probe,
-    raw_pixels,
 )
+from ssl_blocks.evaluation.protocols.finetune import Finetune
+from ssl_blocks.evaluation.protocols.segment import Segment
 
 CPU = ("--device=cpu", "--precision=fp32")
 HALF = (0.5, 0.5, 0.5)
@@ -43,29 +44,33 @@ def by_name(entry: dict) -> dict[str, dict]:
     return {row["name"]: row for row in entry["scores"]}
 
 
+def wished(*arguments: str) -> Wish:
+    return read_wish(arguments, "evaluate.py")
+
+
 def test_scores_are_those_of_the_protocols_called_by_hand(run: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["knn", "probe", "fewshot", str(run), "--probe.epochs=20", "--fewshot.seeds=3,4", *CPU]) == 0
     scores = by_name(results(run / "results.json")[0])
     assert list(scores) == ["raw pixels", "random encoder", "run"]
     data = load("digits", max_train=200, max_test=50)
     known = json.loads((run / "encoder" / "config.json").read_text())["ssl_blocks"]
-    statistics = {"mean": known["mean"], "std": known["std"]}
-    encoder = encoders.load_encoder(run / "encoder")
-    settings = LinearSettings.for_images(200, epochs=20)
-    for name, encode in (
-        ("raw pixels", lambda images: raw_pixels(images, **statistics)),
-        ("run", lambda images: encoder_features(encoder, images, **statistics)),
+    statistics = (tuple(known["mean"]), tuple(known["std"]))
+    settings = LinearSettings(epochs=20)
+    assert data.test is not None
+    for name, encoder in (
+        ("raw pixels", RawPixels(channels=1, size=(8, 8))),
+        ("random encoder", untrained(run / "encoder", seed=0)),
+        ("run", encoders.load_encoder(run / "encoder")),
     ):
-        assert data.test is not None
-        arguments = (
-            encode(data.train.images),
-            data.train.labels,
-            encode(data.test.images),
-            data.test.labels,
-        )
+        extract = Extractor(encoder, *statistics)
+        arguments = (extract(data.train.images), data.train.labels, extract(data.test.images), data.test.labels)
         assert scores[name]["knn"]["accuracy"] == pytest.approx(knn_accuracy(*arguments))
-        assert scores[name]["probe"]["accuracy"] == pytest.approx(linear_probe(*arguments, settings=settings).accuracy)
+        probe = linear_probe(*arguments, settings=settings)
+        assert scores[name]["probe"]["validation"] == pytest.approx(list(probe.validation))
+        assert scores[name]["probe"]["accuracy"] == pytest.approx(probe.accuracy)
         assert scores[name]["fewshot"]["mean"] == pytest.approx(fewshot_probe(*arguments, seeds=(3, 4)).mean)
+    # no row could stand for another
+    assert len({(row["knn"]["accuracy"], *row["probe"]["validation"]) for row in scores.values()}) == 3
     table = capsys.readouterr().out
     for text in ("raw pixels", "random encoder", f"{scores['run']['knn']['accuracy']:.1%}", "10 labels"):
         assert text in table
@@ -196,10 +201,8 @@ def test_the_patch_puzzles_encoder_is_fed_as_in_pretraining(tmp_path: Path) -> N
     assert main(["knn", str(folder), *options, *CPU]) == 0
     data = load("digits", max_train=100, max_test=50)
     assert data.test is not None
-    train, test = (
-        encoder_features(encoder, split.images, mean=(0.3,), std=(0.4,), tokenizer=tokenizer)
-        for split in (data.train, data.test)
-    )
+    extract = Extractor(encoder, (0.3,), (0.4,), tokenizer)
+    train, test = extract(data.train.images), extract(data.test.images)
     expected = knn_accuracy(train, data.train.labels, test, data.test.labels)
     assert by_name(results(output)[0])["apl"]["knn"]["accuracy"] == pytest.approx(expected)
 
@@ -212,46 +215,46 @@ def test_the_logistic_probe_and_augmented_images_are_options(run: Path) -> None:
     known = json.loads((run / "encoder" / "config.json").read_text())["ssl_blocks"]
     encoder = encoders.load_encoder(run / "encoder")
     assert data.test is not None
-    train, test = (
-        encoder_features(encoder, split.images, mean=known["mean"], std=known["std"])
-        for split in (data.train, data.test)
-    )
+    extract = Extractor(encoder, tuple(known["mean"]), tuple(known["std"]))
+    train, test = extract(data.train.images), extract(data.test.images)
     by_hand = logistic_probe(train, data.train.labels, test, data.test.labels, cs=(0.1, 1.0))
     assert by_name(first)["run"]["probe"]["accuracy"] == pytest.approx(by_hand.accuracy)
-    assert by_name(second)["run"]["probe"]["candidates"] == pytest.approx(list(LinearSettings.for_images(200).lrs))
+    assert by_name(second)["run"]["probe"]["candidates"] == pytest.approx(list(LinearSettings().rates(200)))
+    assert by_name(first)["run"]["probe"] != by_name(second)["run"]["probe"]
 
 
 def test_options_have_the_defaults_of_the_protocols() -> None:
-    assert FinetuneConfig().settings(0) == FinetuneSettings()
-    assert SegmentConfig().training() == SegmentationTraining()
-    assert ProbeConfig().settings(1_281_167, 0).lrs[1] == pytest.approx(LinearSettings().lrs[0])
-    assert ProbeConfig().settings(1_281_167, 0).batch_size == LinearSettings().batch_size
-    assert ProbeConfig(lrs=(0.5,), batch_size=7).settings(100, 3) == LinearSettings(lrs=(0.5,), batch_size=7, seed=3)
+    assert Finetune().training == FinetuneSettings()
+    assert Segment().training == SegmentationTraining()
 
 
 def test_a_run_tells_its_data_and_seed(run: Path) -> None:
-    known = configure(str(run), {})
+    known = configure(wished("knn"), str(run))
     assert (known.data.name, known.data.max_train, known.data.max_test, known.seed) == ("digits", 200, 50, 0)
-    other = configure(str(run / "encoder"), {"data.name": "cifar10", "seed": "3"})
+    other = configure(wished("knn", "--data.name=cifar10", "--seed=3"), str(run / "encoder"))
     assert (other.data.name, other.data.max_train, other.seed) == ("cifar10", None, 3)
-    assert configure("vit_tiny_patch16_224", {}) == EvaluateConfig()
+    wish = wished("knn")
+    assert configure(wish, "vit_tiny_patch16_224") == wish.config_class()
 
 
-def test_help_names_every_option() -> None:
-    text = help_text("evaluate.py", width=100)
-    for option in list_options(EvaluateConfig):
+def test_help_names_every_option_and_protocol() -> None:
+    wish = wished("knn", "-h")
+    assert wish.options == {"help": None}
+    text = help_text("evaluate.py", wish.config_class, width=100)
+    for option in list_options(wish.config_class):
         assert f"--{option.path} " in text
         assert option.field.description, option.path
     assert max(map(len, text.splitlines())) <= 100
-    assert split_arguments(["knn", "-h"])[2] == {"help": None}
+    assert "  fewshot                     linear probe on few labels per class" in text
 
 
 def test_the_entry_holds_what_the_numbers_were_made_with(run: Path) -> None:
     assert main(["knn", str(run), *CPU]) == 0
-    entry = results(run / "results.json")[0]
+    assert main(["knn", str(run), *CPU], program="ssl-blocks evaluate") == 0
+    entry, other = results(run / "results.json")
     assert set(entry) >= {"date", "command", "encoder", "features", "data", "settings", "versions", "seconds"}
     assert entry["command"].startswith("evaluate.py knn ")
-    assert make_entry.__doc__
+    assert other["command"].startswith("ssl-blocks evaluate knn ")
 
 
 def test_processes_share_the_images_and_find_what_one_finds(run: Path, tmp_path: Path) -> None:

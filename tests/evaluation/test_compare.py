@@ -2,7 +2,7 @@
 
 import torch
 
-from ssl_blocks.evaluation import fewshot_probe, knn_accuracy, raw_pixels, score_features
+from ssl_blocks.evaluation import Extractor, RawPixels, fewshot_probe, knn_accuracy, score_features
 
 
 def some_features(num: int = 60) -> tuple[torch.Tensor, torch.Tensor]:
@@ -29,5 +29,5 @@ def test_few_images_are_scored_as_far_as_possible() -> None:
 
 def test_raw_pixels_are_normalised_and_flat() -> None:
     images = torch.tensor([[[[0, 255]], [[51, 102]]]], dtype=torch.uint8)
-    features = raw_pixels(images, mean=(0.5, 0.2), std=(0.5, 0.1))
+    features = Extractor(RawPixels(channels=2, size=(1, 2)), mean=(0.5, 0.2), std=(0.5, 0.1))(images)
     torch.testing.assert_close(features, torch.tensor([[-1.0, 1.0, 0.0, 2.0]]))

@@ -15,8 +15,10 @@ from ssl_blocks.data import ImageSplit, load, to_float
 from ssl_blocks.engine import RunStopped
 from ssl_blocks.evaluation import (
     Classifier,
+    Extractor,
     FinetuneScore,
     FinetuneSettings,
+    Labelled,
     LinearSettings,
     ProbeScore,
     augmented_linear_probe,
@@ -178,7 +180,7 @@ def test_few_labels_are_those_of_the_seed() -> None:
     train, test = bright_and_dark(40, 0), bright_and_dark(20, 1)
     score = fewshot_finetune(tiny(), train, test, shots=4, seeds=(0, 1), settings=STILL, **STATISTICS)
     assert len(score.per_seed) == 2
-    from ssl_blocks.evaluation.probe import draw_shots
+    from ssl_blocks.evaluation.fewshot import draw_shots
 
     chosen = draw_shots(train.labels, test.labels, 4, torch.Generator().manual_seed(1))
     single = finetune_encoder(tiny(), train.take(chosen), test, settings=replace(STILL, seed=1), **STATISTICS)
@@ -207,7 +209,7 @@ def test_images_in_files_and_patches_do_as_well(tmp_path: Path) -> None:
     assert scores[2].losses == pytest.approx(scores[0].losses, rel=1e-4)
     settings = LinearSettings(batch_size=8, epochs=3, warmup_epochs=1)
     probes = [
-        augmented_linear_probe(tiny(), data.train, data.test, settings=settings, **STATISTICS)
+        augmented_linear_probe(Extractor(tiny(), **STATISTICS), Labelled(data.train, data.test), settings=settings)
         for data in (kept, streamed)
     ]
     assert probes[0] == probes[1]

@@ -102,3 +102,14 @@ def test_wrong_labels() -> None:
         knn_accuracy(bank, bank_labels, queries[:, 1:], query_labels, k=1)
     with pytest.raises(ValueError, match=r"query_labels of shape \(0,\) must be .* at least one"):
         knn_accuracy(bank, bank_labels, queries[:0], query_labels[:0], k=1)
+    with pytest.raises((ValueError, TypeError), match="query_labels"):
+        knn_accuracy(bank, bank_labels, queries, query_labels.float(), k=1)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["bank", "query"])
+def test_one_broken_feature_is_an_error(value: float, name: str) -> None:
+    (bank, bank_labels), (queries, query_labels) = draw(10, 0), draw(5, 1)
+    (bank if name == "bank" else queries)[3, 2] = value
+    with pytest.raises(ValueError, match=f"{name} features must be finite, but 1 of .* first row 3"):
+        knn_accuracy(bank, bank_labels, queries, query_labels, k=1)

@@ -10,14 +10,14 @@ from ssl_blocks.evaluation import logistic_probe
 from ssl_blocks.evaluation.logistic import fit_logistic
 
 
-def draw(count: int, seed: int, classes: int = 4, noise: float = 1.5) -> tuple[Tensor, Tensor]:
+def draw(count: int, seed: int, classes: int = 4, noise: float = 1.5, dim: int = 6) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % classes
-    return 2 * torch.eye(classes, 6)[labels] + noise * torch.randn(count, 6, generator=generator), labels
+    return 2 * torch.eye(classes, dim)[labels] + noise * torch.randn(count, dim, generator=generator), labels
 
 
 @pytest.mark.parametrize("c", [0.01, 1.0, 100.0])
-@pytest.mark.parametrize("classes", [3, 4])
+@pytest.mark.parametrize("classes", [2, 3, 4])
 def test_probabilities_are_those_of_scikit_learn(c: float, classes: int) -> None:
     (x, y), (test, _) = draw(60, 0, classes), draw(40, 1, classes)
     weight, bias = fit_logistic(x.double(), y, num_classes=classes, c=c)
@@ -25,6 +25,14 @@ def test_probabilities_are_those_of_scikit_learn(c: float, classes: int) -> None
     theirs = LogisticRegression(C=c, tol=1e-8, max_iter=10_000).fit(x.double().numpy(), y.numpy())
     np.testing.assert_allclose(ours, theirs.predict_proba(test.double().numpy()), atol=1e-4)
     assert ours.std() > 0.02
+
+
+def test_more_features_than_images_have_the_same_optimum() -> None:
+    x, y = draw(30, 0, dim=100)
+    weight, bias = fit_logistic(x.double(), y, num_classes=4, c=0.1)
+    theirs = LogisticRegression(C=0.1, tol=1e-9, max_iter=10_000).fit(x.double().numpy(), y.numpy())
+    np.testing.assert_allclose(weight - weight.mean(0), theirs.coef_ - theirs.coef_.mean(0), atol=1e-4)
+    np.testing.assert_allclose(bias - bias.mean(), theirs.intercept_ - theirs.intercept_.mean(), atol=1e-4)
 
 
 def alike(count: int, width: int, classes: int) -> tuple[Tensor, Tensor]:
@@ -90,3 +98,6 @@ def test_wrong_arguments() -> None:
         logistic_probe(x, y, x, y, cs=(0.0,))
     with pytest.raises(ValueError, match=r"test_labels must be classes 0\.\.3"):
         logistic_probe(x, y, x, y + 1)
+    x[2, 0] = float("nan")
+    with pytest.raises(ValueError, match="train features must be finite, but 1 of 20 rows"):
+        logistic_probe(x, y, x, y)

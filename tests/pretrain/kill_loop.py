@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-import ssl_blocks.evaluation.probe  # noqa: F401 - imported by the parent, once
+import ssl_blocks.evaluation.fewshot  # noqa: F401 - imported by the parent, once
 from ssl_blocks.engine.checkpoints import checkpoint_path, list_checkpoints
 from tests.pretrain.small import NUM_STEPS, prepare
 

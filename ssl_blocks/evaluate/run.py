@@ -1,0 +1,252 @@
+"""One evaluation: what is asked is looked at, computed, shown and written down."""
+
+import datetime
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from rich.console import Console
+
+from ssl_blocks.data import ImageData, load
+from ssl_blocks.encoders.card import write_card
+from ssl_blocks.engine.devices import choose_device
+from ssl_blocks.engine.settings import section
+from ssl_blocks.evaluate.cli import Wish
+from ssl_blocks.evaluate.results import Rows, add_entry, read_results, results_table
+from ssl_blocks.evaluation.labelled import Labelled
+from ssl_blocks.evaluation.protocol import Protocol, Score
+from ssl_blocks.evaluation.protocols import PROTOCOLS
+from ssl_blocks.evaluation.sharing import Share, connected, share_of_torchrun
+from ssl_blocks.evaluation.subject import Subject, find_subject, run_of
+
+MOST_PIXEL_VALUES = 2**30  # 4 GiB in single precision
+
+
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """What is evaluated, by what, on what.
+
+    Args:
+        subject: the encoder.
+        protocols: in the order of the table.
+        data: what each of them asks on, in the same order.
+        config: general options.
+        say: tells the user what is being done, or left out.
+    """
+
+    subject: Subject
+    protocols: tuple[Protocol[Any, Any], ...]
+    data: tuple[Any, ...]
+    config: Any
+    say: Callable[[str], None]
+
+    @property
+    def images(self) -> Labelled | None:
+        """The labelled images, where a protocol asks on some."""
+        return next((data for data in self.data if isinstance(data, Labelled)), None)
+
+
+def run(wish: Wish, word: str, config: Any) -> None:
+    """Evaluate, show the table, add an entry to the file of results, and write the model card anew.
+
+    Args:
+        wish: what was asked for.
+        word: names the encoder.
+        config: of all options.
+
+    Raises:
+        ValueError: if something does not fit, features are not finite, or a protocol refuses.
+        TypeError: if what was named is no encoder.
+        OSError: if a folder, its configuration or data is missing, or results cannot be written.
+    """
+    folder, share = run_of(word), share_of_torchrun()
+    path = config.output or (None if folder is None else folder / "results.json")
+    if path is not None:
+        read_results(path)  # refuses a file of something else
+    setup = prepare(wish, word, config, Console(stderr=True, quiet=share.rank > 0), share)
+    started = time.perf_counter()
+    with connected(share, str(setup.subject.extractor.device)):
+        rows = evaluate(setup)
+    if share.rank == 0:
+        _report(setup, rows, make_entry(setup, wish, rows, seconds=time.perf_counter() - started), path)
+
+
+def prepare(wish: Wish, word: str, config: Any, console: Console, share: Share) -> Setup:
+    """Load encoder and data, and see that all fits.
+
+    Args:
+        wish: what was asked for.
+        word: names the encoder.
+        config: of all options.
+        console: for what is being done.
+        share: of this process.
+
+    Raises:
+        FileNotFoundError: if a folder, its configuration or data is missing.
+        ValueError: if labels are missing, or something does not fit.
+        TypeError: if what was given is no encoder.
+    """
+    device, dtype = choose_device(config.device, config.precision)
+
+    def say(text: str) -> None:
+        console.print(text, style="dim")
+
+    context = {"seed": config.seed, "say": say, "share": share}
+    protocols = [protocol for kind in wish.asked for protocol in kind.configured(config, **context)]
+    alone = [protocol.name for protocol in protocols if not protocol.is_shared]
+    if share.world > 1 and alone:
+        able = " and ".join(kind.name for kind in PROTOCOLS if kind.is_shared)
+        raise ValueError(
+            f"{' '.join(alone)} cannot share work between {share.world} processes, only {able} can: start it without "
+            "torchrun"
+        )
+    subject = find_subject(
+        word, image_size=config.image_size, pretrained=config.pretrained, device=share.device(device), dtype=dtype
+    )
+    _check_attention(subject, protocols, config)
+
+    @cache
+    def load_images() -> ImageData:
+        return _load(subject, config)
+
+    @cache
+    def labelled() -> Labelled:
+        images = load_images()
+        with section("data"):
+            return Labelled.of(images)
+
+    data = [protocol.load(subject, labelled) for protocol in protocols]
+    if any(isinstance(item, Labelled) for item in data):
+        subject = subject.normalised(load_images().mean, load_images().std)
+        subject.extractor.check(labelled().train.shape)
+    for protocol, item in zip(protocols, data, strict=True):
+        protocol.check(subject, item)
+    return Setup(subject, tuple(protocols), tuple(data), config, say)
+
+
+def _check_attention(subject: Subject, protocols: Sequence[Protocol[Any, Any]], config: Any) -> None:
+    if config.attention == "bidirectional":
+        return
+    if not any(protocol.is_frozen for protocol in protocols):
+        names = " ".join(protocol.name for protocol in protocols)
+        raise ValueError(f"attention={config.attention!r} is for protocols that leave the encoder frozen, not {names}")
+    subject.under("causal")  # refuses an encoder that takes no mask
+
+
+def _load(subject: Subject, config: Any) -> ImageData:
+    settings, size = config.data, subject.image_size
+    if settings.name is None:
+        raise ValueError(f"data.name is required, for {subject.name} comes from no run: give --data.name")
+    with section("data"):
+        return load(
+            settings.name,
+            image_size=size[0] if size is not None and size[0] == size[1] else None,
+            channels=subject.extractor.encoder.channels,
+            root=settings.root,
+            max_train=settings.max_train,
+            max_test=settings.max_test,
+            seed=config.seed,
+            max_bytes=int(settings.max_memory_gib * 2**30),
+        )
+
+
+def evaluate(setup: Setup) -> Rows:
+    """Score all there is to score: by name of the row and by protocol.
+
+    Raises:
+        ValueError: if features are not finite, or a protocol refuses.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+
+    def note(name: str, protocol: Protocol[Any, Any], score: Score, **more: Any) -> None:
+        rows.setdefault(name, {})[protocol.name] = {**score.values, "shown": score.shown, **more}
+
+    by_data = dict(zip(setup.protocols, setup.data, strict=True))
+    for protocol, data in by_data.items():
+        for name, score in protocol.baselines(data).items():
+            note(name, protocol, score)
+    for subject, protocols in _asked(setup):
+        for protocol in protocols:
+            setup.say(f"{subject.name}: {protocol.name}")
+            started = time.perf_counter()
+            score = protocol.score(subject, by_data[protocol])
+            note(subject.name, protocol, score, seconds=round(time.perf_counter() - started, 2))
+        subject.extractor.encoder.module.to("cpu")
+    return rows
+
+
+def _asked(setup: Setup) -> Iterator[tuple[Subject, list[Protocol[Any, Any]]]]:
+    """The subjects, one after the other, and what is asked of each."""
+    config, subject = setup.config, setup.subject
+    frozen = [protocol for protocol in setup.protocols if protocol.is_frozen]
+    if config.pixels and frozen and setup.images is not None and _pixels_fit(setup, setup.images):
+        yield subject.pixels(setup.images.train.shape), frozen
+    at_random = [protocol for protocol in setup.protocols if protocol.with_random(config.random)]
+    if at_random and subject.fresh is None:
+        setup.say("random weights are left out: how to build this encoder anew is not known")
+    elif at_random:
+        yield from _readings(subject.randomly(config.seed), at_random, config.attention)
+    yield from _readings(subject, setup.protocols, config.attention)
+
+
+def _readings(
+    subject: Subject, protocols: Sequence[Protocol[Any, Any]], attention: str
+) -> Iterator[tuple[Subject, list[Protocol[Any, Any]]]]:
+    """An encoder under the masks that were asked for, and last as it is trained."""
+    frozen = [protocol for protocol in protocols if protocol.is_frozen]
+    trained = [protocol for protocol in protocols if not protocol.is_frozen]
+    if frozen and attention != "causal":
+        yield replace(subject), frozen  # a copy: its features are forgotten with it
+    if frozen and attention != "bidirectional":
+        yield subject.under("causal"), frozen
+    if trained:
+        yield subject, trained
+
+
+def _pixels_fit(setup: Setup, images: Labelled) -> bool:
+    values = (len(images.train) + len(images.test)) * math.prod(images.train.shape)
+    if values > MOST_PIXEL_VALUES:
+        setup.say(f"raw pixels are left out: {values:,} values would fill the memory")
+    return values <= MOST_PIXEL_VALUES
+
+
+def make_entry(setup: Setup, wish: Wish, rows: Rows, *, seconds: float) -> dict[str, Any]:
+    """All that is needed to judge the numbers, and to make them again."""
+    subject, images, dtype = setup.subject, setup.images, setup.subject.extractor.dtype
+    own = {protocol.name: protocol.settings.model_dump(mode="json") for protocol in setup.protocols}
+    return {
+        "date": datetime.date.today().isoformat(),
+        "command": wish.command,
+        "encoder": wish.word,
+        "features": subject.pooling,
+        "attention": setup.config.attention,
+        "image_size": None if subject.image_size is None else list(subject.image_size),
+        "data": None if images is None else {"name": images.name, "train": len(images.train), "test": len(images.test)},
+        "settings": {"seed": setup.config.seed, **own},
+        "device": str(subject.extractor.device),
+        "autocast_dtype": None if dtype is None else str(dtype),
+        "versions": {"ssl_blocks": version("ssl_blocks"), "torch": torch.__version__, "timm": timm.__version__},
+        "seconds": round(seconds, 1),
+        "scores": [{"name": name, **scores} for name, scores in rows.items()],
+    }
+
+
+def _report(setup: Setup, rows: Rows, entry: dict[str, Any], path: Path | None) -> None:
+    console, folder = Console(), setup.subject.folder
+    names = dict.fromkeys(str(getattr(data, "name", "")) for data in setup.data)
+    title = f"{setup.subject.name}: accuracy on test images of {' and '.join(filter(None, names))}"
+    console.print(results_table(title, rows, setup.protocols))  # first: a full disk does not cost the numbers
+    if path is None:
+        console.print("no file was written: give --output FILE to keep the results")
+        return
+    add_entry(path, entry)
+    console.print(f"added to {path}", soft_wrap=True)
+    if folder is not None and path == folder / "results.json":
+        console.print(f"and to {write_card(folder)}", soft_wrap=True)

@@ -1,0 +1,195 @@
+"""How images go into an encoder, and features come out: the one place that knows."""
+
+import inspect
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor, nn
+
+from ssl_blocks.data.augment import to_float
+from ssl_blocks.encoders import FeatureEncoder, TokenEncoder
+from ssl_blocks.evaluation.features import FeatureError, check_channels, check_images, layer_watch
+from ssl_blocks.modes import modes_kept
+from ssl_blocks.parts.mask import SegmentCausalMask
+from ssl_blocks.parts.tokenize import Tokenizer
+from ssl_blocks.values import Grid, Serialization
+
+Attention = Literal["bidirectional", "causal"]
+
+
+@dataclass(frozen=True, eq=False)
+class Extractor:
+    """An encoder, and all that is needed to feed it: images in, features out.
+
+    Images are normalised, cut as pretraining did, and encoded batch by batch in evaluation mode and without gradients.
+
+    Args:
+        encoder: its module is moved to ``device`` when it is used, and left in the mode that it was in.
+        mean: one number per channel on the 0..1 scale.
+        std: the same.
+        tokenizer: cuts the images as pretraining did, where it leaves pixels out; ``None`` hands over whole images.
+        device: where the encoder runs.
+        dtype: its precision under autocast; ``None`` switches autocast off.
+        attention: ``"bidirectional"``: all tokens see all. ``"causal"``: each sees itself and those before it in raster
+            order, prefix tokens see each other alone; for encoders whose ``features`` takes a mask.
+        batch_size: images per call of the encoder.
+
+    Raises:
+        ValueError: if mean and std are not one number per channel, ``batch_size`` is below 1, or the encoder takes no
+            mask and ``attention`` asks for one.
+
+    Examples:
+        >>> extractor = Extractor(RawPixels(channels=1, size=(1, 2)), mean=(0.5,), std=(0.5,))
+        >>> extractor(torch.tensor([[[[0, 255]]]], dtype=torch.uint8))
+        tensor([[-1.,  1.]])
+    """
+
+    encoder: FeatureEncoder
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    tokenizer: Tokenizer | None = None
+    device: str | torch.device = "cpu"
+    dtype: torch.dtype | None = None
+    attention: Attention = "bidirectional"
+    batch_size: int = 512
+
+    def __post_init__(self) -> None:
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != self.encoder.channels:
+                raise ValueError(
+                    f"{name}={tuple(values)} must be one number for each of the encoder's {self.encoder.channels} "
+                    "channels"
+                )
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size} must be at least 1")
+        if self.attention == "causal" and not takes_mask(self.encoder):
+            raise ValueError(
+                f"attention='causal' needs an encoder of tokens whose features(images, mask=) takes a mask, and "
+                f"{type(self.encoder).__name__} is none: leave it bidirectional"
+            )
+
+    @property
+    def feeding(self) -> dict[str, Any]:
+        """How images go in, under the names that training takes."""
+        place = {"device": self.device, "autocast_dtype": self.dtype}
+        return {"mean": self.mean, "std": self.std, "tokenizer": self.tokenizer, **place}
+
+    def __call__(self, images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
+        """Features ``[N, D]``, float32 on the CPU, of images ``[N, C, H, W]`` on any device.
+
+        Raises:
+            ValueError: if there are no images, the encoder cannot take them or returns another shape, or features are
+                NaN or infinite (`FeatureError`, which names the layer that they come from).
+        """
+        if len(images) == 0:
+            raise ValueError(f"images of shape {tuple(images.shape)} must be at least one image")
+        check_channels(self.encoder, images)
+        with self._ready():
+            try:
+                return self._extract(images)
+            except FeatureError as error:
+                with layer_watch(self.encoder.module) as broken, suppress(FeatureError):
+                    self._extract(images[error.image : error.image + 1])
+                layer = broken[0] if broken else None
+                raise FeatureError(error.message, image=error.image, autocast_dtype=self.dtype, layer=layer) from None
+            except (AssertionError, RuntimeError, TypeError):
+                self._check(tuple(images.shape[1:]))  # if a single blank image does not fit either, it says so
+                raise
+
+    def of_parts(self, parts: Iterable[UInt8[Tensor, "n c h w"]]) -> Float[Tensor, "m d"]:
+        """Features of images that come in parts; none of no part."""
+        return torch.cat([torch.empty(0, self.encoder.dim), *(self(part) for part in parts)])
+
+    def check(self, shape: Sequence[int]) -> None:
+        """Refuse images of a shape (channels, height, width) that the encoder cannot take, by a try with a blank one.
+
+        Raises:
+            ValueError: naming the shape, and what the encoder says about it.
+        """
+        with self._ready():
+            self._check(shape)
+
+    def _check(self, shape: Sequence[int]) -> None:
+        blank = torch.zeros(1, *shape, dtype=torch.uint8)
+        check_images(self.encoder, blank, self._encode, self.device)
+
+    @contextmanager
+    def _ready(self) -> Iterator[None]:
+        first = next(self.encoder.module.parameters(), None)
+        if first is not None and first.device != torch.device(self.device):
+            # not where it lies there: weights put together of shards would fall apart
+            self.encoder.module.to(self.device)
+        with modes_kept(self.encoder.module, training=False):
+            yield
+
+    def _encode(self, x: Tensor) -> Tensor:
+        given = x if self.tokenizer is None else self.tokenizer(x)
+        if self.attention == "bidirectional":
+            return self.encoder.features(given)
+        assert isinstance(self.encoder, TokenEncoder)
+        mask = raster_causal_mask(self.encoder.grid, self.encoder.num_prefix, device=x.device)
+        return self.encoder.features(given, mask=mask)
+
+    def _extract(self, images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
+        kind, rows = torch.device(self.device).type, []
+        with torch.inference_mode(), torch.autocast(kind, dtype=self.dtype, enabled=self.dtype is not None):
+            for batch in torch.split(images, self.batch_size):
+                features = self._encode(to_float(batch.to(self.device), self.mean, self.std))
+                if features.ndim != 2 or len(features) != len(batch):
+                    raise ValueError(
+                        f"the encoder returned features of shape {tuple(features.shape)} for {len(batch)} images: "
+                        f"must be [{len(batch)}, D]"
+                    )
+                rows.append(features.float().cpu())
+        joined = torch.cat(rows)  # outside of inference mode: a probe may want to train on the result
+        broken = (~joined.isfinite().all(1)).nonzero()[:, 0].tolist()
+        if broken:
+            raise FeatureError(
+                f"the encoder must return finite features, but {len(broken)} of {len(joined)} images have NaN or "
+                f"infinite ones, first image {broken[0]}",
+                image=broken[0],
+                autocast_dtype=self.dtype,
+            )
+        return joined
+
+
+class RawPixels:
+    """Normalised pixels as features: what an encoder is given, and must beat to be of use.
+
+    Args:
+        channels: of the images.
+        size: their height and width in pixels.
+    """
+
+    def __init__(self, *, channels: int, size: tuple[int, int]) -> None:
+        self.channels, self.dim, self.module = channels, channels * size[0] * size[1], nn.Identity()
+
+    def features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
+        """Pixels in a row, ``[B, C*H*W]``."""
+        return images.flatten(1)
+
+
+def takes_mask(encoder: FeatureEncoder) -> bool:
+    """Whether an encoder's features can be asked for under a mask."""
+    return isinstance(encoder, TokenEncoder) and "mask" in inspect.signature(encoder.features).parameters
+
+
+def raster_causal_mask(grid: Grid, num_prefix: int, *, device: torch.device | str = "cpu") -> Bool[Tensor, "1 1 s s"]:
+    """Let each token see itself and those before it in raster order; prefix tokens see each other alone.
+
+    Examples:
+        >>> raster_causal_mask(Grid(1, 2), num_prefix=1)[0, 0].int()
+        tensor([[1, 0, 0],
+                [1, 1, 0],
+                [1, 1, 1]], dtype=torch.int32)
+    """
+    count = grid.num_tokens
+    slots = torch.arange(count, device=device)[None]
+    reading = Serialization(order=slots, step=slots, step_sizes=(1,) * count)
+    mask = SegmentCausalMask()(reading, slice(0, count), slice(0, count), num_prefix).source
+    assert mask is not None
+    return mask

@@ -1,0 +1,319 @@
+"""What is evaluated: an encoder out of a folder, out of timm, or out of a user's own code."""
+
+import difflib
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ssl_blocks.data import FileSplit
+from ssl_blocks.encoders import FeatureEncoder, TimmPooled, TimmRegions, TokenEncoder, load_encoder, untrained, wrap
+from ssl_blocks.evaluation.code import ELSEWHERE, import_named, is_code
+from ssl_blocks.evaluation.extract import Attention, Extractor, RawPixels
+from ssl_blocks.evaluation.labelled import Labelled, read_images
+from ssl_blocks.evaluation.sharing import Share
+from ssl_blocks.parts.tokenize import PatchTokenizer, Tokenizer
+
+NEUTRAL = 0.5
+
+
+class Features(NamedTuple):
+    """Features and labels of both splits, or of one process's share of them."""
+
+    train: Float[Tensor, "n d"]
+    train_labels: Int[Tensor, " n"]
+    test: Float[Tensor, "m d"]
+    test_labels: Int[Tensor, " m"]
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """What is evaluated: a row of the table.
+
+    Args:
+        name: what it is called in tables.
+        extractor: makes its features.
+        image_size: height and width of its input in pixels; ``None`` where any will do and none is known.
+        folder: of the run that it comes from; ``None`` for other encoders.
+        fresh: builds the same encoder with random weights from a seed; ``None`` where that is not known.
+        knows_statistics: whether mean and deviation are its own; else those of the data take their place.
+    """
+
+    name: str
+    extractor: Extractor
+    image_size: tuple[int, int] | None = None
+    folder: Path | None = None
+    fresh: Callable[[int], FeatureEncoder] | None = None
+    knows_statistics: bool = True
+    _kept: dict[Share, Features] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def pooling(self) -> str:
+        """How features come about."""
+        return str(getattr(self.extractor.encoder, "pooling", "mean of normalised patch tokens"))
+
+    @property
+    def tokens(self) -> TokenEncoder:
+        """The encoder, which must be one of tokens."""
+        assert isinstance(self.extractor.encoder, TokenEncoder)
+        return self.extractor.encoder
+
+    def features(self, data: Labelled, share: Share | None = None) -> Features:
+        """Features of the images, made once and kept: a subject meets one data set.
+
+        Args:
+            data: images and labels.
+            share: which images are this process's; ``None`` means all.
+        """
+        share = share or Share()
+        if share not in self._kept:
+            self._kept[share] = Features(*self._extract(data, share))
+        return self._kept[share]
+
+    def _extract(self, data: Labelled, share: Share) -> Iterator[Tensor]:
+        for split, labels in ((data.train, data.train_labels), (data.test, data.test_labels)):
+            places = torch.tensor(share.of(len(split)))
+            whole = {} if isinstance(split, FileSplit) else {"chunk": len(split)}  # what is in memory needs no chunks
+            yield self.extractor.of_parts(read_images(split, places, **whole))
+            yield labels[places]
+
+    def normalised(self, mean: Sequence[float], std: Sequence[float]) -> "Subject":
+        """The same with the data's mean and deviation, unless it has its own."""
+        if self.knows_statistics:
+            return self
+        return replace(self, extractor=replace(self.extractor, mean=tuple(mean), std=tuple(std)))
+
+    def under(self, attention: Attention) -> "Subject":
+        """The same, encoding under a mask.
+
+        Raises:
+            ValueError: if its encoder takes none.
+        """
+        name = self.name if attention == "bidirectional" else f"{self.name}, {attention}"
+        return replace(self, name=name, extractor=replace(self.extractor, attention=attention))
+
+    def randomly(self, seed: int) -> "Subject":
+        """The same encoder with random weights.
+
+        Args:
+            seed: of the weights.
+        """
+        assert self.fresh is not None
+        return replace(self, name="random encoder", extractor=replace(self.extractor, encoder=self.fresh(seed)))
+
+    def pixels(self, shape: tuple[int, int, int]) -> "Subject":
+        """What it is given, as features: normalised images of a shape (channels, height, width)."""
+        raw = RawPixels(channels=shape[0], size=(shape[1], shape[2]))
+        extractor = replace(self.extractor, encoder=raw, tokenizer=None, attention="bidirectional")
+        return replace(self, name="raw pixels", extractor=extractor, fresh=None)
+
+
+def find_subject(
+    word: str,
+    *,
+    image_size: int | None = None,
+    pretrained: bool = True,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> Subject:
+    """Find an encoder by what a user writes.
+
+    Args:
+        word: folder of a run, folder of an exported encoder, name of a timm model, or ``MODULE:FUNCTION``: a function
+            without arguments in a module that can be imported from here, which returns a model or an adapter.
+        image_size: input size in pixels; ``None`` keeps the encoder's own.
+        pretrained: whether a timm name stands for its weights.
+        device: where it will run.
+        dtype: its precision under autocast; ``None`` switches autocast off.
+
+    Raises:
+        FileNotFoundError: if a folder holds no exported encoder.
+        ValueError: if it is none of these, weights cannot be had, or the encoder cannot take this size.
+        TypeError: if what the function returned is no encoder.
+    """
+    path = Path(word).expanduser()
+    if path.is_dir():
+        found = _of_folder(path, image_size)
+    elif is_code(word):
+        found = _of_code(word, image_size)
+    elif word.startswith(ELSEWHERE) or timm.is_model(word.partition(".")[0]):
+        found = _of_timm(word, image_size, pretrained=pretrained)
+    else:
+        near = difflib.get_close_matches(word, timm.list_models(), n=3)
+        hint = f"; did you mean one of timm's {', '.join(near)}?" if near else ""
+        raise ValueError(
+            f"encoder={word!r} must be the folder of a run or of an exported encoder, the name of a timm model, or "
+            f"MODULE:FUNCTION, but there is no such folder and no such model{hint}"
+        )
+    return replace(found, extractor=replace(found.extractor, device=device, dtype=dtype))
+
+
+def run_of(word: str) -> Path | None:
+    """The run's folder behind a word: itself, or the one that an ``encoder/`` folder lies in."""
+    path = Path(word).expanduser()
+    for folder in (path, path.parent):
+        inside = folder / "encoder" if folder == path else path
+        if (folder / "config.yaml").is_file() and (folder == path or inside.name == "encoder"):
+            return folder
+    return None
+
+
+def _of_folder(path: Path, image_size: int | None) -> Subject:
+    run = run_of(str(path))
+    folder = path
+    if run == path:
+        folder = path / "encoder"
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(
+                f"encoder={str(path)!r} is a run without an exported encoder (no encoder/config.json): it writes one "
+                f"at its end; go on with --resume {path}"
+            )
+    encoder = load_encoder(folder, image_size=image_size)
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    notes = config.get("ssl_blocks", {})
+    tokenizer = _tokenizer(notes, image_size)
+    preprocessing = notes if "mean" in notes else config.get("pretrained_cfg", {})
+    own = config.get("pretrained_cfg", {}).get("input_size")
+    return _subject(
+        (folder if run is None else run).resolve().name,
+        encoder,
+        preprocessing,
+        tokenizer=tokenizer,
+        image_size=_square(image_size) or _size_of(encoder, tokenizer) or (None if own is None else tuple(own[1:])),
+        folder=run,
+        fresh=lambda seed: untrained(folder, seed=seed, image_size=image_size),
+    )
+
+
+def _subject(
+    name: str,
+    encoder: FeatureEncoder,
+    known: Mapping[str, Any],
+    *,
+    tokenizer: Tokenizer | None = None,
+    **others: Any,
+) -> Subject:
+    """A subject with the statistics that are known of its encoder, where they are for its number of channels."""
+    mean, std = (tuple(known.get(name) or ()) for name in ("mean", "std"))
+    fits = len(mean) == len(std) == encoder.channels
+    if not fits:
+        mean = std = (NEUTRAL,) * encoder.channels
+    return Subject(name, Extractor(encoder, mean, std, tokenizer), knows_statistics=fits, **others)
+
+
+def _tokenizer(notes: dict[str, Any], image_size: int | None) -> Tokenizer | None:
+    """Of pretraining, where whole images would not do: it left pixels out."""
+    size, grid, patch = (notes.get(name) or () for name in ("image_size", "grid", "patch"))
+    if not (size and grid and patch) or [g * p for g, p in zip(grid, patch, strict=True)] == size:
+        return None
+    if image_size is not None:
+        raise ValueError(
+            f"image_size={image_size} must be left out: this encoder was pretrained on patches of "
+            f"{patch[0]}x{patch[1]} pixels, cut out of images of {size[0]}x{size[1]}"
+        )
+    return PatchTokenizer.from_grid(
+        image_size=(size[0], size[1]), grid=(grid[0], grid[1]), channels=notes["channels"], crop=notes["crop"]
+    )
+
+
+def _of_timm(word: str, image_size: int | None, *, pretrained: bool) -> Subject:
+    def build(load: bool, seed: int = 0) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            arguments: dict[str, Any] = {"num_classes": 0}
+            if image_size is not None and _takes_size(word):
+                arguments["img_size"] = image_size
+            return timm.create_model(word, pretrained=load, **arguments).eval()
+
+    try:
+        module = build(pretrained)
+    except (OSError, RuntimeError, ValueError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"encoder={word!r} cannot be had from timm{' with its weights' if pretrained else ''}: "
+            f"{type(error).__name__}: {reason}"
+            + (
+                " (--pretrained false evaluates random weights)"
+                if pretrained and not word.startswith(ELSEWHERE)
+                else ""
+            )
+        ) from error
+    encoder = adapt(module)
+    built = _size_of(encoder, None)
+    if image_size is not None and built not in (None, (image_size, image_size)):
+        assert isinstance(encoder, TokenEncoder)
+        raise ValueError(
+            f"image_size={image_size} must be a positive multiple of the patch of {word}, "
+            f"{encoder.patch[0]}x{encoder.patch[1]} pixels"
+        )
+    own = _timm_notes(encoder).get("input_size")
+    return _subject(
+        word,
+        encoder,
+        _timm_notes(encoder),
+        image_size=_square(image_size) or built or (None if own is None else tuple(own[1:])),
+        fresh=(lambda seed: adapt(build(False, seed))) if pretrained else None,
+    )
+
+
+def _takes_size(word: str) -> bool:
+    if word.startswith(ELSEWHERE):
+        return True
+    with torch.device("meta"):
+        return "img_size" in inspect.signature(type(timm.create_model(word))).parameters
+
+
+def adapt(module: nn.Module) -> FeatureEncoder:
+    """Show a timm model as an encoder: of tokens if it can be one, of regions, or as it pools by itself."""
+    try:
+        return wrap(module)
+    except (TypeError, ValueError):
+        pass
+    try:
+        return TimmRegions(module)
+    except (TypeError, ValueError):
+        return TimmPooled(module)
+
+
+def _of_code(word: str, image_size: int | None) -> Subject:
+    if image_size is not None:
+        raise ValueError(f"image_size={image_size} must be left out for {word!r}: the function decides")
+    try:
+        make = import_named(word)
+    except ValueError as error:
+        raise ValueError(f"encoder={error}") from error
+    made = make()
+    encoder = made if isinstance(made, FeatureEncoder) else None
+    if encoder is None and isinstance(made, nn.Module):
+        encoder = adapt(made) if hasattr(made, "pretrained_cfg") else wrap(made)
+    if encoder is None:
+        raise TypeError(
+            f"encoder={word!r} must return a model or an adapter with module, dim, channels and features, got "
+            f"{type(made).__name__}"
+        )
+    encoder.module.eval()
+    return _subject(word, encoder, _timm_notes(encoder), image_size=_size_of(encoder, None))
+
+
+def _timm_notes(encoder: FeatureEncoder) -> dict[str, Any]:
+    """What timm notes of a model: its input size, mean and deviation."""
+    return dict(getattr(encoder.module, "pretrained_cfg", None) or {})
+
+
+def _size_of(encoder: FeatureEncoder, tokenizer: Tokenizer | None) -> tuple[int, int] | None:
+    if isinstance(tokenizer, PatchTokenizer):
+        return tokenizer.image_size
+    if isinstance(encoder, TokenEncoder):
+        return encoder.grid.height * encoder.patch[0], encoder.grid.width * encoder.patch[1]
+    return None
+
+
+def _square(image_size: int | None) -> tuple[int, int] | None:
+    return None if image_size is None else (image_size, image_size)
