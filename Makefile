@@ -1,8 +1,10 @@
 # Every target installs what it needs into .venv first; nothing else has to be set up.
 PYTHON ?= python3
 BIN := .venv/bin
+# in two workers; the slowest tests and the whole time are printed at the end
+IN_TWO := -n 2 --dist loadgroup --no-loadscope-reorder --durations 15 --durations-min 2
 
-.PHONY: demo test check docs docs-mkdocs bench clean
+.PHONY: demo test quick check docs docs-mkdocs bench clean
 .DEFAULT_GOAL := demo
 
 .venv/installed: pyproject.toml
@@ -19,7 +21,10 @@ demo: .venv/installed  ## pretrain on the bundled digits and show what came of i
 	$(BIN)/ssl-blocks randsac --preset randsac_digits --name demo-$$(date +%Y%m%d-%H%M%S)
 
 test: .venv/installed-dev  ## the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(IN_TWO)
+
+quick: .venv/installed-dev  ## the tests that need no process of their own and take no long time
+	$(BIN)/python -m pytest $(IN_TWO) -m "not process"
 
 check: .venv/installed-dev  ## lint, format, spelling and strict types
 	$(BIN)/ruff check .

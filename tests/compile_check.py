@@ -1,6 +1,7 @@
-"""Compile every kind of objective in one graph, and print what came of it as JSON. Run by test_compile.py.
+"""Compile objectives and encoders in one graph, and print what came of it as JSON. Run by the fixture ``compiled``.
 
-A process of its own: shape checks on every call are no part of what is compiled.
+A process of its own: shape checks on every call are no part of what is compiled. Tracing costs about as much as there
+are blocks, so there are as few as show their wiring.
 """
 
 import json
@@ -12,6 +13,7 @@ import torch
 import torch._dynamo.utils
 
 import ssl_blocks as sb
+from tests.encoders.compile_check import encoders
 from tests.recipes import build, images
 
 CASES: dict[str, tuple[sb.SegmentPartitioner, dict[str, Any]]] = {
@@ -28,14 +30,14 @@ CASES: dict[str, tuple[sb.SegmentPartitioner, dict[str, Any]]] = {
 
 def masked() -> sb.SegmentPrediction:
     """MAE, of the size of the others."""
-    base = build(sb.SquarePartitioner(sides=(2,)), class_token=True)
+    base = build(sb.SquarePartitioner(sides=(2,)), class_token=True, depth=2)
     decoder = sb.MaskTokenDecoder(grid=base.encoder.grid, dim=24, depth=2, num_heads=2, memory_dim=base.encoder.dim)
     return sb.mae(encoder=base.encoder, tokenizer=base.tokenizer, target=base.target, decoder=decoder)
 
 
 def combined() -> sb.WeightedSum:
     """RandSAC and MAE on one encoder."""
-    randsac, mae = build(sb.SquarePartitioner(sides=(2,)), class_token=True), masked()
+    randsac, mae = build(sb.SquarePartitioner(sides=(2,)), class_token=True, depth=2), masked()
     mae.encoder = randsac.encoder
     return sb.WeightedSum({"randsac": randsac, "mae": mae}, weights={"randsac": 1.0, "mae": 0.5})
 
@@ -61,7 +63,7 @@ def query_stream(*, share: bool) -> sb.SegmentPrediction:
 
 def two_stream(partitioner: sb.SegmentPartitioner) -> sb.SegmentPrediction:
     """Content and queries through one encoder."""
-    base = build(partitioner, class_token=True, depth=4)
+    base = build(partitioner, class_token=True, depth=2)
     return sb.SegmentPrediction(
         encoder=base.encoder,
         reader=sb.QueryReader(base.encoder.dim),
@@ -76,10 +78,10 @@ def puzzle(*, original: bool) -> sb.PatchPuzzle:
     torch.manual_seed(0)
     tokenizer = sb.PatchTokenizer.from_grid(image_size=16, grid=3, crop=1)
     encoder: sb.TokenEncoder = (
-        sb.PostNormTransformer(grid=3, patch=4, depth=6, num_heads=4)
+        sb.PostNormTransformer(grid=3, patch=4, depth=2, num_heads=4)
         if original
         else sb.encoders.timm_vit(
-            image_size=12, patch_size=4, embed_dim=16, depth=5, num_heads=2, positions="none", class_token=True
+            image_size=12, patch_size=4, embed_dim=16, depth=2, num_heads=2, positions="none", class_token=True
         )
     )
     return sb.PatchPuzzle(encoder=encoder, tokenizer=tokenizer, patch_dropout=0.3)
@@ -132,7 +134,7 @@ def check(name: str, *, autocast: bool = False, checkpointing: bool = False) -> 
     """Differences between compiled and eager, relative to the largest gradient."""
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
-    objective = BUILT[name]() if name in BUILT else build(CASES[name][0], **CASES[name][1])
+    objective = BUILT[name]() if name in BUILT else build(CASES[name][0], depth=2, **CASES[name][1])
     if checkpointing:
         objective.encoder.module.set_grad_checkpointing()
     draw = objective.draw(images(2), generator=torch.Generator().manual_seed(0))
@@ -148,13 +150,16 @@ def check(name: str, *, autocast: bool = False, checkpointing: bool = False) -> 
     }
 
 
+def objectives() -> dict[str, dict[str, float]]:
+    """Every case in full precision; under autocast and with checkpointing, one of each kind of decoder and of step."""
+    found = {name: check(name) for name in [*CASES, *BUILT]}
+    for name in ("masked", "query stream", "two streams, blobs", "puzzle, its transformer"):
+        found[f"{name}, bf16"] = check(name, autocast=True)
+    found["squares, checkpointing"] = check("squares", checkpointing=True)
+    found["blobs, checkpointing, bf16"] = check("blobs", autocast=True, checkpointing=True)
+    return found
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    results = {name: check(name) for name in [*CASES, *BUILT]}
-    for name in ("masked", "query stream", "two streams, blobs", "puzzle, its transformer"):
-        results[f"{name}, bf16"] = check(name, autocast=True)
-    results["squares, bf16"] = check("squares", autocast=True)
-    results["blobs, bf16"] = check("blobs", autocast=True)
-    results["squares, checkpointing"] = check("squares", checkpointing=True)
-    results["blobs, checkpointing, bf16"] = check("blobs", autocast=True, checkpointing=True)
-    print(json.dumps(results))
+    print(json.dumps({"objectives": objectives(), "encoders": encoders()}))

@@ -1,16 +1,88 @@
 """Settings and fixtures that all tests share."""
 
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+# small tensors: threads only wait for each other, here and in the processes that tests start
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
 import torch
 from hypothesis import settings
 
-torch.set_num_threads(1)  # small tensors: threads only wait for each other
+ROOT = Path(__file__).parents[1]
+# fixtures that one worker makes for the whole suite
+SHARED = {"divided": "two processes", "compiled": "compile checks", "bare": "bare processes"}
+
+torch.set_num_threads(1)
 
 settings.register_profile("ssl_blocks", deadline=None, derandomize=True, max_examples=40, database=None)
 settings.load_profile("ssl_blocks")
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are selected by mark, and before xdist reads groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests stay with one worker, as do those that share a process; what takes longest starts first."""
+    groups: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        shared = [name for name in SHARED if name in getattr(item, "fixturenames", ())]
+        if shared:
+            item.add_marker("process")
+        groups.setdefault(SHARED[shared[0]] if shared else str(item.path.relative_to(ROOT)), []).append(item)
+    for name, members in groups.items():
+        for item in members:
+            item.add_marker(pytest.mark.xdist_group(name))
+
+    def urgency(name: str) -> int:
+        return 0 if name in SHARED.values() else 2 - any(item.get_closest_marker("process") for item in groups[name])
+
+    items[:] = [item for name in sorted(groups, key=urgency) for item in groups[name]]
 
 
 @pytest.fixture
 def generator() -> torch.Generator:
     """A source of randomness that is the same in every run and shared with no other test."""
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def compiled() -> dict[str, Any]:
+    """What came of compiling: all cases in one process, for it is the start that takes long."""
+    command = [sys.executable, "-m", "tests.compile_check"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    found: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.fixture(scope="session")
+def divided(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what two processes made: ``gathered``, ``shards``, ``training`` and ``views``."""
+    folder = tmp_path_factory.mktemp("divided")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "tests.two_processes"]
+    run = subprocess.run([*launch, str(folder)], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bare() -> Iterator[Callable[[str], str]]:
+    """Run code in a process of its own that has imported the package and nothing else; return what it printed."""
+    command = [sys.executable, "-m", "tests.bare"]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+
+        def run(code: str) -> str:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(json.dumps(code) + "\n")
+            process.stdin.flush()
+            status, printed = json.loads(process.stdout.readline())
+            assert status == 0, printed
+            return str(printed).strip()
+
+        yield run

@@ -40,6 +40,7 @@ def test_it_leaks_nothing() -> None:
     assert_no_leak(build(), torch.randn(2, 1, 16, 16))
 
 
+@pytest.mark.process
 def test_the_plain_loop_lowers_the_loss() -> None:
     objective = example.cross_mae(8, 2, width=32, depth=2, heads=2)
     data = load("digits", max_train=256)
@@ -47,6 +48,7 @@ def test_the_plain_loop_lowers_the_loss() -> None:
     assert sum(losses[-10:]) / 10 < 0.7 * losses[0]
 
 
+@pytest.mark.process
 def test_the_whole_of_it_runs(capsys: pytest.CaptureFixture[str]) -> None:
     example.main(steps=2)
     assert "no leak" in capsys.readouterr().out

@@ -143,6 +143,7 @@ def test_every_block_names_its_language(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if any(b.language == "python" for b in read_blocks(p))], ids=ids)
+@pytest.mark.process
 def test_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()

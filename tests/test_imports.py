@@ -139,11 +139,13 @@ print(json.dumps(loaded))
     return json.loads(run.stdout)
 
 
+@pytest.mark.process
 def test_help_and_the_plain_import_wait_for_nothing(loaded):
     assert len(loaded) > 8
     assert {step: found for step, found in loaded.items() if found and step != "all public names"} == {}
 
 
+@pytest.mark.process
 def test_all_public_names_load_nothing_that_composing_does_without(loaded):
     assert loaded["all public names"] == ["torch", "timm"]
 

@@ -28,6 +28,7 @@ def python_blocks(card: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
 
 
+@pytest.mark.process
 def test_a_run_writes_what_it_did(run: Path) -> None:
     card = (run / "encoder" / "README.md").read_text()
     config = yaml.safe_load((run / "config.yaml").read_text())

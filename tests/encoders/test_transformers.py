@@ -1,8 +1,5 @@
 """transformers' models: outputs to the bit, rotations per token, attention that honours bool masks."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 import transformers
@@ -10,7 +7,7 @@ from torch import nn
 
 from ssl_blocks.encoders import TransformersViT, wrap
 from ssl_blocks.testing import check_token_encoder
-from tests.encoders.families import FAMILIES, ROOT, causal, family, images_for, raster, shaken
+from tests.encoders.families import FAMILIES, causal, family, images_for, raster, shaken
 
 NAMES = [name for name in FAMILIES if name.startswith("transformers")]
 SIZE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16, "patch_size": 4}
@@ -163,7 +160,6 @@ def test_models_that_do_not_fit_are_refused_with_the_reason():
         wrap(model)
 
 
-def test_the_adapter_is_there_before_transformers_is_imported():
+def test_the_adapter_is_there_before_transformers_is_imported(bare):
     script = "import sys; from ssl_blocks.encoders import TransformersViT; print('transformers' in sys.modules)"
-    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert run.stdout.strip() == "False", run.stderr
+    assert bare(script) == "False"

@@ -1,7 +1,6 @@
 """The segmentation head."""
 
-import subprocess
-import sys
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -101,9 +100,9 @@ def test_model_answers_in_the_size_of_the_images() -> None:
     assert "pyramid.encoder.module.pos_embed" in model.no_weight_decay()
 
 
-def test_compiles_in_one_graph() -> None:
+def test_compiles_in_one_graph(bare: Callable[[str], str]) -> None:
     """In a process of its own, where nothing checks shapes."""
-    script = """
+    bare("""
 import torch
 from ssl_blocks import encoders
 from ssl_blocks.evaluation import FeaturePyramid, SegmentationModel, UPerHead
@@ -114,9 +113,7 @@ for freeze in (False, True):
     compiled = torch.compile(model, backend="eager", fullgraph=True)(images)
     torch.testing.assert_close(compiled, model(images))
     compiled.square().sum().backward()
-"""
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
+""")
 
 
 def test_wrong_input() -> None:

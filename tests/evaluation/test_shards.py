@@ -1,8 +1,6 @@
 """Processes that hold parts of bank and queries find what one finds with all of them."""
 
-import os
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,26 +9,11 @@ from ssl_blocks.evaluation import knn_accuracy
 from tests.evaluation.test_knn import reference
 from tests.evaluation.two_processes import ARGUMENTS, BANK, CUTS, QUERIES, draw
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture(scope="module")
-def heard(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[dict[str, float], list[str]]]:
+def heard(divided: Path) -> list[tuple[dict[str, float], list[str]]]:
     """Accuracies and errors of two processes."""
-    folder = tmp_path_factory.mktemp("shards")
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = ("-m", "torch.distributed.run", "--nproc-per-node=2", "tests/evaluation/two_processes.py")
-    done = subprocess.run(
-        [sys.executable, *command, str(folder / "{rank}.pt")],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    return [torch.load(divided / "shards" / f"{rank}.pt") for rank in range(2)]
 
 
 @pytest.mark.parametrize("sharded", ["bank", "queries", "both"])

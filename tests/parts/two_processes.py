@@ -1,6 +1,5 @@
-"""A loss of the whole batch in as many processes as torchrun started; started as a script, with a folder."""
+"""A loss of the whole batch in as many processes as torchrun started; run by tests/two_processes.py."""
 
-import sys
 from pathlib import Path
 
 import torch
@@ -36,12 +35,10 @@ def gradients(rows: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
     return seen.detach(), loss.detach(), [value.grad for value in model.parameters()]
 
 
-if __name__ == "__main__":
-    dist.init_process_group("gloo")
+def main(folder: Path) -> None:
     rank, world = dist.get_rank(), dist.get_world_size()
     seen, loss, found = gradients(batch().chunk(world)[rank])
     for gradient in found:  # as DistributedDataParallel does
         dist.all_reduce(gradient)
         gradient /= world
-    torch.save((seen, loss, found), Path(sys.argv[1]) / f"{rank}.pt")
-    dist.destroy_process_group()
+    torch.save((seen, loss, found), folder / f"{rank}.pt")

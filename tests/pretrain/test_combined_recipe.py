@@ -43,6 +43,7 @@ def configure(folder: Path, *more: str) -> CombinedConfig:
     return load_config(RECIPE, argv)
 
 
+@pytest.mark.process
 def test_a_run_trains_one_encoder_which_is_saved_once(tmp_path: Path) -> None:
     run = Run.prepare(configure(tmp_path), RECIPE.assemble)
     before = {name: p.clone() for name, p in run.module.objective.encoder.named_parameters()}

@@ -148,6 +148,7 @@ def test_dry_run_without_the_data_says_what_it_assumed(capsys: pytest.CaptureFix
         assert part in text
 
 
+@pytest.mark.process
 def test_shards_divide_what_belongs_to_the_weights(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "runs" / "randsac_digits").mkdir(parents=True)
     (tmp_path / "runs" / "randsac_digits" / "config.yaml").write_text("name: randsac_digits\n")

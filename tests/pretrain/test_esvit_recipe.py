@@ -53,6 +53,7 @@ def configure(folder: Path, *more: str) -> EsViTConfig:
 
 
 @pytest.mark.parametrize("encoder", [MAP, VIT, [*VIT, "--encoder.class_token=false"]], ids=["map", "vit", "no token"])
+@pytest.mark.process
 def test_a_run_leaves_the_teachers_encoder_and_plain_timm_loads_it(encoder: list[str], tmp_path: Path) -> None:
     run = Run.prepare(configure(tmp_path, *encoder), RECIPE.assemble)
     folder = run.fit()
@@ -94,6 +95,7 @@ def stopping(at_step: int):
     return build
 
 
+@pytest.mark.process
 def test_an_interrupted_run_ends_in_the_same_bits(tmp_path: Path) -> None:
     options = [
         *MAP,
@@ -116,6 +118,7 @@ def test_an_interrupted_run_ends_in_the_same_bits(tmp_path: Path) -> None:
     assert final(ended)["optimizer_states"][0]["param_groups"][0]["weight_decay"] == pytest.approx(0.4, abs=0.02)
 
 
+@pytest.mark.process
 def test_views_are_counted_by_a_dry_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     work = []
     for number in (0, 2):

@@ -58,6 +58,7 @@ def millions(objective: sb.Objective) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name not in VIEWS])
+@pytest.mark.process
 def test_every_preset_builds_at_full_size_and_predicts(name: str) -> None:
     objective = build(name)
     images = torch.zeros(2, *shape_of(name), device="meta")

@@ -30,20 +30,15 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def divided(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(divided: Path) -> Path:
     """All cases, trained by two processes."""
-    folder = tmp_path_factory.mktemp("divided")
-    run(
-        *("-m", "torch.distributed.run", "--nproc-per-node=2", "tests/pretrain/two_processes.py"),
-        *(str(folder), *CASES),
-    )
-    return folder
+    return divided / "training"
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_give_losses_gradients_and_weights_of_one(case: str, divided: Path, tmp_path: Path) -> None:
+def test_two_processes_give_losses_gradients_and_weights_of_one(case: str, trained: Path, tmp_path: Path) -> None:
     one = train(tmp_path, "run", *CASES[case][:2])
-    two = [torch.load(divided / f"{case}-{rank}.pt") for rank in range(2)]
+    two = [torch.load(trained / f"{case}-{rank}.pt") for rank in range(2)]
     counts = [torch.tensor(outcome["counts"]) for outcome in two]
     # with a mean of means, blobs would give another loss
     assert (counts[0] != counts[1]).any() == ("blobs" in case)
@@ -56,27 +51,28 @@ def test_two_processes_give_losses_gradients_and_weights_of_one(case: str, divid
     seeds = [seed for outcome in two for seed in outcome["seeds"]]
     assert len({seed for _, seed, _ in seeds}) == len({draw for _, _, draw in seeds}) == len(seeds) > 8
     assert {part % 2 for part, _, _ in two[1]["seeds"]} == {1}
-    weights = [final(folder)["state_dict"] for folder in (tmp_path / "run", divided / case)]
+    weights = [final(folder)["state_dict"] for folder in (tmp_path / "run", trained / case)]
     assert weights[0].keys() == weights[1].keys()
     for name, weight in weights[0].items():
         if "qkv.bias" not in name:  # gradients of keys' biases are rounding errors, of which AdamW makes full steps
             torch.testing.assert_close(weights[1][name], weight, rtol=1e-3, atol=1e-4)
-    results = json.loads((divided / case / "results.json").read_text())
+    results = json.loads((trained / case / "results.json").read_text())
     assert [score["name"] for score in results["scores"]] == ["raw pixels", "random encoder", "pretrained encoder"]
-    assert (divided / case / "encoder" / "model.safetensors").is_file()
+    assert (trained / case / "encoder" / "model.safetensors").is_file()
 
 
-def test_two_processes_fine_tune_as_one_with_two_parts(divided: Path, tmp_path: Path) -> None:
-    losses = [torch.load(divided / f"finetuned-{rank}.pt") for rank in range(2)]
+def test_two_processes_fine_tune_as_one_with_two_parts(trained: Path, tmp_path: Path) -> None:
+    losses = [torch.load(trained / f"finetuned-{rank}.pt") for rank in range(2)]
     assert losses[0] == losses[1]
     assert losses[0] == pytest.approx(finetune(tmp_path, accumulate=2), rel=1e-4)
-    one, two = (final(folder / "finetuned")["state_dict"] for folder in (tmp_path, divided))
+    one, two = (final(folder / "finetuned")["state_dict"] for folder in (tmp_path, trained))
     for name, weight in one.items():
         if "qkv.bias" not in name:
             torch.testing.assert_close(two[name], weight, rtol=1e-3, atol=1e-4)
-    assert load_classifier(divided / "finetuned").model.num_classes == 2
+    assert load_classifier(trained / "finetuned").model.num_classes == 2
 
 
+@pytest.mark.process
 def test_lightning_starts_the_processes_itself_where_torchrun_has_not(tmp_path: Path) -> None:
     done = run("examples/randsac.py", *arguments(tmp_path, "--trainer.devices=2", "--trainer.epochs=2"))
     assert done.stdout.count("pretrained 2 epochs") == 1  # one process speaks

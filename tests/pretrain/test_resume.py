@@ -38,6 +38,7 @@ def interrupted(folder: Path, at_step: int = 9) -> Path:
     return folder / "run"
 
 
+@pytest.mark.process
 def test_killed_at_twenty_random_moments_a_run_ends_in_the_same_bits(whole: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "tests" / "pretrain" / "kill_loop.py"), str(tmp_path), "20", "0"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -246,6 +246,7 @@ def test_only_the_first_of_several_processes_speaks(
     assert (printed.err, printed.out) == ("", "")
 
 
+@pytest.mark.process
 def test_real_process_says_the_same(place: Path) -> None:
     argv, said = WRONG["holds a run"]
     before = fingerprint(place)

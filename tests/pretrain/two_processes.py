@@ -1,10 +1,9 @@
 """Train a few steps in as many processes as torchrun started, and write down losses, gradients and weights.
 
 Every image gets the draw and the augmentation (none) that it would get in a single process with the whole batch, so
-that the outcome should be the same. Started as a script: the folder of runs, then the names of cases.
+that the outcome should be the same. Run by tests/two_processes.py.
 """
 
-import sys
 from pathlib import Path
 
 import torch
@@ -101,13 +100,8 @@ def finetune(folder: Path, **options) -> tuple[float, ...]:
     return done.score.losses
 
 
-def main(folder: Path, *names: str) -> None:
-    torch.set_num_threads(1)
-    for name in names:
-        outcome = train(folder, name, *CASES[name])
+def main(folder: Path) -> None:
+    for name, options in CASES.items():
+        outcome = train(folder, name, *options)
         torch.save(outcome, folder / f"{name}-{dist.get_rank()}.pt")
     torch.save(finetune(folder), folder / f"finetuned-{dist.get_rank()}.pt")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:])

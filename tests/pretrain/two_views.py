@@ -1,13 +1,10 @@
 """Distil between views in as many processes as torchrun started; the runs' checkpoints tell what came of it.
 
-Views are cut without any draw, so that an image has the same ones whichever process sees it. Started as a script: the
-folder of runs.
+Views are cut without any draw, so that an image has the same ones whichever process sees it. Run by
+tests/two_processes.py.
 """
 
-import sys
 from pathlib import Path
-
-import torch
 
 from ssl_blocks import Views
 from ssl_blocks.cli import load_config
@@ -44,7 +41,6 @@ def train(folder: Path, name: str, *options: str) -> Path:
     return run.fit()
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
+def main(folder: Path) -> None:
     for case, options in CASES.items():
-        train(Path(sys.argv[1]), case, *options)
+        train(folder, case, *options)

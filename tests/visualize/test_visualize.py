@@ -1,5 +1,4 @@
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -334,15 +333,13 @@ def test_files_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["figure.png"]
 
 
-def test_importing_is_cheap_and_drawing_leaves_pyplot_alone() -> None:
-    code = (
+def test_importing_is_cheap_and_drawing_leaves_pyplot_alone(bare: Callable[[str], str]) -> None:
+    bare(
         "import sys; import ssl_blocks.visualize as v; import torch, ssl_blocks as sb; "
         "heavy = {'matplotlib', 'matplotlib.figure'} & set(sys.modules); assert not heavy, heavy; "
         "x, grid = torch.rand(1, 3, 8, 8), sb.Grid(4, 4); v.draw_segments(x, sb.TokenPartitioner()(x, grid), grid); "
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
 
 
 # --- errors -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,24 @@
+"""Everything that two processes must do as one does, in one launch: it is the start that takes long.
+
+Run by the fixture ``divided``, by way of torchrun: a folder, in which every part writes what came of it.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from tests.evaluation import two_processes as shards
+from tests.parts import two_processes as rows
+from tests.pretrain import two_processes as training
+from tests.pretrain import two_views as views
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")  # once for all parts
+    for name, part in {"gathered": rows, "shards": shards, "training": training, "views": views}.items():
+        folder = Path(sys.argv[1]) / name
+        folder.mkdir(exist_ok=True)
+        part.main(folder)
+    dist.destroy_process_group()
