@@ -42,7 +42,7 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def draw_partitioners(name: str, partitioners: dict[str, sb.SegmentPartitioner], seed: int) -> None:
+def draw_partitioners(name: str, partitioners: dict[str, sb.parts.SegmentPartitioner], seed: int) -> None:
     """One column per partitioner, all of the same picture."""
     drawn = [
         partitioner(torch.zeros(1, 3, 32, 32), GRID, generator=generator(seed)) for partitioner in partitioners.values()
@@ -55,14 +55,16 @@ def draw_partitioners(name: str, partitioners: dict[str, sb.SegmentPartitioner],
     save_figure(figure, FOLDER / name)
 
 
-def draw_order(name: str, partitioner: sb.SegmentPartitioner, seed: int) -> None:
+def draw_order(name: str, partitioner: sb.parts.SegmentPartitioner, seed: int) -> None:
     """Reading order as a GIF."""
     segments = partitioner(torch.zeros(1, 3, 32, 32), GRID, generator=generator(seed))
     draw = sb.RandomSerializer()(segments, generator=generator(seed))
     reading_order_gif(scene(), draw, GRID, FOLDER / name, milliseconds=400)
 
 
-def draw_mask(name: str, partitioner: sb.SegmentPartitioner, serializer: sb.Serializer, num_prefix: int = 0) -> None:
+def draw_mask(
+    name: str, partitioner: sb.parts.SegmentPartitioner, serializer: sb.parts.Serializer, num_prefix: int = 0
+) -> None:
     """The three masks of one image."""
     draw = serializer(partitioner(torch.zeros(1, 3, 32, 32), GRID, generator=generator(3)), generator=generator(3))
     masks = sb.SegmentCausalMask()(draw, *draw.windows(), num_prefix=num_prefix)

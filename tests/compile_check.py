@@ -16,7 +16,7 @@ import ssl_blocks as sb
 from tests.encoders.compile_check import encoders
 from tests.recipes import build, images
 
-CASES: dict[str, tuple[sb.SegmentPartitioner, dict[str, Any]]] = {
+CASES: dict[str, tuple[sb.parts.SegmentPartitioner, dict[str, Any]]] = {
     "squares": (sb.SquarePartitioner(sides=(2, 4)), {"normalize": True}),
     "blobs": (sb.BlobPartitioner(counts=(7,)), {}),
     "class token": (sb.SquarePartitioner(sides=(4,)), {"class_token": True, "predict_first": True}),
@@ -61,7 +61,7 @@ def query_stream(*, share: bool) -> sb.SegmentPrediction:
     )
 
 
-def two_stream(partitioner: sb.SegmentPartitioner) -> sb.SegmentPrediction:
+def two_stream(partitioner: sb.parts.SegmentPartitioner) -> sb.SegmentPrediction:
     """Content and queries through one encoder."""
     base = build(partitioner, class_token=True, depth=2)
     return sb.SegmentPrediction(
@@ -77,8 +77,8 @@ def puzzle(*, original: bool) -> sb.PatchPuzzle:
     """A patch puzzle of 16-pixel images in 3x3 patches, by its own transformer or by timm's."""
     torch.manual_seed(0)
     tokenizer = sb.PatchTokenizer.from_grid(image_size=16, grid=3, crop=1)
-    encoder: sb.TokenEncoder = (
-        sb.PostNormTransformer(grid=3, patch=4, depth=2, num_heads=4)
+    encoder: sb.encoders.TokenEncoder = (
+        sb.encoders.PostNormTransformer(grid=3, patch=4, depth=2, num_heads=4)
         if original
         else sb.encoders.timm_vit(
             image_size=12, patch_size=4, embed_dim=16, depth=2, num_heads=2, positions="none", class_token=True
@@ -95,13 +95,13 @@ def views() -> sb.Views:
 def distillation(name: str) -> sb.ViewRegionDistillation:
     """EsViT over a map, DINO over tokens; with the notes for centres that a training step makes."""
     torch.manual_seed(0)
-    encoder: sb.RegionEncoder
+    encoder: sb.encoders.RegionEncoder
     if name == "views and regions":
         size = {"patch_size": 2, "window_size": 2, "embed_dim": 8, "depths": (2, 1), "num_heads": (1, 2)}
         encoder = sb.encoders.timm_regions(image_size=16, drop_path_rate=0.0, **size)
     else:
         base = build(sb.SquarePartitioner(sides=(2,)), class_token=True)
-        encoder = sb.TokenRegions(base.encoder)
+        encoder = sb.encoders.TokenRegions(base.encoder)
     head = partial(sb.dino_head, hidden_dim=16, bottleneck_dim=8)
     return sb.ViewRegionDistillation(
         encoder=encoder, out_dim=24, head=head, region_weight=0.5 if name == "views and regions" else 0.0

@@ -12,7 +12,7 @@ DIM = 16
 
 
 def build(
-    partitioner: sb.SegmentPartitioner,
+    partitioner: sb.parts.SegmentPartitioner,
     *,
     image_size: int = 16,
     patch_size: int = 2,
@@ -29,8 +29,8 @@ def build(
     decoder_positions: str = "sincos",
     class_token: bool = False,
     reg_tokens: int = 0,
-    serializer: sb.Serializer | None = None,
-    mask: sb.MaskBuilder | None = None,
+    serializer: sb.parts.Serializer | None = None,
+    mask: sb.parts.MaskBuilder | None = None,
     head: nn.Module | None = None,
     predict_first: bool = False,
     seed: int = 0,
@@ -53,7 +53,7 @@ def build(
         num_heads=num_heads,
     )
     shared = decoder_positions == "shared"
-    table = sb.PositionTable(encoder.module.pos_embed, num_prefix=encoder.num_prefix) if shared else None
+    table = sb.parts.PositionTable(encoder.module.pos_embed, num_prefix=encoder.num_prefix) if shared else None
     return sb.SegmentPrediction(
         encoder=encoder,
         tokenizer=tokenizer,

@@ -3,7 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssl_blocks import Grid, Segments, Serialization, gather_tokens
+from ssl_blocks import Grid, Segments, Serialization
+from ssl_blocks.values import gather_tokens
 from tests.reference import hierarchies
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from examples.benchmarks.measure import DTYPES, alternate, machine
-from ssl_blocks import explicit_attention
+from ssl_blocks.parts import explicit_attention
 
 SHAPES = ((32, 3, 60), (16, 6, 128), (8, 12, 197))  # images, heads, tokens
 

@@ -27,7 +27,7 @@ class RandSACSize:
         return (self.image // self.patch // self.side) ** 2
 
 
-def randsac(size: RandSACSize, partitioner: sb.SegmentPartitioner | None = None) -> sb.SegmentPrediction:
+def randsac(size: RandSACSize, partitioner: sb.parts.SegmentPartitioner | None = None) -> sb.SegmentPrediction:
     """RandSAC of this library, by default over the squares of ``size``; targets are raw pixels."""
     tokenizer = sb.PatchTokenizer(image_size=size.image, patch_size=size.patch)
     encoder = sb.encoders.timm_vit(

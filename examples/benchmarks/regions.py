@@ -61,7 +61,7 @@ class Case:
             )
             for v, size in enumerate(self.sizes)
         )
-        loss, _ = sb.paired_cross_entropy(
+        loss, _ = sb.parts.paired_cross_entropy(
             self.student,
             self.teacher,
             self.center,

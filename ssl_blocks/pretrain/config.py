@@ -47,7 +47,7 @@ class EncoderConfig(StrictModel):
         }
         return {"pretrained": self.pretrained} | {name: value for name, value in given.items() if value is not None}
 
-    def build(self, *, image_size: int | tuple[int, int], channels: int) -> sb.TimmViT:
+    def build(self, *, image_size: int | tuple[int, int], channels: int) -> sb.encoders.TimmViT:
         """Build the encoder for images of this size.
 
         Raises:
@@ -68,7 +68,7 @@ class DecoderConfig(StrictModel):
     heads: PositiveInt = Field(3, description="attention heads")
     positions: Literal["sincos", "learned"] = Field("sincos", description="position table of the queries")
 
-    def build(self, encoder: sb.TokenEncoder) -> sb.SegmentDecoder:
+    def build(self, encoder: sb.encoders.TokenEncoder) -> sb.SegmentDecoder:
         """Build the decoder that attends to this encoder's states.
 
         Raises:
@@ -90,7 +90,7 @@ class TokenSegments(StrictModel):
 
     kind: Literal["token"] = "token"
 
-    def build(self) -> sb.SegmentPartitioner:
+    def build(self) -> sb.parts.SegmentPartitioner:
         """Build the partitioner."""
         return sb.TokenPartitioner()
 
@@ -101,7 +101,7 @@ class SquareSegments(StrictModel):
     kind: Literal["square"] = "square"
     sides: tuple[PositiveInt, ...] = Field((2,), description="side of the squares in tokens, finest level first")
 
-    def build(self) -> sb.SegmentPartitioner:
+    def build(self) -> sb.parts.SegmentPartitioner:
         """Build the partitioner."""
         with section("segments"):
             return sb.SquarePartitioner(sides=self.sides)
@@ -116,7 +116,7 @@ class BlobSegments(StrictModel):
     std_range: tuple[float, float] = Field((0.5, 1.5), description="lowest and highest standard deviation")
     shuffled: bool = Field(False, description="scatter the tokens of the blobs: the incoherent control")
 
-    def build(self) -> sb.SegmentPartitioner:
+    def build(self) -> sb.parts.SegmentPartitioner:
         """Build the partitioner."""
         with section("segments"):
             blobs = sb.BlobPartitioner(counts=self.counts, mean_range=self.mean_range, std_range=self.std_range)

@@ -31,10 +31,10 @@ class OriginalEncoder(StrictModel):
     mlp_ratio: PositiveInt = Field(3, description="hidden width of the MLP in units of the width")
     dropout: float = Field(0.15, ge=0, lt=1, description="share of values dropped in the blocks")
 
-    def build(self, tokenizer: sb.PatchTokenizer) -> sb.PostNormTransformer:
+    def build(self, tokenizer: sb.PatchTokenizer) -> sb.encoders.PostNormTransformer:
         """Build the encoder of these patches."""
         grid, patch = (tokenizer.grid.height, tokenizer.grid.width), tokenizer.patch
-        return sb.PostNormTransformer(
+        return sb.encoders.PostNormTransformer(
             grid=grid,
             patch=patch,
             channels=tokenizer.channels,
@@ -55,7 +55,7 @@ class ViTEncoder(StrictModel):
     heads: PositiveInt | None = Field(None, description="attention heads; default: the model's")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of values dropped in the blocks")
 
-    def build(self, tokenizer: sb.PatchTokenizer) -> sb.TimmViT:
+    def build(self, tokenizer: sb.PatchTokenizer) -> sb.encoders.TimmViT:
         """Build the encoder of these patches, as they are left by the crop."""
         grid, patch = tokenizer.grid, tokenizer.patch
         sizes: dict[str, Any] = {"embed_dim": self.width, "depth": self.depth, "num_heads": self.heads}

@@ -82,7 +82,7 @@ def assemble(config: CombinedConfig, shape: sb.data.ImageShape) -> sb.WeightedSu
     )
     with section("dino"):
         dino = sb.ViewRegionDistillation(
-            encoder=sb.TokenRegions(encoder),
+            encoder=sb.encoders.TokenRegions(encoder),
             out_dim=config.dino.out_dim,
             head=partial(sb.dino_head, hidden_dim=config.dino.hidden_dim, bottleneck_dim=config.dino.bottleneck_dim),
             region_weight=0.0,

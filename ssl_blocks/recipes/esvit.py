@@ -37,7 +37,7 @@ class MapEncoderConfig(StrictModel):
     stage_heads: tuple[PositiveInt, ...] | None = Field(None, description="attention heads likewise")
     drop_path: float | None = Field(None, ge=0, lt=1, description="drop path of the student; default: the model's")
 
-    def build(self, *, image_size: tuple[int, int], channels: int) -> sb.TimmRegions:
+    def build(self, *, image_size: tuple[int, int], channels: int) -> sb.encoders.TimmRegions:
         """Build the encoder for global crops of this size."""
         sizes = {
             "patch_size": self.patch_size,
@@ -58,7 +58,7 @@ class ViTEncoderConfig(EncoderConfig):
     kind: Literal["vit"] = "vit"
     class_token: bool = Field(True, description="put a class token in front; otherwise tokens are averaged")
 
-    def build(self, *, image_size: int | tuple[int, int], channels: int) -> sb.TokenRegions:  # type: ignore[override]
+    def build(self, *, image_size: int | tuple[int, int], channels: int) -> sb.encoders.TokenRegions:  # type: ignore[override]
         """Build the encoder for global crops of this size."""
         with section("encoder"):
             encoder = sb.encoders.timm_vit(
@@ -68,7 +68,7 @@ class ViTEncoderConfig(EncoderConfig):
                 global_pool="token" if self.class_token else "avg",  # so that plain timm returns the same feature
                 **self.arguments(),
             )
-            return sb.TokenRegions(encoder)
+            return sb.encoders.TokenRegions(encoder)
 
 
 RegionEncoderConfig = Annotated[MapEncoderConfig | ViTEncoderConfig, Field(discriminator="kind")]

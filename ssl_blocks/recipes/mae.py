@@ -45,7 +45,7 @@ class MAEConfig(RunConfig):
         return {"mask_ratio" if self.mask == "grid" else "mask_period": f"mask={self.mask}"}
 
 
-def choose_partitioner(config: MAEConfig) -> sb.SegmentPartitioner:
+def choose_partitioner(config: MAEConfig) -> sb.parts.SegmentPartitioner:
     """Which tokens are hidden."""
     if config.mask == "grid":
         return sb.GridSubsetPartitioner(period=config.mask_period)

@@ -82,7 +82,7 @@ def assemble(config: SAIMConfig, shape: sb.data.ImageShape) -> sb.SegmentPredict
     )
 
 
-def build_decoder(config: SAIMConfig, encoder: sb.TimmViT, depth: int) -> sb.QueryStreamDecoder:
+def build_decoder(config: SAIMConfig, encoder: sb.encoders.TimmViT, depth: int) -> sb.QueryStreamDecoder:
     """The query stream: blocks like the encoder's, or the encoder's own."""
     if config.share_weights:
         return sb.QueryStreamDecoder.sharing(encoder, depth=depth)

@@ -126,7 +126,9 @@ TIMM |= {
     "timm rope, rectangle": lambda: encoders.timm_eva(**RECTANGLE),
     "timm rope alone, rectangle": rotary_eva,
 }
-PUZZLE = {"PostNormTransformer": lambda: sb.PostNormTransformer(grid=(2, 3), patch=(4, 2), depth=2, num_heads=4)}
+PUZZLE = {
+    "PostNormTransformer": lambda: sb.encoders.PostNormTransformer(grid=(2, 3), patch=(4, 2), depth=2, num_heads=4)
+}
 REGIONS = {
     "Swin": swin,
     "ResNet": regions("resnet10t"),

@@ -180,7 +180,7 @@ def test_wrapping_changes_nothing_and_state_has_the_models_own_names(name):
     encoder = family(name)
     module = encoder.module
     assert {f"module.{key}" for key in module.state_dict()} == set(encoder.state_dict())
-    assert isinstance(encoder, sb.TokenEncoder)
+    assert isinstance(encoder, sb.encoders.TokenEncoder)
     assert encoder.no_weight_decay() & {n for n, _ in encoder.named_parameters()}
     training = [part.training for part in module.train().modules()]
     if not name.startswith("nn."):

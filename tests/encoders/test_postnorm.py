@@ -165,7 +165,7 @@ def test_it_fits_other_objectives() -> None:
 
 def test_tokens_are_the_input_and_features_take_a_mask():
     torch.manual_seed(0)
-    encoder = sb.PostNormTransformer(grid=2, patch=2, depth=2, num_heads=2).eval()
+    encoder = sb.encoders.PostNormTransformer(grid=2, patch=2, depth=2, num_heads=2).eval()
     images, mask = torch.rand(2, 3, 4, 4), torch.ones(1, 1, 4, 4, dtype=torch.bool).tril()
     tokens = encoder.embed(images)
     assert torch.equal(encoder.encode(tokens, None).input, tokens)

@@ -12,7 +12,7 @@ from tests.recipes import images
 SMALL = {"patch_size": 2, "window_size": 4, "embed_dim": 16, "depths": (2, 2), "num_heads": (1, 2)}
 
 
-def swin(**options) -> sb.TimmRegions:
+def swin(**options) -> sb.encoders.TimmRegions:
     torch.manual_seed(0)
     encoder = timm_regions(image_size=32, **SMALL | options)
     encoder.module.eval()
@@ -32,7 +32,7 @@ def test_swin_is_the_plain_models_own_map_and_call() -> None:
     torch.testing.assert_close(regions.map, plain.flatten(1, 2))
     assert str(regions.grid) == "8x8"
     torch.testing.assert_close(encoder.features(batch), encoder.module(batch))
-    assert isinstance(encoder, sb.RegionEncoder)
+    assert isinstance(encoder, sb.encoders.RegionEncoder)
     assert (encoder.dim, encoder.channels) == (32, 3)
     assert encoder.norm is encoder.module.norm
 
@@ -41,7 +41,7 @@ def test_swin_is_the_plain_models_own_map_and_call() -> None:
 def test_families_of_timm(name: str) -> None:
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=0, in_chans=1).eval()
-    encoder = sb.TimmRegions(model)
+    encoder = sb.encoders.TimmRegions(model)
     side = 256 if "swin" in name else 64
     with torch.no_grad():
         regions = encoder.regions(images(2, side, channels=1))
@@ -76,7 +76,10 @@ def test_small_swin_takes_local_crops_and_learns_from_them() -> None:
 
 def test_a_given_norm_is_used() -> None:
     model = timm.create_model("convnext_atto", num_classes=0).eval()
-    plain, normed = sb.TimmRegions(model, norm=nn.Identity()), sb.TimmRegions(model, norm=nn.LayerNorm(320))
+    plain, normed = (
+        sb.encoders.TimmRegions(model, norm=nn.Identity()),
+        sb.encoders.TimmRegions(model, norm=nn.LayerNorm(320)),
+    )
     with torch.no_grad():
         a, b = (encoder.regions(images(1, 64)).map for encoder in (plain, normed))
     torch.testing.assert_close(nn.functional.layer_norm(a, (320,)), b)
@@ -86,29 +89,29 @@ def test_a_given_norm_is_used() -> None:
 
 def test_tokens_are_those_of_the_token_encoder() -> None:
     inner, batch = vit(), images(2, 16)
-    encoder = sb.TokenRegions(inner)
+    encoder = sb.encoders.TokenRegions(inner)
     regions = encoder.regions(batch)
     final = inner.encode(inner.embed(batch), torch.arange(16).expand(2, -1)).final
     torch.testing.assert_close(regions.map, final[:, 1:])
     torch.testing.assert_close(regions.pooled, final[:, 0])
     torch.testing.assert_close(encoder.features(batch), final[:, 0])
-    mean = sb.TokenRegions(inner, class_token=False).regions(batch).pooled
+    mean = sb.encoders.TokenRegions(inner, class_token=False).regions(batch).pooled
     torch.testing.assert_close(mean, final[:, 1:].mean(1))
-    without = sb.TokenRegions(vit(class_token=False))
+    without = sb.encoders.TokenRegions(vit(class_token=False))
     torch.testing.assert_close(without.features(batch), without.encoder.features(batch))
-    assert isinstance(encoder, sb.RegionEncoder)
+    assert isinstance(encoder, sb.encoders.RegionEncoder)
     assert encoder.module is inner.module
     assert encoder.model_args["img_size"] == (16, 16)
 
 
 def test_the_exported_class_token_is_that_of_plain_timm() -> None:
-    encoder, batch = sb.TokenRegions(vit(global_pool="token")), images(2, 16)
+    encoder, batch = sb.encoders.TokenRegions(vit(global_pool="token")), images(2, 16)
     torch.testing.assert_close(encoder.module(batch), encoder.features(batch))
 
 
 def test_small_crops_lie_on_evenly_spread_cells() -> None:
     inner, crop = vit(), images(2, 16)[..., :8, :12]
-    regions = sb.TokenRegions(inner).regions(crop)
+    regions = sb.encoders.TokenRegions(inner).regions(crop)
     assert str(regions.grid) == "2x3"
     rows, columns = (1, 3), (0, 2, 3)
     index = torch.tensor([row * 4 + column for row in rows for column in columns])
@@ -127,22 +130,22 @@ def test_small_crops_lie_on_evenly_spread_cells() -> None:
 )
 def test_crops_that_do_not_fit_the_patches_are_refused(batch: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        sb.TokenRegions(vit()).regions(batch)
+        sb.encoders.TokenRegions(vit()).regions(batch)
 
 
 def test_crops_that_a_backbone_refuses_are_named_with_it() -> None:
     plain = timm.create_model("swin_tiny_patch4_window7_224", num_classes=0, **SMALL, img_size=32)
     with pytest.raises(ValueError, match=r"SwinTransformer refuses images of 3x16x16 pixels: Input height \(16\)"):
-        sb.TimmRegions(plain).regions(images(1, 16))
+        sb.encoders.TimmRegions(plain).regions(images(1, 16))
     with pytest.raises(ValueError, match=r"SwinTransformer refuses images of 1x32x32 pixels: .*channels"):
         swin().regions(images(1, 32, channels=1))
 
 
 def test_models_without_a_map_are_refused() -> None:
     with pytest.raises(TypeError, match="Linear has no map of regions: expected an image model of timm"):
-        sb.TimmRegions(nn.Linear(2, 2))
+        sb.encoders.TimmRegions(nn.Linear(2, 2))
     with pytest.raises(TypeError, match="Encoder has no map"):
-        sb.TimmRegions(type("Encoder", (nn.Sequential,), {})(nn.Conv2d(3, 3, 1)))
+        sb.encoders.TimmRegions(type("Encoder", (nn.Sequential,), {})(nn.Conv2d(3, 3, 1)))
 
 
 def test_a_norm_that_is_not_found_is_asked_for() -> None:
@@ -151,7 +154,7 @@ def test_a_norm_that_is_not_found_is_asked_for() -> None:
     with pytest.raises(
         ValueError, match=r"final norm of SwinTransformerV2Cr was not found in norm or head.norm, .* give"
     ):
-        sb.TimmRegions(model)
+        sb.encoders.TimmRegions(model)
 
 
 def test_wrong_models_are_named() -> None:
@@ -160,4 +163,4 @@ def test_wrong_models_are_named() -> None:
     with pytest.raises(ValueError, match=r"name='resnet18' cannot be built with {'window_size': 4}"):
         timm_regions("resnet18", image_size=32, window_size=4)
     with pytest.raises(ValueError, match="class_token=True needs an encoder with a prefix token"):
-        sb.TokenRegions(vit(class_token=False), class_token=True)
+        sb.encoders.TokenRegions(vit(class_token=False), class_token=True)

@@ -131,8 +131,8 @@ def test_wrapping_changes_nothing_in_the_model():
 
 
 def test_it_is_a_token_encoder():
-    assert isinstance(small(), sb.TokenEncoder)
-    assert isinstance(wrap(native("class token")), sb.TokenEncoder)
+    assert isinstance(small(), sb.encoders.TokenEncoder)
+    assert isinstance(wrap(native("class token")), sb.encoders.TokenEncoder)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_fixed_positions_are_the_table_of_the_grid_with_prefix_rows_of_zero():
     table = encoder.module.pos_embed
     assert not table.requires_grad
     assert torch.count_nonzero(table[:, 0]) == 0
-    assert torch.equal(table[0, 1:], sb.sincos_table(sb.Grid(4, 6), 16))
+    assert torch.equal(table[0, 1:], sb.parts.sincos_table(sb.Grid(4, 6), 16))
 
 
 def test_learned_positions_are_trained():
@@ -175,11 +175,13 @@ def test_a_subset_run_equals_a_masked_run(prefix):
     encoder = small(**prefix)
     tokens, p = encoder.embed(images_for(encoder)), encoder.num_prefix
     index = torch.tensor([[3, 9, 4, 15, 0], [1, 2, 12, 7, 8]])
-    subset = encoder.encode(sb.gather_tokens(tokens, index), index)
+    subset = encoder.encode(sb.values.gather_tokens(tokens, index), index)
     keep = torch.zeros(2, 16, dtype=torch.bool).scatter(1, index, True)
     keep = torch.cat([torch.ones(2, p, dtype=torch.bool), keep], dim=1)
     masked = encoder.encode(tokens, raster(encoder), keep[:, None, None, :].expand(-1, 1, 16 + p, -1))
-    torch.testing.assert_close(subset.final[:, p:], sb.gather_tokens(masked.final[:, p:], index), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        subset.final[:, p:], sb.values.gather_tokens(masked.final[:, p:], index), rtol=0, atol=1e-5
+    )
     torch.testing.assert_close(subset.final[:, :p], masked.final[:, :p], rtol=0, atol=1e-5)
 
 
@@ -188,8 +190,8 @@ def test_tokens_in_another_order_give_the_same_outputs_in_that_order():
     tokens = encoder.embed(images_for(encoder))
     index = torch.rand(2, 16).argsort(1)
     straight = encoder.encode(tokens, raster(encoder)).final
-    permuted = encoder.encode(sb.gather_tokens(tokens, index), index).final
-    torch.testing.assert_close(permuted[:, 1:], sb.gather_tokens(straight[:, 1:], index), rtol=0, atol=1e-5)
+    permuted = encoder.encode(sb.values.gather_tokens(tokens, index), index).final
+    torch.testing.assert_close(permuted[:, 1:], sb.values.gather_tokens(straight[:, 1:], index), rtol=0, atol=1e-5)
     torch.testing.assert_close(permuted[:, 0], straight[:, 0], rtol=0, atol=1e-5)
 
 

@@ -143,7 +143,7 @@ def test_parts_are_gathered_under_plain_names():
     encoder = build(prefix=nn.Parameter(torch.zeros(1, 1, 16)))
     names = {name.split(".")[0] for name in encoder.module.state_dict()}
     assert names == {"stem", "encoder", "positions", "prefix"}
-    fixed = build(positions=sb.sincos_table(sb.Grid(4, 4), 16))
+    fixed = build(positions=sb.parts.sincos_table(sb.Grid(4, 4), 16))
     assert "positions" in dict(fixed.module.named_buffers())
     assert {n for n, _ in fixed.module.named_parameters() if "." not in n} == set()
 

@@ -91,7 +91,7 @@ class TestEveryAblation:
         objective = make(name)
         batch = images_for(objective)
         out = objective(batch)
-        expected = sb.gather_tokens(objective.target(batch), out.index)
+        expected = sb.values.gather_tokens(objective.target(batch), out.index)
         torch.testing.assert_close(out.targets, expected)
         error = (out.predictions - expected).square().mean(-1)[out.is_target].mean()
         torch.testing.assert_close(out.loss, error)
@@ -400,7 +400,7 @@ def test_it_is_an_objective_and_its_hooks_exist(objective):
 
 def test_the_encoder_is_exported_as_it_stands(objective):
     assert objective.export_encoder() is objective.encoder
-    assert isinstance(objective.export_encoder(), sb.TokenEncoder)
+    assert isinstance(objective.export_encoder(), sb.encoders.TokenEncoder)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ class Views(sb.Objective):
 
     takes_views = True
 
-    def __init__(self, encoder: sb.FeatureEncoder) -> None:
+    def __init__(self, encoder: sb.encoders.FeatureEncoder) -> None:
         super().__init__()
         self.encoder = encoder
         self.seen: list[str] = []

@@ -17,16 +17,20 @@ HEAD = partial(sb.dino_head, hidden_dim=16, bottleneck_dim=8)
 SWIN = {"patch_size": 2, "window_size": 2, "embed_dim": 8, "depths": (2, 1), "num_heads": (1, 2)}
 
 
-def swin() -> sb.TimmRegions:
+def swin() -> sb.encoders.TimmRegions:
     return sb.encoders.timm_regions(image_size=16, **SWIN)
 
 
-def vit(**options) -> sb.TokenRegions:
+def vit(**options) -> sb.encoders.TokenRegions:
     size = {"embed_dim": 16, "depth": 2, "num_heads": 2}
-    return sb.TokenRegions(sb.encoders.timm_vit(image_size=16, patch_size=4, class_token=True, **size, **options))
+    return sb.encoders.TokenRegions(
+        sb.encoders.timm_vit(image_size=16, patch_size=4, class_token=True, **size, **options)
+    )
 
 
-def build(encoder: Callable[[], sb.RegionEncoder] = swin, seed: int = 0, **options) -> sb.ViewRegionDistillation:
+def build(
+    encoder: Callable[[], sb.encoders.RegionEncoder] = swin, seed: int = 0, **options
+) -> sb.ViewRegionDistillation:
     torch.manual_seed(seed)
     options = {"out_dim": 12, "head": HEAD} | options
     return sb.ViewRegionDistillation(encoder=encoder(), **options)
@@ -121,9 +125,9 @@ class Stub(nn.Module):
         super().__init__()
         self.module, self.dim, self.channels = nn.Linear(4, 4), 4, 3
 
-    def regions(self, batch: Tensor) -> sb.Regions:
+    def regions(self, batch: Tensor) -> sb.values.Regions:
         rows = batch.flatten(1).unflatten(1, (-1, 4))  # [B, R, 4]
-        return sb.Regions(map=self.module(rows), pooled=rows.mean(1), grid=sb.Grid(1, rows.shape[1]))
+        return sb.values.Regions(map=self.module(rows), pooled=rows.mean(1), grid=sb.Grid(1, rows.shape[1]))
 
     def features(self, batch: Tensor) -> Tensor:
         return self.regions(batch).pooled
@@ -147,9 +151,9 @@ def test_scaling_features_by_positive_factors_changes_no_match() -> None:
     plain, found = objective(crops).loss, objective.teacher.copy.encoder.regions
 
     def scaling(factor: float):
-        def regions(batch: Tensor) -> sb.Regions:
+        def regions(batch: Tensor) -> sb.values.Regions:
             out = found(batch)
-            return sb.Regions(map=factor * out.map, pooled=out.pooled, grid=out.grid)
+            return sb.values.Regions(map=factor * out.map, pooled=out.pooled, grid=out.grid)
 
         return regions
 

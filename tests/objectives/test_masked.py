@@ -132,7 +132,7 @@ def test_a_cross_attending_decoder_fits_too() -> None:
         sb.SubsetPartitioner(hidden=0.9),
     ],
 )
-def test_any_mask_of_two_parts_fits(partitioner: sb.SegmentPartitioner) -> None:
+def test_any_mask_of_two_parts_fits(partitioner: sb.parts.SegmentPartitioner) -> None:
     assert_no_leak(build(partitioner=partitioner), images(2))
 
 
@@ -144,7 +144,7 @@ def test_any_mask_of_two_parts_fits(partitioner: sb.SegmentPartitioner) -> None:
         (sb.SubsetPartitioner(hidden=0.99), "must leave every subset a token"),
     ],
 )
-def test_other_masks_are_refused(partitioner: sb.SegmentPartitioner, message: str) -> None:
+def test_other_masks_are_refused(partitioner: sb.parts.SegmentPartitioner, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(partitioner=partitioner)(images(2))
 

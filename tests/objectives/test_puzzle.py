@@ -20,13 +20,13 @@ def tokenizer_of(size: int = 17) -> sb.PatchTokenizer:
     return sb.PatchTokenizer.from_grid(image_size=size, grid=3, crop=1)  # cells of 5 pixels, patches of 4
 
 
-def vit(**options) -> sb.TimmViT:
+def vit(**options) -> sb.encoders.TimmViT:
     size = {"image_size": 12, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "positions": "none"}
     return sb.encoders.timm_vit(**(size | options))
 
 
-def original(**options) -> sb.PostNormTransformer:
-    return sb.PostNormTransformer(**({"grid": 3, "patch": 4, "depth": 2, "num_heads": 4} | options))
+def original(**options) -> sb.encoders.PostNormTransformer:
+    return sb.encoders.PostNormTransformer(**({"grid": 3, "patch": 4, "depth": 2, "num_heads": 4} | options))
 
 
 ENCODERS = {"original": original, "vit": vit, "class token": lambda: vit(class_token=True, reg_tokens=1)}
@@ -41,10 +41,10 @@ def batch(number: int = 3, seed: int = 1) -> Tensor:
     return images(number, 17, seed=seed)
 
 
-def dropping(*positions: int, number: int = 3) -> sb.PuzzleDraw:
+def dropping(*positions: int, number: int = 3) -> sb.objectives.PuzzleDraw:
     is_dropped = torch.zeros(number, NUM, dtype=torch.bool)
     is_dropped[:, list(positions)] = True
-    return sb.PuzzleDraw(is_dropped)
+    return sb.objectives.PuzzleDraw(is_dropped)
 
 
 # --- what it computes ------------------------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ def test_permuting_patches_permutes_logits(kind: str) -> None:
 class WithPositions(nn.Module):
     """A token encoder that adds a table by a name that nobody would suspect."""
 
-    def __init__(self, base: sb.TimmViT, *, by_slot: bool = False) -> None:
+    def __init__(self, base: sb.encoders.TimmViT, *, by_slot: bool = False) -> None:
         super().__init__()
         self.base, self.by_slot = base, by_slot
         self.secret = nn.Parameter(torch.randn(NUM, base.dim))

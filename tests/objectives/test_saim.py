@@ -20,7 +20,7 @@ def build(
     query_depth: int = DEPTH,
     share: bool = False,
     blur: tuple[int, float] | None = (9, 1.0),
-    mask: sb.MaskBuilder | None = None,
+    mask: sb.parts.MaskBuilder | None = None,
     image_size: int = 16,
     depth: int = DEPTH,
     dim: int = 16,
@@ -117,7 +117,10 @@ def test_a_step_with_shared_weights_runs_the_block_of_its_own_number() -> None:
     batch = images(1, dtype=torch.float64)
     draw = objective.draw(batch, generator=seeded())
     blocks = objective.encoder.module.blocks
-    objective.reader.decoder._shared = (sb.QueryBlock(blocks[1]), sb.QueryBlock(blocks[3]))  # those just run on content
+    objective.reader.decoder._shared = (
+        sb.parts.QueryBlock(blocks[1]),
+        sb.parts.QueryBlock(blocks[3]),
+    )  # those just run on content
     predictions, _, _ = written_out(objective, batch, draw.rank)
     assert not torch.allclose(draw.put(objective(batch, draw).predictions), predictions, atol=1e-3)
 

@@ -46,8 +46,8 @@ def test_it_equals_simmim_in_raster_order(options):
         if parameter.requires_grad:
             torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-6)
     out = objective(batch, draw)
-    torch.testing.assert_close(out.predictions, sb.gather_tokens(predictions, out.index))
-    torch.testing.assert_close(out.targets, sb.gather_tokens(targets, out.index))
+    torch.testing.assert_close(out.predictions, sb.values.gather_tokens(predictions, out.index))
+    torch.testing.assert_close(out.targets, sb.values.gather_tokens(targets, out.index))
     assert out.is_target.all()
     assert sorted(out.index[0].tolist()) == is_hidden[0].nonzero().flatten().tolist()
 

@@ -26,11 +26,11 @@ CASES = {
 
 
 def build(
-    partitioner: sb.SegmentPartitioner = SQUARES,
+    partitioner: sb.parts.SegmentPartitioner = SQUARES,
     *,
     image_size: int = 16,
     predict_first: bool = False,
-    mask: sb.MaskBuilder | None = None,
+    mask: sb.parts.MaskBuilder | None = None,
     **model,
 ) -> sb.SegmentPrediction:
     torch.manual_seed(0)
@@ -104,7 +104,7 @@ def test_it_equals_a_loop_over_steps(objective: sb.SegmentPrediction) -> None:
         assert sorted(expected) == sorted(out.index[image][rows].tolist())
         wanted = torch.stack([expected[i] for i in out.index[image][rows].tolist()])
         torch.testing.assert_close(out.predictions[image][rows], wanted, rtol=0, atol=1e-10)
-    goal = sb.gather_tokens(objective.target(batch), out.index)
+    goal = sb.values.gather_tokens(objective.target(batch), out.index)
     torch.testing.assert_close(out.loss, (out.predictions - goal).square().mean(-1)[out.is_target].mean())
 
 

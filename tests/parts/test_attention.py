@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import ssl_blocks.parts.attention
-from ssl_blocks import explicit_attention
+from ssl_blocks.parts import explicit_attention
 from ssl_blocks.parts.attention import run_block, split_empty_rows, wants_seam
 from tests.reference import attend
 

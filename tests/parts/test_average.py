@@ -102,7 +102,7 @@ def test_the_momentum_follows_its_schedule():
 
 @pytest.mark.parametrize("momentum", [-0.1, 1.1])
 def test_a_momentum_out_of_range_is_refused(momentum):
-    for build in (lambda: sb.MovingAverage(net(), momentum=momentum), lambda: sb.cosine_momentum(momentum)):
+    for build in (lambda: sb.MovingAverage(net(), momentum=momentum), lambda: sb.parts.cosine_momentum(momentum)):
         with pytest.raises(ValueError, match=f"momentum={momentum} must be at least 0 and at most 1"):
             build()
 

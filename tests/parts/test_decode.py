@@ -8,17 +8,14 @@ import ssl_blocks.parts.attention
 from ssl_blocks import (
     AttentionMasks,
     BlobPartitioner,
-    Decoder,
     Grid,
-    PositionTable,
     RandomSerializer,
     SegmentCausalMask,
     SegmentDecoder,
     Serialization,
     SquarePartitioner,
-    explicit_attention,
-    sincos_table,
 )
+from ssl_blocks.parts import Decoder, PositionTable, explicit_attention, sincos_table
 from ssl_blocks.parts.decode import position_module
 from tests.recipes import blank
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from ssl_blocks import gathered
+from ssl_blocks.parts import gathered
 from tests.parts.two_processes import batch, covariance, gradients
 
 

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssl_blocks import BlobPartitioner, Grid, MaskBuilder, RandomSerializer, SegmentCausalMask, Serialization
+from ssl_blocks import BlobPartitioner, Grid, RandomSerializer, SegmentCausalMask, Serialization
+from ssl_blocks.parts import MaskBuilder
 from tests.recipes import blank
 from tests.reference import causal_masks, dense_steps
 

@@ -10,12 +10,12 @@ import ssl_blocks.parts.partition
 from ssl_blocks import (
     BlobPartitioner,
     Grid,
-    SegmentPartitioner,
     ShuffledPartitioner,
     SquarePartitioner,
     SubsetPartitioner,
     TokenPartitioner,
 )
+from ssl_blocks.parts import SegmentPartitioner
 from ssl_blocks.parts.partition import nearest_gaussian
 from ssl_blocks.randomness import random_ranks
 from tests.recipes import blank

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from ssl_blocks import Grid, PositionTable, sincos_table
+from ssl_blocks import Grid
+from ssl_blocks.parts import PositionTable, sincos_table
 from tests.reference import sincos_rows
 
 

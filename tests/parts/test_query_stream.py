@@ -11,7 +11,8 @@ from torch import nn
 
 import ssl_blocks as sb
 import ssl_blocks.parts.attention
-from ssl_blocks import QueryBlock, QueryStreamDecoder
+from ssl_blocks import QueryStreamDecoder
+from ssl_blocks.parts import QueryBlock
 from ssl_blocks.parts.query_stream import QuerySharing
 from tests.recipes import blank
 from tests.reference import query_step, sincos_rows
@@ -47,7 +48,7 @@ def inputs(batch: int = 2, prefix: int = 1, depth: int = DEPTH, *, blobs: bool =
 
 
 def test_a_query_stream_decoder_fills_the_role():
-    assert isinstance(make(), sb.Decoder)
+    assert isinstance(make(), sb.parts.Decoder)
 
 
 @pytest.mark.parametrize(("prefix", "blobs"), [(1, False), (1, True), (0, True)])
@@ -112,7 +113,7 @@ def test_sixteen_bit_blocks_on_cpu_attend_explicitly(monkeypatch):
 
     def spy(query, key, *args, **kwargs):
         calls.append((query.shape[2], key.shape[2]))
-        return sb.explicit_attention(query, key, *args, **kwargs)
+        return sb.parts.explicit_attention(query, key, *args, **kwargs)
 
     monkeypatch.setattr(ssl_blocks.parts.attention, "explicit_attention", spy)
     norm = nn.LayerNorm(DIM)
@@ -129,7 +130,7 @@ def test_sixteen_bit_blocks_on_cpu_attend_explicitly(monkeypatch):
 # --- weights of its own, and weights of the encoder -------------------------------------------------------------------
 
 
-def encoder(**options) -> sb.TimmViT:
+def encoder(**options) -> sb.encoders.TimmViT:
     torch.manual_seed(1)
     size = {"embed_dim": DIM, "depth": 4, "num_heads": HEADS, "class_token": True}
     return spread(sb.encoders.timm_vit(image_size=(6, 8), patch_size=2, **size, **options))
@@ -219,7 +220,7 @@ def test_an_encoder_without_query_blocks_is_refused():
     assert isinstance(encoder(), QuerySharing)
     with pytest.raises(TypeError, match=r"Plain has no query_blocks\(depth\), so its weights cannot be shared"):
         QueryStreamDecoder.sharing(Plain(), depth=2)
-    parallel = sb.TimmViT(
+    parallel = sb.encoders.TimmViT(
         timm.create_model("vit_small_patch16_18x2_224", img_size=32, depth=2, embed_dim=12, num_heads=2, num_classes=0)
     )
     with pytest.raises(TypeError, match="got ParallelThingsBlock with NoneType"):

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_blocks import match_regions, paired_cross_entropy
-from ssl_blocks.parts import region_loss
+from ssl_blocks.parts import match_regions, paired_cross_entropy, region_loss
 from ssl_blocks.parts.region_loss import Pairing
 from tests.reference import distilled_cross_entropy, matched_places
 

@@ -112,7 +112,7 @@ def puzzle():
 
 def distillation(**options):
     head = partial(sb.dino_head, hidden_dim=16, bottleneck_dim=8)
-    encoder = sb.TokenRegions(vit(class_token=True))
+    encoder = sb.encoders.TokenRegions(vit(class_token=True))
     return sb.ViewRegionDistillation(encoder=encoder, out_dim=12, head=head, **options)
 
 
@@ -131,7 +131,7 @@ def assembled(build, encoder=None, **parts):
 
 def data2vec():
     encoder = vit()
-    target = sb.EncoderTarget(sb.MovingAverage(encoder, momentum=sb.cosine_momentum(0.9)), layers=2, norm="token")
+    target = sb.EncoderTarget(sb.MovingAverage(encoder, momentum=sb.parts.cosine_momentum(0.9)), layers=2, norm="token")
     return assembled(sb.simmim, encoder, target=target)
 
 

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from ssl_blocks import LastLayerRouter, LearnedSkipRouter, MatchedRouter, SkipMemoryRouter
+from ssl_blocks import LastLayerRouter, LearnedSkipRouter, MatchedRouter
+from ssl_blocks.parts import SkipMemoryRouter
 from tests.reference import mix_layers
 
 

@@ -10,11 +10,11 @@ from ssl_blocks import (
     OrderedSerializer,
     RandomSerializer,
     Segments,
-    Serializer,
     SquarePartitioner,
     SubsetPartitioner,
     TokenPartitioner,
 )
+from ssl_blocks.parts import Serializer
 from tests.recipes import blank
 from tests.reference import check_reading, hierarchies, ordered_reading
 

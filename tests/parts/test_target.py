@@ -4,7 +4,8 @@ import torchvision.transforms.v2.functional as transforms
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssl_blocks import PatchTokenizer, PixelTarget, PositionTarget, Target
+from ssl_blocks import PatchTokenizer, PixelTarget, PositionTarget
+from ssl_blocks.parts import Target
 from tests.reference import arrange_puzzle, blur_images, cut_patches, pixel_target
 
 

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssl_blocks import Grid, PatchTokenizer, Tokenizer
+from ssl_blocks import Grid, PatchTokenizer
+from ssl_blocks.parts import Tokenizer
 from tests.reference import cut_grid, cut_patches
 
 

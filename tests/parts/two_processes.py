@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ssl_blocks import gathered
+from ssl_blocks.parts import gathered
 
 ROWS = 6
 

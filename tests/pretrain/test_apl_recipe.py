@@ -152,7 +152,7 @@ def test_measures_are_means_over_all_test_images_and_leave_modes_alone(monkeypat
     data = some_data()
     tokenizer = sb.PatchTokenizer(image_size=16, patch_size=4)
     torch.manual_seed(0)
-    encoder = sb.PostNormTransformer(grid=4, patch=4, depth=1, num_heads=2, dropout=0.5)
+    encoder = sb.encoders.PostNormTransformer(grid=4, patch=4, depth=1, num_heads=2, dropout=0.5)
     puzzle = sb.PatchPuzzle(encoder=encoder, tokenizer=tokenizer)
     puzzle.head.eval()
     monkeypatch.setattr(scoring, "MEASURE_BATCH", 3)  # 3, 3 and 2 of the 8 test images

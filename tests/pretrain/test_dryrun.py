@@ -66,7 +66,7 @@ def test_states_are_the_bytes_of_a_real_step() -> None:
 
 @pytest.mark.parametrize("partitioner", [SQUARES, BLOBS], ids=["squares", "blobs"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16 on CPU"])
-def test_activations_are_those_of_a_real_step(partitioner: sb.SegmentPartitioner, precision: str) -> None:
+def test_activations_are_those_of_a_real_step(partitioner: sb.parts.SegmentPartitioner, precision: str) -> None:
     objective, batch = build(partitioner, dim=32, num_heads=4), images(6)
     casts = torch.autocast("cpu", dtype=torch.bfloat16) if precision != "fp32" else contextlib.nullcontext()
     draw = objective.draw(batch)
@@ -87,7 +87,7 @@ def test_sixteen_bits_take_less_and_plain_attention_more() -> None:
 @pytest.mark.parametrize(
     ("partitioner", "number"), [(SQUARES, 16), (sb.SquarePartitioner(sides=(2, 4)), 16), (sb.TokenPartitioner(), 64)]
 )
-def test_segments_are_shown_in_reading_order(partitioner: sb.SegmentPartitioner, number: int) -> None:
+def test_segments_are_shown_in_reading_order(partitioner: sb.parts.SegmentPartitioner, number: int) -> None:
     objective = build(partitioner)
     text = segments_text(objective, SHAPE, seed=3)
     assert text == segments_text(objective, SHAPE, seed=3) != segments_text(objective, SHAPE, seed=4)

@@ -17,7 +17,7 @@ from tests.recipes import build, some_data
 @pytest.mark.parametrize("partitioner", [sb.SquarePartitioner(sides=(2,)), sb.BlobPartitioner(counts=(5,))])
 @pytest.mark.parametrize("normalize", [False, True])
 def test_reconstructions_show_guesses_and_mark_what_was_given(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, partitioner: sb.SegmentPartitioner, normalize: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, partitioner: sb.parts.SegmentPartitioner, normalize: bool
 ) -> None:
     shown = {}
     draw_it = figures.draw_reconstructions
@@ -84,7 +84,7 @@ def test_puzzles_are_shown_shuffled_as_guessed_and_solved(
     monkeypatch.setattr(figures, "draw_puzzles", spy)
     data, tokenizer = some_data(), sb.PatchTokenizer.from_grid(image_size=16, grid=3, crop=1)
     torch.manual_seed(0)
-    encoder = sb.PostNormTransformer(grid=3, patch=4, depth=1, num_heads=2, dropout=0.5)
+    encoder = sb.encoders.PostNormTransformer(grid=3, patch=4, depth=1, num_heads=2, dropout=0.5)
     puzzle = sb.PatchPuzzle(encoder=encoder, tokenizer=tokenizer, patch_dropout=dropout)
     assert figures.write_figures(puzzle, data, tmp_path) == [tmp_path / "puzzles.png"]
 
@@ -111,7 +111,7 @@ def test_puzzles_with_a_target_of_another_kind_have_no_picture(tmp_path: Path) -
             raise AssertionError("is not asked")
 
     tokenizer = sb.PatchTokenizer(image_size=16, patch_size=4)
-    encoder = sb.PostNormTransformer(grid=4, patch=4, depth=1, num_heads=2)
+    encoder = sb.encoders.PostNormTransformer(grid=4, patch=4, depth=1, num_heads=2)
     puzzle = sb.PatchPuzzle(encoder=encoder, tokenizer=tokenizer, target=Rows())
     assert figures.write_figures(puzzle, some_data(), tmp_path) == []
 
@@ -140,7 +140,7 @@ def test_distillation_shows_which_regions_match(tmp_path: Path, monkeypatch: pyt
     torch.testing.assert_close(shown["others"][0], pictures[2])
     objective.eval()
     maps = [objective.encoder.regions(view[:4]).map for view in views.images[:2]]
-    assert torch.equal(shown["match"], sb.match_regions(*maps))
+    assert torch.equal(shown["match"], sb.parts.match_regions(*maps))
 
 
 def test_the_mode_of_every_module_is_left_as_it_was(tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_any_objective_that_predicts_what_has_pictures_shows_them(tmp_path: Path
             targets = self.target(images)
             rows = targets.mean(1, keepdim=True).expand(-1, 32, -1)
             is_target = torch.ones_like(draw, dtype=torch.bool)
-            wanted = sb.gather_tokens(targets, draw)
+            wanted = sb.values.gather_tokens(targets, draw)
             loss = sb.predicted_mse(rows, wanted, is_target)
             return sb.ObjectiveOutput(loss, rows, wanted, draw, torch.zeros_like(draw), is_target, draw)
 

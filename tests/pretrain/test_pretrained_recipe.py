@@ -96,7 +96,7 @@ def test_another_patch_size_is_taken_if_it_is_given(name: str) -> None:
 def test_without_pretrained_weights_the_defaults_are_as_ever() -> None:
     encoder = EncoderConfig(depth=1, width=16, heads=2).build(image_size=16, channels=3)
     assert (encoder.patch, encoder.num_prefix) == ((4, 4), 0)
-    assert torch.equal(encoder.module.pos_embed[0], sb.sincos_table(sb.Grid(4, 4), 16))
+    assert torch.equal(encoder.module.pos_embed[0], sb.parts.sincos_table(sb.Grid(4, 4), 16))
     assert not encoder.module.pos_embed.requires_grad
 
 

@@ -32,7 +32,7 @@ class PullTogether(sb.Objective):
 
     takes_views = True
 
-    def __init__(self, encoder: sb.FeatureEncoder) -> None:
+    def __init__(self, encoder: sb.encoders.FeatureEncoder) -> None:
         super().__init__()
         self.encoder, self.head = encoder, nn.Linear(encoder.dim, 8)
         self.seen: list[sb.Views] = []

@@ -227,7 +227,7 @@ def test_permuted_target_rows_are_found():
 def test_an_index_and_targets_of_another_segment_are_found():
     def shifted(model, images, out):  # consistent with each other, but not with what was predicted
         index = out.index.roll(4, 1)
-        return dataclasses.replace(out, index=index, targets=sb.gather_tokens(model.target(images), index))
+        return dataclasses.replace(out, index=index, targets=sb.values.gather_tokens(model.target(images), index))
 
     with pytest.raises(LeakError, match="by gradient"):
         check(Altered(tiny(), shifted))

@@ -180,7 +180,9 @@ def test_nothing_given_and_values_outside_the_range() -> None:
 # --- masks ------------------------------------------------------------------------------------------------------
 
 
-def masks_of(partitioner: sb.SegmentPartitioner, num_prefix: int = 0) -> tuple[sb.AttentionMasks, sb.Serialization]:
+def masks_of(
+    partitioner: sb.parts.SegmentPartitioner, num_prefix: int = 0
+) -> tuple[sb.AttentionMasks, sb.Serialization]:
     draw = sb.RandomSerializer()(
         partitioner(blank(2), GRID, generator=torch.Generator().manual_seed(0)),
         generator=torch.Generator().manual_seed(1),
@@ -190,7 +192,7 @@ def masks_of(partitioner: sb.SegmentPartitioner, num_prefix: int = 0) -> tuple[s
 
 @pytest.mark.parametrize("num_prefix", [0, 2])
 @pytest.mark.parametrize("partitioner", [sb.SquarePartitioner(sides=(2,)), sb.BlobPartitioner(counts=(4,))])
-def test_masks_show_who_may_attend(partitioner: sb.SegmentPartitioner, num_prefix: int) -> None:
+def test_masks_show_who_may_attend(partitioner: sb.parts.SegmentPartitioner, num_prefix: int) -> None:
     masks, draw = masks_of(partitioner, num_prefix)
     figure = visualize.draw_masks(masks, draw, image_index=1)
     shown = Rendered(figure)

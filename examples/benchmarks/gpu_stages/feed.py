@@ -30,7 +30,7 @@ def run(stage: Stage) -> None:
     in_order, at_random = sb.OrderedSerializer(), sb.RandomSerializer()
     blank = torch.zeros(batch, 1, 1, 1, device=device)  # partitioners read number and device alone
 
-    def draw(partitioner: sb.SegmentPartitioner, side: int, serializer: sb.Serializer) -> sb.Serialization:
+    def draw(partitioner: sb.parts.SegmentPartitioner, side: int, serializer: sb.parts.Serializer) -> sb.Serialization:
         return serializer(partitioner(blank, sb.Grid(side, side), generator=generator), generator=generator)
 
     work: dict[str, Callable[[], object]] = {

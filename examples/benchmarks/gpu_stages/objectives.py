@@ -15,7 +15,7 @@ IMAGE, PATCH, DIM, HEADS = 32, 4, 96, 3
 _head = partial(sb.dino_head, hidden_dim=64, bottleneck_dim=32)
 
 
-def _vit(depth: int = 3, **options: Any) -> sb.TimmViT:
+def _vit(depth: int = 3, **options: Any) -> sb.encoders.TimmViT:
     sizes = {"image_size": IMAGE, "patch_size": PATCH, "embed_dim": DIM, "num_heads": HEADS} | options
     return sb.encoders.timm_vit(depth=depth, **sizes)
 
@@ -24,7 +24,7 @@ def _tokenizer() -> sb.PatchTokenizer:
     return sb.PatchTokenizer(image_size=IMAGE, patch_size=PATCH)
 
 
-def _randsac(partitioner: sb.SegmentPartitioner, *, class_token: bool = False) -> sb.SegmentPrediction:
+def _randsac(partitioner: sb.parts.SegmentPartitioner, *, class_token: bool = False) -> sb.SegmentPrediction:
     encoder = _vit(class_token=class_token)
     return sb.randsac(
         encoder=encoder,
@@ -35,7 +35,7 @@ def _randsac(partitioner: sb.SegmentPartitioner, *, class_token: bool = False) -
     )
 
 
-def _two_streams(partitioner: sb.SegmentPartitioner) -> sb.SegmentPrediction:
+def _two_streams(partitioner: sb.parts.SegmentPartitioner) -> sb.SegmentPrediction:
     encoder, tokenizer = _vit(), _tokenizer()
     return sb.SegmentPrediction(
         encoder=encoder,
@@ -59,8 +59,8 @@ def _saim() -> sb.SegmentPrediction:
 
 
 def _puzzle(*, original: bool) -> sb.PatchPuzzle:
-    encoder: sb.TokenEncoder = (
-        sb.PostNormTransformer(grid=4, patch=6, depth=2, num_heads=12)
+    encoder: sb.encoders.TokenEncoder = (
+        sb.encoders.PostNormTransformer(grid=4, patch=6, depth=2, num_heads=12)
         if original
         else _vit(depth=2, image_size=24, patch_size=6, positions="none")
     )
@@ -74,14 +74,14 @@ def _esvit() -> sb.ViewRegionDistillation:
     return sb.ViewRegionDistillation(encoder=encoder, out_dim=256, head=_head, region_weight=0.5)
 
 
-def _dino(encoder: sb.TimmViT | None = None) -> sb.ViewRegionDistillation:
-    regions = sb.TokenRegions(_vit(depth=2, class_token=True) if encoder is None else encoder)
+def _dino(encoder: sb.encoders.TimmViT | None = None) -> sb.ViewRegionDistillation:
+    regions = sb.encoders.TokenRegions(_vit(depth=2, class_token=True) if encoder is None else encoder)
     return sb.ViewRegionDistillation(encoder=regions, out_dim=256, head=_head, region_weight=0.0)
 
 
 def _combined() -> sb.WeightedSum:
     base = _randsac(sb.SquarePartitioner(sides=(2,)), class_token=True)
-    assert isinstance(base.encoder, sb.TimmViT)
+    assert isinstance(base.encoder, sb.encoders.TimmViT)
     return sb.WeightedSum({"randsac": base, "dino": _dino(base.encoder)}, weights={"randsac": 1.0, "dino": 0.1})
 
 

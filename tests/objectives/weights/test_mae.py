@@ -108,7 +108,7 @@ def test_positions_are_resampled_for_another_image_size(positions: str) -> None:
     table = resample_positions(one.encoder.module.pos_embed, old=one.encoder.grid, new=other.encoder.grid, num_prefix=1)
     assert torch.equal(other.encoder.module.pos_embed, table)
     if positions == "sincos":
-        torch.testing.assert_close(other.reader.decoder.positions.table, sb.sincos_table(sb.Grid(12, 12), 24))
+        torch.testing.assert_close(other.reader.decoder.positions.table, sb.parts.sincos_table(sb.Grid(12, 12), 24))
     assert torch.isfinite(loss(other, images(2, 24)))
 
 

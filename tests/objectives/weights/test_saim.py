@@ -224,7 +224,7 @@ def test_positions_are_resampled_for_another_image_size(query_positions: str) ->
     pos_embed = one.encoder.module.pos_embed
     table = resample_positions(pos_embed, old=one.encoder.grid, new=other.encoder.grid, num_prefix=1)
     assert torch.equal(other.encoder.module.pos_embed, table)
-    expected = table[0, 1:] if query_positions == "learned" else sb.sincos_table(sb.Grid(6, 6), 16)
+    expected = table[0, 1:] if query_positions == "learned" else sb.parts.sincos_table(sb.Grid(6, 6), 16)
     torch.testing.assert_close(other.reader.decoder.positions.table.data, expected)
     assert torch.isfinite(outputs(other, images(2, 24))[0])
 
