@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from ssl_blocks import evaluate
 from ssl_blocks.cli import main as run_recipe
-from ssl_blocks.cli.arguments import nearest
+from ssl_blocks.cli.arguments import closest_word
 from ssl_blocks.cli.command import WRONG_WISH, fail
 from ssl_blocks.engine.rank import is_rank_zero
 from ssl_blocks.program import as_typed
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name in RECIPES:
         return run_recipe(RECIPES[name], rest, program=program)
     names = [*RECIPES, EVALUATE]
-    near = nearest(name, names)
+    near = closest_word(name, names)
     hint = f"did you mean {near}? " if near else ""
     return fail(ValueError(f"{name!r} is no command; {hint}commands: {', '.join(names)}"), WRONG_WISH)
 

@@ -115,7 +115,8 @@ class PseudocodeRandSAC(nn.Module):
             x = layer(x, src_mask=self.blocked)
             hidden.append(x)
         stack = encoder.norm(torch.stack(hidden, dim=-2))  # [B, n, L_enc, D]
-        return self.skip(stack.transpose(-1, -2)).unbind(-1)
+        mixed: tuple[Tensor, ...] = self.skip(stack.transpose(-1, -2)).unbind(-1)
+        return mixed
 
     def load_from(self, objective: nn.Module) -> None:
         """Take the weights of a ``SegmentPrediction`` (timm encoder, learned skips, ``SegmentDecoder``)."""

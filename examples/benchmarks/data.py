@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 
 from examples.benchmarks.measure import alternate, clocked, machine
 from ssl_blocks.data import FileSplit, RandomResizedCropFlip, load
-from ssl_blocks.data.decode import Box, read_crop, read_image
+from ssl_blocks.data.files import Box, read_crop, read_image
 from ssl_blocks.data.resample import resample
 from ssl_blocks.randomness import seeded_generator
 

@@ -110,7 +110,7 @@ def _pairs(argv: Sequence[str], paths: Sequence[str], switches: Sequence[str]) -
             example = "--preset NAME" if "preset" in switches else f"--{paths[0]} VALUE"
             raise ValueError(f"{argument!r} stands alone, expected an option such as {example} (--help lists all)")
         if name not in switches and name not in paths:
-            near = nearest(name, [*paths, *switches])
+            near = closest_word(name, [*paths, *switches])
             hint = f"; did you mean --{near}?" if near else ""
             raise ValueError(f"--{name}{equals}{value} is no known option{hint} (--help lists all)")
         if equals:
@@ -121,7 +121,7 @@ def _pairs(argv: Sequence[str], paths: Sequence[str], switches: Sequence[str]) -
             yield name, rest.pop(0)
 
 
-def nearest(name: str, names: Sequence[str], *, at_least: float = 0.6) -> str | None:
+def closest_word(name: str, names: Sequence[str], *, at_least: float = 0.6) -> str | None:
     """Find the dotted name that was probably meant, by its last part or as a whole.
 
     Args:
@@ -130,7 +130,7 @@ def nearest(name: str, names: Sequence[str], *, at_least: float = 0.6) -> str | 
         at_least: likeness, from 0 to 1, below which there is no telling: ``None``.
 
     Examples:
-        >>> nearest("epoch", ["data.name", "trainer.epochs", "seed"])
+        >>> closest_word("epoch", ["data.name", "trainer.epochs", "seed"])
         'trainer.epochs'
     """
 
@@ -203,7 +203,7 @@ def _explain(item: dict[str, Any], config_class: type[BaseModel]) -> str:
     if item["type"].startswith("union_tag"):
         given = item["input"].get(DISCRIMINATOR)
         kinds = [kind_of(m) for m in models]
-        near = nearest(str(given), kinds)
+        near = closest_word(str(given), kinds)
         said = f"{where}.{DISCRIMINATOR}={given!r} must be" if given else f"{where}.{DISCRIMINATOR} must say"
         return f"{said} one of {', '.join(kinds)}" + (f"; did you mean {near!r}?" if near else "")
     if not where or (item["type"] == "value_error" and isinstance(item["input"], dict)):
@@ -234,7 +234,7 @@ def _explain_extra(where: str, kind: str | None, models: list[type[BaseModel]], 
         return f"{where} goes with {part}.{DISCRIMINATOR}={' or '.join(others)}, not with {kind}, which takes " + (
             ", ".join(takes) or "nothing else"
         )
-    near = nearest(where, [option.path for option in options])
+    near = closest_word(where, [option.path for option in options])
     return f"{where} is no known field" + (f"; did you mean {near}?" if near else "")
 
 
@@ -267,7 +267,9 @@ def _expectation(item: dict[str, Any]) -> str:
             return f"must be at least {context['ge']:g}"
         case "literal_error":
             choices = context["expected"]
-            near = nearest(str(item["input"]), choices.replace("'", "").replace(" or ", ", ").split(", "), at_least=0.7)
+            near = closest_word(
+                str(item["input"]), choices.replace("'", "").replace(" or ", ", ").split(", "), at_least=0.7
+            )
             return f"must be {choices}" + (f"; did you mean {near!r}?" if near else "")
         case "value_error":
             return str(context["error"])

@@ -15,7 +15,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from pydantic_settings.exceptions import SettingsError
 
 from ssl_blocks import pretrain
-from ssl_blocks.cli.arguments import DISCRIMINATOR, Arguments, explain, nearest, read_arguments
+from ssl_blocks.cli.arguments import DISCRIMINATOR, Arguments, closest_word, explain, read_arguments
 from ssl_blocks.cli.helptext import help_text
 from ssl_blocks.engine.errors import RunStopped
 from ssl_blocks.engine.rank import is_rank_zero
@@ -145,7 +145,7 @@ def read_preset(name: str, recipe: Recipe[Any]) -> dict[str, Any]:
     files = recipe.preset_files()
     path = Path(name) if name.endswith((".yaml", ".yml")) else files.get(name)
     if path is None or not path.is_file():
-        near = nearest(name, list(files))
+        near = closest_word(name, list(files))
         hint = f"did you mean {near!r}? " if near else ""
         raise ValueError(f"--preset {name!r} is neither a preset nor a YAML file; {hint}presets: {', '.join(files)}")
     try:

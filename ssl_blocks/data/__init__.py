@@ -6,7 +6,7 @@ from ssl_blocks.lazy import lazily
 
 if TYPE_CHECKING:
     from ssl_blocks.data.augment import RandomResizedCropFlip, denormalize, to_float
-    from ssl_blocks.data.decode import UnreadableImageError
+    from ssl_blocks.data.files import UnreadableImageError
     from ssl_blocks.data.loader import RunSampler, share_of_cores, train_loader
     from ssl_blocks.data.multicrop import ColorChanges, MultiCrop
     from ssl_blocks.data.protocol import Augmentation

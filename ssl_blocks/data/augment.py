@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from ssl_blocks.data.decode import Box
+from ssl_blocks.data.files import Box
 from ssl_blocks.data.resample import resample
 from ssl_blocks.randomness import check_generator
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ssl_blocks.data.decode import SUFFIXES
+from ssl_blocks.data.files import SUFFIXES
 
 
 @dataclass(frozen=True)

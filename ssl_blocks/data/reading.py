@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from ssl_blocks.data.decode import UnreadableImageError, read_shape
+from ssl_blocks.data.files import UnreadableImageError, read_shape
 from ssl_blocks.data.resample import fit_images
 from ssl_blocks.data.splits import Corrupt, FileSplit, ImageShape, ImageSplit, decode_files
 
@@ -20,20 +20,20 @@ Storage = Literal["auto", "memory", "stream"]
 
 
 @dataclass(frozen=True)
-class Part:
+class Listed:
     """A split before it is read: decoded images, or the files that hold them."""
 
     items: Tensor | list[Path]
     labels: Tensor | None
 
-    def take(self, index: Tensor) -> "Part":
+    def take(self, index: Tensor) -> "Listed":
         """Items and labels at these places."""
         items = self.items[index] if isinstance(self.items, Tensor) else [self.items[i] for i in index.tolist()]
-        return Part(items, None if self.labels is None else self.labels[index])
+        return Listed(items, None if self.labels is None else self.labels[index])
 
 
 @dataclass(frozen=True)
-class Reader:
+class SplitReader:
     """Makes splits of parts; the arguments are those of `ssl_blocks.data.load`."""
 
     image_size: int | None
@@ -42,7 +42,7 @@ class Reader:
     max_bytes: int
     corrupt: Corrupt
 
-    def read(self, parts: list[Part]) -> list[ImageSplit | FileSplit]:
+    def read(self, parts: list[Listed]) -> list[ImageSplit | FileSplit]:
         """Make a split of every part.
 
         Raises:
@@ -99,13 +99,13 @@ class Reader:
             return ImageShape(channels, *size)
         raise UnreadableImageError(f"corrupt='skip' must leave at least one image, but none can be read: {error}")
 
-    def _stream(self, part: Part, shape: ImageShape) -> FileSplit:
+    def _stream(self, part: Listed, shape: ImageShape) -> FileSplit:
         if self.image_size is None:
             raise ValueError("storage='stream' needs image_size: images in files may be of any size")
         files = np.array([os.fsencode(path) for path in part.items])
         return FileSplit(files, part.labels, (shape.height, shape.width), shape.channels, self.corrupt)
 
-    def _convert(self, part: Part, count: int) -> ImageSplit:
+    def _convert(self, part: Listed, count: int) -> ImageSplit:
         images = part.items
         assert isinstance(images, Tensor)
         own, height, width = images.shape[1:]

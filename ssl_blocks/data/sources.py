@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from ssl_blocks.data.augment import channel_statistics
-from ssl_blocks.data.decode import read_shape
+from ssl_blocks.data.files import read_shape
 from ssl_blocks.data.imagefolder import list_folder
-from ssl_blocks.data.reading import Part, Reader, Storage, some_images
+from ssl_blocks.data.reading import Listed, SplitReader, Storage, some_images
 from ssl_blocks.data.splits import Corrupt, ImageData, ImageShape, shuffled_ranks
 
 HELD_OUT_SHARE = 0.1
 
 
-_Found = tuple[Part, Part | None, tuple[str, ...]]
+_Found = tuple[Listed, Listed | None, tuple[str, ...]]
 
 
 def load(
@@ -78,7 +78,7 @@ def load(
         test = test if len(test.items) else None  # one image per class: none to spare
     parts = [_subset(train, max_train, generator)]
     parts += [] if test is None else [_subset(test, max_test, generator)]
-    splits = Reader(image_size, channels, storage, max_bytes, corrupt).read(parts)
+    splits = SplitReader(image_size, channels, storage, max_bytes, corrupt).read(parts)
     mean, std = channel_statistics(some_images(splits[0]))
     return ImageData(name, splits[0], splits[1] if len(splits) > 1 else None, class_names, mean, std)
 
@@ -127,7 +127,7 @@ def _digits(root: Path) -> _Found:
 
     bunch = load_digits()
     images = torch.from_numpy(bunch.images)[:, None].mul(255 / 16).round().to(torch.uint8)
-    part = Part(images, torch.from_numpy(bunch.target).long())
+    part = Listed(images, torch.from_numpy(bunch.target).long())
     # one split for everyone, whatever the seed
     train, test = _hold_out(part, 500, torch.Generator().manual_seed(0))
     return train, test, tuple(str(digit) for digit in range(10))
@@ -156,7 +156,7 @@ def _torchvision(name: str, class_name: str, splits: Sequence[dict[str, Any]]) -
             elif images.shape[1] != 3:
                 images = images.permute(0, 3, 1, 2)
             labels = torch.as_tensor(np.asarray(split.labels if hasattr(split, "labels") else split.targets))
-            parts.append(Part(images.contiguous(), labels.long()))
+            parts.append(Listed(images.contiguous(), labels.long()))
         return parts[0], parts[1], tuple(found[-1].classes)
 
     return find
@@ -175,7 +175,7 @@ def _imagenet(root: Path) -> _Found:
             "folders without these archives: name='imagefolder:PATH'"
         ) from error
     parts = [
-        Part([Path(file) for file, _ in split.samples], torch.tensor([label for _, label in split.samples]))
+        Listed([Path(file) for file, _ in split.samples], torch.tensor([label for _, label in split.samples]))
         for split in (train, val)
     ]
     return parts[0], parts[1], tuple(names[0] for names in train.classes)
@@ -183,8 +183,8 @@ def _imagenet(root: Path) -> _Found:
 
 def _imagefolder(path: Path) -> _Found:
     train, test = list_folder(path)
-    held_out = None if test is None else Part(test.files, test.labels)
-    return Part(train.files, train.labels), held_out, train.class_names
+    held_out = None if test is None else Listed(test.files, test.labels)
+    return Listed(train.files, train.labels), held_out, train.class_names
 
 
 _TRAIN_AND_TEST = ({"train": True}, {"train": False})
@@ -205,7 +205,7 @@ SHAPES = {
 }
 
 
-def _hold_out(part: Part, num_test: int, generator: torch.Generator) -> tuple[Part, Part]:
+def _hold_out(part: Listed, num_test: int, generator: torch.Generator) -> tuple[Listed, Listed]:
     """Split off a stratified share: of each class what is due to it, rounded up or down at random, but never all."""
     assert part.labels is not None
     _, rank = shuffled_ranks(part.labels, generator)
@@ -217,7 +217,7 @@ def _hold_out(part: Part, num_test: int, generator: torch.Generator) -> tuple[Pa
     return part.take(index[num_test:].sort().values), part.take(index[:num_test].sort().values)
 
 
-def _subset(part: Part, count: int | None, generator: torch.Generator) -> Part:
+def _subset(part: Listed, count: int | None, generator: torch.Generator) -> Listed:
     # drawn even where nothing is left out, so that max_train has no influence on the test images
     labels = torch.zeros(len(part.items), dtype=torch.int64) if part.labels is None else part.labels.clamp(min=0)
     order, rank = shuffled_ranks(labels, generator)

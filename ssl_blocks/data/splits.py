@@ -12,7 +12,7 @@ from jaxtyping import Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ssl_blocks.data.decode import BoxChooser, UnreadableImageError, read_crop, read_image
+from ssl_blocks.data.files import BoxChooser, UnreadableImageError, read_crop, read_image
 
 FILES_PER_JOB = 64
 Corrupt = Literal["error", "skip"]
@@ -211,7 +211,7 @@ def decode_files(
         files: at least one path.
         size: height and width in pixels to which images are resized and cropped; ``None`` keeps them as they are,
             and then all must have one size.
-        channels: see `ssl_blocks.data.decode.read_image`.
+        channels: see `ssl_blocks.data.files.read_image`.
         corrupt: whether an unreadable file is an error or left out.
 
     Returns:

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from ssl_blocks.evaluation.finetune import (
         Finetuned,
         FinetuneScore,
-        FinetuneSettings,
         classifier_accuracy,
         finetune_encoder,
         make_classifier,
     )
+    from ssl_blocks.evaluation.finetune_settings import FinetuneSettings
     from ssl_blocks.evaluation.knn import knn_accuracy
     from ssl_blocks.evaluation.labelled import Labelled
     from ssl_blocks.evaluation.layers import LayeredEncoder, layer_ids, set_drop_path

@@ -12,7 +12,8 @@ from torch import Tensor
 from ssl_blocks.data import FileSplit, ImageSplit
 from ssl_blocks.encoders import FeatureEncoder
 from ssl_blocks.evaluation.checks import check_features, labels_of
-from ssl_blocks.evaluation.finetune import FinetuneSettings, finetune_encoder
+from ssl_blocks.evaluation.finetune import finetune_encoder
+from ssl_blocks.evaluation.finetune_settings import FinetuneSettings
 from ssl_blocks.evaluation.logistic import classify
 
 

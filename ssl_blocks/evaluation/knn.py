@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ssl_blocks.evaluation.checks import check_features
-from ssl_blocks.evaluation.shards import Part, gather_parts, merge_neighbours
+from ssl_blocks.evaluation.shards import Shard, gather_parts, merge_neighbours
 
 
 def knn_accuracy(
@@ -151,14 +151,14 @@ def nearest(
 
 def _describe(
     bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, bank_sharded: bool, queries_sharded: bool
-) -> Part:
+) -> Shard:
     error, num_classes = None, 0
     try:
         _check(bank, bank_labels, queries, query_labels, bank_sharded, queries_sharded)
         num_classes = max(int(labels.max()) + 1 if len(labels) else 0 for labels in (bank_labels, query_labels))
     except ValueError as wrong:
         error = str(wrong)
-    return Part(len(bank), len(queries), bank.shape[-1], num_classes, error)
+    return Shard(len(bank), len(queries), bank.shape[-1], num_classes, error)
 
 
 def _check(
@@ -177,7 +177,7 @@ def _check(
         )
 
 
-def _check_sizes(parts: list[Part], k: int, bank_sharded: bool, queries_sharded: bool) -> None:
+def _check_sizes(parts: list[Shard], k: int, bank_sharded: bool, queries_sharded: bool) -> None:
     num_bank = sum(part.num_bank for part in parts) if bank_sharded else parts[0].num_bank
     if queries_sharded and not any(part.num_queries for part in parts):
         raise ValueError("queries must be at least one in all processes together")

@@ -12,8 +12,8 @@ from ssl_blocks.engine.optimizers import warmup_cosine
 from ssl_blocks.evaluation.accuracy import accuracy
 from ssl_blocks.evaluation.checks import check_splits
 from ssl_blocks.evaluation.extract import Extractor
-from ssl_blocks.evaluation.heads import LinearHeads, head_loss, lars
 from ssl_blocks.evaluation.labelled import Labelled, read_images
+from ssl_blocks.evaluation.linear_heads import LinearHeads, head_loss, lars
 from ssl_blocks.evaluation.protocols.probe import LinearSettings
 from ssl_blocks.evaluation.sweep import SweepScore, hold_out
 from ssl_blocks.randomness import seeded_generator

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, Subset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
-from ssl_blocks.data.decode import SUFFIXES, UnreadableImageError, read_image, read_shape
+from ssl_blocks.data.files import SUFFIXES, UnreadableImageError, read_image, read_shape
 from ssl_blocks.data.resample import fit_images
 from ssl_blocks.evaluation.segmentation import IGNORED
 from ssl_blocks.evaluation.shapes import SHAPE_CLASSES, ShapeImages

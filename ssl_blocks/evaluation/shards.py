@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Part:
+class Shard:
     """What one process holds.
 
     Args:
@@ -27,7 +27,7 @@ class Part:
     error: str | None = None
 
 
-def gather_parts(part: Part) -> list[Part]:
+def gather_parts(part: Shard) -> list[Shard]:
     """Parts of all processes, in the order of their ranks.
 
     All processes learn of an error in one of them; else the others would wait for it for ever.
@@ -35,7 +35,7 @@ def gather_parts(part: Part) -> list[Part]:
     Raises:
         ValueError: in every process, if there is an error in one, or widths differ.
     """
-    parts: list[Part] = [part] * dist.get_world_size()
+    parts: list[Shard] = [part] * dist.get_world_size()
     dist.all_gather_object(parts, part)
     for rank, other in enumerate(parts):
         if other.error is not None:

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from ssl_blocks.cli import load_config, main
-from ssl_blocks.cli.arguments import list_options, nearest
+from ssl_blocks.cli.arguments import closest_word, list_options
 from ssl_blocks.cli.command import list_presets, read_preset
 from ssl_blocks.cli.helptext import help_text
 from ssl_blocks.engine.errors import RunStopped
@@ -104,7 +104,7 @@ def test_values_may_begin_with_a_dash_and_none_is_a_value() -> None:
     ],
 )
 def test_nearest_name(name: str, names: list[str], found: str | None) -> None:
-    assert nearest(name, names) == found
+    assert closest_word(name, names) == found
 
 
 class Stage:

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ssl_blocks.data import ImageSplit, decode, load, splits
+from ssl_blocks.data import ImageSplit, files, load, splits
 
 
 def picture(value: int, height: int = 8, width: int = 8) -> Tensor:
@@ -42,7 +42,7 @@ def spy_on_decoding(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         opened.append(str(file))
         return open_image(file, **options)
 
-    monkeypatch.setattr(decode.Image, "open", spy)
+    monkeypatch.setattr(files.Image, "open", spy)
     return opened
 
 

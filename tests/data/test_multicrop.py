@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from ssl_blocks.data import Augmentation, ColorChanges, MultiCrop, RandomResizedCropFlip, denormalize
 from ssl_blocks.data.augment import normalize
-from ssl_blocks.data.decode import read_crop, read_image
+from ssl_blocks.data.files import read_crop, read_image
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 QUIET = ColorChanges(jitter=0.0, grey=0.0, blur=(0.0, 0.0, 0.0), solarize=0.0)

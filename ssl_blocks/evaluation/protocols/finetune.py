@@ -52,7 +52,7 @@ class Finetune(Protocol[FinetuneOptions, "Labelled"]):
     is_shared = True
 
     def __init__(self, settings: FinetuneOptions | None = None, **context: Any) -> None:
-        from ssl_blocks.evaluation.finetune import FinetuneSettings
+        from ssl_blocks.evaluation.finetune_settings import FinetuneSettings
 
         super().__init__(settings, **context)
         with section("finetune"):  # refuses numbers that no data can make right

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_blocks.encoders.weights.filling import DECODER, HEAD, TABLES, fill, own_tensors, translated
-from ssl_blocks.encoders.weights.reading import read_state
+from ssl_blocks.encoders.weights.state import read_state
 from ssl_blocks.values import Grid
 
 QUERIES, PREDICTION, LAYERS = "query_blocks.", "prediction_head.", f"{DECODER}layers."

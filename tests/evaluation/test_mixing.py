@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_blocks.evaluation.augment import Mixing, TrainAugment, timm_draws
+from ssl_blocks.evaluation.mixing import Mixing, TrainAugment, timm_draws
 
 
 def make_images(count: int = 8, channels: int = 3, size: int = 12) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from ssl_blocks.data import UnreadableImageError
-from ssl_blocks.data.decode import Box, read_crop, read_image
+from ssl_blocks.data.files import Box, read_crop, read_image
 
 
 def scene(height: int = 60, width: int = 90) -> Image.Image:
