@@ -80,9 +80,9 @@ class Adapter(nn.Module, ABC, Generic[M]):
         return bool(noted(config).get("encoder") == cls.__name__)
 
     @classmethod
+    @abstractmethod
     def load(cls, folder: Path, config: Mapping[str, Any], image_size: Size | None) -> "Adapter[Any]":
         """Build what was saved, with its weights, for inputs of another size where one is given."""
-        raise NotImplementedError
 
     def save(self, folder: Path, notes: dict[str, Any]) -> None:
         """Write ``config.json``, with ``notes`` in it, and ``model.safetensors``."""
