@@ -14,7 +14,7 @@ import yaml
 import ssl_blocks
 from ssl_blocks.cli import load_config
 from ssl_blocks.cli.arguments import read_arguments
-from ssl_blocks.evaluate.cli import configure, split_arguments
+from ssl_blocks.evaluate.cli import configure, read_wish
 from ssl_blocks.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
@@ -121,10 +121,10 @@ def check_options(line: str, words: list[str]) -> None:
     name, *rest = [word for word in words if word != "..."] or ["--help"]
     try:
         if name == "evaluate":
-            tasks, encoder, options = split_arguments(rest)
-            if rest and "help" not in options:
-                assert tasks, f"{line!r} evaluates by nothing"
-                configure(encoder, options)
+            wish = read_wish(rest, "evaluate.py")
+            if rest and "help" not in wish.options:
+                assert wish.asked, f"{line!r} evaluates by nothing"
+                configure(wish, wish.word)
         elif name in RECIPES:
             arguments = read_arguments(rest, RECIPES[name].config)
             if rest and not arguments.wants_help and not isinstance(arguments.resume, Path):

@@ -55,7 +55,8 @@ def linear_probe(
 
     Examples:
         >>> x, y = torch.tensor([[0.0, 1.0], [0.1, 1.0], [1.0, 0.0], [1.0, 0.1]]), torch.tensor([0, 0, 1, 1])
-        >>> linear_probe(x, y, x, y, settings=LinearSettings(lrs=(1.0,), epochs=20, warmup_epochs=1)).accuracy
+        >>> settings = LinearSettings(lrs=(1.0,), batch_size=4, epochs=20, warmup_epochs=1)
+        >>> linear_probe(x, y, x, y, settings=settings).accuracy
         1.0
     """
     num_classes = check_splits(train, train_labels, test, test_labels)

@@ -63,7 +63,10 @@ def load_classifier(folder: str | Path) -> Loaded[Classifier]:
     notes = _notes(folder, "Classifier")
     arguments: dict[str, Any] = {name: notes[name] for name in ("num_classes", "fresh_norm")}
     cut = notes["tokenizer"]
-    tokenizer = None if cut is None else PatchTokenizer.from_grid(**cut)
+    sizes: dict[str, Any] = (
+        {} if cut is None else {name: tuple(x) if isinstance(x, list) else x for name, x in cut.items()}
+    )
+    tokenizer = None if cut is None else PatchTokenizer.from_grid(**sizes)
     model = Classifier(load_encoder(folder / ENCODER), tokenizer=tokenizer, **arguments)
     return _filled(model, "backbone.", folder, notes)
 

@@ -51,7 +51,7 @@ class RandomSerializer:
 
     Examples:
         >>> from ssl_blocks import Grid, SquarePartitioner
-        >>> segments = SquarePartitioner(sides=(2, 4))(1, Grid(8, 8))
+        >>> segments = SquarePartitioner(sides=(2, 4))(torch.rand(1, 3, 32, 32), Grid(8, 8))
         >>> RandomSerializer()(segments).step[0, -1].item()
         15
     """

@@ -29,7 +29,8 @@ def draw_masks(
 
     Examples:
         >>> import ssl_blocks as sb
-        >>> draw = sb.RandomSerializer()(sb.SquarePartitioner(sides=(2,))(1, sb.Grid(4, 4)))
+        >>> segments = sb.SquarePartitioner(sides=(2,))(torch.rand(1, 3, 8, 8), sb.Grid(4, 4))
+        >>> draw = sb.RandomSerializer()(segments)
         >>> masks = sb.SegmentCausalMask()(draw, *draw.windows(), num_prefix=1)
         >>> [panel.get_title() for panel in draw_masks(masks, draw).axes]
         ['source: encoder sees itself', 'target: decoder sees itself', 'memory: decoder sees encoder']

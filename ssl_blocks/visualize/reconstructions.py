@@ -108,7 +108,7 @@ def draw_steps(
     Examples:
         >>> import ssl_blocks as sb
         >>> images, grid = torch.rand(2, 3, 16, 16), Grid(4, 4)
-        >>> draw = sb.RandomSerializer()(sb.SquarePartitioner(sides=(2,))(2, grid))
+        >>> draw = sb.RandomSerializer()(sb.SquarePartitioner(sides=(2,))(images, grid))
         >>> figure = draw_steps(images, images * 0.5, draw, grid)
         >>> [panel.get_title() for panel in figure.axes]
         ['image', 'step 1', 'step 2', 'step 3']

@@ -32,7 +32,7 @@ def draw_segments(images: Tensor, segments: Segments, grid: Grid) -> "matplotlib
     Examples:
         >>> import torch
         >>> from ssl_blocks import SquarePartitioner
-        >>> segments = SquarePartitioner(sides=(2, 4))(3, Grid(8, 8))
+        >>> segments = SquarePartitioner(sides=(2, 4))(torch.rand(3, 3, 32, 32), Grid(8, 8))
         >>> len(draw_segments(torch.rand(3, 3, 32, 32), segments, Grid(8, 8)).axes)
         6
     """

@@ -173,6 +173,7 @@ def test_run_that_stops_is_one_line_and_its_exit_code(stage: Stage, capsys: pyte
 def test_other_processes_stop_in_silence(
     stage: Stage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     monkeypatch.setenv("RANK", "1")
     stage.stopped = RunStopped("stopped", exit_code=3)
     assert stage.run("--preset", "randsac_digits") == 3

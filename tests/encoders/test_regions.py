@@ -101,7 +101,6 @@ def test_tokens_are_those_of_the_token_encoder() -> None:
     torch.testing.assert_close(without.features(batch), without.encoder.features(batch))
     assert isinstance(encoder, sb.encoders.RegionEncoder)
     assert encoder.module is inner.module
-    assert encoder.model_args["img_size"] == (16, 16)
 
 
 def test_the_exported_class_token_is_that_of_plain_timm() -> None:

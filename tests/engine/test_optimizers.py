@@ -22,7 +22,7 @@ def test_norms_biases_positions_and_tokens_do_not_decay() -> None:
     decayed, spared = ({names[id(p)] for p in group["params"]} for group in (decay, spare))
     assert all(n.endswith("weight") for n in decayed)
     assert not any("norm" in n for n in decayed)
-    assert {"encoder.module.cls_token", "encoder.module.pos_embed", "decoder.positions.table"} <= spared
+    assert {"encoder.module.cls_token", "encoder.module.pos_embed", "reader.decoder.positions.table"} <= spared
     assert len(decayed) + len(spared) == sum(p.requires_grad for p in objective.parameters())
 
 

@@ -164,4 +164,4 @@ def test_an_encoder_without_places_for_drop_path_says_what_to_do(tmp_path: Path,
 def test_what_cannot_be_shared_is_refused(run: Path, monkeypatch, capsys) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     error = refused(["knn", "probe", str(run)], capsys)
-    assert "probe cannot share work between 2 processes, only knn can" in error
+    assert "probe cannot share work between 2 processes, only knn and finetune and segment can" in error

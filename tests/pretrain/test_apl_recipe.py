@@ -146,7 +146,7 @@ def test_objectives_without_measures_report_none(tmp_path: Path) -> None:
 def test_measures_are_means_over_all_test_images_and_leave_modes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     from dataclasses import replace
 
-    from ssl_blocks.engine import scoring
+    from ssl_blocks.pretrain import scoring
     from tests.recipes import some_data
 
     data = some_data()

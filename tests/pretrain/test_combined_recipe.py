@@ -53,8 +53,8 @@ def test_a_run_trains_one_encoder_which_is_saved_once(tmp_path: Path) -> None:
     stored = final(folder)["state_dict"]
     qkv = [name for name in stored if name.endswith("blocks.0.attn.qkv.weight")]
     assert sorted(qkv) == [
-        "objective.encoder.module.blocks.0.attn.qkv.weight",
-        "objective.objectives.dino.teacher.copy.encoder.encoder.module.blocks.0.attn.qkv.weight",
+        "model.encoder.module.blocks.0.attn.qkv.weight",
+        "model.objectives.dino.teacher.copy.encoder.encoder.module.blocks.0.attn.qkv.weight",
     ]
     assert (folder / "figures" / "randsac" / "reconstructions.png").is_file()
     assert (folder / "figures" / "dino" / "regions.png").is_file()

@@ -73,7 +73,7 @@ def test_a_run_leaves_the_teachers_encoder_and_plain_timm_loads_it(encoder: list
 
 def test_dino_has_no_heads_for_regions(tmp_path: Path) -> None:
     run = Run.prepare(configure(tmp_path, *MAP, "--region_weight=0"), RECIPE.assemble)
-    assert run.module.objective.region_head is None
+    assert run.module.objective.student.region_head is None
     run.fit()
 
 
@@ -113,8 +113,8 @@ def test_an_interrupted_run_ends_in_the_same_bits(tmp_path: Path) -> None:
     assert (whole / "metrics.csv").read_text() == (ended / "metrics.csv").read_text()
     stored = final(ended)["state_dict"]
     for name in ("center.value", "region_center.value", "teacher.copy.encoder.module.norm.weight"):
-        assert stored[f"objective.{name}"].any()
-    assert run.module.objective.momentum == 1.0
+        assert stored[f"model.{name}"].any()
+    assert run.module.objective.teacher.momentum == 1.0
     assert final(ended)["optimizer_states"][0]["param_groups"][0]["weight_decay"] == pytest.approx(0.4, abs=0.02)
 
 

@@ -10,6 +10,7 @@ from ssl_blocks.cli import load_config
 from ssl_blocks.data import load, to_float
 from ssl_blocks.pretrain import Run
 from ssl_blocks.recipes.mae import RECIPE, MAEConfig
+from tests.recipes import blank
 
 SMALL = [
     "--name=mae",
@@ -60,7 +61,10 @@ def test_a_run_leaves_an_encoder_that_plain_timm_loads(tmp_path: Path) -> None:
 )
 def test_masks_are_chosen_by_name(options: tuple[str, ...], kept: int, tmp_path: Path) -> None:
     run = Run.prepare(configure(tmp_path, *options), RECIPE.assemble)
-    assert run.module.objective.partitioner(1, run.module.objective.tokenizer.grid).step_sizes == (kept, 16 - kept)
+    assert run.module.objective.partitioner(blank(1), run.module.objective.tokenizer.grid).step_sizes == (
+        kept,
+        16 - kept,
+    )
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from ssl_blocks import (
     SquarePartitioner,
 )
 from ssl_blocks.data import RandomResizedCropFlip
-from ssl_blocks.engine import DataConfig, Machine, OptimizerConfig, TrainerConfig
+from ssl_blocks.engine import CroppedDataConfig, Machine, OptimizerConfig, TrainerConfig
 from ssl_blocks.engine import fit as engine
 from ssl_blocks.engine.loop import Loop
 from ssl_blocks.engine.progress import RichRunProgress
@@ -31,7 +31,7 @@ from tests.recipes import build, some_data
 def some_config(**optimizer: object) -> RunConfig:
     return RunConfig(
         name="test",
-        data=DataConfig(crop_scale=(0.5, 1.0)),
+        data=CroppedDataConfig(crop_scale=(0.5, 1.0)),
         optimizer=OptimizerConfig(**{"batch_size": 8, "warmup_epochs": 1, "clip_grad": 1.0, **optimizer}),
         trainer=TrainerConfig(epochs=2),
     )

@@ -10,6 +10,7 @@ from ssl_blocks.engine.optimizers import parameter_groups
 from ssl_blocks.pretrain import RunConfig
 from ssl_blocks.pretrain.estimate import count_parameters
 from ssl_blocks.recipes import RECIPES
+from tests.recipes import blank
 
 SMALL, LARGE = ImageShape(3, 32, 32), ImageShape(3, 192, 192)
 PRESETS = {name: file for recipe in RECIPES.values() for name, file in recipe.preset_files().items()}
@@ -170,7 +171,7 @@ def test_numbers_of_mae_are_the_papers() -> None:
     assert (optimizer.base_lr, optimizer.batch_size, optimizer.weight_decay) == (1.5e-4, 4096, 0.05)
     assert (optimizer.betas, optimizer.warmup_epochs) == ((0.9, 0.95), 40)
     assert (len(objective.reader.decoder.blocks), objective.reader.decoder.dim) == (8, 512)
-    assert objective.partitioner(1, objective.encoder.grid).step_sizes == (49, 147)
+    assert objective.partitioner(blank(1), objective.encoder.grid).step_sizes == (49, 147)
     assert (objective.target.normalize, objective.encoder.num_prefix) == (True, 1)
 
 
@@ -222,7 +223,7 @@ def test_numbers_of_esvit() -> None:
     assert (optimizer.base_lr, optimizer.weight_decay, optimizer.weight_decay_end) == (5e-4, 0.04, 0.4)
     assert (optimizer.warmup_epochs, optimizer.min_lr, optimizer.clip_grad) == (10, 1e-6, 3.0)
     assert (config.trainer.epochs, config.crops.num_local, config.crops.local_size) == (300, 8, 96)
-    assert objective.center.shape == objective.center_grid.shape == (65_536,)
+    assert objective.center.value.shape == objective.region_center.value.shape == (65_536,)
     assert count_parameters(objective)["encoder"].total / 1e6 == pytest.approx(27.5, abs=0.5)  # Swin-T without a head
 
 

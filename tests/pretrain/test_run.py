@@ -127,7 +127,7 @@ def test_training_moved_the_weights(finished: Run, tmp_path: Path) -> None:
     fresh = Run.prepare(config, assemble).module.objective.state_dict()
     trained = finished.module.objective.state_dict()
     moved = {k for k in fresh if not torch.equal(fresh[k], trained[k])}
-    assert {"router.mix.weight", "head.weight", "encoder.module.patch_embed.proj.weight"} <= moved
+    assert {"reader.router.mix.weight", "head.weight", "encoder.module.patch_embed.proj.weight"} <= moved
 
 
 def test_plain_timm_loads_the_encoder_with_identical_features(finished: Run) -> None:

@@ -12,7 +12,7 @@ def test_a_run_without_a_decoder_ends_with_an_encoder_and_pictures(tmp_path: Pat
     run = prepare(tmp_path, "--two_stream=true", "--trainer.epochs=2", "--segments.kind=blob", "--segments.counts=4")
     objective = run.module.objective
     assert isinstance(objective, sb.SegmentPrediction)
-    assert {name.partition(".")[0] for name, _ in objective.named_parameters()} == {"encoder", "query", "head"}
+    assert {name.partition(".")[0] for name, _ in objective.named_parameters()} == {"encoder", "reader", "head"}
     folder = run.fit()
     assert (folder / "encoder" / "model.safetensors").is_file()
     for name in ("segments.png", "steps.png", "reconstructions.png", "reading_order.gif"):
@@ -23,13 +23,11 @@ def test_pictures_are_those_of_an_autoregression(tmp_path: Path) -> None:
     tokenizer = sb.PatchTokenizer(image_size=16, patch_size=2)
     objective = sb.SegmentPrediction(
         encoder=sb.encoders.timm_vit(image_size=16, patch_size=2, embed_dim=16, depth=1, num_heads=2, class_token=True),
-        reader=sb.QueryReader(
-            sb.encoders.timm_vit(image_size=16, patch_size=2, embed_dim=16, depth=1, num_heads=2, class_token=True).dim
-        ),
+        reader=sb.QueryReader(16),
         tokenizer=tokenizer,
         partitioner=sb.TokenPartitioner(),
         target=sb.PixelTarget(tokenizer),
         predict_first=True,
     )
     files = figures.write_figures(objective, some_data(), tmp_path)
-    assert [file.name for file in files] == ["segments.png", "reconstructions.png", "steps.png", "reading_order.gif"]
+    assert [file.name for file in files] == ["reconstructions.png", "steps.png", "segments.png", "reading_order.gif"]

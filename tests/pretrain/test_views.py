@@ -17,7 +17,7 @@ from ssl_blocks.cli import load_config, main
 from ssl_blocks.data import Augmentation, ColorChanges, ImageShape, MultiCrop, RandomResizedCropFlip
 from ssl_blocks.engine.errors import RunStopped
 from ssl_blocks.engine.loop import Loop
-from ssl_blocks.pretrain import PretrainModule, Run, RunConfig
+from ssl_blocks.pretrain import PretrainModule, Recipe, Run, RunConfig
 from ssl_blocks.pretrain.estimate import activation_bytes, count_flops
 from ssl_blocks.pretrain.resume import stored_config
 from tests.pretrain.small import differences, final
@@ -81,7 +81,7 @@ def arguments(*more: str) -> list[str]:
 
 
 def prepare(folder: Path, *more: str, build: Callable = assemble, resume: bool | None = None) -> Run:
-    config = load_config(ViewsConfig, arguments(f"--output_dir={folder}", *more), presets=folder)
+    config = load_config(Recipe("views", ViewsConfig, assemble, folder), arguments(f"--output_dir={folder}", *more))
     return Run.prepare(config, build, resume=resume)
 
 
@@ -169,7 +169,7 @@ def test_views_that_do_not_fit_the_encoder_are_refused_before_anything_is_writte
         def augmentation(self, shape: ImageShape, mean: Sequence[float], std: Sequence[float]) -> Augmentation:
             return MultiCrop(12, 8, mean=mean, std=std)
 
-    config = load_config(Misfit, arguments(f"--output_dir={tmp_path}"), presets=tmp_path)
+    config = load_config(Recipe("views", Misfit, assemble, tmp_path), arguments(f"--output_dir={tmp_path}"))
     with pytest.raises(ValueError, match="12"):
         Run.prepare(config, assemble)
     assert list(tmp_path.iterdir()) == []
@@ -234,7 +234,7 @@ def test_dry_run_of_views(capsys: pytest.CaptureFixture[str], tmp_path: Path, mo
     texts = []
     for number in (0, 6):
         argv = [*arguments(f"--num_local={number}"), "--dry-run"]
-        assert main(ViewsConfig, assemble, presets=tmp_path, argv=argv) == 0
+        assert main(Recipe("views", ViewsConfig, assemble, tmp_path), argv) == 0
         texts.append(capsys.readouterr().out)
     assert list(tmp_path.iterdir()) == []
     forward = [float(text.split("forward")[1].split()[0]) for text in texts]

@@ -240,6 +240,7 @@ def test_folder_that_may_not_be_written_is_one_line(
 def test_only_the_first_of_several_processes_speaks(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     monkeypatch.setenv("RANK", "1")
     assert main(RECIPE, argv=[*FRESH, "--bogus", "1"]) == 2
     printed = capsys.readouterr()
