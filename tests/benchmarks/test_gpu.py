@@ -18,6 +18,8 @@ from examples.benchmarks.gpu_stages.items import Settings, Stage
 from examples.benchmarks.gpu_stages.objectives import KINDS, Pass, distance, images_for, run_pass
 from examples.benchmarks.gpu_stages.report import append, is_bad, read, summarise
 
+pytestmark = pytest.mark.process  # takes long
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -10,6 +10,8 @@ from ssl_blocks.parts import attention
 from ssl_blocks.testing import assert_no_leak, check_token_encoder
 from tests.encoders.families import FAMILIES, TABLE, causal, family, images_for, raster, shaken
 
+pytestmark = pytest.mark.process  # takes long
+
 OBJECTIVES = ("autoregression", "masked", "query stream")
 EVERY_ADAPTER = (
     *("timm ViT", "timm rope-vit, mixed", "torchvision ViT", "transformers DINOv3"),

@@ -8,6 +8,8 @@ from ssl_blocks.encoders import trace_features
 from tests.encoders import stored
 from tests.recipes import images
 
+pytestmark = pytest.mark.process  # takes long
+
 
 @pytest.mark.parametrize("options", [{}, {"class_token": True, "positions": "learned"}, {"reg_tokens": 2}])
 def test_a_saved_program_gives_the_same_features(tmp_path, options: dict) -> None:

@@ -31,6 +31,8 @@ from ssl_blocks.evaluation import (
 from ssl_blocks.evaluation.protocols.finetune import Finetune
 from ssl_blocks.evaluation.protocols.segment import Segment
 
+pytestmark = pytest.mark.process  # takes long
+
 CPU = ("--device=cpu", "--precision=fp32")
 HALF = (0.5, 0.5, 0.5)
 ROOT = Path(__file__).parents[2]

@@ -11,6 +11,8 @@ from ssl_blocks.encoders import export_encoder
 from ssl_blocks.evaluate import main
 from tests.evaluate.test_cli import CPU, HALF, by_name, results
 
+pytestmark = pytest.mark.process  # takes long
+
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture) -> str:
     assert main(arguments) == 2
@@ -49,7 +51,7 @@ def test_wrong_words_are_one_clear_error(arguments: list[str], message: str, cap
 
 
 def test_weights_that_cannot_be_had_are_one_clear_error(capsys, monkeypatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # the environment was read long ago
     error = refused(["knn", "vit_tiny_patch16_224.augreg_in21k", "--data.name=digits"], capsys)
     assert "encoder='vit_tiny_patch16_224.augreg_in21k' cannot be had from timm with its weights" in error
     assert "--pretrained false" in error

@@ -11,6 +11,8 @@ from ssl_blocks.data import load, to_float
 from ssl_blocks.evaluate import main
 from ssl_blocks.evaluation import load_classifier, load_segmenter
 
+pytestmark = pytest.mark.process  # takes long
+
 FEW = ["--data.max_train=60", "--data.max_test=40", "--device=cpu", "--precision=fp32"]
 TUNE = ["--finetune.epochs=8", "--finetune.warmup_epochs=0.5", "--finetune.batch_size=20", "--finetune.base_lr=5e-2"]
 TUNE += ["--finetune.mixup=0", "--finetune.cutmix=0", "--finetune.magnitude=None", "--finetune.layer_decay=1"]

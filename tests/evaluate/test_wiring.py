@@ -29,6 +29,8 @@ from ssl_blocks.evaluation import (
 from ssl_blocks.evaluation.protocols.fewshot import FewshotFinetune, FewshotSettings
 from tests.evaluate.test_cli import CPU
 
+pytestmark = pytest.mark.process  # takes long
+
 SMALL = (
     "--data.name=digits", "--data.max_train=80", "--data.max_test=20", "--fewshot.shots=4", "--fewshot.finetune=true",
     "--probe.epochs=2", "--probe.warmup_epochs=1", "--finetune.epochs=1", "--finetune.warmup_epochs=0",

@@ -29,6 +29,8 @@ from ssl_blocks.evaluation import (
 from ssl_blocks.evaluation.dense import SegmentationTask, _augment
 from tests import reference
 
+pytestmark = pytest.mark.process  # takes long
+
 STATISTICS: dict[str, Any] = {"mean": (0.45,) * 3, "std": (0.2,) * 3}
 SHORT = SegmentationTraining(epochs=1, batch_size=4)
 

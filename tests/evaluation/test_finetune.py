@@ -29,6 +29,8 @@ from ssl_blocks.evaluation import (
 )
 from tests.evaluation.test_layers import Plain
 
+pytestmark = pytest.mark.process  # takes long
+
 STATISTICS: dict[str, Any] = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
 QUICK = FinetuneSettings(base_lr=0.1, batch_size=16, epochs=8, warmup_epochs=1, crop_scale=(0.5, 1.0))
 STILL = replace(QUICK, epochs=2, mixup=0.0, cutmix=0.0, magnitude=None, drop_path=0.0)

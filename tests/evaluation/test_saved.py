@@ -31,6 +31,8 @@ from tests.evaluation import test_dense as dense
 from tests.evaluation.test_finetune import STATISTICS, bright_and_dark, tiny
 from tests.evaluation.test_layers import Plain
 
+pytestmark = pytest.mark.process  # takes long
+
 TRAIN, TEST = bright_and_dark(24, 0), bright_and_dark(8, 1)
 SETTINGS = FinetuneSettings(
     base_lr=0.1, batch_size=8, accumulate=2, epochs=3, warmup_epochs=1, drop_path=0.3, crop_scale=(0.5, 1.0)

@@ -15,6 +15,8 @@ from ssl_blocks.pretrain import Run
 from ssl_blocks.pretrain.dryrun import describe
 from ssl_blocks.recipes.apl import RECIPE, APLConfig
 
+pytestmark = pytest.mark.process  # takes long
+
 SMALL = [
     "--name=apl",
     "--data.name=digits",

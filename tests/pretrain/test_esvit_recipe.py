@@ -17,6 +17,8 @@ from ssl_blocks.pretrain import Run
 from ssl_blocks.recipes.esvit import RECIPE, EsViTConfig
 from tests.pretrain.small import differences, final
 
+pytestmark = pytest.mark.process  # takes long
+
 COMMON = [
     "--name=esvit",
     "--data.name=digits",

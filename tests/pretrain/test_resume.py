@@ -5,8 +5,6 @@ import pickle
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,8 @@ from ssl_blocks.engine.errors import RunStopped
 from ssl_blocks.pretrain.resume import stored_config
 from ssl_blocks.recipes.randsac import assemble
 from tests.pretrain.small import NUM_STEPS, acting, differences, final, prepare
+
+pytestmark = pytest.mark.process  # takes long
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,22 +36,6 @@ def interrupted(folder: Path, at_step: int = 9) -> Path:
     with pytest.raises(RunStopped):
         prepare(folder, build=acting(stop(signal.SIGTERM), at_step)).fit()
     return folder / "run"
-
-
-@pytest.mark.process
-def test_killed_at_twenty_random_moments_a_run_ends_in_the_same_bits(whole: Path, tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "tests" / "pretrain" / "kill_loop.py"), str(tmp_path), "20", "0"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
-    killed = [line for line in done.stdout.splitlines() if "signal 9" in line]
-    assert len(killed) > 12, done.stdout
-    assert sum("operation None" not in line for line in killed) > 5, done.stdout  # amid file operations
-    ended = [*tmp_path.glob("finished-*"), tmp_path / "run"]
-    for folder in ended:
-        assert differences(final(whole), final(folder)) == []
-        assert (folder / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
-    assert not list((tmp_path / "run").rglob("*.tmp"))
 
 
 @pytest.mark.parametrize("at_step", [1, 9, 12, NUM_STEPS - 1])  # the first, amid an epoch, at its end, the last but one

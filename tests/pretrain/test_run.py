@@ -19,6 +19,8 @@ from ssl_blocks.pretrain.scoring import score_encoder
 from ssl_blocks.recipes.randsac import RECIPE, assemble
 from tests.pretrain.small import arguments
 
+pytestmark = pytest.mark.process  # takes long
+
 
 def options(folder: Path, *more: str) -> list[str]:
     return arguments(folder, "--name=randsac_digits", "--trainer.epochs=3", "--trainer.knn_every=1", *more)

@@ -17,6 +17,8 @@ from ssl_blocks.recipes.saim import RECIPE, SAIMConfig
 from tests.pretrain.small import final
 from tests.pretrain.test_processes import run as run_alone
 
+pytestmark = pytest.mark.process  # takes long
+
 SMALL = [
     "--name=saim",
     "--data.name=digits",

@@ -24,6 +24,8 @@ from tests.pretrain.small import differences, final
 from tests.pretrain.test_module import Recorder, fit_loop, small_objective, some_config
 from tests.recipes import some_data
 
+pytestmark = pytest.mark.process  # takes long
+
 NUM_STEPS = 8
 
 

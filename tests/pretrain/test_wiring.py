@@ -18,6 +18,8 @@ from ssl_blocks.pretrain import RunConfig
 from ssl_blocks.recipes import RECIPES
 from tests.pretrain.small import prepare
 
+pytestmark = pytest.mark.process  # takes long
+
 SHAPE = ImageShape(3, 32, 32)
 OF_THE_RUN = ("name", "output_dir", "seed", "note", "optimizer.", "trainer.", "data.")  # whatever the recipe
 OF_VIEWS = ("data.flip", "data.crop_scale")
