@@ -64,7 +64,7 @@ class Activations:
 def count_parameters(objective: nn.Module) -> dict[str, Count]:
     """Count parameters by part, in the order of the objective's attributes; parts without any are left out.
 
-    Of a reader with parts of its own, such as router and decoder, each is counted.
+    Of a reader or a student each part is counted, such as router and decoder, encoder and heads.
 
     Parameters that several parts share count for the first of them.
     """
@@ -72,8 +72,8 @@ def count_parameters(objective: nn.Module) -> dict[str, Count]:
     seen: set[int] = set()
     parts: list[tuple[str, nn.Module]] = []
     for name, part in objective.named_children():
-        inner = list(part.named_children()) if name == "reader" else []
-        parts += [*inner, (name, part)]  # what is left of a reader comes after its parts
+        inner = list(part.named_children()) if name in ("reader", "student") else []
+        parts += [*inner, (name, part)]  # what is left of it comes after its parts
     for name, part in [*parts, ("the rest", objective)]:
         own = [p for p in part.parameters() if id(p) not in seen]
         seen |= {id(p) for p in own}

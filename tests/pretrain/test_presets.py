@@ -124,7 +124,7 @@ def test_numbers_are_the_papers(
     assert optimizer.lr == pytest.approx(base_lr * batch / 256)
     assert (optimizer.warmup_epochs, config.trainer.epochs) == (warmup, epochs)
     assert (config.data.crop_scale, config.data.flip) == ((0.2, 1.0), True)
-    assert objective.partitioner(1, encoder.grid).counts == segments
+    assert objective.partitioner(blank(1), encoder.grid).counts == segments
     assert objective.target.normalize is not raw
     assert encoder.patch == ((16, 16) if shape_of(name) == LARGE else (4, 4))
     assert config.data.image_size in (None, shape_of(name).height)
