@@ -60,7 +60,7 @@ class Plan:
 class Portion(NamedTuple):
     """Which batches of a run a process computes.
 
-    Args:
+    Attributes:
         first_step: optimizer steps done already.
         rank: number of the process, from 0.
         world_size: number of processes.
@@ -78,7 +78,7 @@ class Portion(NamedTuple):
 class Moment(NamedTuple):
     """Where in a run a batch is computed.
 
-    Args:
+    Attributes:
         step: optimizer steps done.
         part: number of the batch among all of its step, those of other processes counted in.
         generator: for this batch alone, on the device of the process.
