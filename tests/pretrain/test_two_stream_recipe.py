@@ -3,13 +3,19 @@
 from pathlib import Path
 
 import ssl_blocks as sb
-from ssl_blocks.pretrain import figures
-from tests.pretrain.small import prepare
+from ssl_blocks.cli import load_config
+from ssl_blocks.pretrain import Run, figures
+from ssl_blocks.recipes.randsac import RECIPE, assemble
+from tests.pretrain.small import arguments
 from tests.recipes import some_data
 
 
 def test_a_run_without_a_decoder_ends_with_an_encoder_and_pictures(tmp_path: Path) -> None:
-    run = prepare(tmp_path, "--two_stream=true", "--trainer.epochs=2", "--segments.kind=blob", "--segments.counts=4")
+    options = arguments(
+        tmp_path, "--two_stream=true", "--trainer.epochs=2", "--segments.kind=blob", "--segments.counts=4"
+    )
+    options = [option for option in options if not option.startswith("--decoder.")]  # there is none
+    run = Run.prepare(load_config(RECIPE, options), assemble)
     objective = run.module.objective
     assert isinstance(objective, sb.SegmentPrediction)
     assert {name.partition(".")[0] for name, _ in objective.named_parameters()} == {"encoder", "reader", "head"}
