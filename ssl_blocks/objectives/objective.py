@@ -1,6 +1,7 @@
 """What a training loop asks of an objective, and the plain answers to it."""
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterator
 from contextvars import ContextVar
 from types import FunctionType, MethodType, ModuleType
@@ -89,7 +90,8 @@ def _tell(objective: nn.Module, hook: str, *args: Any) -> None:
         return
     told.add(id(objective))
     for part in _parts(objective):
-        if id(part) not in told and callable(getattr(part, hook, None)):
+        # asked of the class: a module that lacks a name looks for it in three places, too long for every step
+        if hasattr(type(part), hook) and id(part) not in told:
             told.add(id(part))
             getattr(part, hook)(*args)
 
@@ -97,9 +99,9 @@ def _tell(objective: nn.Module, hook: str, *args: Any) -> None:
 def _parts(owner: nn.Module) -> Iterator[object]:
     """All modules, and the plain objects that they hold, such as partitioners, and what these hold; each once."""
     found: set[int] = set()
-    pending: list[Any] = [owner]
+    pending: deque[Any] = deque([owner])
     while pending:
-        value = pending.pop(0)
+        value = pending.popleft()
         if id(value) in found or isinstance(value, _NO_PARTS):
             continue
         found.add(id(value))
@@ -107,7 +109,8 @@ def _parts(owner: nn.Module) -> Iterator[object]:
             yield value
             pending += value.children()
             # what a module hides in a container, such as the module that an average follows, is somebody else's
-            pending += [part for part in _held(vars(value)) if not isinstance(part, nn.Module)]
+            own = [kept for name, kept in vars(value).items() if name not in _BOOKKEEPING]
+            pending += [part for part in _held(own) if not isinstance(part, nn.Module)]
         elif hasattr(value, "__dict__"):
             yield value
             pending += _held(vars(value))
@@ -118,10 +121,12 @@ def _held(value: Any) -> Iterator[Any]:
     for part in value.values() if isinstance(value, dict) else value:
         if isinstance(part, dict | list | tuple):
             yield from _held(part)
-        else:
+        elif not isinstance(part, _PLAIN):
             yield part
 
 
+_PLAIN = (bool, int, float, str, type(None))
+_BOOKKEEPING = frozenset(vars(nn.Module()))  # parameters, buffers, submodules and hooks, which torch keeps
 _NO_PARTS = (Tensor, type, ModuleType, FunctionType, MethodType)
 
 
