@@ -79,7 +79,7 @@ def test_every_preset_builds_at_full_size_and_predicts(name: str) -> None:
         ("randsac_lowdata_square", (), 21, 14),
         ("randsac_lowdata_blob", (), 21, 14),
         ("randsac_imagenet1k", (), 86, 76),
-        ("randsac_imagenet100", (), 86, 76),
+        ("randsac_imagenet100", (), 21, 9),
         ("mae_cifar10", (), 5, 2),  # as large as what it is the baseline of
         ("mae_imagenet_vitb", (), 86, 26),
         ("mae_imagenet_vitl", (), 303, 26),
@@ -89,7 +89,7 @@ def test_every_preset_builds_at_full_size_and_predicts(name: str) -> None:
 )
 def test_sizes_are_the_papers(name: str, overrides: tuple[str, ...], encoder: int, decoder: int) -> None:
     found = millions(build(name, *overrides))
-    assert found[0] == pytest.approx(encoder, abs=0.5)
+    assert found[0] == pytest.approx(encoder, abs=0.7)  # ViT-S is 21.6M with patches of 16
     assert found[1] == pytest.approx(decoder, abs=0.5)
 
 
@@ -100,7 +100,7 @@ def test_sizes_are_the_papers(name: str, overrides: tuple[str, ...], encoder: in
         ("randsac_lowdata_square", 12, 384, 6, 6, 1e-3, 512, 10, 1600, (16, 4), False),
         ("randsac_lowdata_blob", 12, 384, 6, 6, 1e-3, 512, 10, 1600, (11, 5), False),
         ("randsac_imagenet1k", 12, 768, 12, 8, 2e-4, 4096, 40, 1600, (16, 4), False),
-        ("randsac_imagenet100", 12, 768, 12, 8, 2e-4, 4096, 40, 1600, (16, 4), False),
+        ("randsac_imagenet100", 12, 384, 6, 4, 1.5e-4, 4096, 40, 800, (16, 4), False),
     ],
 )
 def test_numbers_are_the_papers(
@@ -123,6 +123,9 @@ def test_numbers_are_the_papers(
     assert (optimizer.base_lr, optimizer.batch_size, optimizer.weight_decay) == (base_lr, batch, 0.05)
     assert optimizer.lr == pytest.approx(base_lr * batch / 256)
     assert (optimizer.warmup_epochs, config.trainer.epochs) == (warmup, epochs)
+    assert optimizer.betas == ((0.9, 0.95) if "imagenet" in name else (0.9, 0.999))
+    decoder_heads = objective.reader.decoder.layers[0].cross_attn.num_heads
+    assert decoder_heads == (2 * heads if name == "randsac_imagenet100" else heads)
     assert (config.data.crop_scale, config.data.flip) == ((0.2, 1.0), True)
     assert objective.partitioner(blank(1), encoder.grid).counts == segments
     assert objective.target.normalize is not raw
@@ -199,6 +202,7 @@ def test_numbers_of_the_puzzle_are_the_published_ones() -> None:
         "dropout": 0.15,
     }
     assert objective.patch_dropout == 0.1
+    assert (optimizer.lr, optimizer.batch_size, config.trainer.epochs) == (pytest.approx(1.15e-3), 1024, 300)
     assert (optimizer.weight_decay, optimizer.warmup_start) == (0, 0.5)
     assert optimizer.warmup_epochs == int(0.05 * config.trainer.epochs)
     assert optimizer.min_lr == pytest.approx(0.1 * optimizer.lr)
