@@ -15,7 +15,7 @@ from ssl_blocks.data import load, to_float
 from ssl_blocks.engine.errors import RunStopped
 from ssl_blocks.pretrain import Run
 from ssl_blocks.recipes.esvit import RECIPE, EsViTConfig
-from tests.pretrain.small import differences, final
+from tests.pretrain.small import BARE, differences, final
 
 pytestmark = pytest.mark.process  # takes long
 
@@ -36,6 +36,7 @@ COMMON = [
     "--optimizer.weight_decay_end=0.4",
     "--trainer.epochs=2",
     "--trainer.device=cpu",
+    *BARE,
 ]
 MAP = [
     "--encoder.kind=map",
@@ -57,7 +58,7 @@ def configure(folder: Path, *more: str) -> EsViTConfig:
 @pytest.mark.parametrize("encoder", [MAP, VIT, [*VIT, "--encoder.class_token=false"]], ids=["map", "vit", "no token"])
 @pytest.mark.process
 def test_a_run_leaves_the_teachers_encoder_and_plain_timm_loads_it(encoder: list[str], tmp_path: Path) -> None:
-    run = Run.prepare(configure(tmp_path, *encoder), RECIPE.assemble)
+    run = Run.prepare(configure(tmp_path, *encoder, "--trainer.figures=true"), RECIPE.assemble)
     folder = run.fit()
     assert (folder / "figures" / "regions.png").is_file()
     model = timm.create_model(f"local-dir:{folder / 'encoder'}", pretrained=True).eval()

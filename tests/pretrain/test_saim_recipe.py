@@ -14,7 +14,7 @@ from ssl_blocks.data import ImageShape, load, to_float
 from ssl_blocks.engine.parallel import repeated_blocks
 from ssl_blocks.pretrain import Run
 from ssl_blocks.recipes.saim import RECIPE, SAIMConfig
-from tests.pretrain.small import final
+from tests.pretrain.small import BARE, final
 from tests.pretrain.test_processes import run as run_alone
 
 pytestmark = pytest.mark.process  # takes long
@@ -33,6 +33,7 @@ SMALL = [
     "--optimizer.warmup_epochs=0.5",
     "--trainer.epochs=2",
     "--trainer.device=cpu",
+    *BARE,
 ]
 
 
@@ -47,7 +48,7 @@ def assemble(*more: str) -> sb.SegmentPrediction:
 
 @pytest.mark.parametrize("options", [(), ("--share_weights=true", "--query_depth=1")])
 def test_a_run_leaves_an_encoder_that_plain_timm_loads(options: tuple[str, ...], tmp_path: Path) -> None:
-    run = Run.prepare(configure(*options, f"--output_dir={tmp_path}"), RECIPE.assemble)
+    run = Run.prepare(configure(*options, f"--output_dir={tmp_path}", "--trainer.figures=true"), RECIPE.assemble)
     folder = run.fit()
     for name in ("segments.png", "steps.png", "reconstructions.png"):
         assert (folder / "figures" / name).is_file()

@@ -20,7 +20,7 @@ from ssl_blocks.engine.loop import Loop
 from ssl_blocks.pretrain import PretrainModule, Recipe, Run, RunConfig
 from ssl_blocks.pretrain.estimate import activation_bytes, count_flops
 from ssl_blocks.pretrain.resume import stored_config
-from tests.pretrain.small import differences, final
+from tests.pretrain.small import BARE, differences, final
 from tests.pretrain.test_module import Recorder, fit_loop, small_objective, some_config
 from tests.recipes import some_data
 
@@ -77,7 +77,7 @@ def assemble(config: RunConfig, shape: ImageShape) -> PullTogether:
 def arguments(*more: str) -> list[str]:
     sizes = ["--encoder.depth=2", "--encoder.width=16", "--encoder.heads=2", "--optimizer.batch_size=32"]
     schedule = ["--trainer.epochs=2", "--optimizer.warmup_epochs=0.5", "--optimizer.weight_decay_end=0.4"]
-    data = ["--data.max_train=128", "--data.max_test=32", "--trainer.device=cpu", "--name=run"]
+    data = ["--data.max_train=128", "--data.max_test=32", "--trainer.device=cpu", "--name=run", *BARE]
     options = [*sizes, *schedule, *data, *more]
     return list({option.partition("=")[0]: option for option in options}.values())  # the last one counts
 
