@@ -1,8 +1,8 @@
 """Start a run in a process of its own again and again, kill it each time, and at last let it end.
 
 Arguments: folder of runs, number of kills, seed. A process is forked off a parent that has imported everything,
-because it has prepared a run itself, so that most of a process's life is training. Half of the kills come after a random time; the other half at a random file
-operation, halfway through writing a checkpoint, say.
+because it has prepared a run itself, so that most of a process's life is training. Half of the kills come after a
+random time; the other half at a random file operation, halfway through writing a checkpoint, say.
 """
 
 import os
@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 
 import torch
-import torch.utils.tensorboard  # noqa: F401 - imported by the parent, once
+import torch.utils.tensorboard  # imported by the parent, once
 
 from ssl_blocks.engine.checkpoints import checkpoint_path, list_checkpoints
 from tests.pretrain.small import NUM_STEPS, prepare

@@ -15,7 +15,6 @@ from ssl_blocks.engine.parallel import repeated_blocks
 from ssl_blocks.pretrain import Run
 from ssl_blocks.recipes.saim import RECIPE, SAIMConfig
 from tests.pretrain.small import BARE, final
-from tests.pretrain.test_processes import run as run_alone
 
 pytestmark = pytest.mark.process  # takes long
 
@@ -110,12 +109,8 @@ def test_blocks_are_dealt_out_once_whoever_uses_them() -> None:
     assert repeated_blocks(objective) == list(objective.encoder.module.blocks)
 
 
-def test_shards_of_the_query_stream_train_as_whole_copies_do(tmp_path: Path) -> None:
-    for strategy in ("ddp", "fsdp"):
-        more = (f"--name={strategy}", f"--trainer.strategy={strategy}", "--trainer.devices=2")
-        options = [o for o in SMALL if not o.startswith("--name")]
-        run_alone("examples/saim.py", *options, *more, f"--output_dir={tmp_path}", "--trainer.precision=fp32")
-    weights = [final(tmp_path / strategy)["state_dict"] for strategy in ("ddp", "fsdp")]
+def test_shards_of_the_query_stream_train_as_whole_copies_do(divided: Path) -> None:
+    weights = [final(divided / "streams" / strategy)["state_dict"] for strategy in ("ddp", "fsdp")]
     assert weights[0].keys() == weights[1].keys()
     for name, weight in weights[0].items():
         if "qkv.bias" not in name:  # gradients of keys' biases are rounding errors, of which AdamW makes full steps
