@@ -4,22 +4,36 @@ Run by the fixture ``divided``, by way of torchrun: a folder, in which every par
 """
 
 import sys
+import time
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
+from tests.evaluate import two_processes as command
 from tests.evaluation import two_processes as shards
 from tests.objectives import two_processes as sums
 from tests.parts import two_processes as rows
 from tests.pretrain import two_processes as training
+from tests.pretrain import two_shards as streams
 from tests.pretrain import two_views as views
+
+PARTS = {
+    "gathered": rows,
+    "sums": sums,
+    "shards": shards,
+    "training": training,
+    "views": views,
+    "streams": streams,
+    "command": command,  # last: it ends the group
+}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     dist.init_process_group("gloo")  # once for all parts
-    for name, part in {"gathered": rows, "sums": sums, "shards": shards, "training": training, "views": views}.items():
+    for name, part in PARTS.items():
         folder = Path(sys.argv[1]) / name
         folder.mkdir(exist_ok=True)
+        began = time.monotonic()
         part.main(folder)
-    dist.destroy_process_group()
+        print(f"{name}: {time.monotonic() - began:.1f} s")

@@ -134,5 +134,7 @@ class TrainerConfig(StrictModel):
     compile: bool = Field(False, description="compile the objective (worth it on a GPU)")
     knn_every: PositiveInt | None = Field(None, description="kNN on the test images every so many epochs")
     knn_bank: PositiveInt = Field(5000, description="training images that kNN while training looks at")
+    score: bool = Field(True, description="score raw pixels, and the encoder before and after training")
+    figures: bool = Field(True, description="draw pictures when all else is done")
     checkpoint_every: PositiveFloat = Field(1.0, description="epochs between checkpoints; 0.5 is twice an epoch")
     keep_checkpoints: PositiveInt = Field(2, description="how many of the newest checkpoints are kept")

@@ -25,7 +25,7 @@ def print_report(
         console.print(f"\n{config.note}")
     if scores:
         console.print(scores_table(config.name, scores))
-    else:
+    elif config.trainer.score:
         console.print("no scores: the images have no labels, or there are no test images")
     if measured:
         console.print(measured_table(config.name, measured))

@@ -26,6 +26,8 @@ FREE = {
     "trainer.compile",
     "trainer.knn_every",
     "trainer.knn_bank",
+    "trainer.score",
+    "trainer.figures",
     "trainer.checkpoint_every",
     "trainer.keep_checkpoints",
 }

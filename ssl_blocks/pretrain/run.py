@@ -127,7 +127,7 @@ class Run(Generic[C]):
         if is_rank_zero():
             assert sample is not None
             self._open(folder, console)
-            scores = [*score_pixels(sample), *self._score(sample, "random encoder")]
+            scores += self._score(sample, "raw pixels") + self._score(sample, "random encoder")
         self._train(folder, console, sample)
         if not is_rank_zero():
             return
@@ -153,7 +153,8 @@ class Run(Generic[C]):
         with atomically(folder / "results.json") as temporary:
             temporary.write_text(json.dumps(results, indent=2) + "\n")
         write_card(folder)
-        figures = self._draw(folder, scores, console)  # last: what cannot be drawn must cost nothing
+        # last: what cannot be drawn must cost nothing
+        figures = self._draw(folder, scores, console) if self.config.trainer.figures else []
         print_report(console, self.config, scores, figures, seconds=self.loop.seconds, measured=measured)
         if self.data.skipped:
             console.print(f"{len(self.data.skipped)} unreadable images were skipped, {self.data.skipped[0]} first")
@@ -239,6 +240,10 @@ class Run(Generic[C]):
         type(self.loop)(self.module).load_state_dict(state)
 
     def _score(self, sample: ImageData, name: str) -> list[Scores]:
+        if not self.config.trainer.score:
+            return []
+        if name == "raw pixels":
+            return score_pixels(sample)
         device, autocast_dtype = str(self.machine.device), self.machine.autocast_dtype
         return score_encoder(name, self.module.objective, sample, device=device, autocast_dtype=autocast_dtype)
 

@@ -20,7 +20,13 @@ HALF = (0.5, 0.5, 0.5)
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    short = ("--trainer.epochs=1", "--optimizer.warmup_epochs=0.5", "--data.max_train=128", "--data.max_test=40")
+    short = (
+        "--trainer.score=true",
+        "--trainer.epochs=1",
+        "--optimizer.warmup_epochs=0.5",
+        "--data.max_train=128",
+        "--data.max_test=40",
+    )
     return prepare(tmp_path_factory.mktemp("runs"), *short).fit()
 
 

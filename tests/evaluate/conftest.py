@@ -8,7 +8,13 @@ import pytest
 from tests.pretrain.small import config
 from tests.pretrain.small import prepare as prepare_run
 
-SHORT = ("--trainer.epochs=1", "--optimizer.warmup_epochs=0.5", "--data.max_train=200", "--data.max_test=50")
+SHORT = (
+    "--trainer.score=true",
+    "--trainer.epochs=1",
+    "--optimizer.warmup_epochs=0.5",
+    "--data.max_train=200",
+    "--data.max_test=50",
+)
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,7 @@
 """The command: what it finds out, what it leaves behind, and what it refuses."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -35,7 +32,6 @@ pytestmark = pytest.mark.process  # takes long
 
 CPU = ("--device=cpu", "--precision=fp32")
 HALF = (0.5, 0.5, 0.5)
-ROOT = Path(__file__).parents[2]
 
 
 def results(path: Path) -> list[dict]:
@@ -259,19 +255,13 @@ def test_the_entry_holds_what_the_numbers_were_made_with(run: Path) -> None:
     assert other["command"].startswith("ssl-blocks evaluate knn ")
 
 
-def test_processes_share_the_images_and_find_what_one_finds(run: Path, tmp_path: Path) -> None:
-    one, two = tmp_path / "one.json", tmp_path / "two.json"
-    assert main(["knn", str(run), f"--output={one}", *CPU]) == 0
-    command = ("-m", "torch.distributed.run", "--nproc-per-node=2", "examples/evaluate.py")
-    arguments = ("knn", str(run), f"--output={two}", *CPU)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+def test_processes_share_the_images_and_find_what_one_finds(divided: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one.json", divided / "command" / "scores.json"
+    assert main(["knn", str(divided / "training" / "squares"), f"--output={one}", *CPU]) == 0
     found = [
         {row["name"]: row["knn"]["accuracy"] for row in entry["scores"]} for entry in (results(one)[0], results(two)[0])
     ]
     assert found[0] == pytest.approx(found[1])
     assert len(results(two)) == 1
-    assert done.stdout.count("raw pixels") == 1
+    said = [(divided / "command" / f"{rank}.txt").read_text() for rank in range(2)]
+    assert [text.count("raw pixels") for text in said] == [1, 0]  # one process speaks

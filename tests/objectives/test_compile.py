@@ -3,22 +3,16 @@
 import pytest
 
 EXACT = (
-    "squares",
-    "blobs",
     "class token",
     "class token, blobs",
     "plain decoder, shared positions",
     "squares, checkpointing",
-    "masked",
     "combined",
     "views and regions",
     "views of tokens",
-    "query stream",
     "query stream, shared weights",
     "two streams",
-    "two streams, blobs",
     "puzzle",
-    "puzzle, its transformer",
 )
 SIXTEEN_BIT = (
     "blobs, checkpointing, bf16",

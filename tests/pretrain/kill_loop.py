@@ -1,8 +1,8 @@
 """Start a run in a process of its own again and again, kill it each time, and at last let it end.
 
-Arguments: folder of runs, number of kills, seed. A process is forked off a parent that has imported everything, so
-that most of its life is training. Half of the kills come after a random time; the other half at a random file
-operation, halfway through writing a checkpoint, say.
+Arguments: folder of runs, number of kills, seed. A process is forked off a parent that has imported everything,
+because it has prepared a run itself, so that most of a process's life is training. Half of the kills come after a
+random time; the other half at a random file operation, halfway through writing a checkpoint, say.
 """
 
 import os
@@ -13,8 +13,8 @@ import threading
 from pathlib import Path
 
 import torch
+import torch.utils.tensorboard  # imported by the parent, once
 
-import ssl_blocks.evaluation.fewshot  # noqa: F401 - imported by the parent, once
 from ssl_blocks.engine.checkpoints import checkpoint_path, list_checkpoints
 from tests.pretrain.small import NUM_STEPS, prepare
 
@@ -74,6 +74,7 @@ def child(folder: Path, operation: int | None) -> None:
 
 def main(folder: Path, kills: int, seed: int) -> None:
     torch.set_num_threads(1)
+    prepare(folder / "never begun")
     chance = random.Random(seed)
     for kill in range(kills + 1):
         operation = chance.randrange(16) if kill % 2 and kill < kills else None
@@ -85,7 +86,7 @@ def main(folder: Path, kills: int, seed: int) -> None:
                 code = 0
             finally:
                 os._exit(code)
-        timer = threading.Timer(chance.uniform(0.3, 1.5), os.kill, (pid, signal.SIGKILL))
+        timer = threading.Timer(chance.uniform(0.1, 1.2), os.kill, (pid, signal.SIGKILL))
         if operation is None and kill < kills:
             timer.start()
         _, status = os.waitpid(pid, 0)

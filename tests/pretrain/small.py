@@ -1,4 +1,7 @@
-"""A small run on the digits, and its parts, for tests of interrupted and divided runs."""
+"""A small run on the digits, and its parts, for tests of interrupted and divided runs.
+
+It trains and exports, and neither scores nor draws, which would take longer: a test of these asks for them.
+"""
 
 from pathlib import Path
 
@@ -10,6 +13,7 @@ from ssl_blocks.engine.checkpoints import list_checkpoints, read_checkpoint
 from ssl_blocks.pretrain import Run
 from ssl_blocks.recipes.randsac import RECIPE, RandSACConfig, assemble
 
+BARE = ("--trainer.score=false", "--trainer.figures=false")
 SMALL = [
     "--preset=randsac_digits",
     "--name=run",
@@ -25,6 +29,7 @@ SMALL = [
     "--trainer.checkpoint_every=0.5",
     "--optimizer.warmup_epochs=1",
     "--trainer.device=cpu",
+    *BARE,
 ]
 NUM_STEPS = 24
 

@@ -11,7 +11,7 @@ from ssl_blocks.data import load, to_float
 from ssl_blocks.pretrain import Run
 from ssl_blocks.recipes.combined import RECIPE, CombinedConfig
 from ssl_blocks.testing import assert_no_leak
-from tests.pretrain.small import final
+from tests.pretrain.small import BARE, final
 
 SMALL = [
     "--name=both",
@@ -34,6 +34,7 @@ SMALL = [
     "--optimizer.warmup_epochs=0.5",
     "--trainer.epochs=2",
     "--trainer.device=cpu",
+    *BARE,
 ]
 
 
@@ -45,7 +46,7 @@ def configure(folder: Path, *more: str) -> CombinedConfig:
 
 @pytest.mark.process
 def test_a_run_trains_one_encoder_which_is_saved_once(tmp_path: Path) -> None:
-    run = Run.prepare(configure(tmp_path), RECIPE.assemble)
+    run = Run.prepare(configure(tmp_path, "--trainer.figures=true"), RECIPE.assemble)
     before = {name: p.clone() for name, p in run.module.objective.encoder.named_parameters()}
     folder = run.fit()
     objective = run.module.objective

@@ -14,8 +14,9 @@ from ssl_blocks.randomness import seeded_generator
 from tests.recipes import build, some_data
 
 
-@pytest.mark.parametrize("partitioner", [sb.SquarePartitioner(sides=(2,)), sb.BlobPartitioner(counts=(5,))])
-@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize(
+    ("partitioner", "normalize"), [(sb.SquarePartitioner(sides=(2,)), False), (sb.BlobPartitioner(counts=(5,)), True)]
+)
 def test_reconstructions_show_guesses_and_mark_what_was_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, partitioner: sb.parts.SegmentPartitioner, normalize: bool
 ) -> None:

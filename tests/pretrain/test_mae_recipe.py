@@ -10,6 +10,7 @@ from ssl_blocks.cli import load_config
 from ssl_blocks.data import load, to_float
 from ssl_blocks.pretrain import Run
 from ssl_blocks.recipes.mae import RECIPE, MAEConfig
+from tests.pretrain.small import BARE
 from tests.recipes import blank
 
 SMALL = [
@@ -30,15 +31,17 @@ SMALL = [
     "--optimizer.warmup_epochs=0.5",
     "--trainer.epochs=2",
     "--trainer.device=cpu",
+    *BARE,
 ]
 
 
 def configure(folder: Path, *more: str) -> MAEConfig:
-    return load_config(RECIPE, [*SMALL, f"--output_dir={folder}", *more])
+    options = [*SMALL, f"--output_dir={folder}", *more]
+    return load_config(RECIPE, list({option.partition("=")[0]: option for option in options}.values()))
 
 
 def test_a_run_leaves_an_encoder_that_plain_timm_loads(tmp_path: Path) -> None:
-    run = Run.prepare(configure(tmp_path), RECIPE.assemble)
+    run = Run.prepare(configure(tmp_path, "--trainer.figures=true"), RECIPE.assemble)
     folder = run.fit()
     assert (folder / "figures" / "reconstructions.png").is_file()
     model = timm.create_model(f"local-dir:{folder / 'encoder'}", pretrained=True).eval()
@@ -78,8 +81,6 @@ def test_masks_are_chosen_by_name(options: tuple[str, ...], kept: int, tmp_path:
     ],
 )
 def test_wrong_options_are_named(option: str, message: str, tmp_path: Path) -> None:
-    options = [o for o in SMALL if o.partition("=")[0] != option.partition("=")[0]]
-    argv = [*options, f"--output_dir={tmp_path}", option]
     with pytest.raises(ValueError, match=message):
-        Run.prepare(load_config(RECIPE, argv), RECIPE.assemble)
+        Run.prepare(configure(tmp_path, option), RECIPE.assemble)
     assert not list(tmp_path.iterdir())

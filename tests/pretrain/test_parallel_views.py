@@ -16,10 +16,15 @@ def distilled(divided: Path) -> Path:
     return divided / "views"
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one process."""
+    return train(tmp_path_factory.mktemp("alone"), "one")
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_give_centres_teacher_and_losses_of_one(case: str, distilled: Path, tmp_path: Path) -> None:
-    one = train(tmp_path, "one")
-    weights = [final(folder)["state_dict"] for folder in (one, distilled / case)]
+def test_two_processes_give_centres_teacher_and_losses_of_one(case: str, distilled: Path, alone: Path) -> None:
+    weights = [final(folder)["state_dict"] for folder in (alone, distilled / case)]
     assert weights[0].keys() == weights[1].keys()
     for name in ("model.center.value", "model.region_center.value"):
         assert weights[0][name].abs().max() > 1e-3
@@ -29,7 +34,7 @@ def test_two_processes_give_centres_teacher_and_losses_of_one(case: str, distill
         if "qkv.bias" not in name:  # gradients of keys' biases are rounding errors, of which AdamW makes full steps
             torch.testing.assert_close(weights[1][name], weight, rtol=1e-3, atol=2e-4)
     losses = []
-    for folder in (one, distilled / case):
+    for folder in (alone, distilled / case):
         with (folder / "metrics.csv").open() as file:
             losses.append([float(row["loss"]) for row in csv.DictReader(file) if row["loss"]])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)

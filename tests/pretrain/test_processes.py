@@ -14,7 +14,7 @@ from ssl_blocks.engine.parallel import count_processes, repeated_blocks
 from ssl_blocks.engine.rank import is_rank_zero
 from ssl_blocks.evaluation import load_classifier
 from tests.pretrain.small import arguments, config, final
-from tests.pretrain.two_processes import CASES, finetune, train
+from tests.pretrain.two_processes import CASES, SCORED, finetune, train
 from tests.recipes import build
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +57,8 @@ def test_two_processes_give_losses_gradients_and_weights_of_one(case: str, train
         if "qkv.bias" not in name:  # gradients of keys' biases are rounding errors, of which AdamW makes full steps
             torch.testing.assert_close(weights[1][name], weight, rtol=1e-3, atol=1e-4)
     results = json.loads((trained / case / "results.json").read_text())
-    assert [score["name"] for score in results["scores"]] == ["raw pixels", "random encoder", "pretrained encoder"]
+    if set(SCORED) <= set(CASES[case]):
+        assert [score["name"] for score in results["scores"]] == ["raw pixels", "random encoder", "pretrained encoder"]
     assert (trained / case / "encoder" / "model.safetensors").is_file()
 
 

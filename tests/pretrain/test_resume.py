@@ -1,5 +1,6 @@
 """Interrupted runs end as uninterrupted ones do, and what cannot be gone on with is refused by name."""
 
+import json
 import os
 import pickle
 import resource
@@ -32,10 +33,19 @@ def stop(number: int):
     return lambda _: os.kill(os.getpid(), number)
 
 
-def interrupted(folder: Path, at_step: int = 9) -> Path:
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was stopped after step 9."""
+    folder = tmp_path_factory.mktemp("stopped")
     with pytest.raises(RunStopped):
-        prepare(folder, build=acting(stop(signal.SIGTERM), at_step)).fit()
+        prepare(folder, build=acting(stop(signal.SIGTERM), 9)).fit()
     return folder / "run"
+
+
+@pytest.fixture
+def interrupted(stopped: Path, tmp_path: Path) -> Path:
+    """A copy of that run, to be damaged and gone on with."""
+    return Path(shutil.copytree(stopped, tmp_path / "run"))
 
 
 @pytest.mark.parametrize("at_step", [1, 9, 12, NUM_STEPS - 1])  # the first, amid an epoch, at its end, the last but one
@@ -61,14 +71,14 @@ def test_ctrl_c_stops_in_order_too(tmp_path: Path) -> None:
 
 
 def test_accumulated_runs_go_on_at_whole_steps(tmp_path: Path) -> None:
-    ends = []
+    ends, options = [], ("--optimizer.accumulate=2", "--trainer.epochs=3")
     for name, more in (("whole", {}), ("parts", {"build": acting(stop(signal.SIGTERM), 7)})):
         folder = tmp_path / name
-        run = prepare(folder, "--optimizer.accumulate=2", **more)
+        run = prepare(folder, *options, **more)
         if more:
             with pytest.raises(RunStopped, match="step 7"):
                 run.fit()
-            run = prepare(folder, "--optimizer.accumulate=2", resume=True)
+            run = prepare(folder, *options, resume=True)
         ends.append(final(run.fit()))
     assert differences(*ends) == []
 
@@ -86,11 +96,12 @@ def test_a_finished_run_is_left_alone(whole: Path, capsys: pytest.CaptureFixture
 
 def test_a_run_killed_between_training_and_results_still_gets_them(whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path / "run")
-    for name in ("results.json", "encoder", "figures"):
-        path = tmp_path / "run" / name
-        path.unlink() if path.is_file() else shutil.rmtree(path)
-    prepare(tmp_path, resume=True).fit()
-    assert (tmp_path / "run" / "results.json").is_file()
+    (tmp_path / "run" / "results.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "encoder")
+    prepare(tmp_path, "--trainer.score=true", resume=True).fit()
+    scores = json.loads((tmp_path / "run" / "results.json").read_text())["scores"]
+    assert [score.pop("name") for score in scores] == ["raw pixels", "random encoder", "pretrained encoder"]
+    assert scores[1] != scores[2]  # the random one is not what the checkpoint holds
     assert (tmp_path / "run" / "encoder" / "model.safetensors").read_bytes() == (
         whole / "encoder" / "model.safetensors"
     ).read_bytes()
@@ -117,24 +128,30 @@ def test_a_path_names_run_or_checkpoint(whole: Path) -> None:
         (lambda path: torch.save({"ssl_blocks": {"format_version": 99}}, path), "format 99; this version reads 2"),
     ],
 )
-def test_a_damaged_or_foreign_checkpoint_is_named_and_the_one_before_offered(damage, message, tmp_path: Path) -> None:
-    run = interrupted(tmp_path)
-    newest, older = list_checkpoints(run)
+def test_a_damaged_or_foreign_checkpoint_is_named_and_the_one_before_offered(
+    damage, message, interrupted: Path
+) -> None:
+    newest, older = list_checkpoints(interrupted)
     damage(newest)
     with pytest.raises(ValueError, match=message) as refusal:
-        prepare(tmp_path, resume=True)
+        prepare(interrupted.parent, resume=True)
     assert str(newest) in str(refusal.value)
     assert f"the previous good one is {older}: give it with --resume" in str(refusal.value)
-    prepare(tmp_path, resume=older).fit()
-    assert final(run)["global_step"] == NUM_STEPS
+    assert prepare(interrupted.parent, resume=older).loop.resumed_step == 8
 
 
-def test_where_no_checkpoint_is_good_none_is_offered(tmp_path: Path) -> None:
-    run = interrupted(tmp_path)
-    for path in list_checkpoints(run):
+def test_the_one_before_leads_to_the_same_end(interrupted: Path, whole: Path) -> None:
+    newest, older = list_checkpoints(interrupted)
+    newest.write_bytes(b"")
+    prepare(interrupted.parent, resume=older).fit()
+    assert differences(final(whole), final(interrupted)) == []
+
+
+def test_where_no_checkpoint_is_good_none_is_offered(interrupted: Path) -> None:
+    for path in list_checkpoints(interrupted):
         path.write_bytes(b"")
     with pytest.raises(ValueError, match="there is no other good one"):
-        prepare(tmp_path, resume=True)
+        prepare(interrupted.parent, resume=True)
 
 
 class Malicious:

@@ -35,7 +35,7 @@ def run(folder: Path, *more: str) -> Run:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return run(tmp_path_factory.mktemp("runs"))
+    return run(tmp_path_factory.mktemp("runs"), "--trainer.score=true", "--trainer.figures=true")
 
 
 def test_run_folder_holds_what_the_docs_promise(finished: Run) -> None:
@@ -102,7 +102,7 @@ def test_a_picture_that_fails_is_one_line_and_costs_nothing(
         raise IndexError("no colour\nis left")
 
     monkeypatch.setattr(figures, "write_figures", fail)
-    folder = run(tmp_path, "--trainer.epochs=2").config.folder
+    folder = run(tmp_path, "--trainer.epochs=2", "--trainer.figures=true").config.folder
     printed = capsys.readouterr().out
     assert re.search(r"^warning: no pictures of \w+: IndexError: no colour is left$", printed, re.MULTILINE)
     assert "pretrained 2 epochs" in printed
@@ -153,12 +153,19 @@ def test_export_notes_what_evaluation_needs(finished: Run) -> None:
     assert notes["crop"] == 0
 
 
-def test_same_seed_same_weights_other_seed_other_weights(finished: Run, tmp_path: Path) -> None:
-    same = run(tmp_path / "a").module.objective.state_dict()
+def test_same_seed_same_weights_scored_or_not_and_other_seed_other_weights(
+    finished: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = run(tmp_path / "a")
+    folder, same = bare.config.folder, bare.module.objective.state_dict()
     other = run(tmp_path / "b", "--seed=1").module.objective.state_dict()
     first = finished.module.objective.state_dict()
     assert all(torch.equal(first[k], same[k]) for k in first)
     assert not torch.equal(first["head.weight"], other["head.weight"])
+    assert json.loads((folder / "results.json").read_text())["scores"] == []
+    assert "## Scores" not in (folder / "encoder" / "README.md").read_text()
+    assert not (folder / "figures").exists()
+    assert not re.search("accuracy|no scores|warning", capsys.readouterr().out)
 
 
 def test_run_leaves_the_global_random_state_alone(tmp_path: Path) -> None:
@@ -180,7 +187,8 @@ def test_images_without_labels_train_without_scores(tmp_path: Path, capsys: pyte
     for i in range(64):
         pixels = torch.randint(0, 256, (8, 8, 3), generator=torch.Generator().manual_seed(i), dtype=torch.uint8)
         Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
-    finished = run(tmp_path / "runs", f"--data.name=imagefolder:{folder}", "--optimizer.batch_size=32")
+    scored = ("--trainer.score=true", f"--data.name=imagefolder:{folder}", "--optimizer.batch_size=32")
+    finished = run(tmp_path / "runs", *scored)
     assert json.loads((finished.config.folder / "results.json").read_text())["scores"] == []
     assert "no scores" in capsys.readouterr().out
 
@@ -211,7 +219,7 @@ def test_without_labels_a_run_says_that_it_cannot_score(tmp_path: Path, capsys: 
     for i in range(40):
         Image.new("L", (8, 8), 6 * i).save(tmp_path / "photos" / f"{i}.png")
     photos = (f"--data.name=imagefolder:{tmp_path / 'photos'}", "--optimizer.batch_size=20", "--data.channels=1")
-    prepared = run(tmp_path, *photos)
+    prepared = run(tmp_path, *photos, "--trainer.score=true", "--trainer.figures=true")
     printed = capsys.readouterr().out
     assert "trainer.knn_every has no effect" in printed
     assert "no scores" in printed

@@ -14,8 +14,7 @@ from ssl_blocks.data import ImageShape, load, to_float
 from ssl_blocks.engine.parallel import repeated_blocks
 from ssl_blocks.pretrain import Run
 from ssl_blocks.recipes.saim import RECIPE, SAIMConfig
-from tests.pretrain.small import final
-from tests.pretrain.test_processes import run as run_alone
+from tests.pretrain.small import BARE, final
 
 pytestmark = pytest.mark.process  # takes long
 
@@ -33,6 +32,7 @@ SMALL = [
     "--optimizer.warmup_epochs=0.5",
     "--trainer.epochs=2",
     "--trainer.device=cpu",
+    *BARE,
 ]
 
 
@@ -47,7 +47,7 @@ def assemble(*more: str) -> sb.SegmentPrediction:
 
 @pytest.mark.parametrize("options", [(), ("--share_weights=true", "--query_depth=1")])
 def test_a_run_leaves_an_encoder_that_plain_timm_loads(options: tuple[str, ...], tmp_path: Path) -> None:
-    run = Run.prepare(configure(*options, f"--output_dir={tmp_path}"), RECIPE.assemble)
+    run = Run.prepare(configure(*options, f"--output_dir={tmp_path}", "--trainer.figures=true"), RECIPE.assemble)
     folder = run.fit()
     for name in ("segments.png", "steps.png", "reconstructions.png"):
         assert (folder / "figures" / name).is_file()
@@ -109,12 +109,8 @@ def test_blocks_are_dealt_out_once_whoever_uses_them() -> None:
     assert repeated_blocks(objective) == list(objective.encoder.module.blocks)
 
 
-def test_shards_of_the_query_stream_train_as_whole_copies_do(tmp_path: Path) -> None:
-    for strategy in ("ddp", "fsdp"):
-        more = (f"--name={strategy}", f"--trainer.strategy={strategy}", "--trainer.devices=2")
-        options = [o for o in SMALL if not o.startswith("--name")]
-        run_alone("examples/saim.py", *options, *more, f"--output_dir={tmp_path}", "--trainer.precision=fp32")
-    weights = [final(tmp_path / strategy)["state_dict"] for strategy in ("ddp", "fsdp")]
+def test_shards_of_the_query_stream_train_as_whole_copies_do(divided: Path) -> None:
+    weights = [final(divided / "streams" / strategy)["state_dict"] for strategy in ("ddp", "fsdp")]
     assert weights[0].keys() == weights[1].keys()
     for name, weight in weights[0].items():
         if "qkv.bias" not in name:  # gradients of keys' biases are rounding errors, of which AdamW makes full steps

@@ -12,7 +12,12 @@ from tests.recipes import some_data
 
 def test_a_run_without_a_decoder_ends_with_an_encoder_and_pictures(tmp_path: Path) -> None:
     options = arguments(
-        tmp_path, "--two_stream=true", "--trainer.epochs=2", "--segments.kind=blob", "--segments.counts=4"
+        tmp_path,
+        "--two_stream=true",
+        "--trainer.epochs=2",
+        "--segments.kind=blob",
+        "--segments.counts=4",
+        "--trainer.figures=true",
     )
     options = [option for option in options if not option.startswith("--decoder.")]  # there is none
     run = Run.prepare(load_config(RECIPE, options), assemble)

@@ -18,13 +18,14 @@ from ssl_blocks.recipes.randsac import assemble
 from tests.evaluation.test_finetune import STATISTICS, bright_and_dark, tiny
 from tests.pretrain.small import Untouched, config
 
+SCORED = ["--trainer.score=true"]
 BLOBS = ["--segments.kind=blob", "--segments.counts=[4]"]
 CASES = {
-    "squares": ["--segments.kind=square", "--segments.sides=[2]"],
+    "squares": ["--segments.kind=square", "--segments.sides=[2]", *SCORED],
     "blobs": BLOBS,
-    "blobs-sharded-accumulated": [*BLOBS, "--trainer.strategy=fsdp", "--optimizer.accumulate=2"],
+    "blobs-sharded-accumulated": [*BLOBS, "--trainer.strategy=fsdp", "--optimizer.accumulate=2", *SCORED],
 }
-OPTIONS = ["--trainer.epochs=2", "--optimizer.clip_grad=0.5", "--trainer.precision=fp32"]
+OPTIONS = ["--trainer.epochs=2", "--data.max_train=192", "--optimizer.clip_grad=0.5", "--trainer.precision=fp32"]
 
 
 def build(config, shape):

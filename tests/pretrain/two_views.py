@@ -7,11 +7,10 @@ tests/two_processes.py.
 from pathlib import Path
 
 from ssl_blocks import Views
-from ssl_blocks.cli import load_config
 from ssl_blocks.data import RandomResizedCropFlip
 from ssl_blocks.pretrain import Run
 from ssl_blocks.recipes.esvit import RECIPE
-from tests.pretrain.test_esvit_recipe import COMMON, MAP
+from tests.pretrain.test_esvit_recipe import MAP, configure
 
 CASES = {
     "ddp": [],
@@ -19,6 +18,7 @@ CASES = {
     "sharded": ["--trainer.strategy=fsdp"],
 }
 OPTIONS = ["--trainer.precision=fp32", "--teacher.momentum=0.5", "--head.freeze_epochs=0", "--encoder.drop_path=0"]
+OPTIONS += ["--data.max_train=64"]
 
 
 class Fixed:
@@ -34,9 +34,7 @@ class Fixed:
 
 
 def train(folder: Path, name: str, *options: str) -> Path:
-    argv = [*(o for o in COMMON if not o.startswith("--name")), *MAP, *OPTIONS, *options]
-    config = load_config(RECIPE, [*argv, f"--name={name}", f"--output_dir={folder}"])
-    run = Run.prepare(config, RECIPE.assemble)
+    run = Run.prepare(configure(folder, *MAP, *OPTIONS, *options, f"--name={name}"), RECIPE.assemble)
     run.module.augment = Fixed()
     return run.fit()
 
