@@ -31,36 +31,6 @@ def blend(
     return (share * images + (1 - share) * others).clamp(0, 1)
 
 
-def adjust_brightness(images: Float[Tensor, "b c h w"], factor: Float[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
-    """Blend every image with black; factor 1 changes nothing.
-
-    Examples:
-        >>> adjust_brightness(torch.full((1, 1, 1, 2), 0.5), torch.tensor([0.5]))
-        tensor([[[[0.2500, 0.2500]]]])
-    """
-    return blend(images, images.new_zeros(()), factor)
-
-
-def adjust_contrast(images: Float[Tensor, "b c h w"], factor: Float[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
-    """Blend every image with its mean luminance; factor 1 changes nothing.
-
-    Examples:
-        >>> adjust_contrast(torch.tensor([[[[0.0, 1.0]]]]), torch.tensor([0.5]))
-        tensor([[[[0.2500, 0.7500]]]])
-    """
-    return blend(images, luminance(images).mean((1, 2, 3), keepdim=True), factor)
-
-
-def adjust_saturation(images: Float[Tensor, "b 3 h w"], factor: Float[Tensor, " b"]) -> Float[Tensor, "b 3 h w"]:
-    """Blend every pixel with its luminance; factor 1 changes nothing, 0 makes the image grey.
-
-    Examples:
-        >>> adjust_saturation(torch.rand(2, 3, 4, 4), torch.tensor([0.0, 1.2])).shape
-        torch.Size([2, 3, 4, 4])
-    """
-    return blend(images, luminance(images), factor)
-
-
 def adjust_hue(images: Float[Tensor, "b 3 h w"], shift: Float[Tensor, " b"]) -> Float[Tensor, "b 3 h w"]:
     """Turn the hue of every pixel, as in HSV, by a share of the full circle; 0 changes nothing.
 

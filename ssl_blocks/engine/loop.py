@@ -107,8 +107,6 @@ class Loop(pl.LightningModule):
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
         """Compute the loss: a sum for now, see `on_before_optimizer_step`."""
-        if isinstance(batch, Exception):  # of a process that loads
-            raise batch
         step, plan = self.global_step, self.task.plan
         number = batch_index % plan.accumulate
         if number == 0:

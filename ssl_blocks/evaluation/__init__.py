@@ -8,7 +8,6 @@ if TYPE_CHECKING:
     from ssl_blocks.evaluation.classifier import Classifier
     from ssl_blocks.evaluation.compare import Scores, score_features
     from ssl_blocks.evaluation.dense import (
-        SegmentationTraining,
         evaluate_segmentation,
         segmentation_loss,
         train_segmentation,
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
         finetune_encoder,
         make_classifier,
     )
-    from ssl_blocks.evaluation.finetune_settings import FinetuneSettings
     from ssl_blocks.evaluation.knn import knn_accuracy
     from ssl_blocks.evaluation.labelled import Labelled
     from ssl_blocks.evaluation.layers import LayeredEncoder, layer_ids, set_drop_path
@@ -41,7 +39,9 @@ if TYPE_CHECKING:
     )
     from ssl_blocks.evaluation.protocol import Protocol, Score
     from ssl_blocks.evaluation.protocols import PROTOCOLS
+    from ssl_blocks.evaluation.protocols.finetune import FinetuneSettings
     from ssl_blocks.evaluation.protocols.probe import LinearSettings
+    from ssl_blocks.evaluation.protocols.segment import SegmentationTraining
     from ssl_blocks.evaluation.pyramid import FeaturePyramid
     from ssl_blocks.evaluation.saved import Loaded, load_classifier, load_segmenter, save_classifier, save_segmenter
     from ssl_blocks.evaluation.segmentation import SegmentationModel, UPerHead

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from ssl_blocks.engine.rank import is_rank_zero
 from ssl_blocks.engine.task import CountedLoss, Moment, Plan, Portion, Task
 from ssl_blocks.evaluation.overlap import SegmentationScores, check_mask_classes, score_segmentation
 from ssl_blocks.evaluation.pairs import MaskedImages, SegmentationData
+from ssl_blocks.evaluation.protocols.segment import SegmentationTraining
 from ssl_blocks.evaluation.pyramid import FeaturePyramid
 from ssl_blocks.evaluation.saved import check_savable, save_segmenter
 from ssl_blocks.evaluation.segmentation import IGNORED, SegmentationModel, UPerHead
@@ -28,48 +28,6 @@ from ssl_blocks.modes import modes_kept
 from ssl_blocks.randomness import seeded_generator
 
 ORDER, CROPS = range(2)  # what a seed is for
-
-
-@dataclass(frozen=True)
-class SegmentationTraining:
-    """How a segmentation model is trained: AdamW, a linear warm-up, then half a cosine down to 0.
-
-    Args:
-        epochs: passes over the images; those that fill no batch are left out of an epoch.
-        batch_size: images per step; fewer where there are fewer.
-        lr: learning rate at the end of the warm-up, for encoder and head alike.
-        weight_decay: for all but norms, biases, positions and prefix tokens.
-        warmup: share of the steps.
-        clip: largest norm of the gradient.
-        crop_scale: smallest and largest area of random crops, as a share of the image; ``None`` switches crops and
-            mirroring off.
-        num_workers: processes that read images; they change nothing of the result.
-
-    Raises:
-        ValueError: if a number is out of range.
-    """
-
-    epochs: int = 20
-    batch_size: int = 16
-    lr: float = 5e-4
-    weight_decay: float = 0.05
-    warmup: float = 0.05
-    clip: float = 1.0
-    crop_scale: tuple[float, float] | None = (0.5, 1.0)
-    num_workers: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.epochs, self.batch_size) < 1:
-            raise ValueError(f"epochs={self.epochs} and batch_size={self.batch_size} must be at least 1")
-        if min(self.lr, self.clip) <= 0:
-            raise ValueError(f"lr={self.lr} and clip={self.clip} must be above 0")
-        if min(self.weight_decay, self.num_workers) < 0 or not 0 <= self.warmup < 1:
-            raise ValueError(
-                f"weight_decay={self.weight_decay} and num_workers={self.num_workers} must not be negative, and "
-                f"warmup={self.warmup} must lie within [0, 1)"
-            )
-        if self.crop_scale is not None:
-            RandomResizedCropFlip(1, scale=self.crop_scale)  # refuses a wrong range
 
 
 def segmentation_loss(
@@ -157,7 +115,7 @@ class SegmentationTask(Task):
 
     def facts(self) -> dict[str, Any]:
         """Settings, and what they are applied to."""
-        settings = {name: value for name, value in asdict(self.training).items() if name != "num_workers"}
+        settings = self.training.model_dump(include={*SegmentationTraining.model_fields} - {"num_workers"})
         data = {"images": len(self.data), "num_classes": self.model.num_classes, "seed": self.seed}
         freeze = {"freeze": self.model.pyramid.freeze}
         return settings | data | freeze | {"mean": list(self.mean), "std": list(self.std)}

@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -13,7 +13,6 @@ from ssl_blocks.data import FileSplit, ImageSplit
 from ssl_blocks.encoders import FeatureEncoder
 from ssl_blocks.evaluation.checks import check_features, labels_of
 from ssl_blocks.evaluation.finetune import finetune_encoder
-from ssl_blocks.evaluation.finetune_settings import FinetuneSettings
 from ssl_blocks.evaluation.logistic import classify
 
 
@@ -99,7 +98,6 @@ def fewshot_finetune(
     *,
     shots: int,
     seeds: Sequence[int] = (0, 1, 2),
-    settings: FinetuneSettings | None = None,
     **options: Any,
 ) -> ProbeScore:
     """Fine-tune copies of an encoder on ``shots`` labels per class, once per seed: what APL asks of few labels.
@@ -111,9 +109,8 @@ def fewshot_finetune(
         train: images and labels, from which the labelled ones are drawn.
         test: images and labels.
         shots: labels per class.
-        seeds: each draws labels of its own, and takes the place of ``settings.seed``.
-        settings: ``None`` means RandSAC's; a step takes all images where there are fewer than its batch.
-        **options: handed to `finetune_encoder`: ``mean``, ``std``, ``device`` and so on.
+        seeds: each draws labels of its own, and is that of fine-tuning.
+        **options: handed to `finetune_encoder`: ``settings``, ``mean``, ``std``, ``device`` and so on.
 
     Returns:
         Mean, standard deviation and single accuracies on the test images.
@@ -124,8 +121,8 @@ def fewshot_finetune(
     draws = _draws(labels_of("train", train).cpu(), labels_of("test", test).cpu(), shots, seeds)
     accuracies = []
     for seed, chosen in zip(seeds, draws, strict=True):
-        own = replace(settings or FinetuneSettings(), seed=seed)
-        accuracies.append(finetune_encoder(encoder, train.take(chosen), test, settings=own, **options).score.accuracy)
+        done = finetune_encoder(encoder, train.take(chosen), test, seed=seed, **options)
+        accuracies.append(done.score.accuracy)
     return ProbeScore.of(accuracies)
 
 

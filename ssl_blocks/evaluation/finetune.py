@@ -21,9 +21,9 @@ from ssl_blocks.evaluation.accuracy import accuracy
 from ssl_blocks.evaluation.checks import check_classes, labels_of
 from ssl_blocks.evaluation.classifier import Classifier
 from ssl_blocks.evaluation.features import check_images, layer_watch
-from ssl_blocks.evaluation.finetune_settings import FinetuneSettings
 from ssl_blocks.evaluation.layers import set_drop_path
-from ssl_blocks.evaluation.mixing import Mixing
+from ssl_blocks.evaluation.mixing import Mixing, TrainAugment
+from ssl_blocks.evaluation.protocols.finetune import FinetuneSettings
 from ssl_blocks.evaluation.saved import check_savable, save_classifier
 from ssl_blocks.modes import modes_kept
 from ssl_blocks.parts.tokenize import Tokenizer
@@ -67,6 +67,7 @@ def finetune_encoder(
     mean: Sequence[float],
     std: Sequence[float],
     settings: FinetuneSettings | None = None,
+    seed: int = 0,
     num_classes: int | None = None,
     tokenizer: Tokenizer | None = None,
     device: torch.device | str = "cpu",
@@ -90,6 +91,7 @@ def finetune_encoder(
         mean: one number per channel on the 0..1 scale, as in pretraining.
         std: the same.
         settings: ``None`` means RandSAC's.
+        seed: decides first weights, order, augmentation and what is dropped.
         num_classes: of the head; ``None`` means one more than the highest label of train.
         tokenizer: cuts the images as pretraining did, where it leaves pixels out; ``None`` hands over whole images.
         device: where the copy is trained.
@@ -115,7 +117,8 @@ def finetune_encoder(
     classes = num_classes if num_classes is not None else int(train_labels.max()) + 1
     check_classes("labels of train", train_labels, classes)
     check_classes("labels of test", test_labels, classes)
-    model = make_classifier(encoder, num_classes=classes, settings=settings, tokenizer=tokenizer).to(device)
+    model = make_classifier(encoder, num_classes=classes, settings=settings, seed=seed, tokenizer=tokenizer)
+    model.to(device)
     options: dict[str, Any] = {"mean": mean, "std": std, "device": device, "autocast_dtype": autocast_dtype}
     with modes_kept(model, training=False), layer_watch(model.backbone) as broken:
         for split in (train, test):
@@ -127,7 +130,7 @@ def finetune_encoder(
         )
     if folder is not None:
         check_savable(model.encoder, tokenizer)
-    task = FinetuneTask(model, train, train_labels, settings, mean=mean, std=std)
+    task = FinetuneTask(model, train, train_labels, settings, mean=mean, std=std, seed=seed)
     machine = Machine(device, autocast_dtype, processes or Processes())
     losses = train_task(task, machine, folder=folder, resume=resume, title="fine-tuning" if progress else None)
     score = FinetuneScore(classifier_accuracy(model, test, **options), losses, classes)
@@ -141,6 +144,7 @@ def make_classifier(
     *,
     num_classes: int,
     settings: FinetuneSettings,
+    seed: int = 0,
     tokenizer: Tokenizer | None = None,
 ) -> Classifier:
     """Copy an encoder, put a head on it, and set what is trained and what is dropped.
@@ -148,7 +152,8 @@ def make_classifier(
     Args:
         encoder: it is copied, and itself left as it is.
         num_classes: of the head.
-        settings: of which ``drop_path``, ``fresh_norm``, ``train_fixed`` and ``seed`` count.
+        settings: of which ``drop_path``, ``fresh_norm`` and ``train_fixed`` count.
+        seed: of the head's weights.
         tokenizer: cuts the images as pretraining did; ``None`` hands over whole images.
 
     Raises:
@@ -159,7 +164,7 @@ def make_classifier(
         num_classes=num_classes,
         fresh_norm=settings.fresh_norm,
         tokenizer=tokenizer,
-        generator=seeded_generator("cpu", settings.seed, INITIAL),
+        generator=seeded_generator("cpu", seed, INITIAL),
     )
     set_drop_path(model.backbone, settings.drop_path)
     model.thaw(fixed_too=settings.train_fixed)
@@ -212,6 +217,7 @@ class FinetuneTask(Task):
         settings: sizes and rates.
         mean: one number per channel on the 0..1 scale.
         std: the same.
+        seed: decides order, augmentation and what is dropped.
     """
 
     advice = "A smaller base_lr or a longer warm-up may help"
@@ -225,22 +231,30 @@ class FinetuneTask(Task):
         *,
         mean: Sequence[float],
         std: Sequence[float],
+        seed: int = 0,
     ) -> None:
         self.model: Classifier = model
-        self.train, self.labels, self.settings, self.mean, self.std = train, labels.cpu(), settings, mean, std
+        self.train, self.labels, self.settings, self.seed = train, labels.cpu(), settings, seed
+        self.mean, self.std = mean, std
         batch = settings.batch_of(len(train))
         steps = len(train) // batch
         self.plan = Plan(
             steps_per_epoch=steps,
             epochs=settings.epochs,
             lr=settings.base_lr * batch / 256,
-            seed=settings.seed,
+            seed=seed,
             batch_size=batch,
             accumulate=settings.accumulate,
             warmup_steps=round(steps * settings.warmup_epochs),
             weight_decay=settings.weight_decay,
         )
-        self.augment = settings.augment((train.shape.height, train.shape.width), mean=mean)
+        self.augment = TrainAugment(
+            (train.shape.height, train.shape.width),
+            mean=mean,
+            magnitude=settings.magnitude,
+            deviation=settings.deviation,
+            crop_scale=settings.crop_scale,
+        )
         self.mixing = Mixing(
             model.num_classes, mixup=settings.mixup, cutmix=settings.cutmix, smoothing=settings.smoothing
         )
@@ -248,17 +262,17 @@ class FinetuneTask(Task):
 
     def batches(self, portion: Portion) -> Iterable[tuple[Tensor, Tensor]]:
         """Augmented images, uint8, and labels."""
-        key, workers = (self.settings.seed, ORDER), self.settings.num_workers
+        key, workers = (self.seed, ORDER), self.settings.num_workers
         return load_parts(self._make, self.plan, portion, num_images=len(self.train), key=key, workers=workers)
 
     def _make(self, index: Tensor, step: int, part: int) -> tuple[Tensor, Tensor]:
-        images = self.augment(_read(self.train, index), seed=mix_seed(self.settings.seed, IMAGES, step, part))
+        images = self.augment(_read(self.train, index), seed=mix_seed(self.seed, IMAGES, step, part))
         return images, self.labels[index]
 
     def loss(self, batch: tuple[Tensor, Tensor], moment: Moment) -> CountedLoss:
         """Mix the images, and compare logits with the mixed labels."""
         images, labels = batch
-        seed = mix_seed(self.settings.seed, LABELS, moment.step, moment.part)
+        seed = mix_seed(self.seed, LABELS, moment.step, moment.part)
         x, targets = self.mixing(to_float(images, self.mean, self.std), labels, seed=seed)
         loss: Tensor = self.criterion(self.model(x).float(), targets)
         return CountedLoss(loss, torch.tensor(len(images), device=loss.device), len(images))
@@ -270,8 +284,8 @@ class FinetuneTask(Task):
 
     def facts(self) -> dict[str, Any]:
         """Settings, and what they are applied to."""
-        settings = {name: value for name, value in asdict(self.settings).items() if name != "num_workers"}
-        data = {"images of train": len(self.train), "num_classes": self.model.num_classes}
+        settings = self.settings.model_dump(include={*FinetuneSettings.model_fields} - {"num_workers"})
+        data = {"images of train": len(self.train), "num_classes": self.model.num_classes, "seed": self.seed}
         return settings | data | {"mean": list(self.mean), "std": list(self.std)}
 
 

@@ -27,6 +27,7 @@ class TrainedSettings(StrictModel):
 
     save: Path | None = Field(None, description="folder for checkpoints and the trained model, head included")
     resume: bool = Field(False, description="go on in the folder of save, or begin there")
+    from_random: bool = Field(False, description="train from random weights, too: the supervised baseline")
 
     @model_validator(mode="after")
     def _has_a_folder(self) -> "TrainedSettings":
@@ -128,12 +129,11 @@ class Protocol(ABC, Generic[S, D]):
         return self.name.replace("_", " ")
 
     def with_random(self, wanted: bool) -> bool:
-        """Whether the same encoder with random weights is asked, too.
+        """Whether the same encoder with random weights is asked, too: as the command's general option ``wanted`` says.
 
-        Args:
-            wanted: what the command's general option says.
+        What is trained has an option of its own, for it takes long.
         """
-        return wanted
+        return self.settings.from_random if isinstance(self.settings, TrainedSettings) else wanted
 
     def load(self, subject: "Subject", images: "Callable[[], Labelled]") -> D:
         """Find the data it asks on.

@@ -49,11 +49,8 @@ def check_token_encoder(
         generator: source of randomness; ``None`` uses torch's default.
         tolerance: largest difference relative to the largest value, where rounding may differ.
 
-    Returns:
-        What passed, and what did not apply.
-
     Raises:
-        RoleError: (an ``AssertionError``) naming the first promise that is broken.
+        RoleError: naming the first promise that is broken.
         ValueError: if ``batch`` is less than 2.
 
     Examples:
@@ -72,7 +69,8 @@ def check_token_encoder(
     images = noise(weight.device, batch, encoder.channels, *size, dtype=weight.dtype)
     native = native or getattr(encoder, "native", None)
     case = Case(encoder, model, native, images, generator, tolerance, has_positions, compiles)
-    checks = {"members": lambda: None, **{name: partial(check, case) for name, check in CHECKS.items()}}
+    checks: dict[str, Callable[[], str | None]] = {"members": lambda: None}
+    checks |= {name: partial(check, case) for name, check in CHECKS.items()}
     with modes_kept(model, training=False), torch.autocast(weight.device.type, enabled=False), _shaken(model):
         return Role("encoder", encoder).run(checks)
 

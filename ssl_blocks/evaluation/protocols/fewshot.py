@@ -88,7 +88,7 @@ class FewshotFinetune(Finetune):
             data.test,
             shots=self.few.shots,
             seeds=self.few.seeds,
-            settings=self.training,
+            settings=self.settings,
             **subject.extractor.feeding,
         )
         return Score.spread(**found.as_dict(), shots=self.few.shots)
