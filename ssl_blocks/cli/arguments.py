@@ -50,11 +50,7 @@ class Option:
 
 
 def read_arguments(argv: Sequence[str], config_class: type[BaseModel]) -> Arguments:
-    """Tell apart the options of a command line.
-
-    Raises:
-        ValueError: if an option is unknown, without its value or given twice, or two contradict each other.
-    """
+    """Tell apart the options of a command line."""
     paths = [option.path for option in list_options(config_class)]
     given = pair_options(argv, paths, switches=SWITCHES)
     for name, value in given.items():
@@ -89,9 +85,6 @@ def pair_options(argv: Sequence[str], paths: Sequence[str], *, switches: Sequenc
 
     Returns:
         The value of every option that was given; ``None`` where none follows.
-
-    Raises:
-        ValueError: if an option is unknown or given twice, or a word stands alone.
     """
     given: dict[str, str | None] = {}
     for name, value in _pairs(argv, paths, switches):

@@ -172,11 +172,7 @@ def _print_help(recipe: Recipe[Any], program: str | None) -> None:
 
 
 def _check_place(folder: Path) -> None:
-    """Refuse a folder that cannot be made or written.
-
-    Raises:
-        OSError: naming what is in the way.
-    """
+    """Refuse a folder that cannot be made or written."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
     if not there.is_dir():
         raise NotADirectoryError(f"output_dir={str(folder.parent)!r} must be a folder, but {there} is a file")

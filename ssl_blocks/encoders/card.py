@@ -21,10 +21,6 @@ def write_card(run: Path) -> Path:
 
     Returns:
         The card.
-
-    Raises:
-        OSError: if one of them is missing, or the card cannot be written.
-        ValueError: if one of them is damaged.
     """
     folder = run / "encoder"
     config = yaml.safe_load((run / "config.yaml").read_text())

@@ -12,9 +12,6 @@ def choose_device(wanted: str, precision: str, *, section: str = "") -> tuple[st
         wanted: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         precision: ``"auto"``, ``"bf16"`` or ``"fp32"``.
         section: what stands before the option's name in errors, with a dot.
-
-    Raises:
-        ValueError: if a GPU is asked for and there is none.
     """
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"{section}device='cuda' needs a CUDA GPU, and there is none; use auto or cpu")

@@ -24,22 +24,14 @@ class LossWatch:
         self.first_bad: Tensor | None = None
 
     def see(self, loss: Tensor, step: int) -> None:
-        """Note the loss of step ``step``, the same in all processes.
-
-        Raises:
-            RunStopped: on CPU at once; elsewhere see `check`.
-        """
+        """Note the loss of step ``step``, the same in all processes."""
         here = torch.where(loss.isfinite(), torch.inf, float(step))
         self.first_bad = here if self.first_bad is None else torch.minimum(self.first_bad, here)
         if loss.device.type == "cpu" or step % LOOK_EVERY == 0:
             self.check()
 
     def check(self) -> None:
-        """Stop the run if any loss so far was bad: call before weights are saved.
-
-        Raises:
-            RunStopped: naming the step and the last good checkpoint.
-        """
+        """Stop the run if any loss so far was bad: call before weights are saved."""
         if self.first_bad is None or not self.first_bad.isfinite():
             return
         raise RunStopped(

@@ -25,18 +25,10 @@ if TYPE_CHECKING:
     )
     from ssl_blocks.evaluation.knn import knn_accuracy
     from ssl_blocks.evaluation.labelled import Labelled
-    from ssl_blocks.evaluation.layers import LayeredEncoder, layer_ids, set_drop_path
+    from ssl_blocks.evaluation.layers import layer_ids, set_drop_path
     from ssl_blocks.evaluation.linear import augmented_linear_probe, linear_probe
     from ssl_blocks.evaluation.logistic import logistic_probe
     from ssl_blocks.evaluation.overlap import SegmentationScores, majority_baseline, score_segmentation
-    from ssl_blocks.evaluation.pairs import (
-        ImageMaskFiles,
-        MaskedImages,
-        SegmentationData,
-        load_segmentation,
-        mask_folder,
-        voc_images,
-    )
     from ssl_blocks.evaluation.protocol import Protocol, Score
     from ssl_blocks.evaluation.protocols import PROTOCOLS
     from ssl_blocks.evaluation.protocols.finetune import FinetuneSettings
@@ -45,7 +37,6 @@ if TYPE_CHECKING:
     from ssl_blocks.evaluation.pyramid import FeaturePyramid
     from ssl_blocks.evaluation.saved import Loaded, load_classifier, load_segmenter, save_classifier, save_segmenter
     from ssl_blocks.evaluation.segmentation import SegmentationModel, UPerHead
-    from ssl_blocks.evaluation.shapes import SHAPE_CLASSES, ShapeImages, ShapeScene
     from ssl_blocks.evaluation.subject import Subject, find_subject
     from ssl_blocks.evaluation.sweep import SweepScore
 else:
@@ -53,7 +44,6 @@ else:
 
 __all__ = [
     "PROTOCOLS",
-    "SHAPE_CLASSES",
     "Classifier",
     "Extractor",
     "FeatureError",
@@ -61,23 +51,17 @@ __all__ = [
     "FinetuneScore",
     "FinetuneSettings",
     "Finetuned",
-    "ImageMaskFiles",
     "Labelled",
-    "LayeredEncoder",
     "LinearSettings",
     "Loaded",
-    "MaskedImages",
     "ProbeScore",
     "Protocol",
     "RawPixels",
     "Score",
     "Scores",
-    "SegmentationData",
     "SegmentationModel",
     "SegmentationScores",
     "SegmentationTraining",
-    "ShapeImages",
-    "ShapeScene",
     "Subject",
     "SweepScore",
     "UPerHead",
@@ -92,12 +76,10 @@ __all__ = [
     "layer_ids",
     "linear_probe",
     "load_classifier",
-    "load_segmentation",
     "load_segmenter",
     "logistic_probe",
     "majority_baseline",
     "make_classifier",
-    "mask_folder",
     "mask_rcnn",
     "save_classifier",
     "save_segmenter",
@@ -106,5 +88,4 @@ __all__ = [
     "segmentation_loss",
     "set_drop_path",
     "train_segmentation",
-    "voc_images",
 ]

@@ -13,17 +13,17 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from ssl_blocks.data.augment import RandomResizedCropFlip, to_float
+from ssl_blocks.data.pairs import IGNORED, MaskedImages, SegmentationData
 from ssl_blocks.encoders import TokenEncoder
 from ssl_blocks.engine.batches import load_parts
 from ssl_blocks.engine.parallel import Machine, Processes
 from ssl_blocks.engine.rank import is_rank_zero
 from ssl_blocks.engine.task import CountedLoss, Moment, Plan, Portion, Task
 from ssl_blocks.evaluation.overlap import SegmentationScores, check_mask_classes, score_segmentation
-from ssl_blocks.evaluation.pairs import MaskedImages, SegmentationData
 from ssl_blocks.evaluation.protocols.segment import SegmentationTraining
 from ssl_blocks.evaluation.pyramid import FeaturePyramid
 from ssl_blocks.evaluation.saved import check_savable, save_segmenter
-from ssl_blocks.evaluation.segmentation import IGNORED, SegmentationModel, UPerHead
+from ssl_blocks.evaluation.segmentation import SegmentationModel, UPerHead
 from ssl_blocks.modes import modes_kept
 from ssl_blocks.randomness import seeded_generator
 

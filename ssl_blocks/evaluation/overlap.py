@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ssl_blocks.data.augment import to_float
-from ssl_blocks.evaluation.pairs import MaskedImages, SegmentationData
-from ssl_blocks.evaluation.segmentation import IGNORED, SegmentationModel
+from ssl_blocks.data.pairs import IGNORED, MaskedImages, SegmentationData
+from ssl_blocks.evaluation.segmentation import SegmentationModel
 from ssl_blocks.modes import modes_kept
 
 

@@ -8,9 +8,9 @@ from jaxtyping import Float
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from ssl_blocks.data.pairs import IGNORED
 from ssl_blocks.evaluation.pyramid import FeaturePyramid
 
-IGNORED = 255  # value of mask pixels that belong to no class
 BINS = (1, 2, 3, 6)
 
 

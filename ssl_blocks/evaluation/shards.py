@@ -31,9 +31,6 @@ def gather_parts(part: Shard) -> list[Shard]:
     """Parts of all processes, in the order of their ranks.
 
     All processes learn of an error in one of them; else the others would wait for it for ever.
-
-    Raises:
-        ValueError: in every process, if there is an error in one, or widths differ.
     """
     parts: list[Shard] = [part] * dist.get_world_size()
     dist.all_gather_object(parts, part)

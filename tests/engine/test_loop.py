@@ -102,6 +102,7 @@ def test_every_process_step_and_part_draws_for_itself(monkeypatch: pytest.Monkey
         found += task.moments
     assert [(step, part) for step, part, _, _ in found] == [(0, 0), (0, 2), (0, 1), (0, 3)]
     assert len({seed for _, _, seed, _ in found}) == len({draw for *_, draw in found}) == 4
+    monkeypatch.undo()
     task = Weighed()
     train(task, Machine())
     assert len({seed for _, _, seed, _ in task.moments}) == len({draw for *_, draw in task.moments}) == 6

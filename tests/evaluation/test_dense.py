@@ -9,16 +9,14 @@ import torch
 from torch import Tensor
 
 from ssl_blocks import encoders
+from ssl_blocks.data import SHAPE_CLASSES, SegmentationData, ShapeImages
 from ssl_blocks.encoders import TimmViT
 from ssl_blocks.engine import RunStopped
 from ssl_blocks.engine.loop import Loop
 from ssl_blocks.evaluation import (
-    SHAPE_CLASSES,
     FeaturePyramid,
-    SegmentationData,
     SegmentationModel,
     SegmentationTraining,
-    ShapeImages,
     UPerHead,
     evaluate_segmentation,
     majority_baseline,

@@ -10,9 +10,9 @@ from ssl_blocks.engine.settings import AreaShares, StrictModel, section
 from ssl_blocks.evaluation.protocol import Protocol, Score, TrainedSettings
 
 if TYPE_CHECKING:
+    from ssl_blocks.data.pairs import SegmentationData
     from ssl_blocks.evaluation.labelled import Labelled
     from ssl_blocks.evaluation.overlap import SegmentationScores
-    from ssl_blocks.evaluation.pairs import SegmentationData
     from ssl_blocks.evaluation.subject import Subject
 
 
@@ -68,14 +68,9 @@ class Segment(Protocol[SegmentSettings, "SegmentationData"]):
         return [cls(config.segment, root=config.data.root, **context)]
 
     def load(self, subject: "Subject", images: "Callable[[], Labelled]") -> "SegmentationData":
-        """Images of the encoder's size, and their masks.
-
-        Raises:
-            ValueError: if the encoder has no tokens of whole images, or data and encoder do not fit together.
-            FileNotFoundError: if the data is not there.
-        """
+        """Images of the encoder's size, and their masks."""
+        from ssl_blocks.data.pairs import load_segmentation
         from ssl_blocks.encoders import TokenEncoder
-        from ssl_blocks.evaluation.pairs import load_segmentation
         from ssl_blocks.evaluation.pyramid import FeaturePyramid
 
         encoder, size = subject.extractor.encoder, subject.image_size
