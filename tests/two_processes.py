@@ -12,8 +12,7 @@ import torch.distributed as dist
 from tests.evaluation import two_processes as shards
 from tests.objectives import two_processes as sums
 from tests.parts import two_processes as rows
-from tests.pretrain import two_processes as training
-from tests.pretrain import two_views as views
+from tests.pretrain import two_processes as training, two_views as views
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pretrain.small import config
-from tests.pretrain.small import prepare as prepare_run
+from tests.pretrain.small import config, prepare as prepare_run
 
 SHORT = ("--trainer.epochs=1", "--optimizer.warmup_epochs=0.5", "--data.max_train=200", "--data.max_test=50")
 
