@@ -158,22 +158,9 @@ def to_float(images: UInt8[Tensor, "b c h w"], mean: Sequence[float], std: Seque
 def normalize(
     images: Float[Tensor, "b c h w"], mean: Sequence[float], std: Sequence[float]
 ) -> Float[Tensor, "b c h w"]:
-    """Normalise images of the 0..1 scale: subtract the mean, divide by the standard deviation.
+    """Normalise images ``[B, C, H, W]`` of the 0..1 scale: subtract the mean, divide by the standard deviation.
 
-    Args:
-        images: ``[B, C, H, W]``.
-        mean: one number per channel.
-        std: the same.
-
-    Returns:
-        ``[B, C, H, W]``.
-
-    Raises:
-        ValueError: if mean and std are not one number per channel, or a std is not above 0.
-
-    Examples:
-        >>> normalize(torch.tensor([[[[0.0, 1.0]]]]), mean=(0.5,), std=(0.5,))
-        tensor([[[[-1.,  1.]]]])
+    Mean and std are one number per channel, and std above 0; else it is a ``ValueError``.
     """
     center, spread = _per_channel(images, mean, std)
     return (images - center) / spread
@@ -215,13 +202,7 @@ def _per_channel(images: Tensor, mean: Sequence[float], std: Sequence[float]) ->
 
 
 def channel_statistics(images: UInt8[Tensor, "n c h w"]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel on the 0..1 scale; a constant channel's deviation reads 1.
-
-    Args:
-        images: ``[N, C, H, W]`` uint8.
-
-    Returns:
-        Mean and std, each of C numbers.
+    """Mean and deviation of uint8 images per channel on the 0..1 scale; a constant channel's deviation reads 1.
 
     Examples:
         >>> channel_statistics(torch.full((2, 1, 4, 4), 255, dtype=torch.uint8))

@@ -106,12 +106,7 @@ def noted(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 class Description(NamedTuple):
-    """An encoder as plain values and weights.
-
-    Attributes:
-        model_args: what it is built from; all of it goes into JSON.
-        state: its weights.
-    """
+    """An encoder as plain values, which go into JSON, and weights."""
 
     model_args: dict[str, Any]
     state: Mapping[str, Tensor]

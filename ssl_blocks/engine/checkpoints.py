@@ -50,11 +50,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def check_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint, or refuse it and offer the newest good one before it.
-
-    Raises:
-        ValueError: naming the file, what is wrong with it, and which one to take instead.
-    """
+    """Read a checkpoint, or refuse it by a ``ValueError`` that offers the newest good one before it."""
     try:
         return read_checkpoint(path)
     except ValueError as refusal:

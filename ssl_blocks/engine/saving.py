@@ -33,13 +33,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class Checkpoints(pl.Callback):
-    """Save every so many optimizer steps and after the last, and keep the newest few.
-
-    Args:
-        run: the run's folder.
-        every: optimizer steps between two checkpoints.
-        keep: how many stay.
-    """
+    """Save every so many optimizer steps and after the last, and keep the newest few."""
 
     def __init__(self, run: Path, *, every: int, keep: int) -> None:
         self.run, self.every, self.keep = run, every, keep

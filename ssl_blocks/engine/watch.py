@@ -14,9 +14,7 @@ LOOK_EVERY = 25  # steps between two looks at a value on a GPU, which has to wai
 class LossWatch:
     """Remember, without making a GPU wait, the first step whose loss was no finite number.
 
-    Args:
-        folder: of the run, whose last checkpoint is named in the message; ``None`` where it keeps none.
-        advice: what may help.
+    The message names the last checkpoint in the folder, if there is one, and what may help.
     """
 
     def __init__(self, folder: Path | None, advice: str) -> None:

@@ -27,11 +27,7 @@ def check_features(name: str, features: Tensor, labels: Tensor, *, may_be_empty:
 
 
 def check_splits(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> int:
-    """Refuse features and labels of which a classifier could not be trained and scored.
-
-    Returns:
-        The number of classes: one more than the highest label of train.
-    """
+    """Refuse features and labels of which no classifier could be trained and scored; return the number of classes."""
     check_features("train", train, train_labels)
     check_features("test", test, test_labels)
     if test.shape[1:] != train.shape[1:]:

@@ -48,16 +48,8 @@ def segmentation_loss(
 class SegmentationTask(Task):
     """A segmentation model trained on images and masks, its loss the mean over pixels that are not ignored.
 
-    Args:
-        model: what is trained, save an encoder that its pyramid freezes.
-        data: images of the encoder's size, and masks.
-        training: sizes and rates.
-        mean: one number per channel on the 0..1 scale.
-        std: the same.
-        seed: decides order, crops and dropout.
-
-    Raises:
-        ValueError: if there are no images.
+    An encoder that the model's pyramid freezes stays as it is. The seed decides order, crops and dropout; mean and std
+    are one number per channel on the 0..1 scale.
     """
 
     advice = "A smaller lr or a longer warmup may help"

@@ -14,11 +14,7 @@ from ssl_blocks.encoders import FeatureEncoder
 class FeatureError(ValueError):
     """Features that are NaN or infinite.
 
-    Args:
-        message: how many.
-        image: number of the first image that has such features.
-        autocast_dtype: precision of the encoder.
-        layer: name of the layer that they come from, where it was looked for.
+    It knows the number of the first such image, and the layer that they come from, where it was looked for.
     """
 
     def __init__(
@@ -35,18 +31,10 @@ def check_images(
     encode: Callable[[Float[Tensor, "b c h w"]], Tensor],
     device: torch.device | str = "cpu",
 ) -> None:
-    """Refuse images that an encoder cannot take, by a try with a blank one of the same shape.
+    """Refuse images ``[N, C, H, W]`` that an encoder cannot take, by a try with a blank one of the same shape.
 
-    What the encoder refuses by a ``ValueError`` of its own is left in its words.
-
-    Args:
-        encoder: whose module lies on ``device``.
-        images: of which the shape counts.
-        encode: how the encoder is called.
-        device: where it lies.
-
-    Raises:
-        ValueError: naming the shape, and what the encoder says about it.
+    What the encoder refuses by a ``ValueError`` of its own is left in its words; other errors become one that names the
+    shape. The encoder's module lies on ``device``, and ``encode`` is how it is called.
     """
     check_channels(encoder, images)
     shape = tuple(images.shape[1:])

@@ -137,11 +137,7 @@ def _draws(labels: Tensor, test_labels: Tensor, shots: int, seeds: Sequence[int]
 def draw_shots(
     labels: Int[Tensor, " n"], test_labels: Int[Tensor, " m"], shots: int, generator: torch.Generator
 ) -> Int[Tensor, " s"]:
-    """Draw ``shots`` indices of every class, classes in ascending order.
-
-    Raises:
-        ValueError: if a class has fewer labels than ``shots``.
-    """
+    """Draw ``shots`` indices of every class, classes in ascending order; ``ValueError`` if a class has fewer labels."""
     chosen = []
     for label in sorted({*labels.tolist(), *test_labels.tolist()}):
         members = (labels == label).nonzero()[:, 0]

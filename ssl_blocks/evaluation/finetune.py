@@ -210,14 +210,7 @@ def classifier_accuracy(
 class FinetuneTask(Task):
     """A classifier trained on augmented and mixed images, its loss the mean over images.
 
-    Args:
-        model: what is trained.
-        train: images.
-        labels: of all of them.
-        settings: sizes and rates.
-        mean: one number per channel on the 0..1 scale.
-        std: the same.
-        seed: decides order, augmentation and what is dropped.
+    The seed decides order, augmentation and what is dropped; mean and std are one number per channel on the 0..1 scale.
     """
 
     advice = "A smaller base_lr or a longer warm-up may help"

@@ -104,9 +104,7 @@ class _Search:
     def all_queries(self, queries: Tensor, counts: list[int] | None) -> Iterator[tuple[Tensor, Tensor]]:
         """Similarities and labels of the neighbours of this process' queries, some rows at a time.
 
-        Args:
-            queries: of this process.
-            counts: queries of every process, where each holds a part and has to ask all others; else ``None``.
+        ``counts`` are the queries of every process, where each holds a part and has to ask all others; else ``None``.
         """
         if counts is None:
             for start in range(0, len(queries), self.chunk):

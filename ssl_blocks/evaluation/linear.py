@@ -132,12 +132,7 @@ class _Probe:
         ).to(device)
 
     def fit(self, features_of: Callable[[Tensor, int], Tensor], *, progress: bool = False) -> None:
-        """Train all heads.
-
-        Args:
-            features_of: from places in train and the epoch to their features.
-            progress: whether to show a bar.
-        """
+        """Train all heads; ``features_of`` makes features of places in train, anew in every epoch."""
         settings, num = self.settings, len(self.labels)
         batch = settings.batch(num)
         rates = [lr * batch / 256 for lr in self.lrs] * (len(self.is_seen) // len(self.lrs))
@@ -162,13 +157,7 @@ class _Probe:
         self.heads.eval()
 
     def score(self, features_of: Callable[[Tensor], Tensor], test: Tensor, test_labels: Tensor) -> SweepScore:
-        """Choose a rate on what was held out, and score it on the test features.
-
-        Args:
-            features_of: from places in train to their features.
-            test: ``[M, D]``.
-            test_labels: ``[M]``.
-        """
+        """Choose a rate on what was held out, and score it on the test features ``[M, D]``."""
         num_classes, chosen = self.heads.num_classes, 0
         validation: tuple[float, ...] = ()
         if self.sweeps:

@@ -77,11 +77,7 @@ def head_loss(
 def lars(heads: LinearHeads, lrs: Sequence[float], *, momentum: float, weight_decay: float) -> Lars:
     """LARS as MAE uses it: weight decay and trust ratio (0.001) on weights, neither on biases; no Nesterov.
 
-    Args:
-        heads: whose parameters.
-        lrs: learning rate of each head, in its order.
-        momentum: of the update, scaled already by the trust ratio.
-        weight_decay: of the weights.
+    Every head has a learning rate of its own; ``momentum`` is of the update, scaled already by the trust ratio.
     """
     groups: list[dict[str, Any]] = []
     for weight, bias, lr in zip(heads.weights, heads.biases, lrs, strict=True):

@@ -90,11 +90,7 @@ def majority_baseline(data: SegmentationData) -> SegmentationScores:
 
 
 def check_mask_classes(masks: UInt8[Tensor, "b h w"], num_classes: int) -> None:
-    """Refuse masks on the CPU with classes that a head does not have.
-
-    Raises:
-        ValueError: naming the class.
-    """
+    """Refuse masks on the CPU with classes that a head does not have."""
     wrong = masks[(masks >= num_classes) & (masks != IGNORED)]
     if len(wrong):
         raise ValueError(

@@ -36,11 +36,7 @@ class TrainedSettings(StrictModel):
         return self
 
     def check_folder(self) -> None:
-        """Refuse a folder in which something was trained already, before anything is computed.
-
-        Raises:
-            FileExistsError: naming it, and the way to go on.
-        """
+        """Refuse a folder in which something was trained already, before anything is computed."""
         from ssl_blocks.engine.checkpoints import list_checkpoints
 
         for folder in [] if self.save is None or self.resume else [self.save, self.save / "random"]:
@@ -117,9 +113,7 @@ class Protocol(ABC, Generic[S, D]):
     def configured(cls, config: Any, **context: Any) -> "Sequence[Protocol[Any, Any]]":
         """The protocol as the command configures it, and what else its settings ask for.
 
-        Args:
-            config: has a section for each protocol, by its name.
-            **context: ``seed``, ``say``, ``share``.
+        ``config`` has a section for each protocol, by its name; the context is ``seed``, ``say`` and ``share``.
         """
         return [cls(getattr(config, cls.name), **context)]
 
@@ -136,20 +130,14 @@ class Protocol(ABC, Generic[S, D]):
         return self.settings.from_random if isinstance(self.settings, TrainedSettings) else wanted
 
     def load(self, subject: "Subject", images: "Callable[[], Labelled]") -> D:
-        """Find the data it asks on.
+        """Find the data it asks on: of the subject's size and channels.
 
-        Args:
-            subject: whose size and channels the images must have.
-            images: loads the labelled images that the command was told of, once for all protocols.
+        ``images`` loads the labelled images that the command was told of, once for all protocols.
         """
         return images()  # type: ignore[return-value]  # what most take; another `D` comes with a method of its own
 
     def check(self, subject: "Subject", data: D) -> None:
-        """Refuse, before anything is computed, what would go wrong after minutes.
-
-        Raises:
-            ValueError: naming what does not fit.
-        """
+        """Refuse by a ``ValueError``, before anything is computed, what would go wrong after minutes."""
 
     def baselines(self, data: D) -> dict[str, Score]:
         """Scores that need no encoder, by name."""

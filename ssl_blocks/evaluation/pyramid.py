@@ -88,11 +88,7 @@ class FeaturePyramid(nn.Module):
         return set() if named is None else {f"encoder.{name}" for name in named()}
 
     def hidden_maps(self, images: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "b d p q"], ...]:
-        """Hidden states after each of the four groups, as maps of the encoder's grid, ``[B, D, height, width]``.
-
-        Raises:
-            ValueError: if the images are not of the encoder's size.
-        """
+        """Hidden states after each of the four groups, as maps of the encoder's grid, ``[B, D, height, width]``."""
         encoder, grid = self.encoder, self.encoder.grid
         if tuple(images.shape[1:]) != (encoder.channels, *self.image_size):
             raise ValueError(

@@ -101,11 +101,7 @@ def load_segmenter(folder: str | Path) -> Loaded[SegmentationModel]:
 
 
 def check_savable(encoder: FeatureEncoder, tokenizer: Tokenizer | None) -> None:
-    """Refuse what could not be saved once it is trained.
-
-    Raises:
-        TypeError: if encoder or tokenizer cannot be built again.
-    """
+    """Refuse by a ``TypeError`` what could not be saved once it is trained."""
     _describe(tokenizer)
     half = (0.5,) * encoder.channels
     with tempfile.TemporaryDirectory() as folder:

@@ -10,14 +10,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Shard:
-    """What one process holds.
+    """What one process holds: rows of bank and queries, their width, and what is wrong with it, if anything.
 
-    Args:
-        num_bank: rows of the bank.
-        num_queries: rows of the queries.
-        width: features per row.
-        num_classes: one more than the highest label.
-        error: what is wrong with it; ``None`` where nothing is.
+    ``num_classes`` is one more than the highest label.
     """
 
     num_bank: int
@@ -47,13 +42,8 @@ def merge_neighbours(
 ) -> tuple[Float[Tensor, "m k"], Int[Tensor, "m k"]]:
     """The k nearest among those that each process has found in its part of the bank.
 
-    Args:
-        similarity: ``[M, j]`` to the same queries in all processes; ``j`` may be less than ``k``.
-        labels: ``[M, j]`` of the neighbours.
-        k: how many to keep.
-
-    Returns:
-        Similarities ``[M, k]``, falling, and labels ``[M, k]``, the same in all processes.
+    Similarities ``[M, j]`` are of the same queries in all processes; ``j`` may be less than ``k``. What is returned,
+    similarities ``[M, k]``, falling, and labels ``[M, k]``, is the same in all of them.
     """
     padded = similarity.new_full((len(similarity), k), -torch.inf)
     named = labels.new_zeros(len(labels), k)

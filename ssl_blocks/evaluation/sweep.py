@@ -33,11 +33,7 @@ class SweepScore:
 
 
 def check_candidates(name: str, candidates: Sequence[float], share: float) -> None:
-    """Refuse settings among which there is no choice to make.
-
-    Raises:
-        ValueError: if there are none, one is not above 0, or the share held out is not within (0, 1).
-    """
+    """Refuse settings among which there is no choice to make."""
     if len(candidates) == 0 or not all(c > 0 for c in candidates):
         raise ValueError(f"{name}={tuple(candidates)} must be at least one number, all above 0")
     if not 0 < share < 1:

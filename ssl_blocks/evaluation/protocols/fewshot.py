@@ -59,13 +59,7 @@ class Fewshot(Protocol[FewshotSettings, "Labelled"]):
 
 
 class FewshotFinetune(Finetune):
-    """Fine-tuning on few labels per class.
-
-    Args:
-        settings: of fine-tuning; ``None`` means the paper's.
-        few: how many labels, and which.
-        **context: as of every protocol.
-    """
+    """Fine-tuning on few labels per class: ``few`` says how many, and which."""
 
     name = "fewshot_finetune"
 

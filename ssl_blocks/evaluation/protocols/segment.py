@@ -44,13 +44,7 @@ class SegmentSettings(TrainedSettings, SegmentationTraining):
 
 
 class Segment(Protocol[SegmentSettings, "SegmentationData"]):
-    """Train a pyramid and a head on images and masks.
-
-    Args:
-        settings: ``None`` means the defaults.
-        root: folder of Pascal VOC.
-        **context: as of every protocol.
-    """
+    """Train a pyramid and a head on images and masks; ``root`` is the folder of Pascal VOC."""
 
     name = "segment"
     Settings = SegmentSettings
