@@ -15,15 +15,7 @@ SWITCHES = ("preset", "resume", "dry-run", "help")
 
 @dataclass(frozen=True)
 class Arguments:
-    """What a command line asks for.
-
-    Args:
-        preset: name or path of a preset.
-        resume: ``True`` goes on where the run exists; a path names the run.
-        dry_run: whether to describe the run rather than to start it.
-        wants_help: whether to explain the options.
-        overrides: value of every dotted option that was given.
-    """
+    """What a command line asks for: a preset, a run to go on with (``True``: where it exists), options by name."""
 
     preset: str | None
     resume: Path | Literal[True] | None

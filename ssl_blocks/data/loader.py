@@ -156,7 +156,7 @@ def train_loader(
     workers: int | None = None,
     device: torch.device | str = "cpu",
 ) -> DataLoader[UInt8[Tensor, "b c h w"]]:
-    """Load the batches of a run from a step on.
+    """Load the batches of a run from a step on, in the order of a `RunSampler`, of which most arguments are.
 
     Images in memory are moved to ``device`` once and come as they are: augment them there, in batches. Images in
     files come on CPU, cropped and mirrored already; what an image's crop is drawn from is its place in the epoch,

@@ -18,14 +18,8 @@ from ssl_blocks.values import Encoded, Grid
 class TokenAdapter(Adapter[M]):
     """Shows a vision transformer as a ``TokenEncoder``; the base of the adapters, none of which changes its model.
 
-    Args:
-        module: the model, already found fit.
-        grid: tokens of an image.
-        dim: width of a token, ``D``.
-        depth: number of blocks.
-        num_prefix: class and register tokens in front of the sequence, ``P``.
-        patch: height and width of a patch in pixels; ``None``: the stem's.
-        channels: of the images; likewise.
+    The module is already found fit; grid, width, depth and prefix are those of the role, and patch and channels are
+    read off the stem where they are not given.
     """
 
     def __init__(

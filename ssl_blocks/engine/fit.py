@@ -109,9 +109,6 @@ def fit(
         record: what is written; ``None``: nothing.
         checkpoint: from which the run goes on; ``None`` starts at the beginning.
         callbacks: called before a checkpoint is saved.
-
-    Raises:
-        RunStopped: on a signal, or a loss that is no number.
     """
     if checkpoint is not None and not loop.steps_left:
         loop.load_state_dict(read_checkpoint(checkpoint)["state_dict"])

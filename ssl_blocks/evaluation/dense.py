@@ -128,9 +128,9 @@ def train_segmentation(
     resume: Path | bool = False,
     progress: bool = False,
 ) -> tuple[float, ...]:
-    """Train a segmentation model in place; a frozen encoder in it stays as it is.
+    """Train a segmentation model in place; return the mean loss of every epoch.
 
-    Several processes each call this function alike; the first one writes.
+    A frozen encoder in it stays as it is. Several processes each call this function alike; the first one writes.
 
     Args:
         model: its mode is put back afterwards.
@@ -142,17 +142,13 @@ def train_segmentation(
         device: where the model is trained; it lies there afterwards.
         autocast_dtype: precision under autocast; ``None`` switches autocast off.
         processes: how many train together, such as `ssl_blocks.engine.started_processes`; ``None``: this one alone.
-        folder: where checkpoints and ``metrics.csv`` are written and, at the end, the model: see `load_segmenter`.
-            ``None`` writes nothing.
+        folder: of checkpoints, ``metrics.csv`` and, at the end, the model (`load_segmenter`); ``None`` writes nothing.
         resume: ``True`` goes on from the newest checkpoint in the folder, if there is one; a path from that one.
         progress: whether to show a bar.
 
-    Returns:
-        Mean loss of every epoch.
-
     Raises:
-        ValueError: if there are no images, a mask holds a class that the head does not have, the images are not of
-            the encoder's size, or the checkpoint is damaged or was made of something else.
+        ValueError: if there are no images, images or masks do not fit the model, or the checkpoint is damaged or
+            another's.
         TypeError: if there is a folder, and the encoder cannot be saved.
         FileExistsError: if the folder holds checkpoints, and ``resume`` is ``False``.
         RunStopped: on a signal where there is a folder, or a loss that is not finite.
@@ -193,14 +189,13 @@ def evaluate_segmentation(
         std: the same.
         freeze: whether only pyramid and head are trained.
         width: channels of the maps and of the head; papers take 256 and more.
-        seed: decides first weights, order, crops and dropout; torch's default generator is left alone.
+        seed: decides first weights, too.
         device: where it all runs.
         autocast_dtype: precision under autocast; ``None`` switches autocast off.
         **options: handed to `train_segmentation`: ``training``, ``folder``, ``resume`` and so on.
 
     Raises:
-        ValueError: if the encoder cannot have a pyramid, its features are not finite, images are not of its size, or
-            as `train_segmentation`.
+        ValueError: if the encoder cannot have a pyramid, its features are not finite, or as `train_segmentation`.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,15 @@ from ssl_blocks.engine.batches import load_parts
 from ssl_blocks.engine.parallel import Machine, Processes
 from ssl_blocks.engine.rank import is_rank_zero
 from ssl_blocks.engine.task import CountedLoss, Moment, Plan, Portion, Task
-from ssl_blocks.evaluation.accuracy import accuracy
 from ssl_blocks.evaluation.checks import check_classes, labels_of
 from ssl_blocks.evaluation.classifier import Classifier
 from ssl_blocks.evaluation.features import check_images, layer_watch
 from ssl_blocks.evaluation.layers import set_drop_path
 from ssl_blocks.evaluation.mixing import Mixing, TrainAugment
+from ssl_blocks.evaluation.protocol import Result
 from ssl_blocks.evaluation.protocols.finetune import FinetuneSettings
 from ssl_blocks.evaluation.saved import check_savable, save_classifier
+from ssl_blocks.evaluation.sweep import accuracy
 from ssl_blocks.modes import modes_kept
 from ssl_blocks.parts.tokenize import Tokenizer
 from ssl_blocks.randomness import mix_seed, seeded_generator
@@ -33,22 +34,12 @@ INITIAL, ORDER, IMAGES, LABELS = range(4)  # what a seed is for
 
 
 @dataclass(frozen=True)
-class FinetuneScore:
-    """What a fine-tuned encoder reaches.
-
-    Args:
-        accuracy: on the test images after the last epoch, 0..1.
-        losses: mean training loss of every epoch.
-        num_classes: of the head.
-    """
+class FinetuneScore(Result):
+    """What a fine-tuned encoder reaches: accuracy on the test images, 0..1, and the mean loss of every epoch."""
 
     accuracy: float
     losses: tuple[float, ...]
     num_classes: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,9 +71,8 @@ def finetune_encoder(
     """Train a copy of an encoder and a new head on labelled images, and score both on the test images.
 
     RandSAC, Sec. 5.1. Given an encoder with random weights, it is the supervised baseline of RandSAC's Table 7. The
-    test images are looked at once, after the last epoch.
-
-    Several processes each call this function alike, and get the same score; the first one writes.
+    test images are looked at once, after the last epoch. Several processes each call this function alike, and get the
+    same score; the first one writes.
 
     Args:
         encoder: it is copied, and itself left as it is.
@@ -97,15 +87,13 @@ def finetune_encoder(
         device: where the copy is trained.
         autocast_dtype: its precision under autocast; ``None`` switches autocast off.
         processes: how many train together, such as `ssl_blocks.engine.started_processes`; ``None``: this one alone.
-        folder: where checkpoints and ``metrics.csv`` are written and, at the end, the model: see `load_classifier`.
-            ``None`` writes nothing.
+        folder: of checkpoints, ``metrics.csv`` and, at the end, the model (`load_classifier`); ``None`` writes nothing.
         resume: ``True`` goes on from the newest checkpoint in the folder, if there is one; a path from that one.
         progress: whether to show a bar.
 
     Raises:
-        ValueError: if labels are missing or unlike the head's, the encoder cannot take the images, it does not tell the
-            layers of its parameters or has no place for drop path (where these are asked for), train is too small for
-            a step, features are not finite, or the checkpoint is damaged or was made of something else.
+        ValueError: if labels, images, number of images or features do not fit, the encoder lacks layers or places for
+            drop path that are asked for, or the checkpoint is damaged or another's.
         TypeError: if there is a folder, and the encoder cannot be saved.
         FileExistsError: if the folder holds checkpoints, and ``resume`` is ``False``.
         RunStopped: on a signal where there is a folder, or a loss that is not finite.
@@ -122,7 +110,7 @@ def finetune_encoder(
     options: dict[str, Any] = {"mean": mean, "std": std, "device": device, "autocast_dtype": autocast_dtype}
     with modes_kept(model, training=False), layer_watch(model.backbone) as broken:
         for split in (train, test):
-            check_images(model.encoder, torch.zeros(1, *split.shape, dtype=torch.uint8), model, device)
+            check_images(model.encoder, split.shape, model, device)
     if broken:
         raise ValueError(
             f"encoder must return finite features, but of a blank image they are NaN or infinite, first in its layer "
@@ -149,12 +137,7 @@ def make_classifier(
 ) -> Classifier:
     """Copy an encoder, put a head on it, and set what is trained and what is dropped.
 
-    Args:
-        encoder: it is copied, and itself left as it is.
-        num_classes: of the head.
-        settings: of which ``drop_path``, ``fresh_norm`` and ``train_fixed`` count.
-        seed: of the head's weights.
-        tokenizer: cuts the images as pretraining did; ``None`` hands over whole images.
+    Of the settings ``drop_path``, ``fresh_norm`` and ``train_fixed`` count; the seed is of the head's weights.
 
     Raises:
         ValueError: as `Classifier` and `set_drop_path`.

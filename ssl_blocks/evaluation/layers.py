@@ -64,17 +64,14 @@ def _check(encoder: FeatureEncoder, ids: dict[str, int], kind: str) -> None:
 def set_drop_path(module: nn.Module, rate: float) -> list[float]:
     """Let every block drop whole images' residuals at random, from 0 in the first block up to ``rate`` in the last.
 
-    Stochastic depth (Huang et al. 2016), as timm builds it; modules are put in, no parameter changes.
-
-    Args:
-        module: whose blocks have places named ``drop_path...``, as timm's do.
-        rate: of the last block, within [0, 1).
+    Stochastic depth (Huang et al. 2016), as timm builds it; modules are put in where blocks have places named
+    ``drop_path...``, and no parameter changes.
 
     Returns:
         Rates of the blocks, first to last; nothing for a model without such places and ``rate=0``.
 
     Raises:
-        ValueError: if the rate is out of range, or is above 0 and the model has no such places.
+        ValueError: if the rate is not within [0, 1), or is above 0 and the model has no such places.
 
     Examples:
         >>> import timm

@@ -8,9 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ssl_blocks.evaluation.accuracy import accuracy
 from ssl_blocks.evaluation.checks import check_splits
-from ssl_blocks.evaluation.sweep import SweepScore, check_candidates, hold_out
+from ssl_blocks.evaluation.sweep import SweepScore, accuracy, check_candidates, hold_out
 from ssl_blocks.randomness import seeded_generator
 
 

@@ -1,7 +1,7 @@
 """Intersection over union and accuracy of classified pixels."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,12 +11,13 @@ from torch.utils.data import DataLoader
 
 from ssl_blocks.data.augment import to_float
 from ssl_blocks.data.pairs import IGNORED, MaskedImages, SegmentationData
+from ssl_blocks.evaluation.protocol import Result
 from ssl_blocks.evaluation.segmentation import SegmentationModel
 from ssl_blocks.modes import modes_kept
 
 
 @dataclass(frozen=True)
-class SegmentationScores:
+class SegmentationScores(Result):
     """How well pixels are classified; ignored ones do not count.
 
     Args:
@@ -31,10 +32,6 @@ class SegmentationScores:
     pixel_accuracy: float
     class_iou: dict[str, float | None]
     num_images: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
 
 
 def score_segmentation(

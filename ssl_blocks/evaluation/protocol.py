@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
@@ -49,6 +49,15 @@ class TrainedSettings(StrictModel):
 
         folder = self.save / "random" if self.save is not None and row == RANDOM else self.save
         return {"folder": folder, "resume": self.resume, "processes": started_processes()}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was found, in plain values; the base of all that is."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -145,9 +154,4 @@ class Protocol(ABC, Generic[S, D]):
 
     @abstractmethod
     def score(self, subject: "Subject", data: D) -> Score:
-        """Ask it of a subject.
-
-        Args:
-            subject: what is evaluated: its ``extractor`` makes features, ``features(data)`` keeps them.
-            data: out of `load`.
-        """
+        """Ask it of a subject on data out of `load`: its ``extractor`` makes features, and ``features`` keeps them."""

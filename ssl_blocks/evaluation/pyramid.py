@@ -103,16 +103,10 @@ class FeaturePyramid(nn.Module):
         return tuple(t.transpose(1, 2).reshape(len(t), encoder.dim, grid.height, grid.width) for t in tokens)
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> "OrderedDict[str, Tensor]":
-        """Make the maps of a batch.
-
-        Args:
-            images: ``[B, C, H, W]``, normalised, of the encoder's size.
+        """Make the maps of a batch of normalised images of the encoder's size, ``[B, C, H, W]``.
 
         Returns:
             Maps ``[B, out_channels, height, width]`` under the names ``"0"`` to ``"3"``, fine to coarse.
-
-        Raises:
-            ValueError: if the images are not of the encoder's size.
         """
         states = self.hidden_maps(images)
         return OrderedDict(

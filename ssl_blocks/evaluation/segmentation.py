@@ -72,11 +72,7 @@ class UPerHead(nn.Module):
 
 
 class SegmentationModel(nn.Module):
-    """A pyramid and a head: images in, one logit per class and pixel out.
-
-    Args:
-        pyramid: makes the maps.
-        head: from the maps to logits ``[B, K, height, width]``; has ``num_classes``.
+    """A pyramid, which makes maps, and a head, which classifies them: images in, one logit per class and pixel out.
 
     Examples:
         >>> from ssl_blocks.encoders import timm_vit
