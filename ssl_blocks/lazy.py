@@ -9,12 +9,12 @@ from typing import Any
 
 
 def lazily(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Make a package's ``__getattr__`` and ``__dir__`` out of the imports that it shows to type checkers.
+    """Make a package's ``__getattr__``, ``__dir__`` and ``__all__`` out of the imports that it shows to type checkers.
 
     A package that uses it reads like any other, and names everything once::
 
         if TYPE_CHECKING:
-            from ssl_blocks.values import Grid
+            from ssl_blocks.values import Grid as Grid
         else:
             __getattr__, __dir__ = lazily(__name__, __file__)
 
@@ -23,6 +23,7 @@ def lazily(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], 
         file: its ``__file__``.
     """
     homes = shown_imports(Path(file).read_text())
+    vars(sys.modules[package])["__all__"] = sorted(homes)
 
     def __getattr__(name: str) -> Any:  # noqa: N807 - becomes the package's own
         if name not in homes:

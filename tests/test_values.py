@@ -1,7 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from ssl_blocks import Grid, Segments, Serialization
 from ssl_blocks.values import gather_tokens

@@ -14,9 +14,7 @@ from tests.evaluate import two_processes as command
 from tests.evaluation import two_processes as shards
 from tests.objectives import two_processes as sums
 from tests.parts import two_processes as rows
-from tests.pretrain import two_processes as training
-from tests.pretrain import two_shards as streams
-from tests.pretrain import two_views as views
+from tests.pretrain import two_processes as training, two_shards as streams, two_views as views
 
 PARTS = {
     "gathered": rows,

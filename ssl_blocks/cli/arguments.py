@@ -15,15 +15,7 @@ SWITCHES = ("preset", "resume", "dry-run", "help")
 
 @dataclass(frozen=True)
 class Arguments:
-    """What a command line asks for.
-
-    Args:
-        preset: name or path of a preset.
-        resume: ``True`` goes on where the run exists; a path names the run.
-        dry_run: whether to describe the run rather than to start it.
-        wants_help: whether to explain the options.
-        overrides: value of every dotted option that was given.
-    """
+    """What a command line asks for: a preset, a run to go on with (``True``: where it exists), options by name."""
 
     preset: str | None
     resume: Path | Literal[True] | None
@@ -34,13 +26,9 @@ class Arguments:
 
 @dataclass(frozen=True)
 class Option:
-    """One field of a configuration, as the command line knows it.
+    """One field of a configuration, as the command line knows it; ``default`` is ``None`` also where it is required.
 
-    Args:
-        path: dotted name.
-        field: its type and description.
-        default: value where nothing is said; ``None`` also where it is required.
-        kinds: where the field belongs to a part that is chosen: the kinds that have it.
+    Where the field belongs to a part that is chosen, ``kinds`` are those that have it.
     """
 
     path: str
@@ -50,11 +38,7 @@ class Option:
 
 
 def read_arguments(argv: Sequence[str], config_class: type[BaseModel]) -> Arguments:
-    """Tell apart the options of a command line.
-
-    Raises:
-        ValueError: if an option is unknown, without its value or given twice, or two contradict each other.
-    """
+    """Tell apart the options of a command line."""
     paths = [option.path for option in list_options(config_class)]
     given = pair_options(argv, paths, switches=SWITCHES)
     for name, value in given.items():
@@ -80,18 +64,10 @@ def read_arguments(argv: Sequence[str], config_class: type[BaseModel]) -> Argume
 
 
 def pair_options(argv: Sequence[str], paths: Sequence[str], *, switches: Sequence[str]) -> dict[str, str | None]:
-    """Pair options with their values, in either spelling: ``--a b`` and ``--a=b``.
+    """Pair options with their values, in either spelling, ``--a b`` and ``--a=b``; ``None`` where no value follows.
 
-    Args:
-        argv: arguments.
-        paths: dotted names of a configuration's fields.
-        switches: names of other options; ``help`` and ``dry-run`` take no value.
-
-    Returns:
-        The value of every option that was given; ``None`` where none follows.
-
-    Raises:
-        ValueError: if an option is unknown or given twice, or a word stands alone.
+    ``paths`` are dotted names of a configuration's fields, ``switches`` other options; ``help`` and ``dry-run`` take no
+    value.
     """
     given: dict[str, str | None] = {}
     for name, value in _pairs(argv, paths, switches):
@@ -122,12 +98,7 @@ def _pairs(argv: Sequence[str], paths: Sequence[str], switches: Sequence[str]) -
 
 
 def closest_word(name: str, names: Sequence[str], *, at_least: float = 0.6) -> str | None:
-    """Find the dotted name that was probably meant, by its last part or as a whole.
-
-    Args:
-        name: what was written.
-        names: what could have been meant.
-        at_least: likeness, from 0 to 1, below which there is no telling: ``None``.
+    """Find the dotted name that was probably meant, by its last part or as a whole, if one is at least so like.
 
     Examples:
         >>> closest_word("epoch", ["data.name", "trainer.epochs", "seed"])
@@ -176,11 +147,7 @@ def kind_of(model: type[BaseModel]) -> str:
 def explain(error: ValidationError, config_class: type[BaseModel], *, given: Collection[str], base: str) -> str:
     """Tell every wrong field, its value and what was expected, in one line.
 
-    Args:
-        error: what pydantic found.
-        config_class: the configuration that it looked at.
-        given: options that were given one by one.
-        base: where all other values come from; empty if there is nothing else.
+    Options in ``given`` were given one by one; ``base`` is where all other values come from, if anywhere.
     """
     lines = []
     for item in error.errors(include_url=False):

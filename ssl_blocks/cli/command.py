@@ -100,13 +100,7 @@ def _check_effect(config: RunConfig, given: Mapping[str, str]) -> None:
 
 
 def parse_config(config_class: type[M], overrides: Mapping[str, str], *, base: Mapping[str, Any], source: str) -> M:
-    """Build a configuration of values that are known and options that change them.
-
-    Args:
-        config_class: what to build.
-        overrides: value of every dotted option that was given.
-        base: values by field, of a preset or a run.
-        source: what to call these in errors.
+    """Build a configuration of values that are known, ``base``, out of ``source``, and options that change them.
 
     Raises:
         ValueError: naming every wrong field, its value and what was expected.
@@ -137,11 +131,7 @@ def _short(folder: Path) -> str:
 
 
 def read_preset(name: str, recipe: Recipe[Any]) -> dict[str, Any]:
-    """Read a preset of a recipe by its name, or any by its path.
-
-    Raises:
-        ValueError: if there is none of that name, or it is no YAML mapping.
-    """
+    """Read a preset of a recipe by its name, or any by its path."""
     files = recipe.preset_files()
     path = Path(name) if name.endswith((".yaml", ".yml")) else files.get(name)
     if path is None or not path.is_file():
@@ -172,11 +162,7 @@ def _print_help(recipe: Recipe[Any], program: str | None) -> None:
 
 
 def _check_place(folder: Path) -> None:
-    """Refuse a folder that cannot be made or written.
-
-    Raises:
-        OSError: naming what is in the way.
-    """
+    """Refuse a folder that cannot be made or written."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
     if not there.is_dir():
         raise NotADirectoryError(f"output_dir={str(folder.parent)!r} must be a folder, but {there} is a file")

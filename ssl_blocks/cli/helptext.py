@@ -27,14 +27,7 @@ _SWITCHES = (
 
 
 def help_text(config_class: type[RunConfig], *, presets: dict[str, str], program: str, width: int | None = None) -> str:
-    """Explain a recipe's command line.
-
-    Args:
-        config_class: the recipe's configuration.
-        presets: what each is, in a line.
-        program: what the user typed in front of the arguments.
-        width: columns; ``None`` takes the terminal's.
-    """
+    """Explain a recipe's command line, of which ``program`` is the beginning, in so many columns or the terminal's."""
     width = min(shutil.get_terminal_size().columns, WIDEST) if width is None else width
     name = next(iter(presets), "NAME")
     sections = [

@@ -5,31 +5,38 @@ from typing import TYPE_CHECKING
 from ssl_blocks.lazy import lazily
 
 if TYPE_CHECKING:
-    from ssl_blocks.data.augment import RandomResizedCropFlip, denormalize, to_float
-    from ssl_blocks.data.files import UnreadableImageError
-    from ssl_blocks.data.loader import RunSampler, share_of_cores, train_loader
-    from ssl_blocks.data.multicrop import ColorChanges, MultiCrop
-    from ssl_blocks.data.protocol import Augmentation
-    from ssl_blocks.data.sources import find_shape, load
-    from ssl_blocks.data.splits import FileSplit, ImageData, ImageShape, ImageSplit
+    from ssl_blocks.data.augment import (
+        RandomResizedCropFlip as RandomResizedCropFlip,
+        denormalize as denormalize,
+        to_float as to_float,
+    )
+    from ssl_blocks.data.files import UnreadableImageError as UnreadableImageError
+    from ssl_blocks.data.loader import (
+        RunSampler as RunSampler,
+        share_of_cores as share_of_cores,
+        train_loader as train_loader,
+    )
+    from ssl_blocks.data.multicrop import ColorChanges as ColorChanges, MultiCrop as MultiCrop
+    from ssl_blocks.data.pairs import (
+        ImageMaskFiles as ImageMaskFiles,
+        MaskedImages as MaskedImages,
+        SegmentationData as SegmentationData,
+        load_segmentation as load_segmentation,
+        mask_folder as mask_folder,
+        voc_images as voc_images,
+    )
+    from ssl_blocks.data.protocol import Augmentation as Augmentation
+    from ssl_blocks.data.shapes import (
+        SHAPE_CLASSES as SHAPE_CLASSES,
+        ShapeImages as ShapeImages,
+        ShapeScene as ShapeScene,
+    )
+    from ssl_blocks.data.sources import find_shape as find_shape, load as load
+    from ssl_blocks.data.splits import (
+        FileSplit as FileSplit,
+        ImageData as ImageData,
+        ImageShape as ImageShape,
+        ImageSplit as ImageSplit,
+    )
 else:
     __getattr__, __dir__ = lazily(__name__, __file__)
-
-__all__ = [
-    "Augmentation",
-    "ColorChanges",
-    "FileSplit",
-    "ImageData",
-    "ImageShape",
-    "ImageSplit",
-    "MultiCrop",
-    "RandomResizedCropFlip",
-    "RunSampler",
-    "UnreadableImageError",
-    "denormalize",
-    "find_shape",
-    "load",
-    "share_of_cores",
-    "to_float",
-    "train_loader",
-]

@@ -135,18 +135,15 @@ class RandomResizedCropFlip:
 
 
 def to_float(images: UInt8[Tensor, "b c h w"], mean: Sequence[float], std: Sequence[float]) -> Float[Tensor, "b c h w"]:
-    """Normalise uint8 images: scale to 0..1, subtract the mean, divide by the standard deviation.
+    """Normalise uint8 images ``[B, C, H, W]`` to float32: scale to 0..1, subtract the mean, divide by the deviation.
 
     Args:
-        images: ``[B, C, H, W]`` uint8.
+        images: uint8.
         mean: one number per channel on the 0..1 scale.
-        std: the same.
-
-    Returns:
-        ``[B, C, H, W]`` float32.
+        std: the same, above 0.
 
     Raises:
-        ValueError: if mean and std are not one number per channel, or a std is not above 0.
+        ValueError: if mean and std are not so.
 
     Examples:
         >>> to_float(torch.tensor([[[[0, 255]]]], dtype=torch.uint8), mean=(0.5,), std=(0.5,))
@@ -158,22 +155,9 @@ def to_float(images: UInt8[Tensor, "b c h w"], mean: Sequence[float], std: Seque
 def normalize(
     images: Float[Tensor, "b c h w"], mean: Sequence[float], std: Sequence[float]
 ) -> Float[Tensor, "b c h w"]:
-    """Normalise images of the 0..1 scale: subtract the mean, divide by the standard deviation.
+    """Normalise images ``[B, C, H, W]`` of the 0..1 scale: subtract the mean, divide by the standard deviation.
 
-    Args:
-        images: ``[B, C, H, W]``.
-        mean: one number per channel.
-        std: the same.
-
-    Returns:
-        ``[B, C, H, W]``.
-
-    Raises:
-        ValueError: if mean and std are not one number per channel, or a std is not above 0.
-
-    Examples:
-        >>> normalize(torch.tensor([[[[0.0, 1.0]]]]), mean=(0.5,), std=(0.5,))
-        tensor([[[[-1.,  1.]]]])
+    Mean and std are one number per channel, and std above 0; else it is a ``ValueError``.
     """
     center, spread = _per_channel(images, mean, std)
     return (images - center) / spread
@@ -182,18 +166,9 @@ def normalize(
 def denormalize(
     images: Float[Tensor, "b c h w"], mean: Sequence[float], std: Sequence[float]
 ) -> Float[Tensor, "b c h w"]:
-    """Undo the normalisation of `to_float`.
+    """Undo the normalisation of `to_float`: images ``[B, C, H, W]`` on the 0..1 scale, not clamped.
 
-    Args:
-        images: ``[B, C, H, W]`` normalised.
-        mean: one number per channel on the 0..1 scale.
-        std: the same.
-
-    Returns:
-        ``[B, C, H, W]`` on the 0..1 scale, not clamped.
-
-    Raises:
-        ValueError: if mean and std are not one number per channel, or a std is not above 0.
+    Mean, std and errors are as for `to_float`.
 
     Examples:
         >>> denormalize(torch.tensor([[[[-1.0, 1.0]]]]), mean=(0.5,), std=(0.5,))
@@ -215,13 +190,7 @@ def _per_channel(images: Tensor, mean: Sequence[float], std: Sequence[float]) ->
 
 
 def channel_statistics(images: UInt8[Tensor, "n c h w"]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel on the 0..1 scale; a constant channel's deviation reads 1.
-
-    Args:
-        images: ``[N, C, H, W]`` uint8.
-
-    Returns:
-        Mean and std, each of C numbers.
+    """Mean and deviation of uint8 images per channel on the 0..1 scale; a constant channel's deviation reads 1.
 
     Examples:
         >>> channel_statistics(torch.full((2, 1, 4, 4), 255, dtype=torch.uint8))

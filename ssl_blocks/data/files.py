@@ -81,7 +81,7 @@ def read_image(file: Path, *, channels: int | None, size: tuple[int, int] | None
 
 
 def read_crop(file: Path, choose: BoxChooser, size: tuple[int, int], *, channels: int | None) -> UInt8[Tensor, "c p q"]:
-    """Decode a part of an image, resized with antialiasing.
+    """Decode a part of an image, resized with antialiasing: ``[C, *size]`` uint8.
 
     The result is that of a crop and torchvision's ``resize``. Of a JPEG of which the part is at least twice as
     large as the result needs, only half, a quarter or an eighth of the detail is decoded (``Image.draft``).
@@ -90,14 +90,7 @@ def read_crop(file: Path, choose: BoxChooser, size: tuple[int, int], *, channels
         file: path.
         choose: called with height and width of the upright image; returns the part.
         size: height and width of the result in pixels.
-        channels: see `read_image`.
-
-    Returns:
-        ``[C, *size]`` uint8.
-
-    Raises:
-        UnreadableImageError: as `read_image`.
-        ValueError: as `read_image`.
+        channels: and errors: see `read_image`.
     """
     mode = _mode(file, channels)
     with _naming(file):
@@ -113,12 +106,7 @@ def read_crop(file: Path, choose: BoxChooser, size: tuple[int, int], *, channels
 
 
 def read_shape(file: Path, *, channels: int | None) -> tuple[int, int, int]:
-    """Find channels, height and width of the upright image without decoding it.
-
-    Raises:
-        UnreadableImageError: as `read_image`, as far as can be seen from the beginning of the file.
-        ValueError: as `read_image`.
-    """
+    """Find channels, height and width of the upright image without decoding it; errors are those of `read_image`."""
     mode = _mode(file, channels)
     with _naming(file):
         if mode is None:

@@ -1,7 +1,7 @@
 """Batches of a whole run, from any step on, for any number of processes."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +26,7 @@ class Place(NamedTuple):
 class RunSampler(Sampler[list[Place]]):
     """Which images every batch of a run holds, for one process.
 
-    The order of an epoch is a pure function of ``(seed, epoch)``. Every process takes its own part of every step, so
+    The order of an epoch is a pure function of the epoch. Every process takes its own part of every step, so
     that together they see what one process would, and a run that goes on sees what it would have seen. Images that
     do not fill a step are left out; they are other ones in every epoch.
 
@@ -39,6 +39,7 @@ class RunSampler(Sampler[list[Place]]):
         rank: number of this process, from 0.
         world_size: number of processes.
         accumulate: batches per step and process.
+        order: of the images ``[N]`` in an epoch; ``None`` takes one of (seed, epoch).
 
     Raises:
         ValueError: if a number is out of range, a step needs more images than there are, or its images cannot be
@@ -61,6 +62,7 @@ class RunSampler(Sampler[list[Place]]):
         rank: int = 0,
         world_size: int = 1,
         accumulate: int = 1,
+        order: Callable[[int], Tensor] | None = None,
     ) -> None:
         lowest = {"batch_size": 1, "epochs": 1, "world_size": 1, "accumulate": 1, "seed": 0, "first_step": 0, "rank": 0}
         for name, least in lowest.items():
@@ -78,6 +80,7 @@ class RunSampler(Sampler[list[Place]]):
         self.rank, self.world_size, self.accumulate = rank, world_size, accumulate
         self.steps_per_epoch = num_images // batch_size
         self.first_step, self.num_steps = first_step, self.steps_per_epoch * epochs
+        self.order = order or self._order
 
     def __len__(self) -> int:
         """Batches of the whole run, those done already included."""
@@ -88,19 +91,17 @@ class RunSampler(Sampler[list[Place]]):
         for step in range(self.first_step, self.num_steps):
             if step // self.steps_per_epoch != epoch:
                 epoch = step // self.steps_per_epoch
-                order = epoch_order(self.num_images, self.seed, epoch)
+                order = self.order(epoch)
             start = step % self.steps_per_epoch * self.batch_size
             slots = torch.arange(start, start + self.batch_size)
             for part in slots.tensor_split(self.accumulate):
                 mine = part.tensor_split(self.world_size)[self.rank].tolist()
                 yield [Place(image, epoch, slot) for image, slot in zip(order[mine].tolist(), mine, strict=True)]
 
-
-def epoch_order(num_images: int, seed: int, epoch: int) -> Tensor:
-    """Order of the images in an epoch, ``[N]``."""
-    # mixed, not added: (seed 0, epoch 1) and (seed 1, epoch 0) are different orders
-    state = int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0])
-    return torch.randperm(num_images, generator=torch.Generator().manual_seed(state >> 1))  # torch wants 63 bits
+    def _order(self, epoch: int) -> Tensor:
+        # mixed, not added: (seed 0, epoch 1) and (seed 1, epoch 0) are different orders
+        state = int(np.random.SeedSequence((self.seed, epoch)).generate_state(1, np.uint64)[0])
+        return torch.randperm(self.num_images, generator=torch.Generator().manual_seed(state >> 1))  # 63 bits
 
 
 class _Picks(Dataset[Tensor]):
@@ -131,7 +132,7 @@ def _collate(items: list[Tensor | Exception]) -> Tensor | Exception:
     return next((item for item in items if isinstance(item, Exception)), None) or torch.stack(items)  # type: ignore[arg-type]
 
 
-class _Loader(DataLoader[Any]):
+class RaisingLoader(DataLoader[Any]):
     """A loader whose workers' errors are raised as they are, without the workers' traceback."""
 
     def __iter__(self) -> Any:
@@ -155,7 +156,7 @@ def train_loader(
     workers: int | None = None,
     device: torch.device | str = "cpu",
 ) -> DataLoader[UInt8[Tensor, "b c h w"]]:
-    """Load the batches of a run from a step on.
+    """Load the batches of a run from a step on, in the order of a `RunSampler`, of which most arguments are.
 
     Images in memory are moved to ``device`` once and come as they are: augment them there, in batches. Images in
     files come on CPU, cropped and mirrored already; what an image's crop is drawn from is its place in the epoch,
@@ -194,7 +195,7 @@ def train_loader(
     )
     if isinstance(split, ImageSplit):
         return DataLoader(_Picks(split.images.to(device)), sampler=sampler, batch_size=None)
-    return _Loader(
+    return RaisingLoader(
         _Crops(split, crop, seed),
         batch_sampler=sampler,
         collate_fn=_collate,

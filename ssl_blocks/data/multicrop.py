@@ -106,18 +106,14 @@ class MultiCrop:
         self.num_local, self.mean, self.std, self.colors = num_local, tuple(mean), tuple(std), colors
 
     def __call__(self, images: Float[Tensor, "b c h w"], *, generator: torch.Generator | None = None) -> Views:
-        """Cut the views of a batch.
-
-        Args:
-            images: ``[B, C, H, W]``, floating point, normalised.
-            generator: source of randomness on the images' device; ``None`` uses torch's default.
+        """Cut the views of a batch of normalised images, ``[B, C, H, W]`` floating point.
 
         Returns:
             Two global views, then the local ones, normalised again, in the images' dtype.
 
         Raises:
             TypeError: if the images are not floating point.
-            ValueError: if the generator is on another device, or mean and std are not one number per channel.
+            ValueError: if the generator is not on the images' device, or mean and std are not one number per channel.
         """
         views = []
         for number in range(2 + self.num_local):

@@ -43,11 +43,7 @@ class SplitReader:
     corrupt: Corrupt
 
     def read(self, parts: list[Listed]) -> list[ImageSplit | FileSplit]:
-        """Make a split of every part.
-
-        Raises:
-            ValueError: if files are unreadable, of different sizes, or too many for the memory allowed.
-        """
+        """Make a split of every part."""
         count = sum(len(part.items) for part in parts)
         listed = [part.items for part in parts if isinstance(part.items, list)]
         if not listed:

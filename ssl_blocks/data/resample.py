@@ -22,9 +22,6 @@ def resample(
         boxes: ``[B, 4]``: top, left, height, width in pixels.
         sign: ``[B]``: -1 mirrors left to right, 1 does not.
         size: height and width of the result in pixels.
-
-    Returns:
-        ``[B, C, *size]``.
     """
     height, width = images.shape[2:]
     if size[0] >= height and size[1] >= width:  # no box can be larger than its result: nothing to smooth

@@ -110,11 +110,7 @@ class FileSplit:
         return Path(os.fsdecode(bytes(self.files[index])))
 
     def crop(self, index: int, box_of: BoxChooser) -> UInt8[Tensor, "c h w"]:
-        """Decode a part of an image, resized to ``size``.
-
-        Raises:
-            UnreadableImageError: if the file, or with ``corrupt="skip"`` every file, is unreadable.
-        """
+        """Decode a part of an image, resized to ``size``; with ``corrupt="skip"``, of the next one that is readable."""
         for _ in range(len(self)):
             try:
                 return read_crop(self.path(index), box_of, self.size, channels=self.channels)
@@ -216,10 +212,6 @@ def decode_files(
 
     Returns:
         The images that could be read, and the places of those that could not.
-
-    Raises:
-        UnreadableImageError: if a file, or with ``corrupt="skip"`` every file, is unreadable.
-        ValueError: if shapes differ.
     """
 
     def decode(file: Path) -> Tensor | UnreadableImageError:

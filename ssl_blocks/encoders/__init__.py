@@ -1,37 +1,26 @@
 """Encoder adapters: any vision transformer behind one protocol."""
 
-from ssl_blocks.encoders.eva import TimmEva, timm_eva
-from ssl_blocks.encoders.families import ADAPTERS, wrap
-from ssl_blocks.encoders.hub import export_encoder, load_encoder, trace_features, untrained
-from ssl_blocks.encoders.pooled import TimmPooled
-from ssl_blocks.encoders.postnorm import PostNormTransformer
-from ssl_blocks.encoders.protocol import FeatureEncoder, RegionEncoder, TokenEncoder
-from ssl_blocks.encoders.regions import TimmRegions, TokenRegions, timm_regions
-from ssl_blocks.encoders.timm import TimmViT, timm_vit
-from ssl_blocks.encoders.torch import TorchEncoder
-from ssl_blocks.encoders.torchvision import TorchvisionViT
-from ssl_blocks.encoders.transformers import TransformersViT
-
-__all__ = [
-    "ADAPTERS",
-    "FeatureEncoder",
-    "PostNormTransformer",
-    "RegionEncoder",
-    "TimmEva",
-    "TimmPooled",
-    "TimmRegions",
-    "TimmViT",
-    "TokenEncoder",
-    "TokenRegions",
-    "TorchEncoder",
-    "TorchvisionViT",
-    "TransformersViT",
-    "export_encoder",
-    "load_encoder",
-    "timm_eva",
-    "timm_regions",
-    "timm_vit",
-    "trace_features",
-    "untrained",
-    "wrap",
-]
+from ssl_blocks.encoders.eva import TimmEva as TimmEva, timm_eva as timm_eva
+from ssl_blocks.encoders.families import ADAPTERS as ADAPTERS, wrap as wrap
+from ssl_blocks.encoders.hub import (
+    export_encoder as export_encoder,
+    load_encoder as load_encoder,
+    trace_features as trace_features,
+    untrained as untrained,
+)
+from ssl_blocks.encoders.pooled import TimmPooled as TimmPooled
+from ssl_blocks.encoders.postnorm import PostNormTransformer as PostNormTransformer
+from ssl_blocks.encoders.protocol import (
+    FeatureEncoder as FeatureEncoder,
+    RegionEncoder as RegionEncoder,
+    TokenEncoder as TokenEncoder,
+)
+from ssl_blocks.encoders.regions import (
+    TimmRegions as TimmRegions,
+    TokenRegions as TokenRegions,
+    timm_regions as timm_regions,
+)
+from ssl_blocks.encoders.timm import TimmViT as TimmViT, timm_vit as timm_vit
+from ssl_blocks.encoders.torch import TorchEncoder as TorchEncoder
+from ssl_blocks.encoders.torchvision import TorchvisionViT as TorchvisionViT
+from ssl_blocks.encoders.transformers import TransformersViT as TransformersViT

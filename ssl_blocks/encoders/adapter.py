@@ -65,9 +65,9 @@ class Adapter(nn.Module, ABC, Generic[M]):
         """Layer of every parameter of ``module``, for layer-wise decay: 0 the embedding, i block i, then what follows.
 
         Raises:
-            ValueError: if the layers are not known.
+            NotImplementedError: if the layers are not known.
         """
-        raise ValueError(f"layer_decay needs to know the layer of every parameter: {type(self).__name__} does not tell")
+        raise NotImplementedError
 
     @classmethod
     def of(cls, module: nn.Module) -> "Adapter[Any] | None":
@@ -106,12 +106,7 @@ def noted(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 class Description(NamedTuple):
-    """An encoder as plain values and weights.
-
-    Attributes:
-        model_args: what it is built from; all of it goes into JSON.
-        state: its weights.
-    """
+    """An encoder as plain values, which go into JSON, and weights."""
 
     model_args: dict[str, Any]
     state: Mapping[str, Tensor]
@@ -194,13 +189,6 @@ def refuse(owner: str, reason: str) -> NoReturn:
     raise TypeError(f"{owner} cannot be exported: {reason}")
 
 
-def require_type(owner: str, name: str, part: object, expected: type) -> None:
-    """Refuse a part that is of a type of its own, a derived one too: another one would be built."""
-    if type(part) is not expected:
-        home = "nn." if hasattr(nn, expected.__name__) else "torchvision's "
-        refuse(owner, f"{name} is a {type(part).__name__}, expected {home}{expected.__name__}")
-
-
 def require_same(owner: str, module: nn.Module, again: nn.Module, *, passed_over: tuple[str, ...] = ()) -> None:
     """Refuse a model that is not built again as it is."""
     found, built = _inventory(module), _inventory(again)
@@ -212,7 +200,7 @@ def require_same(owner: str, module: nn.Module, again: nn.Module, *, passed_over
 
 def _inventory(module: nn.Module) -> dict[str, str]:
     """What every layer and every weight is, sizes and rates included."""
-    parts = {name: _words(part) for name, part in module.named_modules(remove_duplicate=False) if name}
+    parts = {name or "module": _words(part) for name, part in module.named_modules(remove_duplicate=False)}
     return parts | {name: f"of shape {tuple(weight.shape)}" for name, weight in module.state_dict().items()}
 
 
@@ -220,5 +208,7 @@ def _words(part: nn.Module) -> str:
     more = part.extra_repr()
     if isinstance(part, nn.MultiheadAttention):  # which says nothing of itself
         more = f"heads={part.num_heads}, dropout={part.dropout}, batch_first={part.batch_first}"
+    if isinstance(part, nn.TransformerEncoderLayer):
+        more = f"norm_first={part.norm_first}"
     home = type(part).__module__.partition(".")[0]
     return f"{home}'s {type(part).__name__}({more})"

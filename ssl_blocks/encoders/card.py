@@ -14,18 +14,7 @@ CARD = "README.md"
 
 
 def write_card(run: Path) -> Path:
-    """Write ``encoder/README.md`` of a finished run out of what the run wrote: anew whenever scores are added.
-
-    Args:
-        run: folder with ``config.yaml``, ``results.json`` and ``encoder/``.
-
-    Returns:
-        The card.
-
-    Raises:
-        OSError: if one of them is missing, or the card cannot be written.
-        ValueError: if one of them is damaged.
-    """
+    """Write ``encoder/README.md`` of a finished run out of what the run wrote: anew whenever scores are added."""
     folder = run / "encoder"
     config = yaml.safe_load((run / "config.yaml").read_text())
     results = json.loads((run / "results.json").read_text())
@@ -37,12 +26,7 @@ def write_card(run: Path) -> Path:
 
 
 def plain_card(folder: Path, exported: Mapping[str, Any]) -> str:
-    """The card of an encoder that comes from no run.
-
-    Args:
-        folder: where it will lie.
-        exported: its ``config.json``.
-    """
+    """The card of an encoder that comes from no run: where it will lie, and its ``config.json``."""
     return "\n".join(_card(folder, exported, config=None, results={}))
 
 

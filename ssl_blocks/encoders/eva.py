@@ -91,21 +91,8 @@ def timm_eva(
     """Build a timm ``Eva`` for pretraining, and wrap it.
 
     It has no head and pools by averaging the normalised patch tokens, so that calling the exported model returns
-    the same features as the adapter. Pretrained weights are loaded as in `timm_vit`: all but the head's.
-
-    Args:
-        name: any name that timm builds as an ``Eva``; what else it may be, and all other arguments: as in `timm_vit`.
-        image_size: height and width in pixels; one number means a square.
-        patch_size: likewise; ``None`` is the model's own.
-        channels: colour channels of the images.
-        pretrained: start from the weights that belong to the name.
-        **model_args: handed to timm, for example ``depth=4, embed_dim=64, num_heads=4``.
-
-    Raises:
-        ValueError: if the name is unknown, the patch does not divide the image, the width does not divide into
-            heads, an argument contradicts pretrained weights, or they cannot be loaded.
-        FileNotFoundError: if the folder holds no model.
-        TypeError: if the model is no ``Eva``.
+    the same features as the adapter. Name, arguments, pretrained weights and errors are as for `timm_vit`: any name
+    that timm builds as an ``Eva``, all weights but the head's.
 
     Examples:
         >>> encoder = timm_eva("eva02_tiny_patch14_224", image_size=32, patch_size=4, depth=2)

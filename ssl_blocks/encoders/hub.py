@@ -151,16 +151,7 @@ def untrained(folder: str | Path, *, seed: int, image_size: Size | None = None) 
 
     Models of timm are drawn as timm draws them: one built by ``timm_vit`` right after ``torch.manual_seed(seed)``
     comes out the same. Layers of other models are drawn as torch draws them, their tables and tokens from
-    N(0, 0.02²).
-
-    Args:
-        folder: what was exported.
-        seed: of the weights; torch's own generator is left alone.
-        image_size: as for `load_encoder`.
-
-    Raises:
-        OSError: as `load_encoder`.
-        ValueError: likewise.
+    N(0, 0.02²). torch's own generator is left alone. Folder, image size and errors are as for `load_encoder`.
 
     Examples:
         >>> import tempfile
@@ -183,17 +174,12 @@ def untrained(folder: str | Path, *, seed: int, image_size: Size | None = None) 
 def trace_features(encoder: FeatureEncoder, images: Float[Tensor, "b c h w"]) -> "ExportedProgram":
     """Trace an encoder's features with ``torch.export``, for any number of images of one size.
 
-    The program holds the weights, runs in evaluation mode, and is saved by ``torch.export.save``.
-
-    Args:
-        encoder: in whatever mode; it is left in it.
-        images: ``[B, C, H, W]`` with ``B`` of at least 2; only their shape, dtype and device matter.
-
-    Returns:
-        The program: called as ``program.module()(images)``, it returns ``[B, D]``.
+    The program holds the weights, runs in evaluation mode, and is saved by ``torch.export.save``. Called as
+    ``program.module()(images)``, it returns ``[B, D]``. Of the images ``[B, C, H, W]``, at least two, from which a free
+    batch size can be seen, only shape, dtype and device matter.
 
     Raises:
-        ValueError: if there are fewer than two images, from which no free batch size can be seen.
+        ValueError: if there are fewer than two images.
 
     Examples:
         >>> from ssl_blocks.encoders import timm_vit

@@ -1,20 +1,20 @@
 """The patch puzzle's own transformer: raw patches are its tokens, and nothing tells it where they lie."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ssl_blocks.encoders.adapter import DescribedAdapter, Description, Size, grid_for
-from ssl_blocks.encoders.tokens import are_images, number_layers, run_blocks
+from ssl_blocks.encoders.tokens import TokenAdapter, are_images, number_layers
 from ssl_blocks.parts.tokenize import pair
-from ssl_blocks.values import Encoded, Grid
+from ssl_blocks.values import Grid
 
 
-class PostNormTransformer(DescribedAdapter["PostNormTransformer"]):
+class PostNormTransformer(DescribedAdapter["PostNormTransformer"], TokenAdapter["PostNormTransformer"]):
     """A transformer over raw patches without positions, normalised after each step (APL).
 
     A token is the patch itself, flattened as (c, y, x), so its width is ``C * p * q``. Queries, keys and values have no
@@ -42,7 +42,6 @@ class PostNormTransformer(DescribedAdapter["PostNormTransformer"]):
         (432, torch.Size([1, 432]))
     """
 
-    num_prefix = 0
     architecture = "PostNormTransformer"
 
     def __init__(
@@ -56,13 +55,15 @@ class PostNormTransformer(DescribedAdapter["PostNormTransformer"]):
         mlp_ratio: int = 3,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__()
-        self.grid, self.patch, self.channels, self.depth = Grid(*pair(grid)), pair(patch), channels, depth
-        self.dim = channels * self.patch[0] * self.patch[1]
-        if num_heads < 1 or self.dim % num_heads:
+        patch = pair(patch)
+        dim = channels * patch[0] * patch[1]
+        super().__init__(
+            None, grid=Grid(*pair(grid)), dim=dim, depth=depth, num_prefix=0, patch=patch, channels=channels
+        )
+        if num_heads < 1 or dim % num_heads:
             raise ValueError(
-                f"num_heads={num_heads} must divide the width {self.dim}, which is the values of a patch: "
-                f"{channels} channels of {self.patch[0]}x{self.patch[1]} pixels"
+                f"num_heads={num_heads} must divide the width {dim}, which is the values of a patch: "
+                f"{channels} channels of {patch[0]}x{patch[1]} pixels"
             )
         if depth < 1:
             raise ValueError(f"depth={depth} must be at least 1")
@@ -70,20 +71,25 @@ class PostNormTransformer(DescribedAdapter["PostNormTransformer"]):
             raise ValueError(f"dropout={dropout} must be at least 0 and below 1")
         self.model_args: dict[str, Any] = {
             "grid": (self.grid.height, self.grid.width),
-            "patch": self.patch,
+            "patch": patch,
             "channels": channels,
             "depth": depth,
             "num_heads": num_heads,
             "mlp_ratio": mlp_ratio,
             "dropout": dropout,
         }
-        self.blocks = nn.ModuleList(_PostNormBlock(self.dim, num_heads, mlp_ratio, dropout) for _ in range(depth))
-        self.norm = nn.Identity()
+        self.blocks = nn.ModuleList(_PostNormBlock(dim, num_heads, mlp_ratio, dropout) for _ in range(depth))
+        self._no_norm = nn.Identity()
 
     @property
     def module(self) -> "PostNormTransformer":
         """The model itself: it needs no adapter."""
         return self
+
+    @property
+    def norm(self) -> nn.Module:
+        """None: the last block ends in one."""
+        return self._no_norm
 
     def embed(self, x: Float[Tensor, "..."]) -> Float[Tensor, "b n d"]:
         """Flatten images ``[B, C, H, W]`` or patches ``[B, n, C, p, q]`` into tokens ``[B, n, D]``.
@@ -95,35 +101,15 @@ class PostNormTransformer(DescribedAdapter["PostNormTransformer"]):
             return x.flatten(2)
         return rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch[0], q=self.patch[1])
 
-    def encode(
-        self,
-        tokens: Float[Tensor, "b n d"],
-        index: Int[Tensor, "b n"] | None,
-        mask: Bool[Tensor, "_ 1 s s"] | None = None,
-    ) -> Encoded:
-        """Run the blocks.
+    def native(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
+        """What the blocks make of the tokens, one after the other."""
+        x = self.embed(images)
+        for block in self.blocks:
+            x = block(x)
+        return x
 
-        Args:
-            tokens: ``[B, n, D]`` out of ``embed``.
-            index: makes no difference: the model knows no positions.
-            mask: ``[1|B, 1, n, n]``, ``True`` = may attend; ``None`` lets all see all.
-
-        Returns:
-            The tokens, and what every block put out, normalised already, ``[B, n, D]``; ``final`` is the last of it.
-        """
-        hidden = run_blocks(self.blocks, tokens, mask)
-        return Encoded(input=tokens, hidden=hidden, final=self.norm(hidden[-1]))
-
-    def features(
-        self, images: Float[Tensor, "..."], mask: Bool[Tensor, "_ 1 n n"] | None = None
-    ) -> Float[Tensor, "b d"]:
-        """Mean over the tokens of the output, ``[B, D]``.
-
-        Args:
-            images: ``[B, C, H, W]``, or all their patches ``[B, N, C, p, q]``.
-            mask: ``[1|B, 1, N, N]``, ``True`` = may attend; ``None`` lets all see all.
-        """
-        return self.encode(self.embed(images), None, mask).final.mean(1)
+    def _blocks(self, index: Tensor | None) -> Iterable[Callable[..., Tensor]]:
+        return self.blocks
 
     def layer_ids(self) -> dict[str, int]:
         """Layer of every parameter, for layer-wise decay: block i is layer i, counted from 1."""

@@ -91,10 +91,7 @@ class TimmRegions(TimmStored[nn.Module]):
         return self.module.get_submodule(self._path) if self._path else nn.Identity()
 
     def regions(self, images: Float[Tensor, "b c h w"]) -> Regions:
-        """Features of every region and of the whole image.
-
-        Args:
-            images: ``[B, C, H, W]``, of any size that the model takes.
+        """Features of every region and of the whole image, ``[B, C, H, W]`` of any size that the model takes.
 
         Raises:
             ValueError: if the model refuses images of this size or number of channels.
@@ -177,10 +174,7 @@ class TokenRegions(Adapter[nn.Module]):
         adapter_of(self.encoder).redraw(folder, image_size)
 
     def regions(self, images: Float[Tensor, "b c h w"]) -> Regions:
-        """Features of every patch and of the whole image.
-
-        Args:
-            images: ``[B, C, H, W]``, at most as large as what the encoder was built for.
+        """Features of every patch and of the whole image, ``[B, C, H, W]``, no larger than the encoder was built for.
 
         Raises:
             ValueError: if the patch does not divide the images, or they are larger than the encoder's.

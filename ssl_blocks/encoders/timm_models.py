@@ -27,11 +27,7 @@ POSITIONS_AND_PREFIX = {"pos_embed", "cls_token", "reg_token", "dist_token"}
 
 
 class TimmStored(Adapter[M]):
-    """A model of timm, in timm's own files, which load without this library.
-
-    Attributes:
-        model_args: arguments that ``timm.create_model`` needs to build it again.
-    """
+    """A model of timm, in timm's own files, which load without this library, and the arguments that build it again."""
 
     model_args: dict[str, Any]
 
@@ -84,12 +80,7 @@ class TimmStored(Adapter[M]):
 
 
 class TimmAdapter(TimmStored[M], TokenAdapter[M]):
-    """The base of the adapters of timm's families.
-
-    Args:
-        module: the model, already found fit.
-        model_args: arguments that ``timm.create_model`` needs to build it again, noted in exports.
-    """
+    """The base of the adapters of timm's families: of a model already found fit."""
 
     def __init__(self, module: M, *, model_args: Mapping[str, Any] | None) -> None:
         vit: Any = module

@@ -18,19 +18,25 @@ from ssl_blocks.values import Encoded, Grid
 class TokenAdapter(Adapter[M]):
     """Shows a vision transformer as a ``TokenEncoder``; the base of the adapters, none of which changes its model.
 
-    Args:
-        module: the model, already found fit.
-        grid: tokens of an image.
-        dim: width of a token, ``D``.
-        depth: number of blocks.
-        num_prefix: class and register tokens in front of the sequence, ``P``.
+    The module is already found fit; grid, width, depth and prefix are those of the role, and patch and channels are
+    read off the stem where they are not given.
     """
 
-    def __init__(self, module: M, *, grid: Grid, dim: int, depth: int, num_prefix: int) -> None:
+    def __init__(
+        self,
+        module: M | None,
+        *,
+        grid: Grid,
+        dim: int,
+        depth: int,
+        num_prefix: int,
+        patch: tuple[int, int] | None = None,
+        channels: int | None = None,
+    ) -> None:
         super().__init__(module)
         self.grid, self.dim, self.depth, self.num_prefix = grid, dim, depth, num_prefix
-        height, width = self._stem().kernel_size
-        self.patch, self.channels = (height, width), self._stem().in_channels
+        self.patch: tuple[int, int] = patch or self._stem().kernel_size  # type: ignore[assignment]
+        self.channels = channels or self._stem().in_channels
         self._recomputes = False
 
     @property
@@ -65,12 +71,7 @@ class TokenAdapter(Adapter[M]):
         index: Int[Tensor, "b n"] | None,
         mask: Bool[Tensor, "_ 1 s s"] | None = None,
     ) -> Encoded:
-        """Place the tokens, put the prefix in front and run the blocks.
-
-        Args:
-            tokens: ``[B, n, D]`` out of ``embed``.
-            index: raster position of every token, ``[B, n]``; ``None`` means no positions at all.
-            mask: ``[1|B, 1, P+n, P+n]``, ``True`` = may attend; ``None`` lets all see all.
+        """Place the tokens, put the prefix in front and run the blocks: see `TokenEncoder.encode`.
 
         Returns:
             What enters the first block, hidden states after every block, and the last of them normalised, each
@@ -83,13 +84,7 @@ class TokenAdapter(Adapter[M]):
     def features(
         self, images: Float[Tensor, "..."], mask: Bool[Tensor, "_ 1 s s"] | None = None
     ) -> Float[Tensor, "b d"]:
-        """Mean over the patch tokens of the normalised output, ``[B, D]`` (RandSAC, Sec. 5.1).
-
-        Args:
-            images: ``[B, C, H, W]``, or all their patches ``[B, N, C, p, q]`` in raster order.
-            mask: ``[1|B, 1, P+N, P+N]``, prefix first, then raster order, ``True`` = may attend: the mask of a causal
-                encoder. ``None`` lets all see all.
-        """
+        """Mean over the patch tokens of the normalised output, ``[B, D]`` (RandSAC, Sec. 5.1)."""
         index = torch.arange(self.grid.num_tokens, device=images.device).expand(images.shape[0], -1)
         return self.encode(self.embed(images), index, mask).final[:, self.num_prefix :].mean(1)
 
@@ -97,21 +92,21 @@ class TokenAdapter(Adapter[M]):
     def native(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b s d"]:
         """The model's own normalised output, prefix first: what ``encode`` must reproduce."""
 
-    @abstractmethod
     def _stem(self) -> nn.Conv2d:
         """The convolution that embeds patches."""
+        raise NotImplementedError
 
     def _embedded(self, tokens: Tensor) -> Tensor:
         """What follows the convolution."""
         return tokens
 
-    @abstractmethod
     def _prefix(self) -> Sequence[Tensor]:
         """Class, distillation and register tokens, each ``[1, k, D]``."""
+        return ()
 
-    @abstractmethod
     def _positions(self) -> tuple[Tensor | None, int]:
         """The table added in front of the blocks, ``[1, rows + N, D]``, and its rows for prefix tokens."""
+        return None, 0
 
     def _entered(self, x: Tensor) -> Tensor:
         """What lies between placing and the first block: dropout, a norm."""

@@ -16,7 +16,6 @@ from ssl_blocks.encoders.adapter import (
     grid_for,
     refuse,
     require_same,
-    require_type,
     resampled,
 )
 from ssl_blocks.encoders.tokens import (
@@ -113,24 +112,13 @@ class TorchEncoder(DescribedAdapter[nn.Module], TokenAdapter[nn.Module]):
         """The sizes of its parts, and their weights under names of our own: see ``gathered``."""
         module: Any = self.gathered()
         stem, layers, norm = module.stem, module.encoder.layers, module.encoder.norm
-        require_type("TorchEncoder", "stem", stem, nn.Conv2d)
-        if norm is not None:
-            require_type("TorchEncoder", "the final norm", norm, nn.LayerNorm)
-        sizes = [_describe_layer(f"layer {number}", layer) for number, layer in enumerate(layers)]
-        for number, other in enumerate(sizes):
-            if other != sizes[0]:
-                name = next(name for name in other if other[name] != sizes[0][name])
-                refuse(
-                    "TorchEncoder",
-                    f"layer {number} has {name}={other[name]!r}, layer 0 {sizes[0][name]!r}: all must be equal",
-                )
         arguments = {
             "grid": [self.grid.height, self.grid.width],
             "patch": list(self.patch),
             "channels": self.channels,
             "stem_bias": stem.bias is not None,
             "depth": self.depth,
-            "layer": sizes[0],
+            "layer": _describe_layer(layers),
             "norm": None if norm is None else _describe_norm(norm),
             "positions": _describe_tensor(getattr(module, "positions", None)),
             "prefix": _describe_tensor(getattr(module, "prefix", None)),
@@ -277,18 +265,18 @@ def _require_fitting_parts(
             )
 
 
-def _describe_layer(owner: str, layer: nn.TransformerEncoderLayer) -> dict[str, Any]:
-    for name in ("linear1", "linear2"):
-        require_type("TorchEncoder", f"{name} of {owner}", getattr(layer, name), nn.Linear)
-    for name in ("norm1", "norm2"):
-        require_type("TorchEncoder", f"{name} of {owner}", getattr(layer, name), nn.LayerNorm)
-    require_type("TorchEncoder", f"dropout of {owner}", layer.dropout, nn.Dropout)
+def _describe_layer(layers: nn.ModuleList) -> dict[str, Any]:
+    """The arguments of the first; where others differ, it is said later what would be built again."""
+    kinds = [_activation(f"layer {number}", layer.activation) for number, layer in enumerate(layers)]
+    if len(set(kinds)) > 1:
+        refuse("TorchEncoder", f"its layers have the activations {', '.join(kinds)}: all must be equal")
+    layer: Any = layers[0]
     return {
         "d_model": layer.self_attn.embed_dim,
         "nhead": layer.self_attn.num_heads,
         "dim_feedforward": layer.linear1.out_features,
         "dropout": layer.dropout.p,
-        "activation": _activation(owner, layer.activation),
+        "activation": kinds[0],
         "layer_norm_eps": layer.norm1.eps,
         "batch_first": layer.self_attn.batch_first,
         "norm_first": layer.norm_first,
@@ -307,8 +295,9 @@ def _activation(owner: str, activation: object) -> str:
     )
 
 
-def _describe_norm(norm: nn.LayerNorm) -> dict[str, Any]:
-    return {"eps": norm.eps, "elementwise_affine": norm.elementwise_affine, "bias": norm.bias is not None}
+def _describe_norm(norm: Any) -> dict[str, Any]:
+    affine = getattr(norm, "elementwise_affine", True)
+    return {"eps": norm.eps, "elementwise_affine": affine, "bias": getattr(norm, "bias", None) is not None}
 
 
 def _describe_tensor(tensor: Tensor | None) -> dict[str, Any] | None:

@@ -16,7 +16,6 @@ from ssl_blocks.encoders.adapter import (
     Size,
     grid_for,
     require_same,
-    require_type,
     resampled,
 )
 from ssl_blocks.encoders.tokens import (
@@ -83,10 +82,7 @@ class TorchvisionViT(DescribedAdapter[VisionTransformer], TokenAdapter[VisionTra
     def describe(self) -> Description:
         """The constructor's arguments, read off the model, and its weights."""
         vit = self.module
-        require_type("TorchvisionViT", "module", vit, VisionTransformer)
-        norm = vit.encoder.ln
-        require_type("TorchvisionViT", "encoder.ln", norm, nn.LayerNorm)
-        assert isinstance(norm, nn.LayerNorm)
+        norm: Any = vit.encoder.ln
         arguments = {
             "image_size": vit.image_size,
             "patch_size": vit.patch_size,
@@ -97,7 +93,7 @@ class TorchvisionViT(DescribedAdapter[VisionTransformer], TokenAdapter[VisionTra
             "mlp_dim": vit.mlp_dim,
             "dropout": vit.dropout,
             "attention_dropout": vit.attention_dropout,
-            "norm_eps": norm.eps,
+            "norm_eps": getattr(norm, "eps", None) or 1e-6,
             "num_classes": _classes(vit),  # none: the head was taken off
             "representation_size": vit.representation_size,
         }

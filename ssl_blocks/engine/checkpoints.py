@@ -29,11 +29,7 @@ def last_good(run: Path | None) -> str:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint into mapped memory, tensors and plain values only.
-
-    Raises:
-        ValueError: if the file is damaged, not a checkpoint, or not one of ours.
-    """
+    """Read a checkpoint into mapped memory, tensors and plain values only; ``ValueError`` if damaged or not ours."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises whatever the damage makes its reader stumble over
@@ -50,11 +46,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def check_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint, or refuse it and offer the newest good one before it.
-
-    Raises:
-        ValueError: naming the file, what is wrong with it, and which one to take instead.
-    """
+    """Read a checkpoint, or refuse it by a ``ValueError`` that offers the newest good one before it."""
     try:
         return read_checkpoint(path)
     except ValueError as refusal:

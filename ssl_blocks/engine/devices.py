@@ -8,13 +8,7 @@ import torch
 def choose_device(wanted: str, precision: str, *, section: str = "") -> tuple[str, torch.dtype | None]:
     """Resolve ``auto`` to what this machine has: device, and 16-bit type or ``None``.
 
-    Args:
-        wanted: ``"auto"``, ``"cpu"`` or ``"cuda"``.
-        precision: ``"auto"``, ``"bf16"`` or ``"fp32"``.
-        section: what stands before the option's name in errors, with a dot.
-
-    Raises:
-        ValueError: if a GPU is asked for and there is none.
+    ``section`` is what stands before an option's name in errors, with a dot.
     """
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"{section}device='cuda' needs a CUDA GPU, and there is none; use auto or cpu")

@@ -38,14 +38,9 @@ PRECISIONS: dict[torch.dtype | None, Any] = {
 
 @dataclass(frozen=True)
 class Record:
-    """What a run writes while it trains: checkpoints and ``metrics.csv``.
+    """What a run writes while it trains: ``metrics.csv`` and checkpoints, some epochs apart and after the last step.
 
-    Args:
-        folder: where to.
-        hint: how to go on, told where the run is stopped.
-        checkpoint_every: epochs between checkpoints; there is one after the last step, too.
-        keep: how many of the newest checkpoints stay.
-        tensorboard: whether to log for TensorBoard, too.
+    The newest ``keep`` of them stay, and ``hint`` says how to go on where the run is stopped.
     """
 
     folder: Path
@@ -114,9 +109,6 @@ def fit(
         record: what is written; ``None``: nothing.
         checkpoint: from which the run goes on; ``None`` starts at the beginning.
         callbacks: called before a checkpoint is saved.
-
-    Raises:
-        RunStopped: on a signal, or a loss that is no number.
     """
     if checkpoint is not None and not loop.steps_left:
         loop.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
@@ -133,14 +125,9 @@ def fit(
 
 @contextmanager
 def ending_in_order(folder: Path | None, *, advice: str = "") -> Iterator[None]:
-    """Turn errors of files into the end of a run; they pass where there is no folder.
+    """Turn errors of files into the end of a run, which says what is left to go on from; without a folder they pass.
 
-    Args:
-        folder: of the run.
-        advice: what may help where an image cannot be read.
-
-    Raises:
-        RunStopped: saying what is left to go on from.
+    ``advice`` is what may help where an image cannot be read.
     """
     try:
         yield

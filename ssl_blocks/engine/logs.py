@@ -14,12 +14,8 @@ from ssl_blocks.files import atomically
 class MetricsFile(Logger):
     """One CSV with a row per logged step, kept by the step up to which a run is resumed.
 
-    Lightning's own CSV logger deletes the file that it finds.
-
-    Args:
-        path: the file.
-        resumed_step: rows of later steps are dropped: they will be logged again. 0 starts anew.
-        flush_every: logged values between two writes.
+    Lightning's own CSV logger deletes the file that it finds. Rows of steps later than ``resumed_step`` are dropped:
+    they will be logged again (0 starts anew). The file is written once in so many logged values.
     """
 
     def __init__(self, path: Path, *, resumed_step: int = 0, flush_every: int = 20) -> None:

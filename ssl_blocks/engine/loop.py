@@ -50,11 +50,7 @@ class Loop(pl.LightningModule):
         return self.task.plan.num_steps - self.resumed_step
 
     def continue_from(self, checkpoint: dict[str, Any], path: Path) -> None:
-        """Know where the run stands; the weights come later, with the optimizer.
-
-        Raises:
-            ValueError: if the checkpoint holds other weights than the task has, or was made of something else.
-        """
+        """Know where the run stands; the weights come later, with the optimizer."""
         ours = {name: tuple(value.shape) for name, value in self.state_dict().items()}
         theirs = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
         differing = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
@@ -107,8 +103,6 @@ class Loop(pl.LightningModule):
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
         """Compute the loss: a sum for now, see `on_before_optimizer_step`."""
-        if isinstance(batch, Exception):  # of a process that loads
-            raise batch
         step, plan = self.global_step, self.task.plan
         number = batch_index % plan.accumulate
         if number == 0:

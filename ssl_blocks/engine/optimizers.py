@@ -49,13 +49,7 @@ def parameter_groups(
 
 
 def cosine_weight_decay(start: float, end: float, *, step: int, num_steps: int) -> float:
-    """Weight decay of a step, half a cosine from ``start`` to ``end`` (DINO).
-
-    Args:
-        start: at step 0.
-        end: after the last step.
-        step: optimizer steps done.
-        num_steps: of the whole run.
+    """Weight decay of a step, half a cosine from ``start`` at step 0 to ``end`` after the last step (DINO).
 
     Examples:
         >>> [round(cosine_weight_decay(0.0, 0.4, step=step, num_steps=2), 3) for step in range(3)]

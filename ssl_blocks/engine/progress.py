@@ -12,13 +12,10 @@ from ssl_blocks.engine.loop import Loop
 
 
 class StepLog(pl.Callback):
-    """Log loss, learning rate and what else a task reports, every so many steps.
+    """Log loss, learning rate and what else a task reports, every so many optimizer steps.
 
     It comes before whatever saves checkpoints: Lightning's own logging would come after, and a run that is killed
     in between would lose the row.
-
-    Args:
-        every: optimizer steps between two rows.
     """
 
     def __init__(self, every: int) -> None:
@@ -34,14 +31,9 @@ class StepLog(pl.Callback):
 
 
 class RichRunProgress(pl.Callback):
-    """One line for the whole run: steps, loss, learning rate, images per second, time left.
+    """One line for the whole run: steps, loss, learning rate, images per second, time left, and what ``remark`` tells.
 
     Where the output is no terminal, a plain line is printed per tenth of the run instead.
-
-    Args:
-        console: where to print.
-        title: what the bar is called.
-        remark: what else to show, asked anew each time.
     """
 
     def __init__(self, console: Console, title: str, remark: Callable[[], str] = str) -> None:

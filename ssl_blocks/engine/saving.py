@@ -15,11 +15,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Lightning's way to files: whole or absent, on disk before the old one goes, plain values only."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write a checkpoint.
-
-        Raises:
-            OSError: if it cannot be written, for a full disk, say; what was there before stays.
-        """
+        """Write a checkpoint."""
         try:
             # through Python's own file, whose errors say what the system said
             with atomically(Path(path)) as temporary, open(temporary, "wb") as file:
@@ -37,13 +33,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class Checkpoints(pl.Callback):
-    """Save every so many optimizer steps and after the last, and keep the newest few.
-
-    Args:
-        run: the run's folder.
-        every: optimizer steps between two checkpoints.
-        keep: how many stay.
-    """
+    """Save every so many optimizer steps and after the last, and keep the newest few."""
 
     def __init__(self, run: Path, *, every: int, keep: int) -> None:
         self.run, self.every, self.keep = run, every, keep

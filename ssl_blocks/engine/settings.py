@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -34,6 +35,16 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+def _shares(scale: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < scale[0] <= scale[1] <= 1:
+        raise ValueError("must be (smallest, largest), both above 0 and at most 1")
+    return scale
+
+
+AreaShares = Annotated[tuple[float, float], AfterValidator(_shares)]
+"""Smallest and largest area of a random crop, as a share of the image."""
+
+
 class DataConfig(StrictModel):
     """Where images come from, and how they are varied."""
 
@@ -59,14 +70,7 @@ class DataConfig(StrictModel):
 class CroppedDataConfig(DataConfig):
     """Where images come from, and how they are varied."""
 
-    crop_scale: tuple[float, float] = Field((0.2, 1.0), description="share of the area that a random crop keeps")
-
-    @field_validator("crop_scale")
-    @classmethod
-    def _shares(cls, scale: tuple[float, float]) -> tuple[float, float]:
-        if not 0 < scale[0] <= scale[1] <= 1:
-            raise ValueError("must be (smallest, largest), both above 0 and at most 1")
-        return scale
+    crop_scale: AreaShares = Field((0.2, 1.0), description="share of the area that a random crop keeps")
 
 
 class OptimizerConfig(StrictModel):

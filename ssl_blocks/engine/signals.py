@@ -15,12 +15,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopOnSignal(pl.Callback):
-    """On SIGTERM or Ctrl-C: finish the step, save, and stop. A second Ctrl-C stops at once.
-
-    Args:
-        checkpoints: saves.
-        hint: how to go on.
-    """
+    """On SIGTERM or Ctrl-C: finish the step, save, and stop, telling how to go on. A second Ctrl-C stops at once."""
 
     def __init__(self, checkpoints: Checkpoints, hint: str) -> None:
         self.checkpoints, self.hint = checkpoints, hint

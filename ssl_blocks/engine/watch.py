@@ -14,9 +14,7 @@ LOOK_EVERY = 25  # steps between two looks at a value on a GPU, which has to wai
 class LossWatch:
     """Remember, without making a GPU wait, the first step whose loss was no finite number.
 
-    Args:
-        folder: of the run, whose last checkpoint is named in the message; ``None`` where it keeps none.
-        advice: what may help.
+    The message names the last checkpoint in the folder, if there is one, and what may help.
     """
 
     def __init__(self, folder: Path | None, advice: str) -> None:
@@ -24,22 +22,14 @@ class LossWatch:
         self.first_bad: Tensor | None = None
 
     def see(self, loss: Tensor, step: int) -> None:
-        """Note the loss of step ``step``, the same in all processes.
-
-        Raises:
-            RunStopped: on CPU at once; elsewhere see `check`.
-        """
+        """Note the loss of step ``step``, the same in all processes."""
         here = torch.where(loss.isfinite(), torch.inf, float(step))
         self.first_bad = here if self.first_bad is None else torch.minimum(self.first_bad, here)
         if loss.device.type == "cpu" or step % LOOK_EVERY == 0:
             self.check()
 
     def check(self) -> None:
-        """Stop the run if any loss so far was bad: call before weights are saved.
-
-        Raises:
-            RunStopped: naming the step and the last good checkpoint.
-        """
+        """Stop the run if any loss so far was bad: call before weights are saved."""
         if self.first_bad is None or not self.first_bad.isfinite():
             return
         raise RunStopped(

@@ -25,12 +25,8 @@ NAMES = ", ".join(protocol.name for protocol in PROTOCOLS)
 class Wish:
     """What a command line asks for.
 
-    Args:
-        asked: the protocols to score by, in the order of the table.
-        own: those of them that are a user's own code.
-        word: names the encoder.
-        options: value of every dotted option that was given.
-        command: what was typed.
+    Protocols are in the order of the table, and ``own`` are those of the user's code; ``word`` names the encoder, and
+    ``command`` is what was typed.
     """
 
     asked: tuple[type[Protocol[Any, Any]], ...]
@@ -73,11 +69,7 @@ def main(argv: Sequence[str] | None = None, *, program: str | None = None) -> in
 
 
 def read_wish(argv: Sequence[str], program: str) -> Wish:
-    """Tell apart protocols, encoder and options.
-
-    Args:
-        argv: arguments.
-        program: what the user typed before them.
+    """Tell apart protocols, encoder and options; ``program`` is what the user typed before them.
 
     Raises:
         ValueError: if an option is unknown or given twice, or there are several encoders.
@@ -132,14 +124,7 @@ def _check_words(wish: Wish) -> str:
 
 
 def configure(wish: Wish, word: str) -> Any:
-    """Build the configuration: of a run, data and seed are known.
-
-    Args:
-        wish: whose options count.
-        word: names the encoder.
-
-    Returns:
-        A `GeneralConfig` with a section for every protocol.
+    """Build the configuration of options, with a section for every protocol: of a run, data and seed are known.
 
     Raises:
         ValueError: naming every wrong field, its value and what was expected.
@@ -169,14 +154,7 @@ def help_text(
     own: Sequence[type[Protocol[Any, Any]]] = (),
     width: int | None = None,
 ) -> str:
-    """Explain the command line.
-
-    Args:
-        call: what the user typed.
-        config: whose fields are the options.
-        own: protocols of the user's own code that were named.
-        width: columns; ``None`` takes the terminal's.
-    """
+    """Explain the command line, and with it protocols of the user's ``own`` code."""
     width = min(shutil.get_terminal_size().columns, WIDEST) if width is None else width
     what = [(protocol.name, _purpose(protocol)) for protocol in [*PROTOCOLS, *own]]
     what.append(("MODULE:CLASS", "in your own code: a protocol; with --help, its options are listed, too"))

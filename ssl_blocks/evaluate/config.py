@@ -44,11 +44,7 @@ class GeneralConfig(StrictModel):
 
 
 def config_class(protocols: Sequence[type[Protocol[Any, Any]]]) -> type[GeneralConfig]:
-    """The configuration with a section for each protocol, by its name.
-
-    Raises:
-        ValueError: if a name is taken.
-    """
+    """The configuration with a section for each protocol, by its name, which must be free."""
     sections: dict[str, Any] = {}
     for protocol in protocols:
         if protocol.name in {*GeneralConfig.model_fields, *sections}:

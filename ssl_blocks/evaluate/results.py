@@ -25,11 +25,7 @@ def results_table(title: str, rows: Rows, protocols: Sequence[Protocol[Any, Any]
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """Read a file of results; empty where there is none.
-
-    Raises:
-        ValueError: if it is no JSON object, or its evaluations are no list.
-    """
+    """Read a file of results; empty where there is none."""
     if not path.exists():
         return {}
     try:
@@ -42,11 +38,7 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def add_entry(path: Path, entry: Mapping[str, Any]) -> None:
-    """Append an evaluation to a file of results; what is in it stays.
-
-    Raises:
-        ValueError: if there is something else in that file.
-    """
+    """Append an evaluation to a file of results; what is in it stays."""
     results = read_results(path)
     results["evaluations"] = [*results.get("evaluations", []), dict(entry)]
     with atomically(path) as temporary:

@@ -31,15 +31,7 @@ MOST_PIXEL_VALUES = 2**30  # 4 GiB in single precision
 
 @dataclass(frozen=True, eq=False)
 class Setup:
-    """What is evaluated, by what, on what.
-
-    Args:
-        subject: the encoder.
-        protocols: in the order of the table.
-        data: what each of them asks on, in the same order.
-        config: general options.
-        say: tells the user what is being done, or left out.
-    """
+    """What is evaluated by which protocols, each on data of its own, in the order of the table."""
 
     subject: Subject
     protocols: tuple[Protocol[Any, Any], ...]
@@ -55,11 +47,6 @@ class Setup:
 
 def run(wish: Wish, word: str, config: Any) -> None:
     """Evaluate, show the table, add an entry to the file of results, and write the model card anew.
-
-    Args:
-        wish: what was asked for.
-        word: names the encoder.
-        config: of all options.
 
     Raises:
         ValueError: if something does not fit, features are not finite, or a protocol refuses.
@@ -79,20 +66,7 @@ def run(wish: Wish, word: str, config: Any) -> None:
 
 
 def prepare(wish: Wish, word: str, config: Any, console: Console, share: Share) -> Setup:
-    """Load encoder and data, and see that all fits.
-
-    Args:
-        wish: what was asked for.
-        word: names the encoder.
-        config: of all options.
-        console: for what is being done.
-        share: of this process.
-
-    Raises:
-        FileNotFoundError: if a folder, its configuration or data is missing.
-        ValueError: if labels are missing, or something does not fit.
-        TypeError: if what was given is no encoder.
-    """
+    """Load encoder and data, and see that all fits: errors are those of `run`."""
     device, dtype = choose_device(config.device, config.precision)
 
     def say(text: str) -> None:
@@ -158,11 +132,7 @@ def _load(subject: Subject, config: Any) -> ImageData:
 
 
 def evaluate(setup: Setup) -> Rows:
-    """Score all there is to score: by name of the row and by protocol.
-
-    Raises:
-        ValueError: if features are not finite, or a protocol refuses.
-    """
+    """Score all there is to score: by name of the row and by protocol."""
     rows: dict[str, dict[str, Any]] = {}
 
     def note(name: str, protocol: Protocol[Any, Any], score: Score, **more: Any) -> None:

@@ -5,106 +5,56 @@ from typing import TYPE_CHECKING
 from ssl_blocks.lazy import lazily
 
 if TYPE_CHECKING:
-    from ssl_blocks.evaluation.classifier import Classifier
-    from ssl_blocks.evaluation.compare import Scores, score_features
+    from ssl_blocks.evaluation.classifier import Classifier as Classifier
+    from ssl_blocks.evaluation.compare import Scores as Scores, score_features as score_features
     from ssl_blocks.evaluation.dense import (
-        SegmentationTraining,
-        evaluate_segmentation,
-        segmentation_loss,
-        train_segmentation,
+        evaluate_segmentation as evaluate_segmentation,
+        segmentation_loss as segmentation_loss,
+        train_segmentation as train_segmentation,
     )
-    from ssl_blocks.evaluation.detection import mask_rcnn
-    from ssl_blocks.evaluation.extract import Extractor, RawPixels
-    from ssl_blocks.evaluation.features import FeatureError
-    from ssl_blocks.evaluation.fewshot import ProbeScore, fewshot_finetune, fewshot_probe
+    from ssl_blocks.evaluation.detection import mask_rcnn as mask_rcnn
+    from ssl_blocks.evaluation.extract import Extractor as Extractor, RawPixels as RawPixels
+    from ssl_blocks.evaluation.features import FeatureError as FeatureError
+    from ssl_blocks.evaluation.fewshot import (
+        ProbeScore as ProbeScore,
+        fewshot_finetune as fewshot_finetune,
+        fewshot_probe as fewshot_probe,
+    )
     from ssl_blocks.evaluation.finetune import (
-        Finetuned,
-        FinetuneScore,
-        classifier_accuracy,
-        finetune_encoder,
-        make_classifier,
+        Finetuned as Finetuned,
+        FinetuneScore as FinetuneScore,
+        classifier_accuracy as classifier_accuracy,
+        finetune_encoder as finetune_encoder,
+        make_classifier as make_classifier,
     )
-    from ssl_blocks.evaluation.finetune_settings import FinetuneSettings
-    from ssl_blocks.evaluation.knn import knn_accuracy
-    from ssl_blocks.evaluation.labelled import Labelled
-    from ssl_blocks.evaluation.layers import LayeredEncoder, layer_ids, set_drop_path
-    from ssl_blocks.evaluation.linear import augmented_linear_probe, linear_probe
-    from ssl_blocks.evaluation.logistic import logistic_probe
-    from ssl_blocks.evaluation.overlap import SegmentationScores, majority_baseline, score_segmentation
-    from ssl_blocks.evaluation.pairs import (
-        ImageMaskFiles,
-        MaskedImages,
-        SegmentationData,
-        load_segmentation,
-        mask_folder,
-        voc_images,
+    from ssl_blocks.evaluation.knn import knn_accuracy as knn_accuracy
+    from ssl_blocks.evaluation.labelled import Labelled as Labelled
+    from ssl_blocks.evaluation.layers import layer_ids as layer_ids, set_drop_path as set_drop_path
+    from ssl_blocks.evaluation.linear import (
+        augmented_linear_probe as augmented_linear_probe,
+        linear_probe as linear_probe,
     )
-    from ssl_blocks.evaluation.protocol import Protocol, Score
-    from ssl_blocks.evaluation.protocols import PROTOCOLS
-    from ssl_blocks.evaluation.protocols.probe import LinearSettings
-    from ssl_blocks.evaluation.pyramid import FeaturePyramid
-    from ssl_blocks.evaluation.saved import Loaded, load_classifier, load_segmenter, save_classifier, save_segmenter
-    from ssl_blocks.evaluation.segmentation import SegmentationModel, UPerHead
-    from ssl_blocks.evaluation.shapes import SHAPE_CLASSES, ShapeImages, ShapeScene
-    from ssl_blocks.evaluation.subject import Subject, find_subject
-    from ssl_blocks.evaluation.sweep import SweepScore
+    from ssl_blocks.evaluation.logistic import logistic_probe as logistic_probe
+    from ssl_blocks.evaluation.overlap import (
+        SegmentationScores as SegmentationScores,
+        majority_baseline as majority_baseline,
+        score_segmentation as score_segmentation,
+    )
+    from ssl_blocks.evaluation.protocol import Protocol as Protocol, Score as Score
+    from ssl_blocks.evaluation.protocols import PROTOCOLS as PROTOCOLS
+    from ssl_blocks.evaluation.protocols.finetune import FinetuneSettings as FinetuneSettings
+    from ssl_blocks.evaluation.protocols.probe import LinearSettings as LinearSettings
+    from ssl_blocks.evaluation.protocols.segment import SegmentationTraining as SegmentationTraining
+    from ssl_blocks.evaluation.pyramid import FeaturePyramid as FeaturePyramid
+    from ssl_blocks.evaluation.saved import (
+        Loaded as Loaded,
+        load_classifier as load_classifier,
+        load_segmenter as load_segmenter,
+        save_classifier as save_classifier,
+        save_segmenter as save_segmenter,
+    )
+    from ssl_blocks.evaluation.segmentation import SegmentationModel as SegmentationModel, UPerHead as UPerHead
+    from ssl_blocks.evaluation.subject import Subject as Subject, find_subject as find_subject
+    from ssl_blocks.evaluation.sweep import SweepScore as SweepScore
 else:
     __getattr__, __dir__ = lazily(__name__, __file__)
-
-__all__ = [
-    "PROTOCOLS",
-    "SHAPE_CLASSES",
-    "Classifier",
-    "Extractor",
-    "FeatureError",
-    "FeaturePyramid",
-    "FinetuneScore",
-    "FinetuneSettings",
-    "Finetuned",
-    "ImageMaskFiles",
-    "Labelled",
-    "LayeredEncoder",
-    "LinearSettings",
-    "Loaded",
-    "MaskedImages",
-    "ProbeScore",
-    "Protocol",
-    "RawPixels",
-    "Score",
-    "Scores",
-    "SegmentationData",
-    "SegmentationModel",
-    "SegmentationScores",
-    "SegmentationTraining",
-    "ShapeImages",
-    "ShapeScene",
-    "Subject",
-    "SweepScore",
-    "UPerHead",
-    "augmented_linear_probe",
-    "classifier_accuracy",
-    "evaluate_segmentation",
-    "fewshot_finetune",
-    "fewshot_probe",
-    "find_subject",
-    "finetune_encoder",
-    "knn_accuracy",
-    "layer_ids",
-    "linear_probe",
-    "load_classifier",
-    "load_segmentation",
-    "load_segmenter",
-    "logistic_probe",
-    "majority_baseline",
-    "make_classifier",
-    "mask_folder",
-    "mask_rcnn",
-    "save_classifier",
-    "save_segmenter",
-    "score_features",
-    "score_segmentation",
-    "segmentation_loss",
-    "set_drop_path",
-    "train_segmentation",
-    "voc_images",
-]

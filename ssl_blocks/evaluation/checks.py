@@ -10,9 +10,6 @@ def check_features(name: str, features: Tensor, labels: Tensor, *, may_be_empty:
     """Refuse features ``name`` that are none, not finite, or without one class index each.
 
     One NaN is no smaller score: where it meets the others, all of them say nothing.
-
-    Raises:
-        ValueError: naming features or labels, and what is wrong with them.
     """
     if (len(features) == 0 and not may_be_empty) or labels.shape != features.shape[:1] or features.ndim != 2:
         raise ValueError(
@@ -30,14 +27,7 @@ def check_features(name: str, features: Tensor, labels: Tensor, *, may_be_empty:
 
 
 def check_splits(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> int:
-    """Refuse features and labels of which a classifier could not be trained and scored.
-
-    Returns:
-        The number of classes: one more than the highest label of train.
-
-    Raises:
-        ValueError: as `check_features`, or if widths differ, or a label is missing or unknown in train.
-    """
+    """Refuse features and labels of which no classifier could be trained and scored; return the number of classes."""
     check_features("train", train, train_labels)
     check_features("test", test, test_labels)
     if test.shape[1:] != train.shape[1:]:
@@ -49,11 +39,7 @@ def check_splits(train: Tensor, train_labels: Tensor, test: Tensor, test_labels:
 
 
 def labels_of(name: str, split: ImageSplit | FileSplit) -> Int[Tensor, " n"]:
-    """Labels of a split, which must all be there.
-
-    Raises:
-        ValueError: if the split is empty or has no labels, or an image of it has none (-1).
-    """
+    """Labels of a split, which must all be there."""
     if len(split) == 0:
         raise ValueError(f"{name} must hold at least one image")
     if split.labels is None:
@@ -65,11 +51,7 @@ def labels_of(name: str, split: ImageSplit | FileSplit) -> Int[Tensor, " n"]:
 
 
 def check_classes(name: str, labels: Int[Tensor, " n"], num_classes: int) -> None:
-    """Refuse class indices that a head of ``num_classes`` does not know.
-
-    Raises:
-        ValueError: naming the labels, their range and the head's.
-    """
+    """Refuse class indices that a head of ``num_classes`` does not know."""
     lowest, highest = int(labels.min()), int(labels.max())
     if lowest < 0 or highest >= num_classes:
         raise ValueError(

@@ -19,11 +19,7 @@ def is_code(word: str) -> bool:
 
 
 def import_named(word: str) -> Any:
-    """What a word names, in a module that can be imported from here.
-
-    Raises:
-        ValueError: if there is no such module, or it has no such name.
-    """
+    """What a word names, in a module that can be imported from here."""
     module, _, name = word.partition(":")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))

@@ -1,17 +1,17 @@
 """Scores of several feature extractors beside each other."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from ssl_blocks.evaluation.fewshot import ProbeScore, fewshot_probe
 from ssl_blocks.evaluation.knn import knn_accuracy
+from ssl_blocks.evaluation.protocol import Result
 
 
 @dataclass(frozen=True)
-class Scores:
+class Scores(Result):
     """What one kind of features is worth.
 
     Args:
@@ -25,10 +25,6 @@ class Scores:
     knn: float
     fewshot: ProbeScore | None
     shots: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
 
 
 def score_features(

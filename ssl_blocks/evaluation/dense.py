@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,62 +13,21 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from ssl_blocks.data.augment import RandomResizedCropFlip, to_float
+from ssl_blocks.data.pairs import IGNORED, MaskedImages, SegmentationData
 from ssl_blocks.encoders import TokenEncoder
 from ssl_blocks.engine.batches import load_parts
 from ssl_blocks.engine.parallel import Machine, Processes
 from ssl_blocks.engine.rank import is_rank_zero
 from ssl_blocks.engine.task import CountedLoss, Moment, Plan, Portion, Task
 from ssl_blocks.evaluation.overlap import SegmentationScores, check_mask_classes, score_segmentation
-from ssl_blocks.evaluation.pairs import MaskedImages, SegmentationData
+from ssl_blocks.evaluation.protocols.segment import SegmentationTraining
 from ssl_blocks.evaluation.pyramid import FeaturePyramid
 from ssl_blocks.evaluation.saved import check_savable, save_segmenter
-from ssl_blocks.evaluation.segmentation import IGNORED, SegmentationModel, UPerHead
+from ssl_blocks.evaluation.segmentation import SegmentationModel, UPerHead
 from ssl_blocks.modes import modes_kept
 from ssl_blocks.randomness import seeded_generator
 
 ORDER, CROPS = range(2)  # what a seed is for
-
-
-@dataclass(frozen=True)
-class SegmentationTraining:
-    """How a segmentation model is trained: AdamW, a linear warm-up, then half a cosine down to 0.
-
-    Args:
-        epochs: passes over the images; those that fill no batch are left out of an epoch.
-        batch_size: images per step; fewer where there are fewer.
-        lr: learning rate at the end of the warm-up, for encoder and head alike.
-        weight_decay: for all but norms, biases, positions and prefix tokens.
-        warmup: share of the steps.
-        clip: largest norm of the gradient.
-        crop_scale: smallest and largest area of random crops, as a share of the image; ``None`` switches crops and
-            mirroring off.
-        num_workers: processes that read images; they change nothing of the result.
-
-    Raises:
-        ValueError: if a number is out of range.
-    """
-
-    epochs: int = 20
-    batch_size: int = 16
-    lr: float = 5e-4
-    weight_decay: float = 0.05
-    warmup: float = 0.05
-    clip: float = 1.0
-    crop_scale: tuple[float, float] | None = (0.5, 1.0)
-    num_workers: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.epochs, self.batch_size) < 1:
-            raise ValueError(f"epochs={self.epochs} and batch_size={self.batch_size} must be at least 1")
-        if min(self.lr, self.clip) <= 0:
-            raise ValueError(f"lr={self.lr} and clip={self.clip} must be above 0")
-        if min(self.weight_decay, self.num_workers) < 0 or not 0 <= self.warmup < 1:
-            raise ValueError(
-                f"weight_decay={self.weight_decay} and num_workers={self.num_workers} must not be negative, and "
-                f"warmup={self.warmup} must lie within [0, 1)"
-            )
-        if self.crop_scale is not None:
-            RandomResizedCropFlip(1, scale=self.crop_scale)  # refuses a wrong range
 
 
 def segmentation_loss(
@@ -90,16 +48,8 @@ def segmentation_loss(
 class SegmentationTask(Task):
     """A segmentation model trained on images and masks, its loss the mean over pixels that are not ignored.
 
-    Args:
-        model: what is trained, save an encoder that its pyramid freezes.
-        data: images of the encoder's size, and masks.
-        training: sizes and rates.
-        mean: one number per channel on the 0..1 scale.
-        std: the same.
-        seed: decides order, crops and dropout.
-
-    Raises:
-        ValueError: if there are no images.
+    An encoder that the model's pyramid freezes stays as it is. The seed decides order, crops and dropout; mean and std
+    are one number per channel on the 0..1 scale.
     """
 
     advice = "A smaller lr or a longer warmup may help"
@@ -157,7 +107,7 @@ class SegmentationTask(Task):
 
     def facts(self) -> dict[str, Any]:
         """Settings, and what they are applied to."""
-        settings = {name: value for name, value in asdict(self.training).items() if name != "num_workers"}
+        settings = self.training.model_dump(include={*SegmentationTraining.model_fields} - {"num_workers"})
         data = {"images": len(self.data), "num_classes": self.model.num_classes, "seed": self.seed}
         freeze = {"freeze": self.model.pyramid.freeze}
         return settings | data | freeze | {"mean": list(self.mean), "std": list(self.std)}
@@ -178,9 +128,9 @@ def train_segmentation(
     resume: Path | bool = False,
     progress: bool = False,
 ) -> tuple[float, ...]:
-    """Train a segmentation model in place; a frozen encoder in it stays as it is.
+    """Train a segmentation model in place; return the mean loss of every epoch.
 
-    Several processes each call this function alike; the first one writes.
+    A frozen encoder in it stays as it is. Several processes each call this function alike; the first one writes.
 
     Args:
         model: its mode is put back afterwards.
@@ -192,17 +142,13 @@ def train_segmentation(
         device: where the model is trained; it lies there afterwards.
         autocast_dtype: precision under autocast; ``None`` switches autocast off.
         processes: how many train together, such as `ssl_blocks.engine.started_processes`; ``None``: this one alone.
-        folder: where checkpoints and ``metrics.csv`` are written and, at the end, the model: see `load_segmenter`.
-            ``None`` writes nothing.
+        folder: of checkpoints, ``metrics.csv`` and, at the end, the model (`load_segmenter`); ``None`` writes nothing.
         resume: ``True`` goes on from the newest checkpoint in the folder, if there is one; a path from that one.
         progress: whether to show a bar.
 
-    Returns:
-        Mean loss of every epoch.
-
     Raises:
-        ValueError: if there are no images, a mask holds a class that the head does not have, the images are not of
-            the encoder's size, or the checkpoint is damaged or was made of something else.
+        ValueError: if there are no images, images or masks do not fit the model, or the checkpoint is damaged or
+            another's.
         TypeError: if there is a folder, and the encoder cannot be saved.
         FileExistsError: if the folder holds checkpoints, and ``resume`` is ``False``.
         RunStopped: on a signal where there is a folder, or a loss that is not finite.
@@ -243,14 +189,13 @@ def evaluate_segmentation(
         std: the same.
         freeze: whether only pyramid and head are trained.
         width: channels of the maps and of the head; papers take 256 and more.
-        seed: decides first weights, order, crops and dropout; torch's default generator is left alone.
+        seed: decides first weights, too.
         device: where it all runs.
         autocast_dtype: precision under autocast; ``None`` switches autocast off.
         **options: handed to `train_segmentation`: ``training``, ``folder``, ``resume`` and so on.
 
     Raises:
-        ValueError: if the encoder cannot have a pyramid, its features are not finite, images are not of its size, or
-            as `train_segmentation`.
+        ValueError: if the encoder cannot have a pyramid, its features are not finite, or as `train_segmentation`.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -87,7 +87,7 @@ class Extractor:
         """
         if len(images) == 0:
             raise ValueError(f"images of shape {tuple(images.shape)} must be at least one image")
-        check_channels(self.encoder, images)
+        check_channels(self.encoder, images.shape[1])
         with self._ready():
             try:
                 return self._extract(images)
@@ -97,7 +97,7 @@ class Extractor:
                 layer = broken[0] if broken else None
                 raise FeatureError(error.message, image=error.image, autocast_dtype=self.dtype, layer=layer) from None
             except (AssertionError, RuntimeError, TypeError):
-                self._check(tuple(images.shape[1:]))  # if a single blank image does not fit either, it says so
+                self._check(images.shape[1:])  # if a single blank image does not fit either, it says so
                 raise
 
     def of_parts(self, parts: Iterable[UInt8[Tensor, "n c h w"]]) -> Float[Tensor, "m d"]:
@@ -114,8 +114,7 @@ class Extractor:
             self._check(shape)
 
     def _check(self, shape: Sequence[int]) -> None:
-        blank = torch.zeros(1, *shape, dtype=torch.uint8)
-        check_images(self.encoder, blank, self._encode, self.device)
+        check_images(self.encoder, shape, self._encode, self.device)
 
     @contextmanager
     def _ready(self) -> Iterator[None]:

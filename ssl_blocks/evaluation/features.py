@@ -1,11 +1,11 @@
 """Features that are not finite, and images that do not fit."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ssl_blocks.encoders import FeatureEncoder
@@ -14,11 +14,7 @@ from ssl_blocks.encoders import FeatureEncoder
 class FeatureError(ValueError):
     """Features that are NaN or infinite.
 
-    Args:
-        message: how many.
-        image: number of the first image that has such features.
-        autocast_dtype: precision of the encoder.
-        layer: name of the layer that they come from, where it was looked for.
+    It knows the number of the first such image, and the layer that they come from, where it was looked for.
     """
 
     def __init__(
@@ -31,25 +27,16 @@ class FeatureError(ValueError):
 
 def check_images(
     encoder: FeatureEncoder,
-    images: UInt8[Tensor, "n c h w"],
+    shape: Sequence[int],
     encode: Callable[[Float[Tensor, "b c h w"]], Tensor],
     device: torch.device | str = "cpu",
 ) -> None:
-    """Refuse images that an encoder cannot take, by a try with a blank one of the same shape.
+    """Refuse images of a shape (channels, height, width) that an encoder cannot take, by a try with a blank one.
 
-    What the encoder refuses by a ``ValueError`` of its own is left in its words.
-
-    Args:
-        encoder: whose module lies on ``device``.
-        images: of which the shape counts.
-        encode: how the encoder is called.
-        device: where it lies.
-
-    Raises:
-        ValueError: naming the shape, and what the encoder says about it.
+    What the encoder refuses by a ``ValueError`` of its own is left in its words; other errors become one that names the
+    shape. The encoder's module lies on ``device``, and ``encode`` is how it is called.
     """
-    check_channels(encoder, images)
-    shape = tuple(images.shape[1:])
+    check_channels(encoder, shape[0])
     try:
         with torch.no_grad():
             encode(torch.zeros(1, *shape, device=device))
@@ -60,10 +47,10 @@ def check_images(
         raise ValueError(f"images of {size} (channels x height x width) do not fit the encoder: {error}") from error
 
 
-def check_channels(encoder: FeatureEncoder, images: Tensor) -> None:
+def check_channels(encoder: FeatureEncoder, channels: int) -> None:
     """Refuse images of other channels than the encoder's."""
-    if images.shape[1] != encoder.channels:
-        raise ValueError(f"images have {images.shape[1]} channels, but the encoder takes {encoder.channels}")
+    if channels != encoder.channels:
+        raise ValueError(f"images have {channels} channels, but the encoder takes {encoder.channels}")
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,18 +13,15 @@ from ssl_blocks.data import FileSplit, ImageSplit
 from ssl_blocks.encoders import FeatureEncoder
 from ssl_blocks.evaluation.checks import check_features, labels_of
 from ssl_blocks.evaluation.finetune import finetune_encoder
-from ssl_blocks.evaluation.finetune_settings import FinetuneSettings
 from ssl_blocks.evaluation.logistic import classify
+from ssl_blocks.evaluation.protocol import Result
 
 
 @dataclass(frozen=True)
-class ProbeScore:
-    """Accuracies, 0..1, of probes that differ in the labels drawn.
+class ProbeScore(Result):
+    """Accuracies, 0..1, of probes that differ in the labels drawn: one per seed, their mean and deviation.
 
-    Args:
-        mean: over the seeds.
-        std: over the seeds (of the population: 0 for a single seed).
-        per_seed: one accuracy per seed.
+    The deviation is of the population: 0 for a single seed.
     """
 
     mean: float
@@ -35,10 +32,6 @@ class ProbeScore:
     def of(cls, accuracies: Sequence[float]) -> "ProbeScore":
         """Sum up one accuracy per seed."""
         return cls(statistics.fmean(accuracies), statistics.pstdev(accuracies), tuple(accuracies))
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
 
 
 def fewshot_probe(
@@ -65,9 +58,6 @@ def fewshot_probe(
         seeds: each draws labels of its own.
         c: inverse strength of the L2 penalty, scikit-learn's ``C``.
         device: where it is fitted, in float64.
-
-    Returns:
-        Mean, standard deviation and single accuracies on the test features.
 
     Raises:
         ValueError: if a number is out of range, there are no seeds, shapes do not fit together, features are not
@@ -99,24 +89,12 @@ def fewshot_finetune(
     *,
     shots: int,
     seeds: Sequence[int] = (0, 1, 2),
-    settings: FinetuneSettings | None = None,
     **options: Any,
 ) -> ProbeScore:
     """Fine-tune copies of an encoder on ``shots`` labels per class, once per seed: what APL asks of few labels.
 
-    `fewshot_probe` does the same with frozen features, in seconds. The two draw the same labels from the same seed.
-
-    Args:
-        encoder: it is copied, and itself left as it is.
-        train: images and labels, from which the labelled ones are drawn.
-        test: images and labels.
-        shots: labels per class.
-        seeds: each draws labels of its own, and takes the place of ``settings.seed``.
-        settings: ``None`` means RandSAC's; a step takes all images where there are fewer than its batch.
-        **options: handed to `finetune_encoder`: ``mean``, ``std``, ``device`` and so on.
-
-    Returns:
-        Mean, standard deviation and single accuracies on the test images.
+    `fewshot_probe` does the same with frozen features, in seconds. The two draw the same labels from the same seed,
+    which is that of fine-tuning, too. All options are those of `finetune_encoder`: ``settings``, ``mean``, ``std`` ...
 
     Raises:
         ValueError: if there are no seeds, a class has fewer labels than ``shots``, or as `finetune_encoder`.
@@ -124,8 +102,8 @@ def fewshot_finetune(
     draws = _draws(labels_of("train", train).cpu(), labels_of("test", test).cpu(), shots, seeds)
     accuracies = []
     for seed, chosen in zip(seeds, draws, strict=True):
-        own = replace(settings or FinetuneSettings(), seed=seed)
-        accuracies.append(finetune_encoder(encoder, train.take(chosen), test, settings=own, **options).score.accuracy)
+        done = finetune_encoder(encoder, train.take(chosen), test, seed=seed, **options)
+        accuracies.append(done.score.accuracy)
     return ProbeScore.of(accuracies)
 
 
@@ -140,11 +118,7 @@ def _draws(labels: Tensor, test_labels: Tensor, shots: int, seeds: Sequence[int]
 def draw_shots(
     labels: Int[Tensor, " n"], test_labels: Int[Tensor, " m"], shots: int, generator: torch.Generator
 ) -> Int[Tensor, " s"]:
-    """Draw ``shots`` indices of every class, classes in ascending order.
-
-    Raises:
-        ValueError: if a class has fewer labels than ``shots``.
-    """
+    """Draw ``shots`` indices of every class, classes in ascending order; ``ValueError`` if a class has fewer labels."""
     chosen = []
     for label in sorted({*labels.tolist(), *test_labels.tolist()}):
         members = (labels == label).nonzero()[:, 0]

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,15 @@ from ssl_blocks.engine.batches import load_parts
 from ssl_blocks.engine.parallel import Machine, Processes
 from ssl_blocks.engine.rank import is_rank_zero
 from ssl_blocks.engine.task import CountedLoss, Moment, Plan, Portion, Task
-from ssl_blocks.evaluation.accuracy import accuracy
 from ssl_blocks.evaluation.checks import check_classes, labels_of
 from ssl_blocks.evaluation.classifier import Classifier
 from ssl_blocks.evaluation.features import check_images, layer_watch
-from ssl_blocks.evaluation.finetune_settings import FinetuneSettings
 from ssl_blocks.evaluation.layers import set_drop_path
-from ssl_blocks.evaluation.mixing import Mixing
+from ssl_blocks.evaluation.mixing import Mixing, TrainAugment
+from ssl_blocks.evaluation.protocol import Result
+from ssl_blocks.evaluation.protocols.finetune import FinetuneSettings
 from ssl_blocks.evaluation.saved import check_savable, save_classifier
+from ssl_blocks.evaluation.sweep import accuracy
 from ssl_blocks.modes import modes_kept
 from ssl_blocks.parts.tokenize import Tokenizer
 from ssl_blocks.randomness import mix_seed, seeded_generator
@@ -33,22 +34,12 @@ INITIAL, ORDER, IMAGES, LABELS = range(4)  # what a seed is for
 
 
 @dataclass(frozen=True)
-class FinetuneScore:
-    """What a fine-tuned encoder reaches.
-
-    Args:
-        accuracy: on the test images after the last epoch, 0..1.
-        losses: mean training loss of every epoch.
-        num_classes: of the head.
-    """
+class FinetuneScore(Result):
+    """What a fine-tuned encoder reaches: accuracy on the test images, 0..1, and the mean loss of every epoch."""
 
     accuracy: float
     losses: tuple[float, ...]
     num_classes: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +58,7 @@ def finetune_encoder(
     mean: Sequence[float],
     std: Sequence[float],
     settings: FinetuneSettings | None = None,
+    seed: int = 0,
     num_classes: int | None = None,
     tokenizer: Tokenizer | None = None,
     device: torch.device | str = "cpu",
@@ -79,9 +71,8 @@ def finetune_encoder(
     """Train a copy of an encoder and a new head on labelled images, and score both on the test images.
 
     RandSAC, Sec. 5.1. Given an encoder with random weights, it is the supervised baseline of RandSAC's Table 7. The
-    test images are looked at once, after the last epoch.
-
-    Several processes each call this function alike, and get the same score; the first one writes.
+    test images are looked at once, after the last epoch. Several processes each call this function alike, and get the
+    same score; the first one writes.
 
     Args:
         encoder: it is copied, and itself left as it is.
@@ -90,20 +81,19 @@ def finetune_encoder(
         mean: one number per channel on the 0..1 scale, as in pretraining.
         std: the same.
         settings: ``None`` means RandSAC's.
+        seed: decides first weights, order, augmentation and what is dropped.
         num_classes: of the head; ``None`` means one more than the highest label of train.
         tokenizer: cuts the images as pretraining did, where it leaves pixels out; ``None`` hands over whole images.
         device: where the copy is trained.
         autocast_dtype: its precision under autocast; ``None`` switches autocast off.
         processes: how many train together, such as `ssl_blocks.engine.started_processes`; ``None``: this one alone.
-        folder: where checkpoints and ``metrics.csv`` are written and, at the end, the model: see `load_classifier`.
-            ``None`` writes nothing.
+        folder: of checkpoints, ``metrics.csv`` and, at the end, the model (`load_classifier`); ``None`` writes nothing.
         resume: ``True`` goes on from the newest checkpoint in the folder, if there is one; a path from that one.
         progress: whether to show a bar.
 
     Raises:
-        ValueError: if labels are missing or unlike the head's, the encoder cannot take the images, it does not tell the
-            layers of its parameters or has no place for drop path (where these are asked for), train is too small for
-            a step, features are not finite, or the checkpoint is damaged or was made of something else.
+        ValueError: if labels, images, number of images or features do not fit, the encoder lacks layers or places for
+            drop path that are asked for, or the checkpoint is damaged or another's.
         TypeError: if there is a folder, and the encoder cannot be saved.
         FileExistsError: if the folder holds checkpoints, and ``resume`` is ``False``.
         RunStopped: on a signal where there is a folder, or a loss that is not finite.
@@ -115,11 +105,12 @@ def finetune_encoder(
     classes = num_classes if num_classes is not None else int(train_labels.max()) + 1
     check_classes("labels of train", train_labels, classes)
     check_classes("labels of test", test_labels, classes)
-    model = make_classifier(encoder, num_classes=classes, settings=settings, tokenizer=tokenizer).to(device)
+    model = make_classifier(encoder, num_classes=classes, settings=settings, seed=seed, tokenizer=tokenizer)
+    model.to(device)
     options: dict[str, Any] = {"mean": mean, "std": std, "device": device, "autocast_dtype": autocast_dtype}
     with modes_kept(model, training=False), layer_watch(model.backbone) as broken:
         for split in (train, test):
-            check_images(model.encoder, torch.zeros(1, *split.shape, dtype=torch.uint8), model, device)
+            check_images(model.encoder, split.shape, model, device)
     if broken:
         raise ValueError(
             f"encoder must return finite features, but of a blank image they are NaN or infinite, first in its layer "
@@ -127,7 +118,7 @@ def finetune_encoder(
         )
     if folder is not None:
         check_savable(model.encoder, tokenizer)
-    task = FinetuneTask(model, train, train_labels, settings, mean=mean, std=std)
+    task = FinetuneTask(model, train, train_labels, settings, mean=mean, std=std, seed=seed)
     machine = Machine(device, autocast_dtype, processes or Processes())
     losses = train_task(task, machine, folder=folder, resume=resume, title="fine-tuning" if progress else None)
     score = FinetuneScore(classifier_accuracy(model, test, **options), losses, classes)
@@ -141,15 +132,12 @@ def make_classifier(
     *,
     num_classes: int,
     settings: FinetuneSettings,
+    seed: int = 0,
     tokenizer: Tokenizer | None = None,
 ) -> Classifier:
     """Copy an encoder, put a head on it, and set what is trained and what is dropped.
 
-    Args:
-        encoder: it is copied, and itself left as it is.
-        num_classes: of the head.
-        settings: of which ``drop_path``, ``fresh_norm``, ``train_fixed`` and ``seed`` count.
-        tokenizer: cuts the images as pretraining did; ``None`` hands over whole images.
+    Of the settings ``drop_path``, ``fresh_norm`` and ``train_fixed`` count; the seed is of the head's weights.
 
     Raises:
         ValueError: as `Classifier` and `set_drop_path`.
@@ -159,7 +147,7 @@ def make_classifier(
         num_classes=num_classes,
         fresh_norm=settings.fresh_norm,
         tokenizer=tokenizer,
-        generator=seeded_generator("cpu", settings.seed, INITIAL),
+        generator=seeded_generator("cpu", seed, INITIAL),
     )
     set_drop_path(model.backbone, settings.drop_path)
     model.thaw(fixed_too=settings.train_fixed)
@@ -205,13 +193,7 @@ def classifier_accuracy(
 class FinetuneTask(Task):
     """A classifier trained on augmented and mixed images, its loss the mean over images.
 
-    Args:
-        model: what is trained.
-        train: images.
-        labels: of all of them.
-        settings: sizes and rates.
-        mean: one number per channel on the 0..1 scale.
-        std: the same.
+    The seed decides order, augmentation and what is dropped; mean and std are one number per channel on the 0..1 scale.
     """
 
     advice = "A smaller base_lr or a longer warm-up may help"
@@ -225,22 +207,30 @@ class FinetuneTask(Task):
         *,
         mean: Sequence[float],
         std: Sequence[float],
+        seed: int = 0,
     ) -> None:
         self.model: Classifier = model
-        self.train, self.labels, self.settings, self.mean, self.std = train, labels.cpu(), settings, mean, std
+        self.train, self.labels, self.settings, self.seed = train, labels.cpu(), settings, seed
+        self.mean, self.std = mean, std
         batch = settings.batch_of(len(train))
         steps = len(train) // batch
         self.plan = Plan(
             steps_per_epoch=steps,
             epochs=settings.epochs,
             lr=settings.base_lr * batch / 256,
-            seed=settings.seed,
+            seed=seed,
             batch_size=batch,
             accumulate=settings.accumulate,
             warmup_steps=round(steps * settings.warmup_epochs),
             weight_decay=settings.weight_decay,
         )
-        self.augment = settings.augment((train.shape.height, train.shape.width), mean=mean)
+        self.augment = TrainAugment(
+            (train.shape.height, train.shape.width),
+            mean=mean,
+            magnitude=settings.magnitude,
+            deviation=settings.deviation,
+            crop_scale=settings.crop_scale,
+        )
         self.mixing = Mixing(
             model.num_classes, mixup=settings.mixup, cutmix=settings.cutmix, smoothing=settings.smoothing
         )
@@ -248,17 +238,17 @@ class FinetuneTask(Task):
 
     def batches(self, portion: Portion) -> Iterable[tuple[Tensor, Tensor]]:
         """Augmented images, uint8, and labels."""
-        key, workers = (self.settings.seed, ORDER), self.settings.num_workers
+        key, workers = (self.seed, ORDER), self.settings.num_workers
         return load_parts(self._make, self.plan, portion, num_images=len(self.train), key=key, workers=workers)
 
     def _make(self, index: Tensor, step: int, part: int) -> tuple[Tensor, Tensor]:
-        images = self.augment(_read(self.train, index), seed=mix_seed(self.settings.seed, IMAGES, step, part))
+        images = self.augment(_read(self.train, index), seed=mix_seed(self.seed, IMAGES, step, part))
         return images, self.labels[index]
 
     def loss(self, batch: tuple[Tensor, Tensor], moment: Moment) -> CountedLoss:
         """Mix the images, and compare logits with the mixed labels."""
         images, labels = batch
-        seed = mix_seed(self.settings.seed, LABELS, moment.step, moment.part)
+        seed = mix_seed(self.seed, LABELS, moment.step, moment.part)
         x, targets = self.mixing(to_float(images, self.mean, self.std), labels, seed=seed)
         loss: Tensor = self.criterion(self.model(x).float(), targets)
         return CountedLoss(loss, torch.tensor(len(images), device=loss.device), len(images))
@@ -270,8 +260,8 @@ class FinetuneTask(Task):
 
     def facts(self) -> dict[str, Any]:
         """Settings, and what they are applied to."""
-        settings = {name: value for name, value in asdict(self.settings).items() if name != "num_workers"}
-        data = {"images of train": len(self.train), "num_classes": self.model.num_classes}
+        settings = self.settings.model_dump(include={*FinetuneSettings.model_fields} - {"num_workers"})
+        data = {"images of train": len(self.train), "num_classes": self.model.num_classes, "seed": self.seed}
         return settings | data | {"mean": list(self.mean), "std": list(self.std)}
 
 

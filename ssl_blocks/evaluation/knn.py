@@ -1,6 +1,6 @@
 """Weighted nearest-neighbour classification of frozen features."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ssl_blocks.evaluation.checks import check_features
-from ssl_blocks.evaluation.shards import Shard, gather_parts, merge_neighbours
 
 
 def knn_accuracy(
@@ -25,7 +24,7 @@ def knn_accuracy(
     bank_sharded: bool = False,
     queries_sharded: bool = False,
 ) -> float:
-    """Share of queries that their nearest neighbours classify correctly.
+    """Share of queries, 0..1, that their nearest neighbours classify correctly.
 
     Neighbours are nearest by cosine similarity ``s`` and vote with weight ``exp(s / temperature)`` (Wu et al.
     2018, Sec. 3.4; DINO uses the same).
@@ -38,20 +37,15 @@ def knn_accuracy(
         bank_labels: ``[N]`` class indices.
         queries: ``[M, D]`` features that are classified, on the bank's device.
         query_labels: ``[M]`` class indices.
-        k: number of neighbours that vote.
+        k: number of neighbours that vote, within 1..N.
         temperature: the smaller, the more the nearest outweigh the others.
-        chunk: rows of bank and queries that are compared at a time; memory grows with its square, not with
-            the bank.
+        chunk: rows of bank and queries that are compared at a time; memory grows with its square, not with the bank.
         bank_sharded: whether each process holds a part of the bank; else all hold the whole of it.
-        queries_sharded: whether each process holds a part of the queries; else all hold the same.
-
-    Returns:
-        Accuracy, 0..1.
+        queries_sharded: the same of the queries.
 
     Raises:
-        ValueError: if ``k`` is not within 1..N, ``temperature`` or ``chunk`` is not positive, shapes do not fit
-            together, features are not finite, a label is negative, or something is sharded although
-            ``torch.distributed`` was not set up. With shards, all processes raise it.
+        ValueError: if a number is out of range, shapes do not fit together, features are not finite, a label is
+            negative, or something is sharded without ``torch.distributed``. With shards, all processes raise it.
 
     Examples:
         >>> bank = torch.eye(2)
@@ -68,7 +62,8 @@ def knn_accuracy(
     sharded = bank_sharded or queries_sharded
     if sharded and not dist.is_initialized():
         raise ValueError("bank_sharded and queries_sharded need torch.distributed.init_process_group before")
-    parts = [_describe(bank, bank_labels, queries, query_labels, bank_sharded, queries_sharded)]
+    sides = (("bank", bank, bank_labels, bank_sharded), ("query", queries, query_labels, queries_sharded))
+    parts = [_describe(sides)]
     if sharded:
         parts = gather_parts(parts[0])
     elif parts[0].error:
@@ -104,9 +99,7 @@ class _Search:
     def all_queries(self, queries: Tensor, counts: list[int] | None) -> Iterator[tuple[Tensor, Tensor]]:
         """Similarities and labels of the neighbours of this process' queries, some rows at a time.
 
-        Args:
-            queries: of this process.
-            counts: queries of every process, where each holds a part and has to ask all others; else ``None``.
+        ``counts`` are the queries of every process, where each holds a part and has to ask all others; else ``None``.
         """
         if counts is None:
             for start in range(0, len(queries), self.chunk):
@@ -132,10 +125,9 @@ class _Search:
 def nearest(
     queries: Float[Tensor, "m d"], bank: Float[Tensor, "n d"], *, k: int, chunk: int
 ) -> tuple[Float[Tensor, "m j"], Int[Tensor, "m j"]]:
-    """Find the k rows of the bank nearest to each query by cosine, looking at ``chunk`` rows of it at a time.
+    """The k rows of the bank nearest to each query by cosine, or all N, looking at ``chunk`` rows of it at a time.
 
-    Returns:
-        Similarities ``[M, j]``, falling, and rows of the bank ``[M, j]``, where ``j`` is the smaller of k and N.
+    Returns similarities ``[M, j]``, falling, and rows of the bank ``[M, j]``.
     """
     queries = F.normalize(queries.float(), dim=1)
     best = queries.new_empty(len(queries), 0)
@@ -149,32 +141,22 @@ def nearest(
     return best, index
 
 
-def _describe(
-    bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, bank_sharded: bool, queries_sharded: bool
-) -> Shard:
-    error, num_classes = None, 0
+def _describe(sides: Sequence[tuple[str, Tensor, Tensor, bool]]) -> Shard:
+    """Check bank and queries, each with its name, its labels, and whether each process has a part of it."""
+    (bank, queries), error, num_classes = [features for _, features, _, _ in sides], None, 0
     try:
-        _check(bank, bank_labels, queries, query_labels, bank_sharded, queries_sharded)
-        num_classes = max(int(labels.max()) + 1 if len(labels) else 0 for labels in (bank_labels, query_labels))
+        for name, features, labels, sharded in sides:
+            check_features(name, features, labels, may_be_empty=sharded)
+            if len(labels) and int(labels.min()) < 0:
+                raise ValueError(f"{name}_labels must be class indices from 0, but the smallest is {int(labels.min())}")
+            num_classes = max(num_classes, int(labels.max()) + 1 if len(labels) else 0)
+        if bank.shape[1:] != queries.shape[1:]:
+            raise ValueError(
+                f"queries of shape {tuple(queries.shape)} must have as many features as the bank, {tuple(bank.shape)}"
+            )
     except ValueError as wrong:
         error = str(wrong)
     return Shard(len(bank), len(queries), bank.shape[-1], num_classes, error)
-
-
-def _check(
-    bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, bank_sharded: bool, queries_sharded: bool
-) -> None:
-    for name, features, labels, sharded in (
-        ("bank", bank, bank_labels, bank_sharded),
-        ("query", queries, query_labels, queries_sharded),
-    ):
-        check_features(name, features, labels, may_be_empty=sharded)
-        if len(labels) and int(labels.min()) < 0:
-            raise ValueError(f"{name}_labels must be class indices from 0, but the smallest is {int(labels.min())}")
-    if bank.shape[1:] != queries.shape[1:]:
-        raise ValueError(
-            f"queries of shape {tuple(queries.shape)} must have as many features as the bank, {tuple(bank.shape)}"
-        )
 
 
 def _check_sizes(parts: list[Shard], k: int, bank_sharded: bool, queries_sharded: bool) -> None:
@@ -183,3 +165,52 @@ def _check_sizes(parts: list[Shard], k: int, bank_sharded: bool, queries_sharded
         raise ValueError("queries must be at least one in all processes together")
     if not 1 <= k <= num_bank:
         raise ValueError(f"k={k} must be at least 1 and at most the size of the bank ({num_bank})")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What one process holds: rows of bank and queries, their width, and what is wrong with it, if anything.
+
+    ``num_classes`` is one more than the highest label.
+    """
+
+    num_bank: int
+    num_queries: int
+    width: int
+    num_classes: int
+    error: str | None = None
+
+
+def gather_parts(part: Shard) -> list[Shard]:
+    """Parts of all processes, in the order of their ranks.
+
+    All processes learn of an error in one of them; else the others would wait for it for ever.
+    """
+    parts: list[Shard] = [part] * dist.get_world_size()
+    dist.all_gather_object(parts, part)
+    for rank, other in enumerate(parts):
+        if other.error is not None:
+            raise ValueError(f"process {rank}: {other.error}")
+        if other.width != parts[0].width:
+            raise ValueError(f"process {rank}: features of width {other.width} must be as wide as {parts[0].width}")
+    return parts
+
+
+def merge_neighbours(
+    similarity: Float[Tensor, "m j"], labels: Int[Tensor, "m j"], *, k: int
+) -> tuple[Float[Tensor, "m k"], Int[Tensor, "m k"]]:
+    """The k nearest among those that each process has found in its part of the bank.
+
+    Similarities ``[M, j]`` are of the same queries in all processes; ``j`` may be less than ``k``. What is returned,
+    similarities ``[M, k]``, falling, and labels ``[M, k]``, is the same in all of them.
+    """
+    padded = similarity.new_full((len(similarity), k), -torch.inf)
+    named = labels.new_zeros(len(labels), k)
+    padded[:, : similarity.shape[1]], named[:, : labels.shape[1]] = similarity, labels
+    world = dist.get_world_size()
+    all_padded = [torch.empty_like(padded) for _ in range(world)]
+    all_named = [torch.empty_like(named) for _ in range(world)]
+    dist.all_gather(all_padded, padded)
+    dist.all_gather(all_named, named)
+    best, kept = torch.cat(all_padded, 1).topk(k, dim=1)
+    return best, torch.cat(all_named, 1).gather(1, kept)

@@ -75,11 +75,7 @@ class Labelled:
 def read_images(
     split: ImageSplit | FileSplit, index: Int[Tensor, " k"], *, chunk: int = CHUNK
 ) -> Iterator[UInt8[Tensor, "c channels h w"]]:
-    """Images at these places, so many at a time.
-
-    Raises:
-        ValueError: if one cannot be read and is left out, for that would put labels out of step.
-    """
+    """Images at these places, so many at a time; one that is left out is an error, for labels would be out of step."""
     for places in torch.split(index, chunk):
         images = split.read(places)
         if len(images) != len(places):

@@ -1,38 +1,23 @@
 """Which layer of an encoder each parameter belongs to, and how fast it learns there."""
 
-from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from timm.layers import DropPath
-from timm.models import group_parameters
 from torch import nn
 
 from ssl_blocks.encoders import FeatureEncoder, TokenEncoder
-
-POSITIONS_AND_PREFIX = {"pos_embed", "cls_token", "reg_token", "dist_token"}
-
-
-@runtime_checkable
-class LayeredEncoder(Protocol):
-    """An encoder that tells the layers of its parameters by itself, as adapters do; timm models are known without."""
-
-    def layer_ids(self) -> Mapping[str, int]:
-        """Layer of every parameter of ``module`` by its name: 0 for the embedding, i for block i, counted from 1.
-
-        What comes behind the last block, such as the final norm, belongs to the layer after it.
-        """
-        ...
+from ssl_blocks.encoders.pooled import adapter_of
 
 
 def layer_ids(encoder: FeatureEncoder) -> dict[str, int]:
     """Layer of every parameter of ``encoder.module``: 0 is the embedding, i the block i, then all that follows.
 
     Semantics of BEiT and MAE: patch embedding, positions and prefix tokens are layer 0, the final norm belongs with
-    the head. A timm model tells by its ``group_matcher``, another adapter by a method ``layer_ids``.
+    the head. An encoder tells by a method ``layer_ids``, a timm model in any other by its ``group_matcher``.
 
     Args:
-        encoder: any adapter.
+        encoder: any encoder.
 
     Raises:
         ValueError: if the encoder does not tell, or not for each of its blocks.
@@ -43,21 +28,18 @@ def layer_ids(encoder: FeatureEncoder) -> dict[str, int]:
         >>> ids["patch_embed.proj.weight"], ids["blocks.0.norm1.bias"], ids["blocks.1.norm1.bias"], ids["norm.bias"]
         (0, 1, 2, 3)
     """
-    module, kind = encoder.module, type(encoder.module).__name__
-    matcher: Any = getattr(module, "group_matcher", None)
-    if isinstance(encoder, LayeredEncoder):
-        ids = dict(encoder.layer_ids())
-    elif matcher is not None:
-        ids = group_parameters(module, matcher(coarse=False), reverse=True)
-        ids |= {name: 0 for name in ids if name.rpartition(".")[2] in POSITIONS_AND_PREFIX}
-        if isinstance(encoder, TokenEncoder):  # timm counts the final norm with the last block
-            behind = {id(parameter) for parameter in encoder.norm.parameters()}
-            ids |= {name: encoder.depth + 1 for name, p in module.named_parameters() if id(p) in behind}
-    else:
+    kind = type(encoder.module).__name__
+    try:
+        tells: Any = encoder if hasattr(encoder, "layer_ids") else adapter_of(encoder)
+        ids = dict(tells.layer_ids())
+    except (TypeError, NotImplementedError):
         raise ValueError(
             f"layer_decay needs to know the layer of every parameter, but {kind} does not tell: it has no "
             "group_matcher, and its adapter no layer_ids. Set layer_decay=1.0 to let all layers learn alike"
-        )
+        ) from None
+    if isinstance(encoder, TokenEncoder):  # timm counts the final norm with the last block
+        behind = {id(parameter) for parameter in encoder.norm.parameters()}
+        ids |= {name: encoder.depth + 1 for name, p in encoder.module.named_parameters() if id(p) in behind}
     _check(encoder, ids, kind)
     return ids
 
@@ -82,17 +64,14 @@ def _check(encoder: FeatureEncoder, ids: dict[str, int], kind: str) -> None:
 def set_drop_path(module: nn.Module, rate: float) -> list[float]:
     """Let every block drop whole images' residuals at random, from 0 in the first block up to ``rate`` in the last.
 
-    Stochastic depth (Huang et al. 2016), as timm builds it; modules are put in, no parameter changes.
-
-    Args:
-        module: whose blocks have places named ``drop_path...``, as timm's do.
-        rate: of the last block, within [0, 1).
+    Stochastic depth (Huang et al. 2016), as timm builds it; modules are put in where blocks have places named
+    ``drop_path...``, and no parameter changes.
 
     Returns:
         Rates of the blocks, first to last; nothing for a model without such places and ``rate=0``.
 
     Raises:
-        ValueError: if the rate is out of range, or is above 0 and the model has no such places.
+        ValueError: if the rate is not within [0, 1), or is above 0 and the model has no such places.
 
     Examples:
         >>> import timm
@@ -125,8 +104,8 @@ def _drop_paths(part: nn.Module) -> list[str]:
 
 def spared_names(encoder: FeatureEncoder) -> set[str]:
     """Names of parameters of ``encoder.module`` that must not decay: positions and prefix tokens."""
-    tell: Any = getattr(encoder, "no_weight_decay", None)
-    if tell is not None:
-        return {name.removeprefix("module.") for name in tell()}
-    tell = getattr(encoder.module, "no_weight_decay", None)
-    return set(tell()) if tell is not None else set()
+    for owner in (encoder, encoder.module):
+        tell: Any = getattr(owner, "no_weight_decay", None)
+        if tell is not None:
+            return {name.removeprefix("module.") for name in tell()}
+    return set()

@@ -1,21 +1,22 @@
 """Linear probe: a linear classifier on frozen features, trained by LARS."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from rich.progress import track
-from torch import Tensor
+from timm.optim import Lars
+from torch import Tensor, nn
 
 from ssl_blocks.data import RandomResizedCropFlip
 from ssl_blocks.engine.optimizers import warmup_cosine
-from ssl_blocks.evaluation.accuracy import accuracy
 from ssl_blocks.evaluation.checks import check_splits
 from ssl_blocks.evaluation.extract import Extractor
 from ssl_blocks.evaluation.labelled import Labelled, read_images
-from ssl_blocks.evaluation.linear_heads import LinearHeads, head_loss, lars
 from ssl_blocks.evaluation.protocols.probe import LinearSettings
-from ssl_blocks.evaluation.sweep import SweepScore, hold_out
+from ssl_blocks.evaluation.sweep import SweepScore, accuracy, hold_out
 from ssl_blocks.randomness import seeded_generator
 
 INITIAL, HELD_OUT, ORDER, CROPS = range(4)  # what a generator is for
@@ -46,9 +47,6 @@ def linear_probe(
         seed: decides first weights, order, and what is held out.
         device: where the classifier is trained.
 
-    Returns:
-        Accuracy on the test features, and how the learning rate was chosen.
-
     Raises:
         ValueError: if shapes do not fit together, features are not finite, labels are missing, a test label is unknown
             to the head, or the warm-up leaves no step.
@@ -76,14 +74,8 @@ def augmented_linear_probe(
 ) -> SweepScore:
     """Train a linear classifier on features of randomly cropped and mirrored images, encoded anew in every epoch.
 
-    As `linear_probe` otherwise. A step's images are encoded in parts, and its features are one batch.
-
-    Args:
-        extractor: makes the features; its encoder is left as it is.
-        data: images and labels; those of test are encoded as they are.
-        settings: ``None`` means RandSAC's, made to fit the number of images.
-        seed: decides crops, too.
-        progress: whether to show a bar.
+    As `linear_probe` otherwise; the seed decides crops, too. A step's images are encoded in parts, and its features are
+    one batch; test images are encoded as they are.
 
     Raises:
         ValueError: if the encoder cannot take the images, its features are not finite, or files cannot be read.
@@ -132,12 +124,7 @@ class _Probe:
         ).to(device)
 
     def fit(self, features_of: Callable[[Tensor, int], Tensor], *, progress: bool = False) -> None:
-        """Train all heads.
-
-        Args:
-            features_of: from places in train and the epoch to their features.
-            progress: whether to show a bar.
-        """
+        """Train all heads; ``features_of`` makes features of places in train, anew in every epoch."""
         settings, num = self.settings, len(self.labels)
         batch = settings.batch(num)
         rates = [lr * batch / 256 for lr in self.lrs] * (len(self.is_seen) // len(self.lrs))
@@ -162,13 +149,7 @@ class _Probe:
         self.heads.eval()
 
     def score(self, features_of: Callable[[Tensor], Tensor], test: Tensor, test_labels: Tensor) -> SweepScore:
-        """Choose a rate on what was held out, and score it on the test features.
-
-        Args:
-            features_of: from places in train to their features.
-            test: ``[M, D]``.
-            test_labels: ``[M]``.
-        """
+        """Choose a rate on what was held out, and score it on the test features ``[M, D]``."""
         num_classes, chosen = self.heads.num_classes, 0
         validation: tuple[float, ...] = ()
         if self.sweeps:
@@ -184,3 +165,80 @@ class _Probe:
             validation=validation,
             num_classes=num_classes,
         )
+
+
+class LinearHeads(nn.Module):
+    """Linear classifiers that start alike and share one batch norm without scale and shift.
+
+    MAE, appendix A.1: the norm takes the scale out of features, so that one learning rate suits them all.
+
+    Args:
+        dim: width of the features.
+        num_classes: classes of each.
+        num_heads: how many classifiers.
+        normalize: whether features are batch-normalised.
+        generator: source of the first weights, N(0, 0.01²), on the CPU; ``None`` uses torch's default.
+
+    Examples:
+        >>> LinearHeads(dim=4, num_classes=3, num_heads=2)(torch.randn(5, 4)).shape
+        torch.Size([2, 5, 3])
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        num_classes: int,
+        num_heads: int,
+        normalize: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.num_heads = num_classes, num_heads
+        self.norm = nn.BatchNorm1d(dim, affine=False, eps=1e-6) if normalize else nn.Identity()
+        weight = 0.01 * torch.randn(num_classes, dim, generator=generator)
+        # one parameter each: the trust ratio of LARS is that of a whole parameter
+        self.weights = nn.ParameterList(nn.Parameter(weight.clone()) for _ in range(num_heads))
+        self.biases = nn.ParameterList(nn.Parameter(torch.zeros(num_classes)) for _ in range(num_heads))
+
+    def forward(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "h b k"]:
+        """Logits of every head, ``[H, B, K]``."""
+        x = F.linear(self.norm(features), torch.cat(list(self.weights)), torch.cat(list(self.biases)))
+        return x.view(-1, self.num_heads, self.num_classes).transpose(0, 1)
+
+    @torch.no_grad()
+    def predict(self, features: Float[Tensor, "n d"], *, chunk: int = 16384) -> Int[Tensor, "h n"]:
+        """Classes that every head gives to features ``[N, D]``, on the CPU."""
+        device = self.biases[0].device
+        rows = [self(part.to(device)).argmax(2).cpu() for part in torch.split(features, chunk)]
+        return torch.cat(rows, dim=1)
+
+
+def head_loss(
+    logits: Float[Tensor, "h b k"], labels: Int[Tensor, " b"], is_seen: Bool[Tensor, "h b"]
+) -> Float[Tensor, ""]:
+    """Sum over heads of the mean cross entropy of the images that each head may see.
+
+    A sum, so that no head's gradient depends on how many others there are.
+
+    Examples:
+        >>> head_loss(torch.zeros(2, 3, 4), torch.tensor([0, 1, 2]), torch.ones(2, 3, dtype=torch.bool))
+        tensor(2.7726)
+    """
+    losses = F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(logits)), reduction="none")
+    losses = losses.view(is_seen.shape) * is_seen
+    total: Tensor = (losses.sum(1) / is_seen.sum(1).clamp(min=1)).sum()
+    return total
+
+
+def lars(heads: LinearHeads, lrs: Sequence[float], *, momentum: float, weight_decay: float) -> Lars:
+    """LARS as MAE uses it: weight decay and trust ratio (0.001) on weights, neither on biases; no Nesterov.
+
+    Every head has a learning rate of its own; ``momentum`` is of the update, scaled already by the trust ratio.
+    """
+    groups: list[dict[str, Any]] = []
+    for weight, bias, lr in zip(heads.weights, heads.biases, lrs, strict=True):
+        # without always_adapt, timm leaves the trust ratio out where weight decay is 0
+        groups.append({"params": [weight], "lr": lr, "weight_decay": weight_decay, "always_adapt": True})
+        groups.append({"params": [bias], "lr": lr, "weight_decay": 0.0, "always_adapt": False})
+    return Lars(groups, momentum=momentum, trust_coeff=0.001, nesterov=False)

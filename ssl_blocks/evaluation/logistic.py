@@ -8,9 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ssl_blocks.evaluation.accuracy import accuracy
 from ssl_blocks.evaluation.checks import check_splits
-from ssl_blocks.evaluation.sweep import SweepScore, check_candidates, hold_out
+from ssl_blocks.evaluation.sweep import SweepScore, accuracy, check_candidates, hold_out
 from ssl_blocks.randomness import seeded_generator
 
 
@@ -88,14 +87,14 @@ def classify(
     standardize: bool = True,
     max_iterations: int = 1000,
 ) -> Int[Tensor, " m"]:
-    """Fit a logistic regression and classify other features by it; it knows the classes that ``labels`` name.
+    """Fit a logistic regression, and classify other features by it; it knows the classes that ``labels`` name.
 
     Args:
         features: ``[N, D]`` float64.
         labels: ``[N]`` class indices, which may have gaps.
         unseen: ``[M, D]``.
         c: inverse strength of the penalty, scikit-learn's ``C``.
-        standardize: whether features get mean 0 and deviation 1, by the statistics of those that are fitted.
+        standardize: as for `logistic_probe`.
         max_iterations: of LBFGS.
     """
     if standardize:
@@ -180,8 +179,7 @@ def fit_logistic(
 def _inverse_root(features: Tensor, strength: float) -> tuple[Tensor, float]:
     """The symmetric root of the inverse of a bound on the objective's curvature (Boehning 1992), ``[D, D]``.
 
-    Returns:
-        The root, and how many times larger a gradient can be without it.
+    And how many times larger a gradient can be without it.
     """
     values, vectors = torch.linalg.eigh(features.T @ features / (2 * len(features)))
     bound = values.clamp(min=0) + strength

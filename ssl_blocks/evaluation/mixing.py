@@ -88,12 +88,7 @@ class TrainAugment:
         )
 
     def __call__(self, images: UInt8[Tensor, "b c h w"], *, seed: int) -> UInt8[Tensor, "b c p q"]:
-        """Augment images ``[B, C, H, W]`` on the CPU, each in its own way.
-
-        Args:
-            images: uint8.
-            seed: decides all draws.
-        """
+        """Augment uint8 images ``[B, C, H, W]`` on the CPU, each in its own way; the seed decides all draws."""
         cropped = self.crop(images.float(), generator=torch.Generator().manual_seed(seed))
         cropped = cropped.round().clamp(0, 255).to(torch.uint8)
         if self.transform is None:
@@ -138,12 +133,9 @@ class Mixing:
     def __call__(
         self, images: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"], *, seed: int
     ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b k"]]:
-        """Mixed images and soft labels ``[B, K]``.
+        """Mixed images and soft labels ``[B, K]``; the seed decides all draws.
 
-        Args:
-            images: ``[B, C, H, W]`` normalised, an even number; they are left as they are.
-            labels: ``[B]`` class indices.
-            seed: decides all draws.
+        Images ``[B, C, H, W]`` are normalised and left as they are, and an even number, unless mixing is off.
         """
         odd = len(images) % 2  # timm pairs the first with the last, and wants an even number even where none is mixed
         if odd and self.mixes:

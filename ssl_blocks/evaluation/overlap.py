@@ -1,7 +1,7 @@
 """Intersection over union and accuracy of classified pixels."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,13 +10,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ssl_blocks.data.augment import to_float
-from ssl_blocks.evaluation.pairs import MaskedImages, SegmentationData
-from ssl_blocks.evaluation.segmentation import IGNORED, SegmentationModel
+from ssl_blocks.data.pairs import IGNORED, MaskedImages, SegmentationData
+from ssl_blocks.evaluation.protocol import Result
+from ssl_blocks.evaluation.segmentation import SegmentationModel
 from ssl_blocks.modes import modes_kept
 
 
 @dataclass(frozen=True)
-class SegmentationScores:
+class SegmentationScores(Result):
     """How well pixels are classified; ignored ones do not count.
 
     Args:
@@ -31,10 +32,6 @@ class SegmentationScores:
     pixel_accuracy: float
     class_iou: dict[str, float | None]
     num_images: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
 
 
 def score_segmentation(
@@ -90,11 +87,7 @@ def majority_baseline(data: SegmentationData) -> SegmentationScores:
 
 
 def check_mask_classes(masks: UInt8[Tensor, "b h w"], num_classes: int) -> None:
-    """Refuse masks on the CPU with classes that a head does not have.
-
-    Raises:
-        ValueError: naming the class.
-    """
+    """Refuse masks on the CPU with classes that a head does not have."""
     wrong = masks[(masks >= num_classes) & (masks != IGNORED)]
     if len(wrong):
         raise ValueError(

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
@@ -27,6 +27,7 @@ class TrainedSettings(StrictModel):
 
     save: Path | None = Field(None, description="folder for checkpoints and the trained model, head included")
     resume: bool = Field(False, description="go on in the folder of save, or begin there")
+    from_random: bool = Field(False, description="train from random weights, too: the supervised baseline")
 
     @model_validator(mode="after")
     def _has_a_folder(self) -> "TrainedSettings":
@@ -35,11 +36,7 @@ class TrainedSettings(StrictModel):
         return self
 
     def check_folder(self) -> None:
-        """Refuse a folder in which something was trained already, before anything is computed.
-
-        Raises:
-            FileExistsError: naming it, and the way to go on.
-        """
+        """Refuse a folder in which something was trained already, before anything is computed."""
         from ssl_blocks.engine.checkpoints import list_checkpoints
 
         for folder in [] if self.save is None or self.resume else [self.save, self.save / "random"]:
@@ -52,6 +49,15 @@ class TrainedSettings(StrictModel):
 
         folder = self.save / "random" if self.save is not None and row == RANDOM else self.save
         return {"folder": folder, "resume": self.resume, "processes": started_processes()}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was found, in plain values; the base of all that is."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -116,9 +122,7 @@ class Protocol(ABC, Generic[S, D]):
     def configured(cls, config: Any, **context: Any) -> "Sequence[Protocol[Any, Any]]":
         """The protocol as the command configures it, and what else its settings ask for.
 
-        Args:
-            config: has a section for each protocol, by its name.
-            **context: ``seed``, ``say``, ``share``.
+        ``config`` has a section for each protocol, by its name; the context is ``seed``, ``say`` and ``share``.
         """
         return [cls(getattr(config, cls.name), **context)]
 
@@ -128,28 +132,21 @@ class Protocol(ABC, Generic[S, D]):
         return self.name.replace("_", " ")
 
     def with_random(self, wanted: bool) -> bool:
-        """Whether the same encoder with random weights is asked, too.
+        """Whether the same encoder with random weights is asked, too: as the command's general option ``wanted`` says.
 
-        Args:
-            wanted: what the command's general option says.
+        What is trained has an option of its own, for it takes long.
         """
-        return wanted
+        return self.settings.from_random if isinstance(self.settings, TrainedSettings) else wanted
 
     def load(self, subject: "Subject", images: "Callable[[], Labelled]") -> D:
-        """Find the data it asks on.
+        """Find the data it asks on: of the subject's size and channels.
 
-        Args:
-            subject: whose size and channels the images must have.
-            images: loads the labelled images that the command was told of, once for all protocols.
+        ``images`` loads the labelled images that the command was told of, once for all protocols.
         """
         return images()  # type: ignore[return-value]  # what most take; another `D` comes with a method of its own
 
     def check(self, subject: "Subject", data: D) -> None:
-        """Refuse, before anything is computed, what would go wrong after minutes.
-
-        Raises:
-            ValueError: naming what does not fit.
-        """
+        """Refuse by a ``ValueError``, before anything is computed, what would go wrong after minutes."""
 
     def baselines(self, data: D) -> dict[str, Score]:
         """Scores that need no encoder, by name."""
@@ -157,9 +154,4 @@ class Protocol(ABC, Generic[S, D]):
 
     @abstractmethod
     def score(self, subject: "Subject", data: D) -> Score:
-        """Ask it of a subject.
-
-        Args:
-            subject: what is evaluated: its ``extractor`` makes features, ``features(data)`` keeps them.
-            data: out of `load`.
-        """
+        """Ask it of a subject on data out of `load`: its ``extractor`` makes features, and ``features`` keeps them."""

@@ -88,11 +88,7 @@ class FeaturePyramid(nn.Module):
         return set() if named is None else {f"encoder.{name}" for name in named()}
 
     def hidden_maps(self, images: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "b d p q"], ...]:
-        """Hidden states after each of the four groups, as maps of the encoder's grid, ``[B, D, height, width]``.
-
-        Raises:
-            ValueError: if the images are not of the encoder's size.
-        """
+        """Hidden states after each of the four groups, as maps of the encoder's grid, ``[B, D, height, width]``."""
         encoder, grid = self.encoder, self.encoder.grid
         if tuple(images.shape[1:]) != (encoder.channels, *self.image_size):
             raise ValueError(
@@ -107,16 +103,10 @@ class FeaturePyramid(nn.Module):
         return tuple(t.transpose(1, 2).reshape(len(t), encoder.dim, grid.height, grid.width) for t in tokens)
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> "OrderedDict[str, Tensor]":
-        """Make the maps of a batch.
-
-        Args:
-            images: ``[B, C, H, W]``, normalised, of the encoder's size.
+        """Make the maps of a batch of normalised images of the encoder's size, ``[B, C, H, W]``.
 
         Returns:
             Maps ``[B, out_channels, height, width]`` under the names ``"0"`` to ``"3"``, fine to coarse.
-
-        Raises:
-            ValueError: if the images are not of the encoder's size.
         """
         states = self.hidden_maps(images)
         return OrderedDict(

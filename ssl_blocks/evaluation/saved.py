@@ -36,14 +36,7 @@ class Loaded(Generic[M]):
 def save_classifier(model: Classifier, folder: Path, *, mean: Sequence[float], std: Sequence[float]) -> Path:
     """Write a classifier: its encoder by `export_encoder` into ``encoder/``, ``head.safetensors`` and ``model.json``.
 
-    Args:
-        model: what to save.
-        folder: where to; other files in it stay.
-        mean: one number per channel on the 0..1 scale, as in training.
-        std: the same.
-
-    Returns:
-        The folder.
+    Mean and std are one number per channel on the 0..1 scale, as in training. Other files in the folder stay.
 
     Raises:
         TypeError: if encoder or tokenizer cannot be built again.
@@ -101,11 +94,7 @@ def load_segmenter(folder: str | Path) -> Loaded[SegmentationModel]:
 
 
 def check_savable(encoder: FeatureEncoder, tokenizer: Tokenizer | None) -> None:
-    """Refuse what could not be saved once it is trained.
-
-    Raises:
-        TypeError: if encoder or tokenizer cannot be built again.
-    """
+    """Refuse by a ``TypeError`` what could not be saved once it is trained."""
     _describe(tokenizer)
     half = (0.5,) * encoder.channels
     with tempfile.TemporaryDirectory() as folder:

@@ -8,9 +8,9 @@ from jaxtyping import Float
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from ssl_blocks.data.pairs import IGNORED
 from ssl_blocks.evaluation.pyramid import FeaturePyramid
 
-IGNORED = 255  # value of mask pixels that belong to no class
 BINS = (1, 2, 3, 6)
 
 
@@ -72,11 +72,7 @@ class UPerHead(nn.Module):
 
 
 class SegmentationModel(nn.Module):
-    """A pyramid and a head: images in, one logit per class and pixel out.
-
-    Args:
-        pyramid: makes the maps.
-        head: from the maps to logits ``[B, K, height, width]``; has ``num_classes``.
+    """A pyramid, which makes maps, and a head, which classifies them: images in, one logit per class and pixel out.
 
     Examples:
         >>> from ssl_blocks.encoders import timm_vit

@@ -8,12 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of the images is this process's.
-
-    Args:
-        rank: number of the process, from 0.
-        world: how many there are.
-    """
+    """Which part of the images is this process's: its number, from 0, and how many there are."""
 
     rank: int = 0
     world: int = 1
@@ -40,12 +35,7 @@ def share_of_torchrun() -> Share:
 
 @contextmanager
 def connected(share: Share, device: str) -> Iterator[None]:
-    """Connect the processes while the block runs.
-
-    Args:
-        share: of this process.
-        device: of this process: ``"cpu"``, or a GPU such as ``"cuda:1"``.
-    """
+    """Connect the processes while the block runs; ``device`` is this process's, such as ``"cpu"`` or ``"cuda:1"``."""
     if share.world == 1:
         yield
         return

@@ -67,12 +67,7 @@ class Subject:
         return self.extractor.encoder
 
     def features(self, data: Labelled, share: Share | None = None) -> Features:
-        """Features of the images, made once and kept: a subject meets one data set.
-
-        Args:
-            data: images and labels.
-            share: which images are this process's; ``None`` means all.
-        """
+        """Features of the images, of this process's share of them, made once and kept: a subject meets one data set."""
         share = share or Share()
         if share not in self._kept:
             self._kept[share] = Features(*self._extract(data, share))
@@ -92,20 +87,12 @@ class Subject:
         return replace(self, extractor=replace(self.extractor, mean=tuple(mean), std=tuple(std)))
 
     def under(self, attention: Attention) -> "Subject":
-        """The same, encoding under a mask.
-
-        Raises:
-            ValueError: if its encoder takes none.
-        """
+        """The same, encoding under a mask; ``ValueError`` if its encoder takes none."""
         name = self.name if attention == "bidirectional" else f"{self.name}, {attention}"
         return replace(self, name=name, extractor=replace(self.extractor, attention=attention))
 
     def randomly(self, seed: int) -> "Subject":
-        """The same encoder with random weights.
-
-        Args:
-            seed: of the weights.
-        """
+        """The same encoder with random weights of a seed."""
         assert self.fresh is not None
         return replace(self, name=RANDOM, extractor=replace(self.extractor, encoder=self.fresh(seed)))
 

@@ -1,24 +1,21 @@
 """A choice among settings on images held out of train."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ssl_blocks.evaluation.protocol import Result
+
 
 @dataclass(frozen=True)
-class SweepScore:
-    """What a classifier reaches with the setting that did best on images held out of train.
+class SweepScore(Result):
+    """What a classifier reaches on the test images, 0..1, with the setting that did best on images held out of train.
 
-    Args:
-        accuracy: on the test images, 0..1.
-        chosen: the setting: a base learning rate, or the ``C`` of a logistic regression.
-        candidates: all settings.
-        validation: accuracy of each on the images held out, 0..1; empty where there was nothing to choose.
-        num_classes: of the head.
+    The setting is a base learning rate, or the ``C`` of a logistic regression; ``validation`` has each one's accuracy
+    on the images held out, and is empty where there was nothing to choose.
     """
 
     accuracy: float
@@ -27,17 +24,9 @@ class SweepScore:
     validation: tuple[float, ...]
     num_classes: int
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
-
 
 def check_candidates(name: str, candidates: Sequence[float], share: float) -> None:
-    """Refuse settings among which there is no choice to make.
-
-    Raises:
-        ValueError: if there are none, one is not above 0, or the share held out is not within (0, 1).
-    """
+    """Refuse settings among which there is no choice to make."""
     if len(candidates) == 0 or not all(c > 0 for c in candidates):
         raise ValueError(f"{name}={tuple(candidates)} must be at least one number, all above 0")
     if not 0 < share < 1:
@@ -45,18 +34,15 @@ def check_candidates(name: str, candidates: Sequence[float], share: float) -> No
 
 
 def hold_out(labels: Int[Tensor, " n"], share: float, generator: torch.Generator) -> Int[Tensor, " v"]:
-    """Draw a share of every class; a class of one image keeps it for training.
+    """Draw a share of every class, rounded and at least one image; a class of one image keeps it for training.
 
     Args:
         labels: ``[N]`` class indices.
-        share: of each class, rounded, at least one image.
+        share: of each class.
         generator: source of randomness on the CPU.
 
     Returns:
-        Places of the images that are held out, ascending.
-
-    Raises:
-        ValueError: if there is no class of at least two images.
+        Places of the images that are held out, ascending; ``ValueError`` if there are none.
 
     Examples:
         >>> labels = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 2])
@@ -72,3 +58,20 @@ def hold_out(labels: Int[Tensor, " n"], share: float, generator: torch.Generator
     if len(places) == 0:
         raise ValueError("a choice needs images to hold out, but every class has one image")
     return places
+
+
+def accuracy(predicted: Int[Tensor, " n"], labels: Int[Tensor, " n"], *, num_classes: int) -> float:
+    """Share of predicted classes that are the labels, 0..1, every image counting alike (micro).
+
+    Examples:
+        >>> import torch
+        >>> accuracy(torch.tensor([0, 1, 1, 1]), torch.tensor([0, 1, 0, 1]), num_classes=2)
+        0.75
+    """
+    # a heavy import, for one call at the end of a run
+    from torchmetrics.functional.classification import multiclass_accuracy
+
+    share = multiclass_accuracy(
+        predicted, labels.to(predicted.device), num_classes=num_classes, average="micro", validate_args=False
+    )
+    return float(share)

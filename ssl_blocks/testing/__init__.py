@@ -1,8 +1,7 @@
 """Checks for users' own parts, encoders and objectives."""
 
 from ssl_blocks.testing.draw_checks import check_partitioner, check_serializer
-from ssl_blocks.testing.encoder_case import EncoderError
-from ssl_blocks.testing.encoders import EncoderReport, check_token_encoder
+from ssl_blocks.testing.encoders import check_token_encoder
 from ssl_blocks.testing.leaks import LeakError, assert_no_leak
 from ssl_blocks.testing.mask_checks import check_mask_builder
 from ssl_blocks.testing.objective_checks import check_objective
@@ -11,8 +10,6 @@ from ssl_blocks.testing.role_case import RoleError, RoleReport
 from ssl_blocks.testing.target_checks import check_loss, check_target
 
 __all__ = [
-    "EncoderError",
-    "EncoderReport",
     "LeakError",
     "RoleError",
     "RoleReport",

@@ -15,7 +15,17 @@ from ssl_blocks.parts.partition import (
     TokenPartitioner,
 )
 from ssl_blocks.parts.serialize import Serializer
-from ssl_blocks.testing.role_case import Role, RoleReport, check_sampling, mapped, noise, rows_of, same, seeded
+from ssl_blocks.testing.role_case import (
+    Role,
+    RoleReport,
+    check_sampling,
+    check_undrawn,
+    mapped,
+    noise,
+    require_several,
+    rows_of,
+    seeded,
+)
 from ssl_blocks.values import Grid, Segments, Serialization, gather_tokens
 
 
@@ -39,11 +49,8 @@ def check_partitioner(
         images: what they are cut of, at least 2; plain noise by default. Give others where segments depend on them.
         looks: whether it looks at images in a way that an accelerator has to wait for, as superpixels on CPU do.
 
-    Returns:
-        What passed, and what did not apply.
-
     Raises:
-        RoleError: (an ``AssertionError``) naming the first promise that is broken.
+        RoleError: naming the first promise that is broken.
         ValueError: if there is only one image.
 
     Examples:
@@ -54,8 +61,7 @@ def check_partitioner(
     grid = Grid(8, 8) if grid is None else grid
     if images is None:
         images = noise(torch.device("cpu"), 3, 3, 4 * grid.height, 4 * grid.width)
-    if len(images) < 2:
-        raise ValueError(f"images={len(images)} of them must be at least 2, so that they can be told from each other")
+    require_several(len(images))
     role, device = Role("partitioner", partitioner), images.device
 
     def draw(some: Tensor, generator: torch.Generator | None = None) -> Any:
@@ -76,14 +82,7 @@ def check_partitioner(
             role.fail("a draw of its own for every image", "one that all images of a batch share")
 
     def alone() -> str | None:
-        generator = seeded(device)
-        state, together = generator.get_state(), draw(images, generator)
-        if not torch.equal(generator.get_state(), state):
-            return "segments are drawn at random"
-        for i in range(len(images)):
-            if not same(draw(images[i : i + 1]).levels, rows_of(together.levels, slice(i, i + 1), len(images))):
-                role.fail("an image alone to be cut as in a batch", f"other segments of image {i}")
-        return None
+        return check_undrawn(role, "cut", lambda g, _: draw(images, g).levels, lambda i: draw(images[i]).levels, images)
 
     return role.run({"segments": segments, "randomness": randomness, "images in a batch": alone})
 
@@ -112,11 +111,8 @@ def check_serializer(serializer: Serializer, *, segments: Sequence[Segments] | N
         segments: what is read; by default tokens, squares in two levels, subsets of several sizes, and blobs, some of
             which are empty.
 
-    Returns:
-        What passed, and what did not apply.
-
     Raises:
-        RoleError: (an ``AssertionError``) naming the first promise that is broken.
+        RoleError: naming the first promise that is broken.
 
     Examples:
         >>> from ssl_blocks import RandomSerializer
@@ -138,20 +134,21 @@ def check_serializer(serializer: Serializer, *, segments: Sequence[Segments] | N
 
         check_sampling(role, sample, given[0].levels[0].device, looks=False)
 
-    def alone() -> str | None:
-        for one in given:
-            generator = seeded(one.levels[0].device)
-            state, together = generator.get_state(), serializer(one, generator=generator)
-            if not torch.equal(generator.get_state(), state):
-                return "the order is drawn at random"
-            batch = len(one.levels[0])
-            for i in range(batch):
-                rows = slice(i, i + 1)
-                if not same(serializer(rows_of(one, rows, batch)), rows_of(together, rows, batch)):
-                    role.fail("an image alone to be read as in a batch", f"another order of image {i}")
-        return None
+    def alone(one: Segments) -> str | None:
+        ids = one.levels[0]
+        return check_undrawn(
+            role,
+            "order",
+            lambda generator, _: serializer(one, generator=generator),
+            lambda rows: serializer(rows_of(one, rows, len(ids))),
+            ids,
+        )
 
-    return role.run({"reading": reading, "randomness": randomness, "images in a batch": alone})
+    return role.run({
+        "reading": reading,
+        "randomness": randomness,
+        "images in a batch": lambda: next(filter(None, map(alone, given)), None),
+    })  # fmt: skip
 
 
 def some_segments(grid: Grid | None = None, batch: int = 3) -> list[Segments]:

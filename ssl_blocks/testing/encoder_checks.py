@@ -2,16 +2,79 @@
 
 import io
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssl_blocks.modes import modes_kept
-from ssl_blocks.testing.encoder_case import NUM_STEPS, Case, EncoderError
+from ssl_blocks.parts.tokenize import PatchTokenizer
+from ssl_blocks.testing.role_case import RoleError, apart
 from ssl_blocks.values import gather_tokens
 
+NUM_STEPS = 4  # segments of the causal masks
 _NOISE_TOLERANCE = 1e-6  # of the largest permitted move
+
+
+@dataclass(frozen=True)
+class Case:
+    """An encoder under test, and what is drawn for it."""
+
+    encoder: Any
+    model: nn.Module  # whatever modes and parameters belong to
+    native: Callable[[Tensor], Tensor] | None
+    images: Tensor
+    generator: torch.Generator | None
+    tolerance: float
+    has_positions: bool
+    compiles: bool
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of an image."""
+        num: int = self.encoder.grid.num_tokens
+        return num
+
+    def tokens(self) -> Float[Tensor, "b n d"]:
+        """Embedded images, as leaves."""
+        tokens: Tensor = self.encoder.embed(self.images)
+        return tokens.detach()
+
+    def tokenizer(self) -> PatchTokenizer:
+        """Cuts the images into the encoder's patches."""
+        height, width = self.images.shape[-2:]
+        patch, channels = self.encoder.patch, self.encoder.channels
+        return PatchTokenizer(image_size=(height, width), patch_size=patch, channels=channels)
+
+    def raster(self) -> Int[Tensor, "b n"]:
+        """Positions in raster order."""
+        return torch.arange(self.num_tokens, device=self.images.device).expand(len(self.images), -1)
+
+    def shuffled(self) -> Int[Tensor, "b n"]:
+        """Another order for every image."""
+        return self.noise(len(self.images), self.num_tokens).argsort(1)
+
+    def noise(self, *shape: int) -> Tensor:
+        """Plain noise, of the images' type."""
+        device = self.images.device if self.generator is None else self.generator.device
+        drawn = torch.randn(shape, generator=self.generator, device=device)
+        return drawn.to(self.images.device, self.images.dtype)
+
+    def steps(self) -> Int[Tensor, "b s"]:
+        """A random step of each token, other ones in every image; -1 for the prefix."""
+        of_rank = torch.arange(self.num_tokens, device=self.images.device) * NUM_STEPS // self.num_tokens
+        return F.pad(of_rank[self.shuffled()], (self.encoder.num_prefix, 0), value=-1)
+
+    def apart(self, found: Tensor, expected: Tensor) -> str | None:
+        """How two results differ by more than rounding."""
+        return apart(found, expected, self.tolerance)
+
+
+def _causal(step: Int[Tensor, "b s"]) -> Bool[Tensor, "b 1 s s"]:
+    return step[:, None, None, :] <= step[:, None, :, None]
 
 
 def _check_native(case: Case) -> str | None:
@@ -19,24 +82,18 @@ def _check_native(case: Case) -> str | None:
     encoded = encoder.encode(encoder.embed(case.images), case.raster())
     shape = (len(case.images), encoder.num_prefix + case.num_tokens, encoder.dim)
     if len(encoded.hidden) != encoder.depth:
-        raise EncoderError(f"encode gives {len(encoded.hidden)} hidden states, expected depth={encoder.depth}")
+        raise RoleError(f"encode gives {len(encoded.hidden)} hidden states, expected depth={encoder.depth}")
     for states in (encoded.input, *encoded.hidden, encoded.final):
         if tuple(states.shape) != shape:
-            raise EncoderError(f"encode gives states of shape {tuple(states.shape)}, expected [B, P + n, D] = {shape}")
-    if not case.close(encoder.norm(encoded.hidden[-1]), encoded.final):
-        raise EncoderError("final is not the last hidden state normalised by encoder.norm")
+            raise RoleError(f"encode gives states of shape {tuple(states.shape)}, expected [B, P + n, D] = {shape}")
+    if case.apart(encoder.norm(encoded.hidden[-1]), encoded.final):
+        raise RoleError("final is not the last hidden state normalised by encoder.norm")
     if case.native is None:
         return "no native output given"
-    expected = case.native(case.images)
-    if not case.close(encoded.final, expected):
-        raise EncoderError(f"encode does not reproduce the model's own output: {_difference(encoded.final, expected)}")
+    difference = case.apart(encoded.final, case.native(case.images))
+    if difference:
+        raise RoleError(f"encode does not reproduce the model's own output: {difference}")
     return None
-
-
-def _difference(found: Tensor, expected: Tensor) -> str:
-    if found.shape != expected.shape:
-        return f"shape {tuple(found.shape)}, expected {tuple(expected.shape)}"
-    return f"largest difference {float((found - expected).detach().abs().max()):.2g}"
 
 
 def _check_embedding(case: Case) -> None:
@@ -51,13 +108,11 @@ def _check_embedding(case: Case) -> None:
         moved = (after - before).detach().abs().amax(-1) > case.tolerance * whole.detach().abs().max()
         for image, position in (moved != changed).nonzero()[:1].tolist():
             does = "changes with pixels of other patches" if moved[image, position] else "does not see its own pixels"
-            raise EncoderError(f"embed of {name}: the token at position {position} of image {image} {does}")
+            raise RoleError(f"embed of {name}: the token at position {position} of image {image} {does}")
     order = case.shuffled()[:, : max(1, case.num_tokens // 2)]
     some = torch.stack([image[index] for image, index in zip(patches, order, strict=True)])
-    if not case.close(encoder.embed(patches), whole) or not case.close(
-        encoder.embed(some), gather_tokens(whole, order)
-    ):
-        raise EncoderError("images and their patches embed differently")
+    if case.apart(encoder.embed(patches), whole) or case.apart(encoder.embed(some), gather_tokens(whole, order)):
+        raise RoleError("images and their patches embed differently")
 
 
 def _check_input(case: Case) -> None:
@@ -68,7 +123,7 @@ def _check_input(case: Case) -> None:
     weighted = (entering * case.noise(*entering.shape))[:, rows]
     (felt,) = torch.autograd.grad(weighted.sum() + 0 * tokens.sum(), tokens)
     if not bool(((felt != 0).any(-1) == rows[case.encoder.num_prefix :]).all()):
-        raise EncoderError("input is not what enters the first block: a row must see its own token, and no other")
+        raise RoleError("input is not what enters the first block: a row must see its own token, and no other")
 
 
 def _check_features(case: Case) -> None:
@@ -78,8 +133,8 @@ def _check_features(case: Case) -> None:
     for name, pixels in (("images", case.images), ("patches", case.tokenizer()(case.images))):
         for how, mask in masks.items():
             final = encoder.encode(encoder.embed(case.images), case.raster(), *mask).final
-            if not case.close(encoder.features(pixels, *mask), final[:, encoder.num_prefix :].mean(1)):
-                raise EncoderError(f"features of {name}{how} are not the mean over normalised patch tokens")
+            if case.apart(encoder.features(pixels, *mask), final[:, encoder.num_prefix :].mean(1)):
+                raise RoleError(f"features of {name}{how} are not the mean over normalised patch tokens")
 
 
 def _check_order(case: Case) -> None:
@@ -88,9 +143,10 @@ def _check_order(case: Case) -> None:
         straight = encoder.encode(tokens, index).final
         permuted = encoder.encode(gather_tokens(tokens, order), None if index is None else order).final
         expected = torch.cat([straight[:, :p], gather_tokens(straight[:, p:], order)], dim=1)
-        if not case.close(permuted, expected):
-            raise EncoderError(
-                f"tokens in another order, {which}, give other outputs ({_difference(permuted, expected)}): are "
+        difference = case.apart(permuted, expected)
+        if difference:
+            raise RoleError(
+                f"tokens in another order, {which}, give other outputs ({difference}): are "
                 "positions looked up by index, or by place in the sequence?"
             )
 
@@ -105,10 +161,11 @@ def _check_subset(case: Case) -> None:
     mask = seen[:, None, None, :].expand(-1, 1, seen.shape[1], -1)
     masked = encoder.encode(tokens, case.raster(), mask).final
     expected = torch.cat([masked[:, :p], gather_tokens(masked[:, p:], index)], dim=1)
-    if not case.close(subset, expected):
-        raise EncoderError(
+    difference = case.apart(subset, expected)
+    if difference:
+        raise RoleError(
             f"a subset of tokens gives other outputs than the same tokens with all others hidden by the mask "
-            f"({_difference(subset, expected)})"
+            f"({difference})"
         )
 
 
@@ -120,14 +177,14 @@ def _check_positions(case: Case) -> None:
     for name, other in (("other positions", there), ("no positions (index=None)", nowhere)):
         same = bool((here == other).all())
         if same and case.has_positions:
-            raise EncoderError(f"{name} give the same output: does encode use its index?")
-        if not case.close(here, other) and not case.has_positions:
-            raise EncoderError(f"{name} give another output, though has_positions=False")
+            raise RoleError(f"{name} give the same output: does encode use its index?")
+        if case.apart(here, other) and not case.has_positions:
+            raise RoleError(f"{name} give another output, though has_positions=False")
 
 
 def _check_masks(case: Case) -> None:
     step = case.steps()
-    mask = (step[:, None, None, :] <= step[:, None, :, None]).detach()
+    mask = _causal(step)
     tokens = case.tokens().requires_grad_()
     p = case.encoder.num_prefix
     final = case.encoder.encode(tokens, case.raster(), mask).final
@@ -148,12 +205,12 @@ def _judge(case: Case, felt: Float[Tensor, "b n"], step: Int[Tensor, "b n"], ima
     who = f"by gradient: {_rows(now)} of image {image}"
     for other in (felt != 0).any(1).nonzero().flatten().tolist():
         if other != image:
-            raise EncoderError(f"{who} see tokens of image {other} in the same batch")
+            raise RoleError(f"{who} see tokens of image {other} in the same batch")
     may = step[image] <= now
     for position in ((felt[image] != 0) & ~may).nonzero().flatten()[:1].tolist():
-        raise EncoderError(f"{who} see position {position}, which the mask hides: is the mask used as it is given?")
+        raise RoleError(f"{who} see position {position}, which the mask hides: is the mask used as it is given?")
     for position in ((felt[image] == 0) & may).nonzero().flatten()[:1].tolist():
-        raise EncoderError(f"{who} do not see position {position}, which the mask lets them see")
+        raise RoleError(f"{who} do not see position {position}, which the mask lets them see")
 
 
 def _rows(step: int) -> str:
@@ -172,7 +229,7 @@ def _check_noise(case: Case, mask: Bool[Tensor, "b 1 s s"], step: Int[Tensor, "b
         moved = (_run(case, tokens + noise * changed[..., None], mask, training) - before).abs().amax(-1)
         leak = ~may_move & (moved > _NOISE_TOLERANCE * moved.max())
         for image, row in leak.nonzero()[:1].tolist():
-            raise EncoderError(
+            raise RoleError(
                 f"by noise{when}: {_rows(int(step[image, row]))} of image {image} change with {name}, which the mask "
                 "or the batch keeps apart"
             )
@@ -183,17 +240,17 @@ def _run(case: Case, tokens: Tensor, mask: Tensor | None, training: bool) -> Ten
     """Encode with the same dropout in every call."""
     with torch.random.fork_rng(devices=[tokens.device] if tokens.device.type == "cuda" else []):
         torch.manual_seed(0)
-        with modes_kept(case.model(), training=training):
+        with modes_kept(case.model, training=training):
             final: Tensor = case.encoder.encode(tokens, case.raster(), mask).final
     return final
 
 
 def _check_state(case: Case) -> None:
     module, encoder = case.encoder.module, case.encoder
-    outside = {id(p) for p in case.parameters.values()} - {id(p) for p in module.parameters()}
+    inside = {id(p) for p in module.parameters()}
+    outside = sorted(name for name, p in case.model.named_parameters() if id(p) not in inside)
     if outside:
-        names = sorted(name for name, p in case.parameters.items() if id(p) in outside)
-        raise EncoderError(f"parameters outside encoder.module would not be exported: {', '.join(names)}")
+        raise RoleError(f"parameters outside encoder.module would not be exported: {', '.join(outside)}")
     before = encoder.features(case.images).detach()
     saved = io.BytesIO()
     torch.save(module.state_dict(), saved)
@@ -201,14 +258,14 @@ def _check_state(case: Case) -> None:
         for parameter in module.parameters():
             parameter.add_(case.noise(*parameter.shape).to(parameter.dtype) * 0.1)
     if torch.equal(encoder.features(case.images), before):
-        raise EncoderError("features do not change with the weights of encoder.module: do they come from a copy?")
+        raise RoleError("features do not change with the weights of encoder.module: do they come from a copy?")
     saved.seek(0)
     try:
         module.load_state_dict(torch.load(saved, weights_only=True), strict=True)
     except RuntimeError as error:
-        raise EncoderError(f"encoder.module does not load its own state_dict strictly: {error}") from error
+        raise RoleError(f"encoder.module does not load its own state_dict strictly: {error}") from error
     if not torch.equal(encoder.features(case.images), before):
-        raise EncoderError("features differ after encoder.module has loaded the state_dict that it had saved")
+        raise RoleError("features differ after encoder.module has loaded the state_dict that it had saved")
 
 
 def _check_checkpointing(case: Case) -> str | None:
@@ -217,9 +274,8 @@ def _check_checkpointing(case: Case) -> str | None:
         return "the encoder has no set_grad_checkpointing"
     was, found = bool(getattr(encoder, "grad_checkpointing", False)), []
     step = case.steps()
-    mask = step[:, None, None, :] <= step[:, None, :, None]
-    weights = case.noise(len(case.images), step.shape[1], encoder.dim)
-    wanted = {name: parameter for name, parameter in case.parameters.items() if parameter.requires_grad}
+    mask, weights = _causal(step), case.noise(*step.shape, encoder.dim)
+    wanted = {name: parameter for name, parameter in case.model.named_parameters() if parameter.requires_grad}
     try:
         for enable in (False, True):
             encoder.set_grad_checkpointing(enable)
@@ -228,29 +284,28 @@ def _check_checkpointing(case: Case) -> str | None:
     finally:
         encoder.set_grad_checkpointing(was)
     for name, plain, recomputed in zip(wanted, *found, strict=True):
-        if (plain is None) != (recomputed is None) or (plain is not None and not case.close(recomputed, plain)):
-            raise EncoderError(f"gradient checkpointing changes the gradient of {name} under a mask")
+        if (plain is None) != (recomputed is None) or (plain is not None and case.apart(recomputed, plain)):
+            raise RoleError(f"gradient checkpointing changes the gradient of {name} under a mask")
     return None
 
 
 def _check_compilation(case: Case) -> str | None:
     if not case.compiles:
         return "not asked for"
-    encoder, step = case.encoder, case.steps()
-    mask = step[:, None, None, :] <= step[:, None, :, None]
+    encoder = case.encoder
 
     def run(images: Tensor, index: Tensor, mask: Tensor) -> Tensor:
         final: Tensor = encoder.encode(encoder.embed(images), index, mask).final
         return final
 
-    arguments = (case.images, case.raster(), mask)
+    arguments = (case.images, case.raster(), _causal(case.steps()))
     try:
         compiled = torch.compile(run, fullgraph=True, backend="eager")(*arguments)
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
-        raise EncoderError(f"embed and encode do not compile in one graph: {reason}") from error
-    if not case.close(compiled, run(*arguments)):
-        raise EncoderError("embed and encode give another output when compiled")
+        raise RoleError(f"embed and encode do not compile in one graph: {reason}") from error
+    if case.apart(compiled, run(*arguments)):
+        raise RoleError("embed and encode give another output when compiled")
     return None
 
 

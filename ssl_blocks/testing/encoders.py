@@ -1,8 +1,8 @@
 """A check for any token encoder: does it compute what its model computes, and see only what the mask lets it see?"""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,21 +11,8 @@ from torch import Tensor, nn
 
 from ssl_blocks.encoders import TokenEncoder
 from ssl_blocks.modes import modes_kept
-from ssl_blocks.testing.encoder_case import Case, EncoderError
-from ssl_blocks.testing.encoder_checks import CHECKS
-
-
-@dataclass(frozen=True)
-class EncoderReport:
-    """What a check of an encoder found to hold, and what did not apply to it.
-
-    Attributes:
-        passed: names of the checks that passed, in order.
-        not_applicable: name of each check that was left out, and why.
-    """
-
-    passed: tuple[str, ...]
-    not_applicable: Mapping[str, str]
+from ssl_blocks.testing.encoder_checks import CHECKS, Case
+from ssl_blocks.testing.role_case import Role, RoleError, RoleReport, noise, shake
 
 
 def check_token_encoder(
@@ -37,7 +24,7 @@ def check_token_encoder(
     batch: int = 2,
     generator: torch.Generator | None = None,
     tolerance: float = 1e-4,
-) -> EncoderReport:
+) -> RoleReport:
     """Prove that an encoder keeps the promises of ``TokenEncoder``, on which every objective relies.
 
     Weights are shaken by noise meanwhile, since zeros, ones and small scales at the start hide what is left out;
@@ -62,11 +49,8 @@ def check_token_encoder(
         generator: source of randomness; ``None`` uses torch's default.
         tolerance: largest difference relative to the largest value, where rounding may differ.
 
-    Returns:
-        What passed, and what did not apply.
-
     Raises:
-        EncoderError: (an ``AssertionError``) naming the first promise that is broken.
+        RoleError: naming the first promise that is broken.
         ValueError: if ``batch`` is less than 2.
 
     Examples:
@@ -80,39 +64,23 @@ def check_token_encoder(
         raise ValueError(f"batch={batch} must be at least 2, so that images can be told from each other")
     _check_members(encoder)
     model = encoder if isinstance(encoder, nn.Module) else encoder.module
-    passed, left_out = ["members"], {}
-    with ExitStack() as stack:
-        reference = next(model.parameters())
-        devices = [reference.device] if reference.device.type == "cuda" else []
-        stack.enter_context(torch.random.fork_rng(devices=devices))
-        stack.enter_context(modes_kept(model, training=False))
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(torch.autocast(reference.device.type, enabled=False))
-        size = (encoder.grid.height * encoder.patch[0], encoder.grid.width * encoder.patch[1])
-        images = torch.empty(batch, encoder.channels, *size, device=reference.device, dtype=reference.dtype)
-        native = native or getattr(encoder, "native", None)
-        case = Case(encoder, native, images, generator, tolerance, has_positions, compiles)
-        images.copy_(case.noise(*images.shape))
-        stack.enter_context(_shaken(case, model))
-        for name, check in CHECKS.items():
-            reason = check(case)
-            if reason is None:
-                passed.append(name)
-            else:
-                left_out[name] = reason
-    return EncoderReport(tuple(passed), left_out)
+    weight = next(model.parameters())
+    size = (encoder.grid.height * encoder.patch[0], encoder.grid.width * encoder.patch[1])
+    images = noise(weight.device, batch, encoder.channels, *size, dtype=weight.dtype)
+    native = native or getattr(encoder, "native", None)
+    case = Case(encoder, model, native, images, generator, tolerance, has_positions, compiles)
+    checks: dict[str, Callable[[], str | None]] = {"members": lambda: None}
+    checks |= {name: partial(check, case) for name, check in CHECKS.items()}
+    with modes_kept(model, training=False), torch.autocast(weight.device.type, enabled=False), _shaken(model):
+        return Role("encoder", encoder).run(checks)
 
 
 @contextmanager
-def _shaken(case: Case, model: nn.Module) -> Iterator[None]:
-    """Move every weight by noise that suits its size, and put all weights and buffers back."""
+def _shaken(model: nn.Module) -> Iterator[None]:
+    """Move every weight, and put all weights and buffers back."""
     kept = [(tensor, tensor.detach().clone()) for tensor in (*model.parameters(), *model.buffers())]
     try:
-        with torch.no_grad():
-            for parameter in case.parameters.values():
-                matrix = parameter.ndim in (2, 4)
-                fan_in = max(1, parameter[0].numel()) if matrix else 1
-                parameter.add_(case.noise(*parameter.shape).to(parameter.dtype) * 0.2 * fan_in**-0.5)
+        shake(model)
         yield
     finally:
         with torch.no_grad():
@@ -125,6 +93,6 @@ def _check_members(encoder: Any) -> None:
     members = ("module", "norm", *sizes, "embed", "encode", "features")
     missing = [name for name in members if not hasattr(encoder, name)]
     if missing:
-        raise EncoderError(f"{type(encoder).__name__} lacks {', '.join(missing)}")
+        raise RoleError(f"{type(encoder).__name__} lacks {', '.join(missing)}")
     if not isinstance(encoder.module, nn.Module):
-        raise EncoderError(f"encoder.module is a {type(encoder.module).__name__}, expected the model (nn.Module)")
+        raise RoleError(f"encoder.module is a {type(encoder.module).__name__}, expected the model (nn.Module)")

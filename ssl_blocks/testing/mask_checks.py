@@ -34,11 +34,8 @@ def check_mask_builder(mask: MaskBuilder, *, serializations: Sequence[Serializat
         mask: the mask builder.
         serializations: what masks are built for; by default tokens one by one, squares, subsets and blobs.
 
-    Returns:
-        What passed, and what did not apply.
-
     Raises:
-        RoleError: (an ``AssertionError``) naming the first promise that is broken.
+        RoleError: naming the first promise that is broken.
 
     Examples:
         >>> from ssl_blocks import SegmentCausalMask

@@ -15,10 +15,10 @@ from ssl_blocks.objectives.objective import Objective
 from ssl_blocks.testing.role_case import (
     Role,
     RoleReport,
-    apart,
     check_sampling,
     default_state,
     mapped,
+    require_several,
     rows_of,
     same,
     seeded,
@@ -55,11 +55,8 @@ def check_objective(
         compiles: also compile ``forward`` in one graph (``backend="eager"``), which is slow.
         tolerance: largest difference relative to the largest value, where rounding may differ.
 
-    Returns:
-        What passed, and what did not apply.
-
     Raises:
-        RoleError: (an ``AssertionError``) naming the first promise that is broken.
+        RoleError: naming the first promise that is broken.
         ValueError: if there is only one image.
 
     Examples:
@@ -70,8 +67,7 @@ def check_objective(
         {'compilation': 'not asked for'}
     """
     role, batch = Role("objective", objective), images.batch if isinstance(images, Views) else len(images)
-    if batch < 2:
-        raise ValueError(f"images={batch} of them must be at least 2, so that they can be told from each other")
+    require_several(batch)
     device = images.images[0].device if isinstance(images, Views) else images.device
     own = copy.deepcopy(objective).eval()
     shake(own)
@@ -169,23 +165,18 @@ class _Case:
         together = self.objective(self.images, self.draw())
         for i, out in enumerate(self.singles()):
             for name in ("predictions", "targets", "index", "step", "is_target"):
-                difference = apart(getattr(out, name), getattr(together, name)[i : i + 1], self.tolerance)
-                if difference:
-                    self.role.fail(
-                        f"{name} of an image alone as in a batch (or whole_batch=True)", f"{difference} in image {i}"
-                    )
+                expected = f"{name} of an image alone as in a batch (or whole_batch=True)"
+                found, wanted = getattr(out, name), getattr(together, name)[i : i + 1]
+                self.role.expect_equal(expected, found, wanted, self.tolerance, f" in image {i}")
 
     def check_count(self) -> None:
         together, singles = self.objective(self.images, self.draw()), self.singles()
         parts = [out.divisor.item() for out in singles]
         if abs(sum(parts) - together.divisor.item()) > self.tolerance * together.divisor.item():
             self.role.fail(f"the divisor to be the sum of the images', {parts}", together.divisor.item())
-        expected = torch.stack([out.loss * out.divisor for out in singles]).sum() / together.divisor
-        difference = apart(together.loss, expected.to(together.loss.dtype), self.tolerance)
-        if difference:
-            self.role.fail(
-                "the loss to be a sum over images divided by output.count (None: the rows that count)", difference
-            )
+        expected = "the loss to be a sum over images divided by output.count (None: the rows that count)"
+        wanted = torch.stack([out.loss * out.divisor for out in singles]).sum() / together.divisor
+        self.role.expect_equal(expected, together.loss, wanted.to(together.loss.dtype), self.tolerance)
 
     def check_gradients(self) -> None:
         wanted = {name: p for name, p in self.objective.named_parameters() if p.requires_grad}
@@ -230,9 +221,7 @@ class _Case:
             found = compiled(self.images, draw).loss
         except Exception as error:
             self.role.fail("forward to compile in one graph", str(error).strip().partition("\n")[0])
-        difference = apart(found, expected, self.tolerance)
-        if difference:
-            self.role.fail("the same loss when compiled", difference)
+        self.role.expect_equal("the same loss when compiled", found, expected, self.tolerance)
 
 
 def _count(part: Any, hook: str, calls: dict[tuple[str, str], int], key: tuple[str, str]) -> None:

@@ -45,11 +45,8 @@ def check_reader(
         has_positions: ``False`` expects that the place of a query does not matter.
         tolerance: largest difference relative to the largest value, where rounding may differ.
 
-    Returns:
-        What passed, and what did not apply.
-
     Raises:
-        RoleError: (an ``AssertionError``) naming the first promise that is broken.
+        RoleError: naming the first promise that is broken.
 
     Examples:
         >>> import ssl_blocks as sb
@@ -59,10 +56,9 @@ def check_reader(
     """
     role = Role("reader", reader)
     reader, encoder = copy.deepcopy((reader, encoder))
-    for part in (reader, encoder):
-        if isinstance(part, nn.Module):
-            part.eval()
-    for module in _modules(reader, encoder):
+    parts = (reader, encoder if isinstance(encoder, nn.Module) else encoder.module)
+    for module in (part for part in parts if isinstance(part, nn.Module)):
+        module.eval()
         shake(module)
     mask = SegmentCausalMask() if mask is None else mask
     partitioner = SubsetPartitioner(hidden=(0.25, 0.5)) if partitioner is None else partitioner
@@ -77,12 +73,6 @@ def check_reader(
         "images in a batch": case.check_alone,
         "gradients": case.check_gradients,
     })  # fmt: skip
-
-
-def _modules(reader: Any, encoder: Any) -> list[nn.Module]:
-    """What has weights, each once."""
-    parts = (reader, encoder if isinstance(encoder, nn.Module) else encoder.module)
-    return [part for part in parts if isinstance(part, nn.Module)]
 
 
 def _prepare(
@@ -140,16 +130,13 @@ class _Case:
         return out
 
     def expect(self, expected: str, found: Tensor, wanted: Tensor) -> None:
-        difference = apart(found, wanted, self.tolerance)
-        if difference:
-            self.role.fail(expected, difference)
+        self.role.expect_equal(expected, found, wanted, self.tolerance)
 
     def check_output(self) -> None:
         given = self.inputs()
         out = self.read(given)
         self.role.expect_shape("predictions [B, t, dim]", out, (*given.query_index.shape, self.reader.dim), None)
-        if not bool(out.isfinite().all()):
-            self.role.fail("finite predictions", "others")
+        self.role.expect_finite("predictions", out)
         self.expect("the same predictions in a second call", self.read(given), out)
 
     def check_queries(self) -> None:

@@ -66,6 +66,17 @@ class Role:
             if isinstance(leaf, Tensor) and leaf.device.type != device.type:
                 self.fail(f"{what} on the images' device, {device.type}", f"{name or 'a tensor'} on {leaf.device.type}")
 
+    def expect_equal(self, expected: str, found: Tensor, wanted: Tensor, tolerance: float, where: str = "") -> None:
+        """Two results that are equal but for rounding."""
+        difference = apart(found, wanted, tolerance)
+        if difference:
+            self.fail(expected, difference + where)
+
+    def expect_finite(self, what: str, found: Tensor) -> None:
+        """No NaN, and nothing infinite."""
+        if not bool(found.isfinite().all()):
+            self.fail(f"finite {what}", "others")
+
     def expect_gradients(self, gradients: Mapping[str, Tensor | None]) -> None:
         """A gradient other than zero for every parameter."""
         missing = [name for name, g in gradients.items() if g is None or not bool((g != 0).any())]
@@ -101,6 +112,19 @@ def check_sampling(role: Role, sample: Sample, device: torch.device, *, looks: b
     return draws
 
 
+def check_undrawn(role: Role, what: str, sample: Sample, alone: Callable[[slice], Any], one: Tensor) -> str | None:
+    """Where ``sample`` draws nothing, see that an image alone comes out as in the batch that ``one`` is of."""
+    generator = seeded(one.device)
+    state, together = generator.get_state(), sample(generator, one.device)
+    if not torch.equal(generator.get_state(), state):
+        return f"the {what} is drawn at random"
+    for i in range(len(one)):
+        rows = slice(i, i + 1)
+        if not same(alone(rows), rows_of(together, rows, len(one))):
+            role.fail(f"an image alone to have the {what} that it has in a batch", f"another {what} of image {i}")
+    return None
+
+
 def _check_foreign(role: Role, sample: Sample, device: torch.device) -> None:
     other = torch.device("meta") if device.type == "cpu" else device
     try:
@@ -121,6 +145,12 @@ def _check_meta(role: Role, sample: Sample) -> None:
         reason = str(error).strip().partition("\n")[0]
         role.fail("a draw without a look at data, which an accelerator waits for (or looks=True)", reason)
     role.expect_device("a draw", found, meta)
+
+
+def require_several(num_images: int) -> None:
+    """Refuse a single image, which no other could be told from."""
+    if num_images < 2:
+        raise ValueError(f"images={num_images} of them must be at least 2, so that they can be told from each other")
 
 
 def seeded(device: torch.device, seed: int = 0) -> torch.Generator:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ssl_blocks.parts.loss import Loss
 from ssl_blocks.parts.target import Target
-from ssl_blocks.testing.role_case import Role, RoleReport, apart, default_state, noise, same
+from ssl_blocks.testing.role_case import Role, RoleReport, apart, default_state, noise, require_several, same
 from ssl_blocks.values import Grid
 
 
@@ -27,11 +27,8 @@ def check_target(
         grid: the tokens' grid, ``N`` cells.
         tolerance: largest difference relative to the largest value, where rounding may differ.
 
-    Returns:
-        What passed, and what did not apply.
-
     Raises:
-        RoleError: (an ``AssertionError``) naming the first promise that is broken.
+        RoleError: naming the first promise that is broken.
         ValueError: if there is only one image.
 
     Examples:
@@ -40,8 +37,7 @@ def check_target(
         >>> check_target(target, torch.rand(2, 3, 8, 8), sb.Grid(4, 4)).passed
         ('values', 'determinism', 'images in a batch', 'gradients', 'pictures')
     """
-    if len(images) < 2:
-        raise ValueError(f"images={len(images)} of them must be at least 2, so that they can be told from each other")
+    require_several(len(images))
     role, target = Role("target", target), copy.deepcopy(target)
     if isinstance(target, nn.Module):
         target.eval()
@@ -51,8 +47,7 @@ def check_target(
         found = target(images)
         role.expect_shape("values [B, N, dim]", found, (len(images), grid.num_tokens, target.dim))
         role.expect_device("values", found, images.device)
-        if not bool(found.isfinite().all()):
-            role.fail("finite values", "others")
+        role.expect_finite("values", found)
         if not torch.equal(before, images):
             role.fail("images as they were", "changed ones")
 
@@ -71,9 +66,8 @@ def check_target(
     def alone() -> None:
         together = target(images)
         for i in range(len(images)):
-            difference = apart(target(images[i : i + 1]), together[i : i + 1], tolerance)
-            if difference:
-                role.fail("an image alone to have the values that it has in a batch", f"{difference} in image {i}")
+            expected, rows = "an image alone to have the values that it has in a batch", slice(i, i + 1)
+            role.expect_equal(expected, target(images[rows]), together[rows], tolerance, f" in image {i}")
 
     def gradients() -> None:
         if target(images.detach()).requires_grad:
@@ -87,8 +81,7 @@ def check_target(
         for predictions in (target(images), noise(images.device, *shape, dtype=images.dtype)):
             found = to_pixels(predictions, images)
             role.expect_shape("pictures of the images' size", found, tuple(images.shape))
-            if not bool(found.isfinite().all()):
-                role.fail("finite pictures", "others")
+            role.expect_finite("pictures", found)
         return None
 
     return role.run({
@@ -112,11 +105,8 @@ def check_loss(loss: Loss, *, dim: int = 5, tolerance: float = 1e-5) -> RoleRepo
         dim: values of a prediction.
         tolerance: largest difference relative to the loss.
 
-    Returns:
-        What passed, and what did not apply.
-
     Raises:
-        RoleError: (an ``AssertionError``) naming the first promise that is broken.
+        RoleError: naming the first promise that is broken.
 
     Examples:
         >>> from ssl_blocks import predicted_l1
@@ -134,9 +124,7 @@ def check_loss(loss: Loss, *, dim: int = 5, tolerance: float = 1e-5) -> RoleRepo
         parts = [loss(predictions[i : i + 1], targets[i : i + 1], is_target[i : i + 1]) for i in range(3)]
         counts = is_target.sum(1)
         expected = torch.stack([part * count for part, count in zip(parts, counts, strict=True)]).sum() / counts.sum()
-        difference = apart(whole, expected, tolerance)
-        if difference:
-            role.fail("the mean over all rows of the batch that count", difference)
+        role.expect_equal("the mean over all rows of the batch that count", whole, expected, tolerance)
 
     def others() -> None:
         hole = torch.where(is_target[..., None], 0.0, torch.nan)

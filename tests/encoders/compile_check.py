@@ -6,7 +6,7 @@ Run by tests/compile_check.py, in a process of its own: shape checks on every ca
 import torch
 
 from ssl_blocks.encoders import TimmViT
-from ssl_blocks.testing import EncoderError, check_token_encoder
+from ssl_blocks.testing import RoleError, check_token_encoder
 from tests.encoders.families import FAMILIES, TABLE, causal, family, images_for, raster
 
 
@@ -40,7 +40,7 @@ def complaint():
     torch.compiler.reset()
     try:
         check_token_encoder(Breaking(FAMILIES["timm ViT"]().module), compiles=True)
-    except EncoderError as error:
+    except RoleError as error:
         return str(error)
     return ""
 

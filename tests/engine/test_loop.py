@@ -40,7 +40,7 @@ def test_two_processes_take_the_parts_that_one_accumulates() -> None:
     assert one[1::2] == two[1]
     assert [(step, part) for _, step, part in one] == [(step, part) for step in range(12) for part in range(2)]
     assert places(first_step=5) == places()[5:]
-    with pytest.raises(ValueError, match="a batch of 4 images must be a multiple of processes x accumulate = 3 x 1"):
+    with pytest.raises(ValueError, match="batch_size=4 must be a multiple of world_size x accumulate = 3 x 1"):
         places(world_size=3)
 
 
@@ -97,11 +97,12 @@ def test_every_process_step_and_part_draws_for_itself(monkeypatch: pytest.Monkey
         task = Weighed(accumulate=2)
         loop = Loop(task, world_size=2)
         with torch.random.fork_rng(devices=[]):
-            for number, batch in enumerate(list(task.batches(portion(rank=rank, world_size=1)))[:2]):
+            for number, batch in enumerate(list(task.batches(portion()))[:2]):
                 loop.training_step(batch, number)
         found += task.moments
     assert [(step, part) for step, part, _, _ in found] == [(0, 0), (0, 2), (0, 1), (0, 3)]
     assert len({seed for _, _, seed, _ in found}) == len({draw for *_, draw in found}) == 4
+    monkeypatch.undo()
     task = Weighed()
     train(task, Machine())
     assert len({seed for _, _, seed, _ in task.moments}) == len({draw for *_, draw in task.moments}) == 6

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pretrain.small import config
-from tests.pretrain.small import prepare as prepare_run
+from tests.pretrain.small import config, prepare as prepare_run
 
 SHORT = (
     "--trainer.score=true",

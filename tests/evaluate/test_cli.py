@@ -18,15 +18,12 @@ from ssl_blocks.evaluation import (
     FinetuneSettings,
     LinearSettings,
     RawPixels,
-    SegmentationTraining,
     fewshot_probe,
     finetune_encoder,
     knn_accuracy,
     linear_probe,
     logistic_probe,
 )
-from ssl_blocks.evaluation.protocols.finetune import Finetune
-from ssl_blocks.evaluation.protocols.segment import Segment
 
 pytestmark = pytest.mark.process  # takes long
 
@@ -219,11 +216,6 @@ def test_the_logistic_probe_and_augmented_images_are_options(run: Path) -> None:
     assert by_name(first)["run"]["probe"]["accuracy"] == pytest.approx(by_hand.accuracy)
     assert by_name(second)["run"]["probe"]["candidates"] == pytest.approx(list(LinearSettings().rates(200)))
     assert by_name(first)["run"]["probe"] != by_name(second)["run"]["probe"]
-
-
-def test_options_have_the_defaults_of_the_protocols() -> None:
-    assert Finetune().training == FinetuneSettings()
-    assert Segment().training == SegmentationTraining()
 
 
 def test_a_run_tells_its_data_and_seed(run: Path) -> None:

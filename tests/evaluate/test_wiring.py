@@ -10,22 +10,13 @@ from pydantic import Field
 
 from ssl_blocks import encoders
 from ssl_blocks.cli.arguments import list_options
-from ssl_blocks.data import ImageSplit, load
+from ssl_blocks.data import ImageSplit, SegmentationData, ShapeImages, load
 from ssl_blocks.encoders import export_encoder
 from ssl_blocks.engine.settings import StrictModel
 from ssl_blocks.evaluate.cli import Wish, configure, read_wish
 from ssl_blocks.evaluate.config import config_class
 from ssl_blocks.evaluate.run import run as run_wish
-from ssl_blocks.evaluation import (
-    PROTOCOLS,
-    Extractor,
-    Labelled,
-    Protocol,
-    Score,
-    SegmentationData,
-    ShapeImages,
-    Subject,
-)
+from ssl_blocks.evaluation import PROTOCOLS, Extractor, Labelled, Protocol, Score, Subject
 from ssl_blocks.evaluation.protocols.fewshot import FewshotFinetune, FewshotSettings
 from tests.evaluate.test_cli import CPU
 

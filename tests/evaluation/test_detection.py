@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ssl_blocks import encoders
-from ssl_blocks.evaluation import FeaturePyramid, ShapeImages, mask_rcnn
+from ssl_blocks.data import ShapeImages
+from ssl_blocks.evaluation import FeaturePyramid, mask_rcnn
 
 STATISTICS: dict[str, Any] = {"mean": (0.45,) * 3, "std": (0.2,) * 3}
 SMALL: dict[str, Any] = {"rpn_post_nms_top_n_train": 50, "box_batch_size_per_image": 16}

@@ -10,8 +10,7 @@ from torch import Tensor
 from ssl_blocks import encoders
 from ssl_blocks.data import ImageSplit
 from ssl_blocks.evaluation import Extractor, Labelled, LinearSettings, SweepScore, augmented_linear_probe, linear_probe
-from ssl_blocks.evaluation.linear import _Probe
-from ssl_blocks.evaluation.linear_heads import LinearHeads, head_loss, lars
+from ssl_blocks.evaluation.linear import LinearHeads, _Probe, head_loss, lars
 from ssl_blocks.evaluation.sweep import hold_out
 from tests.reference import lars_step, normalised_columns, warm_cosine
 

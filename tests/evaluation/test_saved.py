@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from ssl_blocks.evaluation import (
 from ssl_blocks.evaluation.dense import SegmentationTask
 from ssl_blocks.evaluation.finetune import FinetuneTask
 from tests.evaluation import test_dense as dense
-from tests.evaluation.test_finetune import STATISTICS, bright_and_dark, tiny
+from tests.evaluation.test_finetune import STATISTICS, bright_and_dark, replace, tiny
 from tests.evaluation.test_layers import Plain
 
 pytestmark = pytest.mark.process  # takes long
@@ -104,7 +103,7 @@ def test_interrupted_training_ends_in_the_same_bits(
         patch.setattr(task, "loss", None)
         again = run(folder=tmp_path / "cut", resume=True)
     assert getattr(again, "score", again) == scores[0]
-    more = {"settings": replace(SETTINGS, seed=1)} if run is finetune else {"seed": 1}
+    more = {"seed": 1}
     with pytest.raises(ValueError, match=r"must be gone on with as it began, but now seed=1 \(the run has 0\)"):
         run(folder=tmp_path / "cut", resume=True, **more)
 
@@ -169,17 +168,17 @@ OTHER = {
     "cutmix": 0.0,
     "fresh_norm": True,
     "train_fixed": False,
-    "seed": 1,
 }
 
 
 def test_every_setting_of_fine_tuning_reaches_it() -> None:
-    assert {field.name for field in fields(FinetuneSettings)} == {*OTHER, "num_workers"}
+    assert set(FinetuneSettings.model_fields) == {*OTHER, "num_workers"}
     base = replace(SETTINGS, epochs=3, batch_size=8)
     expected = nn.utils.parameters_to_vector(finetune(settings=base).model.parameters())
     for name, value in OTHER.items():
         found = nn.utils.parameters_to_vector(finetune(settings=replace(base, **{name: value})).model.parameters())
         assert len(found) != len(expected) or not torch.equal(found, expected), name
+    assert not torch.equal(nn.utils.parameters_to_vector(finetune(settings=base, seed=1).model.parameters()), expected)
     found = nn.utils.parameters_to_vector(finetune(settings=replace(base, num_workers=1)).model.parameters())
     assert torch.equal(found, expected)
 

@@ -3,8 +3,7 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from torch import nn
 
 import ssl_blocks.parts.attention

@@ -1,7 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from ssl_blocks import predicted_cross_entropy, predicted_mse
 from tests.reference import cross_entropy, mean_squared_error

@@ -2,8 +2,7 @@ import dataclasses
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from ssl_blocks import BlobPartitioner, Grid, RandomSerializer, SegmentCausalMask, Serialization
 from ssl_blocks.parts import MaskBuilder

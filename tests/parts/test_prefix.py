@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 import ssl_blocks as sb
 from ssl_blocks.testing import LeakError, assert_no_leak

@@ -1,8 +1,7 @@
 import pytest
 import torch
 import torchvision.transforms.v2.functional as transforms
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from ssl_blocks import PatchTokenizer, PixelTarget, PositionTarget
 from ssl_blocks.parts import Target

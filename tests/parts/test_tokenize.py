@@ -2,8 +2,7 @@ import re
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from ssl_blocks import Grid, PatchTokenizer
 from ssl_blocks.parts import Tokenizer

@@ -17,8 +17,7 @@ from ssl_blocks import (
     SquarePartitioner,
 )
 from ssl_blocks.data import RandomResizedCropFlip
-from ssl_blocks.engine import CroppedDataConfig, Machine, OptimizerConfig, TrainerConfig
-from ssl_blocks.engine import fit as engine
+from ssl_blocks.engine import CroppedDataConfig, Machine, OptimizerConfig, TrainerConfig, fit as engine
 from ssl_blocks.engine.loop import Loop
 from ssl_blocks.engine.progress import RichRunProgress
 from ssl_blocks.pretrain import PretrainModule, RunConfig

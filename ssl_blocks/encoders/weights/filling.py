@@ -34,9 +34,6 @@ def fill(objective: nn.Module, found: Mapping[str, Tensor], *, encoder_only: boo
         found: the checkpoint under our names.
         encoder_only: leave all but the encoder as it is.
         grid: of the checkpoint's tables; ``None`` is the encoder's, where that has as many tokens, or else a square.
-
-    Raises:
-        ValueError: if a name is missing or left over, a shape is another, or a table does not fit.
     """
     ours: dict[str, Tensor] = own_tensors(objective)
     own_grid: Grid = objective.encoder.grid  # type: ignore[union-attr, assignment]

@@ -59,13 +59,7 @@ class Fewshot(Protocol[FewshotSettings, "Labelled"]):
 
 
 class FewshotFinetune(Finetune):
-    """Fine-tuning on few labels per class.
-
-    Args:
-        settings: of fine-tuning; ``None`` means the paper's.
-        few: how many labels, and which.
-        **context: as of every protocol.
-    """
+    """Fine-tuning on few labels per class: ``few`` says how many, and which."""
 
     name = "fewshot_finetune"
 
@@ -88,7 +82,7 @@ class FewshotFinetune(Finetune):
             data.test,
             shots=self.few.shots,
             seeds=self.few.seeds,
-            settings=self.training,
+            settings=self.settings,
             **subject.extractor.feeding,
         )
         return Score.spread(**found.as_dict(), shots=self.few.shots)

@@ -1,11 +1,10 @@
 """Fine-tuning."""
 
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from ssl_blocks.engine.settings import section
+from ssl_blocks.engine.settings import AreaShares, StrictModel, section
 from ssl_blocks.evaluation.protocol import Protocol, Score, TrainedSettings
 
 if TYPE_CHECKING:
@@ -13,85 +12,102 @@ if TYPE_CHECKING:
     from ssl_blocks.evaluation.subject import Subject
 
 
-class FinetuneOptions(TrainedSettings):
-    """Encoder and head trained together: the paper's settings."""
+class FinetuneSettings(StrictModel):
+    """How encoder and head are trained together; the defaults are those of RandSAC, Sec. 5.1 and Table 19.
+
+    The rate is ``base_lr * batch_size / 256``. Images that fill no batch are left out of an epoch.
+    """
 
     epochs: PositiveInt = Field(100, description="passes over train")
     base_lr: PositiveFloat = Field(5e-4, description="rate per 256 images of a batch")
-    batch_size: PositiveInt = Field(1024, description="images per step")
+    batch_size: PositiveInt = Field(1024, description="images per step; fewer where train is smaller")
     accumulate: PositiveInt = Field(1, description="take a step's images in this many parts, to save memory")
-    warmup_epochs: NonNegativeFloat = Field(5.0, description="of the linear warm-up")
-    weight_decay: NonNegativeFloat = Field(0.05, description="of AdamW")
-    layer_decay: PositiveFloat = Field(0.65, description="factor of the rate from each layer to the one before it")
-    drop_path: NonNegativeFloat = Field(0.1, description="rate of the last block")
-    magnitude: NonNegativeInt | None = Field(9, description="of RandAugment")
+    warmup_epochs: NonNegativeFloat = Field(5.0, description="of the linear warm-up, counted in")
+    weight_decay: NonNegativeFloat = Field(0.05, description="of AdamW; none for vectors, positions and prefix tokens")
+    layer_decay: float = Field(0.65, gt=0, le=1, description="factor of the rate from each layer to the one before it")
+    drop_path: float = Field(0.1, ge=0, lt=1, description="rate of the last block; the first has 0")
+    magnitude: int | None = Field(9, ge=0, le=10, description="of RandAugment; None switches it off")
     deviation: NonNegativeFloat = Field(0.5, description="of RandAugment's magnitude")
-    crop_scale: tuple[float, float] = Field((0.08, 1.0), description="share of the area that a random crop keeps")
-    smoothing: NonNegativeFloat = Field(0.1, description="of labels")
+    crop_scale: AreaShares = Field((0.08, 1.0), description="share of the area that a random crop keeps")
+    smoothing: float = Field(0.1, ge=0, lt=1, description="of labels")
     mixup: NonNegativeFloat = Field(0.8, description="parameter of its beta distribution; 0: none")
     cutmix: NonNegativeFloat = Field(1.0, description="the same")
     fresh_norm: bool = Field(False, description="average before the norm (MAE's global pool)")
     train_fixed: bool = Field(True, description="train what came fixed, such as a table of sines and cosines")
-    from_random: bool = Field(False, description="train from random weights, too: the supervised baseline")
+    num_workers: int = Field(0, ge=0, description="processes that read images; they change nothing of the result")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "FinetuneSettings":
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"finetune.warmup_epochs={self.warmup_epochs} must be below finetune.epochs={self.epochs}")
+        if self.batch_size % self.unit:
+            raise ValueError(
+                f"finetune.batch_size={self.batch_size} must be a multiple of {self.unit}: {self.accumulate} parts"
+                + (", in which images are mixed in pairs" if self.mixes else "")
+            )
+        return self
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed in pairs."""
+        return max(self.mixup, self.cutmix) > 0
+
+    @property
+    def unit(self) -> int:
+        """What the number of images of a step must be a multiple of."""
+        return self.accumulate * (2 if self.mixes else 1)
+
+    def batch_of(self, num_images: int) -> int:
+        """Images per step where train has ``num_images``.
+
+        Raises:
+            ValueError: if they do not suffice for one step.
+        """
+        batch = min(self.batch_size, num_images) // self.unit * self.unit
+        if batch == 0:
+            raise ValueError(f"train of {num_images} images must have at least {self.unit}, for one step")
+        return batch
+
+
+class FinetuneOptions(TrainedSettings, FinetuneSettings):
+    """Encoder and head trained together: the paper's settings."""
 
 
 class Finetune(Protocol[FinetuneOptions, "Labelled"]):
-    """Train encoder and head on all labels.
-
-    Args:
-        settings: ``None`` means the paper's.
-        **context: as of every protocol.
-
-    Raises:
-        ValueError: if a number is out of range.
-    """
+    """Train encoder and head on all labels."""
 
     name = "finetune"
     Settings = FinetuneOptions
     is_frozen = False
     is_shared = True
 
-    def __init__(self, settings: FinetuneOptions | None = None, **context: Any) -> None:
-        from ssl_blocks.evaluation.finetune_settings import FinetuneSettings
-
-        super().__init__(settings, **context)
-        with section("finetune"):  # refuses numbers that no data can make right
-            known = [field.name for field in fields(FinetuneSettings) if field.name not in ("seed", "num_workers")]
-            self.training = FinetuneSettings(**{name: getattr(self.settings, name) for name in known}, seed=self.seed)
-
     @property
     def heading(self) -> str:
         """What its column is called in tables."""
         return "fine-tuned"
 
-    def with_random(self, wanted: bool) -> bool:
-        """By an option of its own, for it takes long."""
-        return self.settings.from_random
-
     def check(self, subject: "Subject", data: "Labelled") -> None:
         """Refuse an encoder that does not tell its layers, or has no place for drop path."""
         from ssl_blocks.evaluation.finetune import make_classifier
 
-        training, extractor = self.training, subject.extractor
+        own, x = self.settings, subject.extractor
         with section("finetune"):
-            self.settings.check_folder()
-            model = make_classifier(
-                extractor.encoder, num_classes=data.num_classes, settings=training, tokenizer=extractor.tokenizer
-            )
-            model.parameter_groups(weight_decay=training.weight_decay, layer_decay=training.layer_decay)
+            own.check_folder()
+            model = make_classifier(x.encoder, num_classes=data.num_classes, settings=own, tokenizer=x.tokenizer)
+            model.parameter_groups(weight_decay=own.weight_decay, layer_decay=own.layer_decay)
 
     def score(self, subject: "Subject", data: "Labelled") -> Score:
         """Accuracy after the last epoch."""
         from ssl_blocks.evaluation.finetune import finetune_encoder
 
-        training, extractor = self.training, subject.extractor
+        options: dict[str, Any] = {**subject.extractor.feeding, **self.settings.keeping(subject.name)}
         done = finetune_encoder(
-            extractor.encoder,
+            subject.extractor.encoder,
             data.train,
             data.test,
-            settings=training,
+            settings=self.settings,
+            seed=self.seed,
             progress=True,
-            **extractor.feeding,
-            **self.settings.keeping(subject.name),
+            **options,
         )
         return Score(done.score.as_dict(), f"{done.score.accuracy:.1%}")

@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from ssl_blocks.engine.settings import StrictModel
+from ssl_blocks.engine.settings import AreaShares, StrictModel
 from ssl_blocks.evaluation.protocol import Protocol, Score
 
 if TYPE_CHECKING:
@@ -37,16 +37,9 @@ class LinearSettings(StrictModel):
     momentum: float = Field(0.9, ge=0, lt=1, description="(lars) of the update")
     normalize: bool = Field(True, description="(lars) batch norm without scale and shift in front")
     validation: float = Field(0.1, gt=0, lt=1, description="share of each class that is held out where one is chosen")
-    crop_scale: tuple[float, float] = Field(
+    crop_scale: AreaShares = Field(
         (0.08, 1.0), description="(lars, augment) share of the area that a random crop keeps"
     )
-
-    @field_validator("crop_scale")
-    @classmethod
-    def _shares(cls, scale: tuple[float, float]) -> tuple[float, float]:
-        if not 0 < scale[0] <= scale[1] <= 1:
-            raise ValueError("must be (smallest, largest), both above 0 and at most 1")
-        return scale
 
     @model_validator(mode="after")
     def _leaves_steps(self) -> "LinearSettings":

@@ -4,42 +4,47 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from ssl_blocks.engine.settings import section
+from ssl_blocks.engine.settings import AreaShares, StrictModel, section
 from ssl_blocks.evaluation.protocol import Protocol, Score, TrainedSettings
 
 if TYPE_CHECKING:
+    from ssl_blocks.data.pairs import SegmentationData
     from ssl_blocks.evaluation.labelled import Labelled
     from ssl_blocks.evaluation.overlap import SegmentationScores
-    from ssl_blocks.evaluation.pairs import SegmentationData
     from ssl_blocks.evaluation.subject import Subject
 
 
-class SegmentSettings(TrainedSettings):
+class SegmentationTraining(StrictModel):
+    """How a segmentation model is trained: AdamW, a linear warm-up, then half a cosine down to 0.
+
+    Images that fill no batch are left out of an epoch.
+    """
+
+    epochs: PositiveInt = Field(20, description="passes over train")
+    batch_size: PositiveInt = Field(16, description="images per step; fewer where train is smaller")
+    lr: PositiveFloat = Field(5e-4, description="peak learning rate, of encoder and head alike")
+    weight_decay: NonNegativeFloat = Field(0.05, description="of all but norms, biases, positions and prefix tokens")
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps")
+    clip: PositiveFloat = Field(1.0, description="largest norm of the gradient")
+    crop_scale: AreaShares | None = Field(
+        (0.5, 1.0), description="share of the area that a random crop keeps; None: neither cropped nor mirrored"
+    )
+    num_workers: int = Field(0, ge=0, description="processes that read images; they change nothing of the result")
+
+
+class SegmentSettings(TrainedSettings, SegmentationTraining):
     """A pyramid and a small head for segmentation."""
 
     data: str = Field("shapes", description="shapes (generated), voc, voc:PATH or maskfolder:PATH")
     num_classes: PositiveInt | None = Field(None, description="of a mask folder")
     freeze: bool = Field(False, description="train pyramid and head only")
     width: PositiveInt = Field(64, description="channels of maps and head")
-    epochs: PositiveInt = Field(20, description="passes over train")
-    batch_size: PositiveInt = Field(16, description="images per step")
-    lr: PositiveFloat = Field(5e-4, description="peak learning rate")
-    from_random: bool = Field(False, description="train from random weights, too")
 
 
 class Segment(Protocol[SegmentSettings, "SegmentationData"]):
-    """Train a pyramid and a head on images and masks.
-
-    Args:
-        settings: ``None`` means the defaults.
-        root: folder of Pascal VOC.
-        **context: as of every protocol.
-
-    Raises:
-        ValueError: if a number is out of range.
-    """
+    """Train a pyramid and a head on images and masks; ``root`` is the folder of Pascal VOC."""
 
     name = "segment"
     Settings = SegmentSettings
@@ -48,31 +53,18 @@ class Segment(Protocol[SegmentSettings, "SegmentationData"]):
     heading = "segmentation: mean IoU, pixels"
 
     def __init__(self, settings: SegmentSettings | None = None, *, root: Path = Path(".data"), **context: Any) -> None:
-        from ssl_blocks.evaluation.dense import SegmentationTraining
-
         super().__init__(settings, **context)
-        self.root, own = root, self.settings
-        with section("segment"):
-            self.training = SegmentationTraining(epochs=own.epochs, batch_size=own.batch_size, lr=own.lr)
+        self.root = root
 
     @classmethod
     def configured(cls, config: Any, **context: Any) -> Sequence[Protocol[Any, Any]]:
         """With the folder that all data lies in."""
         return [cls(config.segment, root=config.data.root, **context)]
 
-    def with_random(self, wanted: bool) -> bool:
-        """By an option of its own, for it takes long."""
-        return self.settings.from_random
-
     def load(self, subject: "Subject", images: "Callable[[], Labelled]") -> "SegmentationData":
-        """Images of the encoder's size, and their masks.
-
-        Raises:
-            ValueError: if the encoder has no tokens of whole images, or data and encoder do not fit together.
-            FileNotFoundError: if the data is not there.
-        """
+        """Images of the encoder's size, and their masks."""
+        from ssl_blocks.data.pairs import load_segmentation
         from ssl_blocks.encoders import TokenEncoder
-        from ssl_blocks.evaluation.pairs import load_segmentation
         from ssl_blocks.evaluation.pyramid import FeaturePyramid
 
         encoder, size = subject.extractor.encoder, subject.image_size
@@ -115,7 +107,7 @@ class Segment(Protocol[SegmentSettings, "SegmentationData"]):
             std=x.std,
             freeze=own.freeze,
             width=own.width,
-            training=self.training,
+            training=own,
             seed=self.seed,
             device=x.device,
             autocast_dtype=x.dtype,

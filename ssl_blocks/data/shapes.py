@@ -146,12 +146,8 @@ def shape_pixels(
 ) -> NDArray[np.bool_]:
     """Pixels whose centre lies in a circle, or in the regular polygon of so many corners inscribed in it.
 
-    Args:
-        size: height and width of the image in pixels.
-        centre: row and column in pixels; pixel (0, 0) reaches from 0 to 1.
-        radius: of the circle in pixels.
-        corners: number of corners, ``None`` for the circle itself.
-        angle: of the normal of one side, in radians.
+    Sizes, centre and radius are in pixels, row before column; pixel (0, 0) reaches from 0 to 1. The angle is that of
+    the normal of one side, in radians.
 
     Examples:
         >>> shape_pixels((4, 4), centre=(2.0, 2.0), radius=1.5, corners=None, angle=0.0).astype(int)

@@ -16,35 +16,19 @@ from torchvision.transforms.v2 import functional as TF
 
 from ssl_blocks.data.files import SUFFIXES, UnreadableImageError, read_image, read_shape
 from ssl_blocks.data.resample import fit_images
-from ssl_blocks.evaluation.segmentation import IGNORED
-from ssl_blocks.evaluation.shapes import SHAPE_CLASSES, ShapeImages
+from ssl_blocks.data.shapes import SHAPE_CLASSES, ShapeImages
 from ssl_blocks.randomness import mix_seed
 
+IGNORED = 255  # value of mask pixels that belong to no class
 NUM_SHAPES = (500, 200)  # generated images for training and for testing
 HELD_OUT_SHARE = 0.1
-VOC_CLASSES = (
-    "background",
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
-)
+
+
+def voc_classes() -> tuple[str, ...]:
+    """Pascal VOC's 21 classes, as torchvision's segmentation models name them."""
+    from torchvision.models.segmentation import FCN_ResNet50_Weights
+
+    return ("background", *FCN_ResNet50_Weights.DEFAULT.meta["categories"][1:])
 
 
 @runtime_checkable
@@ -125,7 +109,7 @@ def load_segmentation(
         return SegmentationData(shapes[0], shapes[1], SHAPE_CLASSES, name)
     if kind == "voc":
         train, test = (voc_images(path or root, part, size=size, channels=channels) for part in ("train", "val"))
-        return SegmentationData(train, test, VOC_CLASSES, name)
+        return SegmentationData(train, test, voc_classes(), name)
     if kind == "maskfolder" and path and num_classes is not None:
         parts = _split_folder(Path(path), size, num_classes, channels, seed)
         return SegmentationData(*parts, tuple(str(label) for label in range(num_classes)), name)
@@ -248,7 +232,7 @@ def voc_images(
             f"root={str(root)!r} must hold VOCdevkit/VOC{year} with the split {image_set!r}: unpack the archive there"
         ) from error
     images, masks = ([Path(file) for file in files] for files in (found.images, found.masks))
-    return ImageMaskFiles(images, masks, size=size, num_classes=len(VOC_CLASSES), channels=channels)
+    return ImageMaskFiles(images, masks, size=size, num_classes=len(voc_classes()), channels=channels)
 
 
 def _split_folder(

@@ -9,9 +9,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ssl_blocks.data import UnreadableImageError
-from ssl_blocks.evaluation import ImageMaskFiles, MaskedImages, ShapeImages, load_segmentation, mask_folder, voc_images
-from ssl_blocks.evaluation.pairs import VOC_CLASSES
+from ssl_blocks.data import (
+    ImageMaskFiles,
+    MaskedImages,
+    ShapeImages,
+    UnreadableImageError,
+    load_segmentation,
+    mask_folder,
+    voc_images,
+)
+from ssl_blocks.data.pairs import voc_classes
 
 
 def save_pair(folder: Path, stem: str, mask: np.ndarray, images: str = "images", masks: str = "masks") -> None:
@@ -144,7 +151,7 @@ def make_voc(root: Path) -> Path:
 def test_voc_is_read_as_torchvision_finds_it(tmp_path: Path) -> None:
     data = load_segmentation("voc", root=make_voc(tmp_path), image_size=(40, 60))
     assert (len(data.train), len(data.test), data.num_classes) == (2, 1, 21)
-    assert data.class_names == VOC_CLASSES
+    assert data.class_names == voc_classes()
     image, mask = data.test[0]
     assert image.shape == (3, 40, 60)
     expected = blocks(classes=21, seed=ord("c"))

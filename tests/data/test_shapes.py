@@ -7,8 +7,8 @@ import pytest
 import torch
 from torchvision.ops import masks_to_boxes
 
-from ssl_blocks.evaluation import SHAPE_CLASSES, ShapeImages
-from ssl_blocks.evaluation.shapes import shape_pixels
+from ssl_blocks.data import SHAPE_CLASSES, ShapeImages
+from ssl_blocks.data.shapes import shape_pixels
 
 
 @pytest.mark.parametrize("size", [32, (24, 40)])
