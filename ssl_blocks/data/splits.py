@@ -168,6 +168,23 @@ class ImageData:
         """Files met so far that could not be read, and were passed over."""
         return self.train.skipped + (() if self.test is None else self.test.skipped)
 
+    @classmethod
+    def stand_in(cls, shape: ImageShape, *, num_train: int = 64) -> "ImageData":
+        """Noise without labels in place of images of a shape: for dry runs and tests.
+
+        Args:
+            shape: of the images.
+            num_train: how many there are.
+
+        Examples:
+            >>> ImageData.stand_in(ImageShape(3, 8, 8)).train.images.shape
+            torch.Size([64, 3, 8, 8])
+        """
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(256, (num_train, *shape), dtype=torch.uint8, generator=generator, device="cpu")
+        mean, std = (0.5,) * shape.channels, (0.25,) * shape.channels
+        return cls("noise", ImageSplit(images, None), None, (), mean, std)
+
     def sample(self, num_train: int | None = None, num_test: int | None = None) -> "ImageData":
         """A part of the data in memory, drawn class by class and always the same; without unlabelled images.
 

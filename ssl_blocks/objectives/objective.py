@@ -89,14 +89,14 @@ def _tell(objective: nn.Module, hook: str, *args: Any) -> None:
             _TOLD.reset(token)
         return
     told.add(id(objective))
-    for part in _parts(objective):
+    for part in find_parts(objective):
         # asked of the class: a module that lacks a name looks for it in three places, too long for every step
         if hasattr(type(part), hook) and id(part) not in told:
             told.add(id(part))
             getattr(part, hook)(*args)
 
 
-def _parts(owner: nn.Module) -> Iterator[object]:
+def find_parts(owner: nn.Module) -> Iterator[object]:
     """All modules, and the plain objects that they hold, such as partitioners, and what these hold; each once."""
     found: set[int] = set()
     pending: deque[Any] = deque([owner])

@@ -62,9 +62,12 @@ def explicit_attention(
 
 def _may_hold(flags: Bool[Tensor, "..."]) -> bool:
     """Whether any flag may be set: looked up where that costs nothing, else assumed."""
-    if torch.compiler.is_compiling() or flags.device.type != "cpu":
-        return True
-    return bool(flags.any())
+    return not can_be_looked_at(flags) or bool(flags.any())
+
+
+def can_be_looked_at(x: Tensor) -> bool:
+    """Whether values are there for free: on CPU, and not while a pass is traced or only counted."""
+    return x.device.type == "cpu" and type(x) is Tensor and not torch.compiler.is_compiling()
 
 
 def split_empty_rows(mask: Bool[Tensor, "*b q k"]) -> tuple[Bool[Tensor, "*b q k"], Bool[Tensor, "*b q 1"]]:

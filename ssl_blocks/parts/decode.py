@@ -10,7 +10,7 @@ from timm.layers import Mlp
 from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 
-from ssl_blocks.parts.attention import run_block, split_empty_rows
+from ssl_blocks.parts.attention import can_be_looked_at, run_block, split_empty_rows
 from ssl_blocks.parts.position import PositionTable
 from ssl_blocks.values import AttentionMasks, Grid
 
@@ -235,7 +235,7 @@ class MaskTokenDecoder(nn.Module):
         """
         if len(memories) != 1:
             raise ValueError(f"MaskTokenDecoder takes one memory, got {len(memories)}: use a router of decoder_depth=1")
-        if masks.memory.device.type == "cpu" and not torch.compiler.is_compiling() and not masks.memory.all():
+        if can_be_looked_at(masks.memory) and not masks.memory.all():
             raise ValueError("MaskTokenDecoder lets all tokens see each other: it fits two steps, given and predicted")
         known = self.memory_proj(memories[0])
         prefix = known.shape[1] - memory_index.shape[1]

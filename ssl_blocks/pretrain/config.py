@@ -145,6 +145,28 @@ class RunConfig(StrictModel):
             raise ValueError("must name a folder: letters, digits and . _ + = - only")
         return name
 
+    def load_data(self) -> sb.data.ImageData:
+        """Load the images; override it to bring data of your own, which the section ``data`` need not describe.
+
+        Raises:
+            FileNotFoundError: if the data is not there and cannot be downloaded.
+            ValueError: if the data cannot be used.
+        """
+        settings = self.data
+        with section("data"):
+            return sb.data.load(
+                settings.name,
+                image_size=settings.image_size,
+                channels=settings.channels,
+                root=settings.root,
+                max_train=settings.max_train,
+                max_test=settings.max_test,
+                seed=self.seed,
+                storage=settings.storage,
+                max_bytes=int(settings.max_memory_gib * 2**30),
+                corrupt=settings.corrupt,
+            )
+
     def augmentation(
         self, shape: sb.data.ImageShape, mean: Sequence[float], std: Sequence[float]
     ) -> sb.data.Augmentation:

@@ -2,14 +2,13 @@
 
 import string
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 import yaml
 
-from ssl_blocks.data import Augmentation, ImageShape, find_shape
+from ssl_blocks.data import Augmentation, ImageData, ImageShape, find_shape
 from ssl_blocks.data.imagefolder import list_folder
 from ssl_blocks.engine.parallel import count_processes
 from ssl_blocks.engine.settings import section
@@ -23,11 +22,11 @@ from ssl_blocks.pretrain.estimate import (
     example_images,
     state_bytes,
 )
+from ssl_blocks.pretrain.recipe import Assemble, C, build
 from ssl_blocks.pretrain.resume import is_free
 from ssl_blocks.randomness import seeded_generator
 from ssl_blocks.values import Grid, Serialization
 
-C = TypeVar("C", bound=RunConfig)
 NUM_IMAGES = {  # in the train splits of data sets that are not counted cheaply
     "digits": 1_297,
     "cifar10": 50_000,
@@ -43,31 +42,54 @@ KERNELS = {
 }
 
 
-def describe(config: C, assemble: Callable[[C, ImageShape], Objective]) -> str:
+def describe(config: C, assemble: Assemble[C]) -> str:
     """Describe a run: configuration, parameters, FLOPs, memory, schedule and the segments of one image.
 
-    The objective is built on the meta device, so its size is no matter. Data is only looked for.
+    Data is only looked for, and noise takes its place, unless the configuration brings its own (`RunConfig.load_data`).
+    The objective is built on the meta device, so its size is no matter; and with weights where it looks at any, or at
+    images, while it is put together or when it draws.
 
     Raises:
         ValueError: if parts do not fit, or the shape of the images is not known.
         TypeError: if the encoder cannot be kept causal.
     """
-    shape, remark = _shape(config)
+    data, remark = _data(config)
     schedule = _schedule(config)
-    with torch.device("meta"):
-        objective = assemble(config, shape)
-    augmentation = config.augmentation(shape, (0.5,) * shape.channels, (1.0,) * shape.channels)
+    augmentation = config.augmentation(data.shape, data.mean, data.std)
+    try:
+        with torch.device("meta"):
+            objective = assemble(config, data)
+        costs, segments = _looked_at(config, objective, data.shape, augmentation)
+    except Exception:  # what goes wrong without weights may be right with them, or says what is wrong
+        costs, segments = _looked_at(config, build(config, assemble, data), data.shape, augmentation)
     parts = [
         _configuration(config),
-        f"images: {shape.channels}x{shape.height}x{shape.width}{remark}",
-        _parameters(objective),
-        _flops(objective, shape, augmentation),
-        _memory(config, objective, shape, augmentation),
+        f"images: {'x'.join(map(str, data.shape))}{remark}",
+        *costs,
         schedule,
-        segments_text(objective, shape, augmentation, seed=config.seed),
+        segments,
         "dry run: nothing was downloaded, trained or written",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _looked_at(
+    config: RunConfig, objective: Objective, shape: ImageShape, augmentation: Augmentation
+) -> tuple[list[str], str]:
+    segments = segments_text(objective, shape, augmentation, seed=config.seed)
+    costs = [
+        _parameters(objective),
+        _flops(objective, shape, augmentation),
+        _memory(config, objective, shape, augmentation),
+    ]
+    return costs, segments
+
+
+def _data(config: RunConfig) -> tuple[ImageData, str]:
+    if type(config).load_data is not RunConfig.load_data:
+        return config.load_data(), ""
+    shape, remark = _shape(config)
+    return ImageData.stand_in(shape), remark
 
 
 def _shape(config: RunConfig) -> tuple[ImageShape, str]:
@@ -174,7 +196,7 @@ def segments_text(
     Objectives whose draw is no serialization have no such picture: the text is empty.
     """
     generator = seeded_generator("cpu", seed)
-    images = example_images(objective, shape, augmentation, batch=1, device="cpu")
+    images = example_images(objective, shape, augmentation, batch=1)
     draw = objective.draw(images, generator=generator)
     if not isinstance(draw, Serialization) or objective.tokenizer is None:
         return ""

@@ -1,23 +1,27 @@
-"""What a training step costs, found out on the meta device: no memory is taken and nothing is computed."""
+"""What a training step costs: random choices are made for real, all else is passed through without being computed."""
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_blocks.data import Augmentation, ImageShape
 from ssl_blocks.objectives import Objective
+from ssl_blocks.objectives.objective import find_parts
 from ssl_blocks.parts.attention import explicit_attention, split_empty_rows
 from ssl_blocks.values import Views
 
+T = TypeVar("T")
 Precision = Literal["fp32", "bf16", "bf16 on CPU"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "bf16 on CPU")
 
@@ -106,12 +110,17 @@ def count_flops(objective: Objective, shape: ImageShape, augmentation: Augmentat
         shape: of the images.
         augmentation: makes the views for an objective that takes some.
     """
-    objective, images = _on_meta(objective, shape, augmentation, 1)
-    with FlopCounterMode(display=False) as forward:
-        loss = objective(images, objective.draw(images)).loss
-    with FlopCounterMode(display=False) as backward:
-        loss.backward()
-    return Flops(forward.get_total_flops(), backward.get_total_flops())
+    images = 2  # a batch norm takes no single one
+
+    def count(step: _Step) -> Flops:
+        with FlopCounterMode(display=False) as forward, _Kernels(is_16_bit=False, attention=explicit_attention):
+            loss = step.objective(step.images, step.draw).loss
+        trained = [p for p in step.objective.parameters() if p.requires_grad]
+        with FlopCounterMode(display=False) as backward:
+            torch.autograd.grad(loss, trained, allow_unused=True)
+        return Flops(forward.get_total_flops() // images, backward.get_total_flops() // images)
+
+    return _rehearse(count, objective, shape, augmentation, images)
 
 
 def activation_bytes(
@@ -126,42 +135,89 @@ def activation_bytes(
             attention in plain operations, which keeps the weights of all pairs of tokens.
         augmentation: makes the views for an objective that takes some.
     """
+
+    def count(step: _Step) -> int:
+        fused = F.scaled_dot_product_attention if step.is_real else _fused_attention  # CPU's stands for the GPU's
+        attention = explicit_attention if precision == "bf16 on CPU" else fused
+        kernels = _Kernels(is_16_bit=precision != "fp32", attention=attention)
+        with kept_for_backward(step.objective) as kept, kernels:
+            loss = step.objective(step.images, step.draw).loss  # noqa: F841 - alive, so that nothing kept is freed
+        return sum(kept.values())
+
     # two batches, and neither of one image: sizes of 1 are broadcast where others are copied
-    two, three = (_saved(objective, shape, precision, augmentation, batch) for batch in (2, 3))
+    two, three = (_rehearse(count, objective, shape, augmentation, batch) for batch in (2, 3))
     return Activations(per_image=three - two, fixed=two - 2 * (three - two))
 
 
 def example_images(
-    objective: Objective,
-    shape: ImageShape,
-    augmentation: Augmentation | None,
-    *,
-    batch: int,
-    device: torch.device | str,
+    objective: Objective, shape: ImageShape, augmentation: Augmentation | None, *, batch: int
 ) -> Tensor | Views:
-    """Zeros in place of a batch, as the objective would get it."""
+    """Noise in place of a batch, as the objective would get it."""
+    generator = torch.Generator().manual_seed(0)  # beside torch's own, which is not ours to advance
+    images = torch.randn(batch, *shape, generator=generator)
     if augmentation is None or not objective.takes_views:
-        return torch.zeros(batch, *shape, device=device)
-    # one image tells all sizes; drawn beside torch's generator, which is not ours to advance
-    views = augmentation(torch.zeros(1, *shape), generator=torch.Generator().manual_seed(0))
-    if not isinstance(views, Views):
-        return torch.zeros(batch, *views.shape[1:], device=device)
-    zeros = (torch.zeros(batch, *view.shape[1:], device=device) for view in views.images)
-    return Views(tuple(zeros), views.num_global)
+        return images
+    return augmentation(images, generator=generator)
 
 
-def _saved(
-    objective: Objective,
-    shape: ImageShape,
-    precision: Precision,
-    augmentation: Augmentation | None,
-    batch: int,
-) -> int:
-    objective, images = _on_meta(objective, shape, augmentation, batch)
-    draw = objective.draw(images)
-    with kept_for_backward(objective) as kept, _Precision(precision):
-        loss = objective(images, draw).loss  # noqa: F841 - alive, so that nothing kept is freed
-    return sum(kept.values())
+class _Step(NamedTuple):
+    """A training step up to its draw."""
+
+    objective: Objective
+    images: Tensor | Views
+    draw: Any
+    is_real: bool
+
+
+def _rehearse(
+    count: Callable[[_Step], T], objective: Objective, shape: ImageShape, augmentation: Augmentation | None, batch: int
+) -> T:
+    """Count something of a step on a few images, in the cheapest way in which it runs.
+
+    The draw is made for real, from noise for images and from the weights as they are. The pass behind it has shapes
+    alone: first on the meta device; where code asks for the device that it is on, in the way of ``torch.compile``; and
+    where it looks at values, for real.
+    """
+    images = example_images(objective, shape, augmentation, batch=batch)
+    draw = objective.draw(images, generator=torch.Generator().manual_seed(0))
+    traced = FakeTensorMode(allow_non_fake_inputs=True)
+    ways: list[tuple[AbstractContextManager[Any], Any]] = [
+        (_OnMeta(), "meta"),  # type: ignore[no-untyped-call]
+        (traced, "cpu"),
+    ]
+    for mode, device in ways:
+        try:
+            with mode:
+                return count(_Step(_without_values(objective, device), images, draw, is_real=False))
+        except Exception:  # whatever it is, the next way has no such trouble, or says what is wrong
+            continue
+    with torch.random.fork_rng(devices=[]):
+        return count(_Step(copy.deepcopy(objective), images, draw, is_real=True))
+
+
+def _without_values(objective: Objective, device: str) -> Objective:
+    """A copy whose tensors have no values, those in plain parts included."""
+    known: dict[int, Any] = {}
+    for part in find_parts(objective):
+        own = vars(part)
+        for value in [x for kept in (own, own.get("_parameters"), own.get("_buffers")) for x in (kept or {}).values()]:
+            if isinstance(value, Tensor) and id(value) not in known:
+                empty = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=device)
+                is_parameter = isinstance(value, nn.Parameter)
+                known[id(value)] = nn.Parameter(empty, value.requires_grad) if is_parameter else empty
+    return copy.deepcopy(objective, known)
+
+
+class _OnMeta(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Let every operation have shapes alone: what comes from elsewhere, such as a draw, is taken for meta."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        args, kwargs = tree_map_only(Tensor, lambda x: x.to("meta") if not x.is_meta else x, (args, kwargs or {}))
+        if "device" in kwargs:
+            kwargs["device"] = torch.device("meta")
+        return func(*args, **kwargs)
 
 
 @contextmanager
@@ -182,20 +238,12 @@ def kept_for_backward(objective: nn.Module) -> Iterator[dict[int, int]]:
         yield kept
 
 
-def _on_meta(
-    objective: Objective, shape: ImageShape, augmentation: Augmentation | None, batch: int
-) -> tuple[Objective, Tensor | Views]:
-    if any(p.device.type != "meta" for p in objective.parameters()):
-        objective = copy.deepcopy(objective).to("meta")
-    return objective, example_images(objective, shape, augmentation, batch=batch, device="meta")
-
-
-class _Precision(TorchFunctionMode):
+class _Kernels(TorchFunctionMode):
     """Stands in for autocast and for the kernels of attention, neither of which the meta device has."""
 
-    def __init__(self, precision: Precision) -> None:
+    def __init__(self, *, is_16_bit: bool, attention: Callable[..., Tensor]) -> None:
         super().__init__()
-        self.is_16_bit, self.is_fused = precision != "fp32", precision != "bf16 on CPU"
+        self.is_16_bit, self.attention = is_16_bit, attention
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -207,7 +255,7 @@ class _Precision(TorchFunctionMode):
         if not is_attention:
             return func(*args, **kwargs)
         known = {name: value for name, value in kwargs.items() if name not in ("is_causal", "enable_gqa")}
-        return (_fused_attention if self.is_fused else explicit_attention)(*args, **known)
+        return self.attention(*args, **known)
 
 
 def _in_16_bits(values: Tensor) -> Tensor:

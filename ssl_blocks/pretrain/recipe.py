@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
+import torch
+
 import ssl_blocks as sb
 from ssl_blocks.pretrain.config import RunConfig
 
 C = TypeVar("C", bound=RunConfig)
+Assemble = Callable[[C, "sb.data.ImageData"], "sb.Objective"]
 
 
 @dataclass(frozen=True)
@@ -21,13 +24,14 @@ class Recipe(Generic[C]):
     Args:
         name: of its command, and what the names of its presets begin with: ``NAME_*.yaml``.
         config: everything that a run depends on.
-        assemble: puts the objective together, for images of a shape.
+        assemble: puts the objective together. Of the data most look at ``data.shape`` alone; codebooks and statistics
+            come from ``data.train``, which is noise in a dry run.
         presets: folder of its presets.
     """
 
     name: str
     config: type[C]
-    assemble: Callable[[C, sb.data.ImageShape], sb.Objective]
+    assemble: Assemble[C]
     presets: Path
 
     @property
@@ -38,3 +42,10 @@ class Recipe(Generic[C]):
     def preset_files(self) -> dict[str, Path]:
         """The presets of this recipe by name."""
         return {file.stem: file for file in sorted(self.presets.glob(f"{self.name}_*.yaml"))}
+
+
+def build(config: C, assemble: Assemble[C], data: sb.data.ImageData) -> sb.Objective:
+    """Assemble the objective with weights that depend on the configuration's seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return assemble(config, data)

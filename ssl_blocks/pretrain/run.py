@@ -5,25 +5,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic
 
-import torch
 import yaml
 from rich.console import Console
 
-from ssl_blocks.data import ImageData, ImageShape, load
+from ssl_blocks.data import ImageData
 from ssl_blocks.encoders.card import write_card
 from ssl_blocks.encoders.hub import export_encoder
 from ssl_blocks.engine.checkpoints import check_checkpoint, list_checkpoints, read_checkpoint
 from ssl_blocks.engine.devices import choose_device
 from ssl_blocks.engine.parallel import Machine, count_processes
 from ssl_blocks.engine.rank import is_rank_zero
-from ssl_blocks.engine.settings import section
 from ssl_blocks.evaluation import Scores
 from ssl_blocks.files import TEMPORARY_SUFFIX, atomically
-from ssl_blocks.objectives import Objective
-from ssl_blocks.pretrain.config import RunConfig
 from ssl_blocks.pretrain.module import PretrainModule
+from ssl_blocks.pretrain.recipe import Assemble, C, build
 from ssl_blocks.pretrain.report import print_report
 from ssl_blocks.pretrain.resume import starting_point
 from ssl_blocks.pretrain.scoring import has_labels, measure_objective, score_encoder, score_pixels
@@ -32,8 +29,6 @@ if TYPE_CHECKING:
     from ssl_blocks.engine.loop import Loop
     from ssl_blocks.pretrain.callbacks import OnlineKnn
 
-C = TypeVar("C", bound=RunConfig)
-Assemble = Callable[[C, ImageShape], Objective]
 NUM_TEST = 10_000  # of streamed data, for scores
 
 
@@ -65,7 +60,7 @@ class Run(Generic[C]):
 
         Args:
             config: the recipe's configuration.
-            assemble: builds the objective for images of a shape.
+            assemble: builds the objective for the data.
             resume: ``None`` begins a run; ``True`` goes on with it where its folder exists; a path goes on with
                 that run, or from that checkpoint.
 
@@ -82,21 +77,8 @@ class Run(Generic[C]):
             resume = True  # the first process has looked, and may have begun to write
         checkpoint = starting_point(config, resume)
         device, autocast_dtype = choose_device(config.trainer.device, config.trainer.precision, section="trainer.")
-        settings = config.data
-        with section("data"):
-            data = load(
-                settings.name,
-                image_size=settings.image_size,
-                channels=settings.channels,
-                root=settings.root,
-                max_train=settings.max_train,
-                max_test=settings.max_test,
-                seed=config.seed,
-                storage=settings.storage,
-                max_bytes=int(settings.max_memory_gib * 2**30),
-                corrupt=settings.corrupt,
-            )
-        module = PretrainModule(build(config, assemble, data.shape), data, config)
+        data = config.load_data()
+        module = PretrainModule(build(config, assemble, data), data, config)
         module.check()
         loop = Loop(module, folder=config.folder, world_size=processes.world_size)
         if checkpoint is not None:
@@ -236,7 +218,7 @@ class Run(Generic[C]):
             self.module.objective.to("cpu")
             return
         state = read_checkpoint(list_checkpoints(self.config.folder)[0])["state_dict"]
-        self.module = PretrainModule(build(self.config, self.assemble, self.data.shape), self.data, self.config)
+        self.module = PretrainModule(build(self.config, self.assemble, self.data), self.data, self.config)
         type(self.loop)(self.module).load_state_dict(state)
 
     def _score(self, sample: ImageData, name: str) -> list[Scores]:
@@ -255,10 +237,3 @@ class Run(Generic[C]):
             "train_images": len(self.data.train),
             "version": version("ssl_blocks"),
         }
-
-
-def build(config: C, assemble: Assemble[C], shape: ImageShape) -> Objective:
-    """Assemble the objective with weights that depend on the configuration's seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return assemble(config, shape)

@@ -84,11 +84,12 @@ class APLConfig(RunConfig):
     head: Literal["linear", "mlp"] = Field("linear", description="classifier of positions on every token")
 
 
-def assemble(config: APLConfig, shape: sb.data.ImageShape) -> sb.PatchPuzzle:
+def assemble(config: APLConfig, data: sb.data.ImageData) -> sb.PatchPuzzle:
     """Put the objective together from its parts."""
     from timm.layers import Mlp  # not above: --help would wait for them
     from torch import nn
 
+    shape = data.shape
     tokenizer = sb.PatchTokenizer.from_grid(
         image_size=(shape.height, shape.width), grid=config.grid, channels=shape.channels, crop=config.crop
     )

@@ -147,8 +147,9 @@ class EsViTConfig(RunConfig):
         return self.crops.build(shape, flip=self.data.flip, mean=mean, std=std)
 
 
-def assemble(config: EsViTConfig, shape: sb.data.ImageShape) -> sb.ViewRegionDistillation:
+def assemble(config: EsViTConfig, data: sb.data.ImageData) -> sb.ViewRegionDistillation:
     """Put the objective together from its parts."""
+    shape = data.shape
     encoder = config.encoder.build(image_size=(shape.height, shape.width), channels=shape.channels)
     head, teacher = config.head, config.teacher
     return sb.ViewRegionDistillation(

@@ -54,8 +54,9 @@ def choose_partitioner(config: MAEConfig) -> sb.parts.SegmentPartitioner:
     return sb.SubsetPartitioner(hidden=config.mask_ratio)
 
 
-def assemble(config: MAEConfig, shape: sb.data.ImageShape) -> sb.SegmentPrediction:
+def assemble(config: MAEConfig, data: sb.data.ImageData) -> sb.SegmentPrediction:
     """Put the objective together from its parts."""
+    shape = data.shape
     channels, image_size = shape.channels, (shape.height, shape.width)
     encoder = config.encoder.build(image_size=image_size, channels=channels)
     tokenizer = sb.PatchTokenizer(image_size=image_size, patch_size=encoder.patch, channels=channels)

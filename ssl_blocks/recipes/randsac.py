@@ -34,8 +34,9 @@ class RandSACConfig(RunConfig):
         return dict.fromkeys(("decoder", "learned_skips"), "two_stream=true") if self.two_stream else {}
 
 
-def assemble(config: RandSACConfig, shape: sb.data.ImageShape) -> sb.SegmentPrediction:
+def assemble(config: RandSACConfig, data: sb.data.ImageData) -> sb.SegmentPrediction:
     """Put the objective together from its parts."""
+    shape = data.shape
     channels, image_size = shape.channels, (shape.height, shape.width)
     encoder = config.encoder.build(image_size=image_size, channels=channels)
     tokenizer = sb.PatchTokenizer(image_size=image_size, patch_size=encoder.patch, channels=channels)

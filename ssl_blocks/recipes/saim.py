@@ -55,11 +55,12 @@ class SAIMConfig(RunConfig):
         return self
 
 
-def assemble(config: SAIMConfig, shape: sb.data.ImageShape) -> sb.SegmentPrediction:
+def assemble(config: SAIMConfig, data: sb.data.ImageData) -> sb.SegmentPrediction:
     """Put the objective together from its parts."""
     from timm.layers import Mlp  # not above: --help would wait for them
     from torch import nn
 
+    shape = data.shape
     channels, image_size = shape.channels, (shape.height, shape.width)
     encoder = config.encoder.build(image_size=image_size, channels=channels)
     tokenizer = sb.PatchTokenizer(image_size=image_size, patch_size=encoder.patch, channels=channels)

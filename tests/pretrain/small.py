@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ssl_blocks.cli import load_config
-from ssl_blocks.data import ImageShape, RandomResizedCropFlip
+from ssl_blocks.data import ImageData, RandomResizedCropFlip
 from ssl_blocks.engine.checkpoints import list_checkpoints, read_checkpoint
 from ssl_blocks.pretrain import Run
 from ssl_blocks.recipes.randsac import RECIPE, RandSACConfig, assemble
@@ -77,8 +77,8 @@ def differences(one: dict, other: dict) -> list[str]:
 def acting(action, at_step: int):
     """An ``assemble`` whose objective calls ``action(objective)`` after this many optimizer steps."""
 
-    def build(config: RandSACConfig, shape: ImageShape):
-        objective = assemble(config, shape)
+    def build(config: RandSACConfig, data: ImageData):
+        objective = assemble(config, data)
         steps = 0
 
         def after_step() -> None:

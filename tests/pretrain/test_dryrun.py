@@ -10,8 +10,9 @@ from PIL import Image
 
 import ssl_blocks as sb
 from ssl_blocks.cli import main
-from ssl_blocks.data import ImageShape, load
+from ssl_blocks.data import ImageData, ImageShape, load
 from ssl_blocks.engine import parameter_groups
+from ssl_blocks.pretrain import RunConfig, describe
 from ssl_blocks.pretrain.dryrun import NUM_IMAGES, segments_text
 from ssl_blocks.pretrain.estimate import (
     Count,
@@ -76,6 +77,110 @@ def test_activations_are_those_of_a_real_step(partitioner: sb.parts.SegmentParti
     assert estimate == pytest.approx(sum(kept.values()), rel=0.01)
     assert all(p.device.type == "cpu" for p in objective.parameters())
     assert not {p.untyped_storage()._cdata for p in objective.parameters()} & set(kept)
+
+
+class Changed(sb.Objective):
+    """An objective, and something more that forward or draw does."""
+
+    def __init__(self, inner: sb.Objective, forward=lambda images: None, draw=lambda images: None) -> None:
+        super().__init__()
+        self.inner, self.in_forward, self.in_draw = inner, forward, draw
+        self.tokenizer, self.encoder = inner.tokenizer, inner.encoder
+
+    def draw(self, images, *, generator=None):
+        self.in_draw(images)
+        return self.inner.draw(images, generator=generator)
+
+    def forward(self, images, draw=None):
+        self.in_forward(images)
+        return self.inner(images, draw)
+
+
+def ask_for_the_device(images: torch.Tensor) -> None:
+    with torch.autocast(images.device.type, enabled=False):
+        pass
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"forward": ask_for_the_device},
+        {"forward": lambda images: float(images.sum())},
+        {"draw": lambda images: float(images[images > 0].sum())},
+    ],
+    ids=["forward asks for the device", "forward looks at values", "draw looks at values"],
+)
+def test_what_a_step_looks_at_makes_no_difference_to_what_it_costs(changes) -> None:
+    plain = build(SQUARES, depth=1, decoder_depth=1)
+    other = Changed(plain, **changes)
+    assert count_flops(other, SHAPE) == count_flops(plain, SHAPE)
+    found, expected = (activation_bytes(objective, SHAPE, "bf16") for objective in (other, plain))
+    # for real, CPU's own kernel is in the place of the GPU's
+    assert found.per_image == pytest.approx(expected.per_image, rel=0.1)
+
+
+class Codes(torch.nn.Module):
+    """A loss with a batch norm of images, and a codebook in a plain attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.codes = torch.nn.BatchNorm1d(12), [torch.randn(12, 8)]
+
+    def forward(self, predictions, targets, is_target):
+        return (self.norm(predictions.mean(1)) @ self.codes[0]).square().mean()
+
+
+def test_batch_norms_of_images_and_tensors_in_plain_places_are_counted_and_left_alone() -> None:
+    objective = build(SQUARES, depth=1, decoder_depth=1)
+    plain = count_flops(objective, SHAPE)
+    objective.loss = Codes()
+    assert count_flops(objective, SHAPE).forward == plain.forward + 2 * 12 * 8
+    assert objective.loss.norm.num_batches_tracked == 0
+    assert all(p.grad is None and p.device.type == "cpu" for p in objective.parameters())
+
+
+class Attended:
+    """Hides what the encoder, as its weights are, makes the most of."""
+
+    def __init__(self, encoder) -> None:
+        self.encoder = encoder
+
+    def __call__(self, images, grid, *, generator=None):
+        size = self.encoder.embed(images).norm(dim=-1)
+        hidden = size.argsort(1).argsort(1) >= int(size.shape[1] * min(0.5, float(size.sum())))
+        return sb.Segments(levels=(hidden.long(),), counts=(2,), step_sizes=(8, 8))
+
+
+class Waves(RunConfig):
+    """Brings data of its own."""
+
+    def load_data(self) -> ImageData:
+        return ImageData.stand_in(ImageShape(2, 16, 16))
+
+
+def assemble_for_waves(config: Waves, data: ImageData) -> sb.SegmentPrediction:
+    encoder = config.encoder.build(image_size=data.shape[1:], channels=data.shape.channels)
+    tokenizer = sb.PatchTokenizer(image_size=16, patch_size=4, channels=2)
+    objective = sb.simmim(encoder=encoder, tokenizer=tokenizer, partitioner=Attended(encoder))
+    objective.brightest = int(data.train.images.amax())  # there are numbers to look at
+    return objective
+
+
+def test_data_of_ones_own_and_draws_from_weights_are_described(tmp_path: Path) -> None:
+    settings = {"encoder": {"width": 16, "depth": 1, "heads": 2}, "optimizer": {"batch_size": 8, "warmup_epochs": 0}}
+    config = Waves(name="waves", output_dir=tmp_path, **settings)
+    text = words(describe(config, assemble_for_waves))
+    assert "images: 2x16x16" in text
+    assert "2 segments of one image" in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_wrong_is_said_once_the_weights_are_there(tmp_path: Path) -> None:
+    def misfit(config: Waves, data: ImageData) -> sb.SegmentPrediction:
+        raise ValueError("no such part")
+
+    with pytest.raises(ValueError, match="no such part"):
+        describe(Waves(name="waves", output_dir=tmp_path), misfit)
 
 
 def test_sixteen_bits_take_less_and_plain_attention_more() -> None:

@@ -82,8 +82,8 @@ def test_dino_has_no_heads_for_regions(tmp_path: Path) -> None:
 
 
 def stopping(at_step: int):
-    def build(config, shape):
-        objective = RECIPE.assemble(config, shape)
+    def build(config, data):
+        objective = RECIPE.assemble(config, data)
         after, steps = objective.after_step, 0
 
         def after_step() -> None:
@@ -164,8 +164,8 @@ def test_crops_are_taken_of_files_decoded_whole(tmp_path: Path) -> None:
     config = configure(tmp_path / "runs", *options, "--optimizer.batch_size=8")
     seen: list[sb.Views] = []
 
-    def build(config, shape):
-        objective = RECIPE.assemble(config, shape)
+    def build(config, data):
+        objective = RECIPE.assemble(config, data)
         objective.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         return objective
 

@@ -5,7 +5,7 @@ import torch
 
 import ssl_blocks as sb
 from ssl_blocks.cli import load_config
-from ssl_blocks.data import ImageShape
+from ssl_blocks.data import ImageData, ImageShape
 from ssl_blocks.engine.optimizers import parameter_groups
 from ssl_blocks.pretrain import RunConfig
 from ssl_blocks.pretrain.estimate import count_parameters
@@ -47,8 +47,9 @@ def load(name: str, *overrides: str) -> RunConfig:
 
 
 def build(name: str, *overrides: str) -> sb.Objective:
+    data = ImageData.stand_in(shape_of(name), num_train=1)
     with torch.device("meta"):
-        return RECIPES[name.partition("_")[0]].assemble(load(name, *overrides), shape_of(name))
+        return RECIPES[name.partition("_")[0]].assemble(load(name, *overrides), data)
 
 
 def millions(objective: sb.Objective) -> tuple[float, float]:

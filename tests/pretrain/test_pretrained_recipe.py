@@ -7,13 +7,13 @@ import torch
 
 import ssl_blocks as sb
 from ssl_blocks.cli import load_config, main
-from ssl_blocks.data import ImageShape
+from ssl_blocks.data import ImageData, ImageShape
 from ssl_blocks.encoders import export_encoder, timm_vit
 from ssl_blocks.pretrain import EncoderConfig, Run
 from ssl_blocks.recipes import RECIPES
 from ssl_blocks.recipes.mae import RECIPE
 
-SHAPE = ImageShape(3, 16, 16)
+DATA = ImageData.stand_in(ImageShape(3, 16, 16))
 SMALL = [
     "--name=on",
     "--data.name=digits",
@@ -71,7 +71,7 @@ def test_each_recipe_starts_from_the_weights(recipe: str, tmp_path: Path, name: 
     heads = {"randsac": ["--decoder.heads=2"], "mae": ["--decoder.heads=2", "--decoder.width=16"]}
     argv += heads.get(recipe, []) + (["--encoder.kind=vit"] if recipe == "esvit" else [])
     argv += ["--decoder.heads=2"] if recipe == "combined" else []
-    objective = RECIPES[recipe].assemble(load_config(RECIPES[recipe], argv), SHAPE)
+    objective = RECIPES[recipe].assemble(load_config(RECIPES[recipe], argv), DATA)
     state, found = state_of(name), objective.export_encoder().module.state_dict()
     assert state.keys() == found.keys()
     assert all(torch.equal(value, state[key]) for key, value in found.items())
@@ -82,10 +82,10 @@ def test_a_preset_that_contradicts_the_weights_is_told(preset: str, tmp_path: Pa
     argv = [f"--preset={preset}", "--name=on", f"--encoder.name={name}", "--encoder.pretrained=true"]
     config = load_config(RECIPE, argv)
     with pytest.raises(ValueError, match=r"encoder: embed_dim=\d+ contradicts the pretrained .* has embed_dim=16"):
-        RECIPE.assemble(config, SHAPE)
+        RECIPE.assemble(config, DATA)
     free = [f"--encoder.{part}=None" for part in ("width", "depth", "heads", "patch_size")]
     config = load_config(RECIPE, [*argv, *free, "--decoder.heads=2"])
-    assert RECIPE.assemble(config, SHAPE).encoder.patch == (2, 2)
+    assert RECIPE.assemble(config, DATA).encoder.patch == (2, 2)
 
 
 def test_another_patch_size_is_taken_if_it_is_given(name: str) -> None:

@@ -196,9 +196,9 @@ def test_images_may_lie_elsewhere_but_must_be_the_same(tmp_path: Path) -> None:
 
 
 def test_weights_of_another_shape_are_refused(whole: Path) -> None:
-    def wider(config, shape):
+    def wider(config, data):
         encoder = config.encoder.model_copy(update={"width": 32})
-        return assemble(config.model_copy(update={"encoder": encoder}), shape)
+        return assemble(config.model_copy(update={"encoder": encoder}), data)
 
     with pytest.raises(ValueError, match=r"does not fit the configuration: .* has shape"):
         prepare(whole.parent, resume=True, build=wider)

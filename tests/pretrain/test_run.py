@@ -12,9 +12,10 @@ import torch
 import yaml
 from PIL import Image
 
+import ssl_blocks as sb
 from ssl_blocks.cli import load_config
-from ssl_blocks.data import ImageSplit, load, to_float
-from ssl_blocks.pretrain import Run, figures
+from ssl_blocks.data import ImageData, ImageSplit, load, to_float
+from ssl_blocks.pretrain import Run, RunConfig, figures
 from ssl_blocks.pretrain.scoring import score_encoder
 from ssl_blocks.recipes.randsac import RECIPE, assemble
 from tests.pretrain.small import arguments
@@ -225,3 +226,33 @@ def test_without_labels_a_run_says_that_it_cannot_score(tmp_path: Path, capsys: 
     assert "no scores" in printed
     assert (prepared.config.folder / "figures" / "curves.png").is_file()
     assert json.loads((prepared.config.folder / "results.json").read_text())["scores"] == []
+
+
+class Stripes(RunConfig):
+    """Brings data of its own: bright and dark stripes."""
+
+    def load_data(self) -> ImageData:
+        bright = torch.full((64, 1, 8, 8), 200, dtype=torch.uint8)
+        bright[:, :, ::2] = 100
+        split = ImageSplit(bright, torch.arange(64) % 2)
+        return ImageData("stripes", split, split, ("a", "b"), (0.5,), (0.25,))
+
+
+def test_data_of_ones_own_is_trained_on_and_looked_at_when_parts_are_made(tmp_path: Path) -> None:
+    def with_levels(config: Stripes, data: ImageData) -> sb.SegmentPrediction:
+        encoder = config.encoder.build(image_size=data.shape[1:], channels=data.shape.channels)
+        tokenizer = sb.PatchTokenizer(image_size=data.shape[1:], patch_size=2, channels=data.shape.channels)
+        objective = sb.simmim(encoder=encoder, tokenizer=tokenizer)
+        objective.register_buffer("levels", data.train.images.unique())  # a codebook
+        return objective
+
+    sizes = {
+        "encoder": {"patch_size": 2, "width": 16, "depth": 1, "heads": 2},
+        "optimizer": {"batch_size": 16, "warmup_epochs": 0},
+    }
+    trainer = {"epochs": 1, "device": "cpu"}
+    config = Stripes(name="stripes", output_dir=tmp_path, trainer=trainer, **sizes)
+    run = Run.prepare(config, with_levels)
+    assert run.module.objective.levels.tolist() == [100, 200]
+    results = json.loads((run.fit() / "results.json").read_text())
+    assert results["recipe"]["train_images"] == 64

@@ -10,7 +10,7 @@ from torch import nn
 
 import ssl_blocks as sb
 from ssl_blocks.cli import load_config
-from ssl_blocks.data import ImageShape, load, to_float
+from ssl_blocks.data import ImageData, ImageShape, load, to_float
 from ssl_blocks.engine.parallel import repeated_blocks
 from ssl_blocks.pretrain import Run
 from ssl_blocks.recipes.saim import RECIPE, SAIMConfig
@@ -42,7 +42,7 @@ def configure(*more: str) -> SAIMConfig:
 
 
 def assemble(*more: str) -> sb.SegmentPrediction:
-    return RECIPE.assemble(configure(*more), ImageShape(1, 16, 16))
+    return RECIPE.assemble(configure(*more), ImageData.stand_in(ImageShape(1, 16, 16)))
 
 
 @pytest.mark.parametrize("options", [(), ("--share_weights=true", "--query_depth=1")])

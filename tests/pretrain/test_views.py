@@ -14,7 +14,7 @@ from torch import nn
 
 import ssl_blocks as sb
 from ssl_blocks.cli import load_config, main
-from ssl_blocks.data import Augmentation, ColorChanges, ImageShape, MultiCrop, RandomResizedCropFlip
+from ssl_blocks.data import Augmentation, ColorChanges, ImageData, ImageShape, MultiCrop, RandomResizedCropFlip
 from ssl_blocks.engine.errors import RunStopped
 from ssl_blocks.engine.loop import Loop
 from ssl_blocks.pretrain import PretrainModule, Recipe, Run, RunConfig
@@ -70,7 +70,8 @@ class ViewsConfig(RunConfig):
         return MultiCrop(size, size, num_local=self.num_local, mean=mean, std=std)
 
 
-def assemble(config: RunConfig, shape: ImageShape) -> PullTogether:
+def assemble(config: RunConfig, data: ImageData) -> PullTogether:
+    shape = data.shape
     return PullTogether(config.encoder.build(image_size=(shape.height, shape.width), channels=shape.channels))
 
 
@@ -90,8 +91,8 @@ def prepare(folder: Path, *more: str, build: Callable = assemble, resume: bool |
 def stopping(at_step: int) -> Callable:
     """An ``assemble`` whose objective asks the run to stop after this many steps."""
 
-    def build(config: RunConfig, shape: ImageShape) -> PullTogether:
-        objective, steps = assemble(config, shape), []
+    def build(config: RunConfig, data: ImageData) -> PullTogether:
+        objective, steps = assemble(config, data), []
 
         def after_step() -> None:
             steps.append(1)

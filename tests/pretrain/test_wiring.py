@@ -12,7 +12,7 @@ from PIL import Image
 
 from ssl_blocks.cli import load_config
 from ssl_blocks.cli.arguments import kind_of, sub_models
-from ssl_blocks.data import ImageShape
+from ssl_blocks.data import ImageData, ImageShape
 from ssl_blocks.engine import StrictModel
 from ssl_blocks.pretrain import RunConfig
 from ssl_blocks.recipes import RECIPES
@@ -20,7 +20,7 @@ from tests.pretrain.small import prepare
 
 pytestmark = pytest.mark.process  # takes long
 
-SHAPE = ImageShape(3, 32, 32)
+DATA = ImageData.stand_in(ImageShape(3, 32, 32))
 OF_THE_RUN = ("name", "output_dir", "seed", "note", "optimizer.", "trainer.", "data.")  # whatever the recipe
 OF_VIEWS = ("data.flip", "data.crop_scale")
 SMALL = {  # so that building takes no time
@@ -101,9 +101,9 @@ def variants() -> list[tuple[str, str]]:
 
 def build(recipe: str, config: RunConfig) -> Iterator[Any]:
     """What varies the images, and the objective."""
-    yield config.augmentation(SHAPE, (0.5,) * 3, (0.2,) * 3)
+    yield config.augmentation(DATA.shape, (0.5,) * 3, (0.2,) * 3)
     with torch.device("meta"):
-        yield RECIPES[recipe].assemble(config, SHAPE)
+        yield RECIPES[recipe].assemble(config, DATA)
 
 
 def fields(config: RunConfig, *, idle: bool) -> set[str]:

@@ -28,8 +28,8 @@ CASES = {
 OPTIONS = ["--trainer.epochs=2", "--data.max_train=192", "--optimizer.clip_grad=0.5", "--trainer.precision=fp32"]
 
 
-def build(config, shape):
-    objective = assemble(config, shape)
+def build(config, data):
+    objective = assemble(config, data)
     draw, state = objective.draw, {"step": 0, "part": 0, "counts": []}
 
     def before_step(progress) -> None:
