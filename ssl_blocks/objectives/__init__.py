@@ -1,5 +1,6 @@
 """Objectives assemble parts into something with a loss."""
 
+from ssl_blocks.objectives.blocks import BlockPrediction
 from ssl_blocks.objectives.builders import mae, randsac, saim, simmim
 from ssl_blocks.objectives.combine import WeightedSum
 from ssl_blocks.objectives.distillation import ViewRegionDistillation
@@ -10,6 +11,7 @@ from ssl_blocks.objectives.puzzle import PatchPuzzle, PuzzleDraw
 from ssl_blocks.objectives.teacher import Center, TeacherSchedule
 
 __all__ = [
+    "BlockPrediction",
     "Center",
     "Objective",
     "PatchPuzzle",

@@ -7,8 +7,12 @@ from ssl_blocks.lazy import lazily
 if TYPE_CHECKING:
     from ssl_blocks.parts.attention import explicit_attention
     from ssl_blocks.parts.average import MovingAverage, cosine_momentum
+    from ssl_blocks.parts.blocks import BlockSampler, RectangleSampler, TargetBlocks
+    from ssl_blocks.parts.codes import ClusterTarget, kmeans
     from ssl_blocks.parts.decode import Decoder, MaskTokenDecoder, SegmentDecoder
+    from ssl_blocks.parts.follow import NextReader
     from ssl_blocks.parts.gather import gathered
+    from ssl_blocks.parts.hog import HOGTarget
     from ssl_blocks.parts.loss import (
         Loss,
         predicted_cosine,
@@ -42,12 +46,15 @@ else:
 
 __all__ = [
     "BlobPartitioner",
+    "BlockSampler",
     "BlockSubsetPartitioner",
+    "ClusterTarget",
     "Decoder",
     "DecoderReader",
     "EncoderTarget",
     "FullMask",
     "GridSubsetPartitioner",
+    "HOGTarget",
     "LastLayerRouter",
     "LearnedSkipRouter",
     "Loss",
@@ -55,6 +62,7 @@ __all__ = [
     "MaskTokenDecoder",
     "MatchedRouter",
     "MovingAverage",
+    "NextReader",
     "OrderedSerializer",
     "Pairing",
     "PatchTokenizer",
@@ -68,6 +76,7 @@ __all__ = [
     "QueryStreamDecoder",
     "RandomSerializer",
     "Reader",
+    "RectangleSampler",
     "SegmentCausalMask",
     "SegmentDecoder",
     "SegmentPartitioner",
@@ -77,11 +86,13 @@ __all__ = [
     "SquarePartitioner",
     "SubsetPartitioner",
     "Target",
+    "TargetBlocks",
     "TokenPartitioner",
     "Tokenizer",
     "cosine_momentum",
     "explicit_attention",
     "gathered",
+    "kmeans",
     "match_regions",
     "paired_cross_entropy",
     "predicted_cosine",

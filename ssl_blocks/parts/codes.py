@@ -9,9 +9,7 @@ from ssl_blocks.parts.target import Target
 from ssl_blocks.randomness import random_ranks, seeded_generator
 
 
-def kmeans(
-    values: Float[Tensor, "n p"], count: int, *, iterations: int = 20, seed: int = 0
-) -> Float[Tensor, "k p"]:
+def kmeans(values: Float[Tensor, "n p"], count: int, *, iterations: int = 20, seed: int = 0) -> Float[Tensor, "k p"]:
     """Find cluster centres by Lloyd's iterations, from values drawn at random.
 
     A centre that no value is nearest to stays where it is.
