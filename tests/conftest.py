@@ -62,7 +62,7 @@ def compiled() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def divided(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what two processes made: ``gathered``, ``sums``, ``shards``, ``training`` and ``views``."""
+    """A folder with what two processes made, one folder a part of ``tests.two_processes``."""
     folder = tmp_path_factory.mktemp("divided")
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "tests.two_processes"]
     run = subprocess.run([*launch, str(folder)], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)

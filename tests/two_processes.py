@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from tests.evaluation import two_processes as shards
+from tests.gallery import two_processes as gallery
 from tests.objectives import two_processes as sums
 from tests.parts import two_processes as rows
 from tests.pretrain import two_processes as training
@@ -18,7 +19,8 @@ from tests.pretrain import two_views as views
 if __name__ == "__main__":
     torch.set_num_threads(1)
     dist.init_process_group("gloo")  # once for all parts
-    for name, part in {"gathered": rows, "sums": sums, "shards": shards, "training": training, "views": views}.items():
+    parts = {"gathered": rows, "sums": sums, "shards": shards, "training": training, "views": views, "gallery": gallery}
+    for name, part in parts.items():
         folder = Path(sys.argv[1]) / name
         folder.mkdir(exist_ok=True)
         part.main(folder)

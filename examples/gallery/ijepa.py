@@ -5,8 +5,8 @@ Idea     Encode a part of the image; a narrow predictor says for each of four bl
          moving average of the encoder makes of it in sight of the whole image. No pixels, no augmentation.
 What     the teacher's output at the patch, normalised, by smooth L1
 Where    four rectangles, which may overlap; what lies outside all of them is given
-Who      given tokens see each other; tokens of a block see each other and what is given, but no other block; tokens that
-         are neither given nor in a block are seen by nobody
+Who      given tokens see each other; tokens of a block see each other and what is given, but no other block; what is
+         neither given nor in a block is seen by nobody
 New      nothing; the size of rectangles is fixed for a run, where the paper draws it for every batch
 Command  python examples/gallery/ijepa.py
 """

@@ -52,6 +52,7 @@ class Method:
         views: whether the objective takes `Views`.
         num_local: small crops among them.
         looks: whether ``build`` looks at training images.
+        draw_looks: whether drawing looks at images or weights.
         pixel_tokens: every pixel is a token, of images that are shrunk to 8x8.
         no_leak_test: why `assert_no_leak` does not apply, in a sentence.
         base_lr: learning rate per 256 images.
@@ -62,6 +63,7 @@ class Method:
     views: bool = False
     num_local: int = 0
     looks: bool = False
+    draw_looks: bool = False
     pixel_tokens: bool = False
     no_leak_test: str = ""
     base_lr: float = 2e-3
@@ -97,7 +99,7 @@ class Method:
         return own + ([f"--num_local={self.num_local}"] if self.num_local else [])
 
     def tiny(self, channels: int = 3) -> tuple[sb.Objective, Any]:
-        """The objective on a grid of 4x4 tokens, and three images or views that it takes: for checks."""
+        """The objective on a grid of 4x4 tokens, and four images or views that it takes: for checks."""
         patch = 1 if self.pixel_tokens else 4
         data = CroppedDataConfig(name="noise")
         encoder = EncoderConfig(patch_size=patch, width=16, depth=2, heads=2, class_token=self.class_token)

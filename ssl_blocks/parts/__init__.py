@@ -37,7 +37,13 @@ if TYPE_CHECKING:
     from ssl_blocks.parts.query_stream import QueryStreamDecoder
     from ssl_blocks.parts.read import DecoderReader, QueryReader, Reader
     from ssl_blocks.parts.region_loss import Pairing, match_regions, paired_cross_entropy
-    from ssl_blocks.parts.route import LastLayerRouter, LearnedSkipRouter, MatchedRouter, SkipMemoryRouter
+    from ssl_blocks.parts.route import (
+        LastLayerRouter,
+        LearnedSkipRouter,
+        MatchedRouter,
+        SkipMemoryRouter,
+        WeightedSkipRouter,
+    )
     from ssl_blocks.parts.serialize import OrderedSerializer, RandomSerializer, Serializer
     from ssl_blocks.parts.target import EncoderTarget, PictureTarget, PixelTarget, PositionTarget, Target
     from ssl_blocks.parts.tokenize import PatchTokenizer, Tokenizer
@@ -89,6 +95,7 @@ __all__ = [
     "TargetBlocks",
     "TokenPartitioner",
     "Tokenizer",
+    "WeightedSkipRouter",
     "cosine_momentum",
     "explicit_attention",
     "gathered",
