@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import ssl_blocks as sb
 from examples.gallery.run import Method
+from ssl_blocks.randomness import check_generator
 
 
 class RasterPrefix:
@@ -23,6 +24,7 @@ class RasterPrefix:
     def __call__(self, images: Tensor, grid: sb.Grid, *, generator: torch.Generator | None = None) -> sb.Segments:
         """Draw the length of the prefix for every image; at least one token is left to predict."""
         n, device = grid.num_tokens, images.device
+        check_generator(generator, device)
         length = torch.randint(1, n, (len(images), 1), generator=generator, device=device)
         ids = (torch.arange(n, device=device) - length + 1).clamp(min=0)
         return sb.Segments(levels=(ids,), counts=(n,))

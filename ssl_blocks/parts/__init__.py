@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ssl_blocks.parts.blocks import BlockSampler, RectangleSampler, TargetBlocks
     from ssl_blocks.parts.codes import ClusterTarget, kmeans
     from ssl_blocks.parts.decode import Decoder, MaskTokenDecoder, SegmentDecoder
+    from ssl_blocks.parts.embedding_loss import koleo, nt_xent, sigreg, vicreg
     from ssl_blocks.parts.follow import NextReader
     from ssl_blocks.parts.gather import gathered
     from ssl_blocks.parts.hog import HOGTarget
@@ -100,7 +101,9 @@ __all__ = [
     "explicit_attention",
     "gathered",
     "kmeans",
+    "koleo",
     "match_regions",
+    "nt_xent",
     "paired_cross_entropy",
     "predicted_cosine",
     "predicted_cross_entropy",
@@ -108,5 +111,7 @@ __all__ = [
     "predicted_mse",
     "predicted_smooth_l1",
     "resample_positions",
+    "sigreg",
     "sincos_table",
+    "vicreg",
 ]
