@@ -14,6 +14,7 @@ import torch._dynamo.utils
 
 import ssl_blocks as sb
 from tests.encoders.compile_check import encoders
+from tests.gallery.compile_check import methods
 from tests.recipes import build, images
 
 CASES: dict[str, tuple[sb.parts.SegmentPartitioner, dict[str, Any]]] = {
@@ -166,4 +167,4 @@ def objectives() -> dict[str, dict[str, float]]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(json.dumps({"objectives": objectives(), "encoders": encoders()}))
+    print(json.dumps({"objectives": objectives(), "encoders": encoders(), "gallery": methods()}))

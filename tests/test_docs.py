@@ -47,7 +47,8 @@ def read_blocks(page: Path) -> list[Block]:
         if opened is None and match:
             opened, lines = (number + 1, match["fence"], match["language"]), []
         elif opened is not None and line.strip() == opened[1]:
-            blocks.append(Block(page, opened[0], opened[2], "\n".join(lines)))
+            if not lines[0].startswith("--8<--"):  # a file that is shown has tests of its own
+                blocks.append(Block(page, opened[0], opened[2], "\n".join(lines)))
             opened = None
         elif opened is not None:
             lines.append(line)
@@ -111,8 +112,10 @@ def check_python(line: str, words: list[str], root: Path) -> None:
     if file.stem in (*RECIPES, "evaluate"):
         check_options(line, [file.stem, *rest])
         return
+    shared = file.with_name("run.py")  # where the files of a folder share their options
+    text = file.read_text() + (shared.read_text() if shared.is_file() else "")
     for option in rest:
-        known = not option.startswith("--") or f'"{option.partition("=")[0]}"' in file.read_text()
+        known = not option.startswith("--") or f'"{option.partition("=")[0]}"' in text
         assert known, f"{line!r}: {file.name} has no option {option}"
 
 
@@ -257,6 +260,16 @@ def test_tables_of_recipes_are_those_of_the_presets() -> None:
     assert sorted(listed) == sorted(tables["PRESETS"])
     changed = page.replace("| 0.008 |", "| 0.009 |")
     assert tables["updated"](changed) == page != changed
+
+
+def test_gallery_is_that_of_the_files() -> None:
+    from docs import make_gallery as gallery
+
+    page = gallery.PAGE.read_text()
+    assert gallery.updated(page) == page, "run python -m docs.make_gallery"
+    assert gallery.updated(page.replace("| yes |", "| no |")) == page
+    code = 'class A:\n    """Say."""\n\n    # why\n    x = 1\n\n\ndef build():\n    return A\n'
+    assert gallery.new_lines(code) == 2  # the class and its value
 
 
 # --- the checks themselves --------------------------------------------------------------------------------------

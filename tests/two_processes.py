@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from tests.evaluate import two_processes as command
 from tests.evaluation import two_processes as shards
+from tests.gallery import two_processes as gallery
 from tests.objectives import two_processes as sums
 from tests.parts import two_processes as rows
 from tests.pretrain import two_processes as training, two_shards as streams, two_views as views
@@ -23,6 +24,7 @@ PARTS = {
     "training": training,
     "views": views,
     "streams": streams,
+    "gallery": gallery,
     "command": command,  # last: it ends the group
 }
 

@@ -5,7 +5,7 @@ from torch import nn
 from ssl_blocks.encoders.protocol import TokenEncoder
 from ssl_blocks.objectives.prediction import SegmentPrediction
 from ssl_blocks.parts.decode import Decoder, SegmentDecoder
-from ssl_blocks.parts.loss import predicted_l1
+from ssl_blocks.parts.loss import Loss, predicted_l1, predicted_mse
 from ssl_blocks.parts.mask import FullMask
 from ssl_blocks.parts.partition import SegmentPartitioner, SubsetPartitioner, TokenPartitioner
 from ssl_blocks.parts.query_stream import QueryStreamDecoder
@@ -72,6 +72,7 @@ def mae(
     partitioner: SegmentPartitioner | None = None,
     router: SkipMemoryRouter | None = None,
     target: Target | None = None,
+    loss: Loss = predicted_mse,
     head: nn.Module | None = None,
 ) -> SegmentPrediction:
     """MAE: encode a part of the patches, and predict the others (He et al., Sec. 3).
@@ -86,6 +87,7 @@ def mae(
         partitioner: id 0 is visible; ``None``: a random quarter is.
         router: ``None``: the decoder gets the normalised last states, once.
         target: ``None``: the pixels of each patch, normalised.
+        loss: compares predictions with targets.
         head: ``None``: one Linear.
 
     Examples:
@@ -108,6 +110,7 @@ def mae(
         mask=FullMask(),
         reader=DecoderReader(LastLayerRouter(decoder_depth=1) if router is None else router, decoder),
         target=_normalised(tokenizer) if target is None else target,
+        loss=loss,
         head=head,
     )
 
@@ -157,6 +160,7 @@ def simmim(
     tokenizer: Tokenizer,
     partitioner: SegmentPartitioner | None = None,
     target: Target | None = None,
+    loss: Loss = predicted_l1,
     head: nn.Module | None = None,
 ) -> SegmentPrediction:
     """SimMIM: mask tokens stand in the encoder for hidden patches, and a Linear predicts raw pixels by L1 (Xie et al.).
@@ -166,6 +170,7 @@ def simmim(
         tokenizer: cuts the images.
         partitioner: id 0 is visible; ``None``: squares of two tokens, of which .6 are hidden.
         target: ``None``: raw pixels.
+        loss: compares predictions with targets.
         head: ``None``: one Linear.
 
     Examples:
@@ -181,7 +186,7 @@ def simmim(
         mask=FullMask(feedback=True),
         reader=QueryReader(encoder.dim),
         target=PixelTarget(tokenizer) if target is None else target,
-        loss=predicted_l1,
+        loss=loss,
         head=head,
     )
 

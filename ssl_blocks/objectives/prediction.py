@@ -35,10 +35,12 @@ class SegmentPrediction(Objective):
         loss: compares predictions with targets; the mean squared error by default.
         head: from the reader's width to the target's; ``None`` means one Linear.
         predict_first: also predict the first segment, from the encoder's prefix tokens alone.
+        num_predicted: how many steps are predicted; those behind them are neither given nor predicted, and are not even
+            encoded where steps have one size (CrossMAE's partial prediction). ``None``: all.
 
     Raises:
-        ValueError: if tokenizer and encoder do not fit, or ``predict_first`` is asked of an encoder without
-            prefix tokens.
+        ValueError: if tokenizer and encoder do not fit, ``predict_first`` is asked of an encoder without
+            prefix tokens, or ``num_predicted`` is below 1.
 
     Examples:
         >>> import ssl_blocks as sb
@@ -74,11 +76,15 @@ class SegmentPrediction(Objective):
         loss: Loss = predicted_mse,
         head: nn.Module | None = None,
         predict_first: bool = False,
+        num_predicted: int | None = None,
     ) -> None:
         super().__init__()
         check_tokenizer(tokenizer, encoder)
         if predict_first and not encoder.num_prefix:
             raise ValueError("predict_first=True needs an encoder with a prefix token: the first segment sees no other")
+        if num_predicted is not None and num_predicted < 1:
+            raise ValueError(f"num_predicted={num_predicted} must be at least 1, or None for all steps")
+        self.num_predicted = num_predicted
         self.encoder, self.tokenizer, self.partitioner, self.reader = encoder, tokenizer, partitioner, reader
         self.target, self.loss, self.predict_first = target, loss, predict_first
         self.serializer = RandomSerializer() if serializer is None else serializer
@@ -122,13 +128,16 @@ class SegmentPrediction(Objective):
         patches = self.tokenizer(images)
         if draw is None:
             draw = self.draw(images)
-        encoded, predicted = draw.windows(self.predict_first)
+        encoded, predicted = self._windows(draw)
         masks = self.mask(draw, encoded, predicted, self.encoder.num_prefix, self.predict_first)
         index, step = draw.order[:, predicted], draw.step[:, predicted]
         content = self.encoder.embed(draw.take(patches, encoded))
         predictions = self.head(self.reader(self.encoder, content, draw.order[:, encoded], index, masks))
         targets = draw.take(self.target(images), predicted)
-        is_target = step >= (0 if self.predict_first else getattr(self.mask, "num_given", 1))
+        is_target, given = step >= self._first, None
+        if self.num_predicted is not None:
+            is_target &= step < self._first + self.num_predicted
+            given = draw.put(draw.step < self._first)
         return ObjectiveOutput(
             loss=self.loss(predictions, targets, is_target),
             predictions=predictions,
@@ -137,4 +146,19 @@ class SegmentPrediction(Objective):
             step=step,
             is_target=is_target,
             draw=draw,
+            given=given,
         )
+
+    @property
+    def _first(self) -> int:
+        """The first step that is predicted."""
+        return 0 if self.predict_first else int(getattr(self.mask, "num_given", 1))
+
+    def _windows(self, draw: Serialization) -> tuple[slice, slice]:
+        """Slots that are encoded and predicted; nothing sees what lies behind the last step that is predicted."""
+        encoded, predicted = draw.windows(self.predict_first)
+        if self.num_predicted is None or draw.step_sizes is None:
+            return encoded, predicted
+        last = self._first + self.num_predicted
+        seen, asked = (sum(draw.step_sizes[:steps]) for steps in (last - 1, last))
+        return slice(0, min(encoded.stop, seen)), slice(predicted.start, asked)

@@ -7,8 +7,13 @@ from ssl_blocks.lazy import lazily
 if TYPE_CHECKING:
     from ssl_blocks.parts.attention import explicit_attention
     from ssl_blocks.parts.average import MovingAverage, cosine_momentum
+    from ssl_blocks.parts.blocks import BlockSampler, RectangleSampler, TargetBlocks
+    from ssl_blocks.parts.codes import ClusterTarget, kmeans
     from ssl_blocks.parts.decode import Decoder, MaskTokenDecoder, SegmentDecoder
+    from ssl_blocks.parts.embedding_loss import koleo, nt_xent, sigreg, vicreg
+    from ssl_blocks.parts.follow import NextReader
     from ssl_blocks.parts.gather import gathered
+    from ssl_blocks.parts.hog import HOGTarget
     from ssl_blocks.parts.loss import (
         Loss,
         predicted_cosine,
@@ -33,7 +38,13 @@ if TYPE_CHECKING:
     from ssl_blocks.parts.query_stream import QueryStreamDecoder
     from ssl_blocks.parts.read import DecoderReader, QueryReader, Reader
     from ssl_blocks.parts.region_loss import Pairing, match_regions, paired_cross_entropy
-    from ssl_blocks.parts.route import LastLayerRouter, LearnedSkipRouter, MatchedRouter, SkipMemoryRouter
+    from ssl_blocks.parts.route import (
+        LastLayerRouter,
+        LearnedSkipRouter,
+        MatchedRouter,
+        SkipMemoryRouter,
+        WeightedSkipRouter,
+    )
     from ssl_blocks.parts.serialize import OrderedSerializer, RandomSerializer, Serializer
     from ssl_blocks.parts.target import EncoderTarget, PictureTarget, PixelTarget, PositionTarget, Target
     from ssl_blocks.parts.tokenize import PatchTokenizer, Tokenizer
@@ -42,12 +53,15 @@ else:
 
 __all__ = [
     "BlobPartitioner",
+    "BlockSampler",
     "BlockSubsetPartitioner",
+    "ClusterTarget",
     "Decoder",
     "DecoderReader",
     "EncoderTarget",
     "FullMask",
     "GridSubsetPartitioner",
+    "HOGTarget",
     "LastLayerRouter",
     "LearnedSkipRouter",
     "Loss",
@@ -55,6 +69,7 @@ __all__ = [
     "MaskTokenDecoder",
     "MatchedRouter",
     "MovingAverage",
+    "NextReader",
     "OrderedSerializer",
     "Pairing",
     "PatchTokenizer",
@@ -68,6 +83,7 @@ __all__ = [
     "QueryStreamDecoder",
     "RandomSerializer",
     "Reader",
+    "RectangleSampler",
     "SegmentCausalMask",
     "SegmentDecoder",
     "SegmentPartitioner",
@@ -77,12 +93,17 @@ __all__ = [
     "SquarePartitioner",
     "SubsetPartitioner",
     "Target",
+    "TargetBlocks",
     "TokenPartitioner",
     "Tokenizer",
+    "WeightedSkipRouter",
     "cosine_momentum",
     "explicit_attention",
     "gathered",
+    "kmeans",
+    "koleo",
     "match_regions",
+    "nt_xent",
     "paired_cross_entropy",
     "predicted_cosine",
     "predicted_cross_entropy",
@@ -90,5 +111,7 @@ __all__ = [
     "predicted_mse",
     "predicted_smooth_l1",
     "resample_positions",
+    "sigreg",
     "sincos_table",
+    "vicreg",
 ]

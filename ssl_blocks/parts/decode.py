@@ -76,17 +76,19 @@ class _CrossAttention(nn.Module):
 
 
 class _SegmentLayer(nn.Module):
-    """Self-attention, cross-attention and MLP, each behind its own norm."""
+    """Self-attention, where there is one, cross-attention and MLP, each behind its own norm."""
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, eps: float) -> None:
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, eps: float, self_attention: bool) -> None:
         super().__init__()
-        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(dim, eps=eps) for _ in range(3))
-        self.self_attn = Attention(dim, num_heads=num_heads, qkv_bias=True)
+        self.norm1 = nn.LayerNorm(dim, eps=eps) if self_attention else None
+        self.norm2, self.norm3 = (nn.LayerNorm(dim, eps=eps) for _ in range(2))
+        self.self_attn = Attention(dim, num_heads=num_heads, qkv_bias=True) if self_attention else None
         self.cross_attn = _CrossAttention(dim, num_heads)
         self.mlp = Mlp(dim, hidden_features=int(dim * mlp_ratio))
 
     def forward(self, x: Tensor, memory: Tensor, target_mask: Tensor, memory_mask: Tensor, empty: Tensor) -> Tensor:
-        x = x + self.self_attn(self.norm1(x), attn_mask=target_mask)
+        if self.self_attn is not None and self.norm1 is not None:
+            x = x + self.self_attn(self.norm1(x), attn_mask=target_mask)
         x = x + self.cross_attn(self.norm2(x), memory, memory_mask, empty)
         out: Tensor = x + self.mlp(self.norm3(x))
         return out
@@ -108,6 +110,8 @@ class SegmentDecoder(nn.Module):
         positions: ``"sincos"``, ``"learned"``, or a module from indices ``[B, t]`` to ``[B, t, D]``, such as a
             ``PositionTable`` over the encoder's own table.
         eps: added to the variance in layer norms.
+        self_attention: whether queries attend to each other, as the mask has it; CrossMAE's do not.
+        mask_token: whether a learned vector, the same for all queries, is added to their positions (CrossMAE).
 
     Raises:
         ValueError: if ``num_heads`` does not divide ``dim``, or the depth is smaller than 1.
@@ -128,17 +132,24 @@ class SegmentDecoder(nn.Module):
         mlp_ratio: float = 4.0,
         positions: Literal["sincos", "learned"] | nn.Module = "sincos",
         eps: float = 1e-6,
+        self_attention: bool = True,
+        mask_token: bool = False,
     ) -> None:
         super().__init__()
         check_sizes(dim, num_heads, depth)
         self.grid, self.dim, self.depth = grid, dim, depth
         self.memory_dim = dim if memory_dim is None else memory_dim
         self.positions = position_module(positions, grid, dim)
+        self.mask_token = nn.Parameter(torch.randn(1, 1, dim) * 0.02) if mask_token else None
         self.memory_proj = nn.Identity() if self.memory_dim == dim else nn.Linear(self.memory_dim, dim)
-        self.layers = nn.ModuleList(_SegmentLayer(dim, num_heads, mlp_ratio, eps) for _ in range(depth))
+        self.layers = nn.ModuleList(_SegmentLayer(dim, num_heads, mlp_ratio, eps, self_attention) for _ in range(depth))
         self.norm = nn.LayerNorm(dim, eps=eps)
         for own in (self.memory_proj, self.layers):  # not the positions: they may be the caller's
             own.apply(init_linear)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that weight decay must spare."""
+        return set() if self.mask_token is None else {"mask_token"}
 
     def forward(
         self,
@@ -158,6 +169,8 @@ class SegmentDecoder(nn.Module):
         # no kernel is asked about rows that may attend to nothing: some answer NaN
         memory_mask, empty = split_empty_rows(masks.memory)
         x = self.positions(query_index)
+        if self.mask_token is not None:
+            x = x + self.mask_token
         for layer, memory in zip(self.layers, memories, strict=True):
             x = run_block(layer, x, self.memory_proj(memory), masks.target, memory_mask, empty)
         out: Tensor = self.norm(x)

@@ -109,8 +109,8 @@ class PrefixCausalMask:
 class FullMask:
     """Let all see all that is given: what is predicted is not encoded, or only as a mask token (MAE, SimMIM, BEiT).
 
-    The first step is given, and all others are predicted from it at once. Where there are two steps of fixed size
-    nothing needs masking in the encoder. Queries see each other and all that is given.
+    The first step is given, and all others are predicted from it at once. Where nothing but a first step of fixed size
+    is encoded, nothing needs masking in the encoder. Queries see each other and all that is given.
 
     Args:
         feedback: whether given tokens see the queries beside them in the encoder: mask tokens of SimMIM and BEiT. For
@@ -145,10 +145,11 @@ class FullMask:
         given = F.pad(step[:, encoded], (num_prefix, 0), value=PREFIX_STEP)[:, None] <= 0  # [_, 1, s]
         asked = step[:, predicted] > 0
         itself = torch.eye(asked.shape[1], dtype=torch.bool, device=step.device)
-        two_steps = serialization.step_sizes is not None and len(serialization.step_sizes) == 2
+        sizes = serialization.step_sizes
+        all_given = sizes is not None and encoded.stop is not None and encoded.stop <= sizes[0]
         s, t = given.shape[-1], asked.shape[-1]
         return AttentionMasks(
-            source=None if two_steps else given.expand(-1, s, -1)[:, None],
+            source=None if all_given else given.expand(-1, s, -1)[:, None],
             target=(asked[:, None] | itself)[:, None],
             memory=given.expand(-1, t, -1)[:, None],
             feedback=asked[:, None, None].expand(-1, -1, s, -1) if self.feedback else None,

@@ -87,7 +87,8 @@ class DecoderReader(nn.Module):
         if masks.feedback is not None:
             raise ValueError("masks.feedback lets content see queries, which only QueryReader puts beside it")
         states = encoder.encode(content, index, masks.source)
-        memories = self.router(states.hidden, encoder.norm)
+        hidden = (states.input, *states.hidden) if getattr(self.router, "takes_input", False) else states.hidden
+        memories = self.router(hidden, encoder.norm)
         return self.decoder(memories, masks, query_index=query_index, memory_index=index)
 
 

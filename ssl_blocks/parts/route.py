@@ -11,7 +11,10 @@ Hidden = tuple[Float[Tensor, "b n d"], ...]
 
 @runtime_checkable
 class SkipMemoryRouter(Protocol):
-    """Turns the encoder's hidden states into one memory per decoder layer."""
+    """Turns the encoder's hidden states into one memory per decoder layer.
+
+    One with an attribute ``takes_input`` that is true gets, before these, what enters the first block.
+    """
 
     def __call__(self, hidden: Hidden, norm: nn.Module, /) -> Hidden:
         """Return one ``[B, n, D]`` memory per decoder layer.
@@ -52,12 +55,58 @@ class LearnedSkipRouter(nn.Module):
         if len(hidden) != self.mix.in_features:
             raise ValueError(f"encoder_depth={self.mix.in_features} must be the encoder's depth, {len(hidden)}")
         states = norm(torch.stack(hidden, dim=1))  # [B, L_enc, n, D]
-        # a product per image: the weight's gradient is then reduced per sample and summed in its own precision
-        # (one 16-bit product over the whole batch is inexact, and kills one-thread CPU processes)
-        weight = self.mix.weight.expand(states.shape[0], -1, -1)
-        mixed = torch.bmm(weight, states.flatten(2))
+        mixed = _mixed(states, self.mix.weight)
         mixed = mixed + self.mix.bias[:, None].to(mixed.dtype)
         return tuple(memory.reshape(hidden[0].shape) for memory in mixed.unbind(1))
+
+
+def _mixed(states: Float[Tensor, "b l n d"], weight: Float[Tensor, "k l"]) -> Float[Tensor, "b k nd"]:
+    # a product per image: the weight's gradient is then reduced per sample and summed in its own precision
+    # (one 16-bit product over the whole batch is inexact, and kills one-thread CPU processes)
+    return torch.bmm(weight.expand(states.shape[0], -1, -1), states.flatten(2))
+
+
+class WeightedSkipRouter(nn.Module):
+    """Give every decoder layer its own weighted sum of all encoder layers, and a norm of its own (CrossMAE, Sec. 3.3).
+
+    What enters the first block counts as a layer. States are summed as they are, without a bias, and normalised
+    afterwards; weights start from N(0, 1 / layers). The encoder's final norm is not used: freeze it, for nothing
+    trains it.
+
+    Args:
+        encoder_depth: encoder layers.
+        decoder_depth: decoder layers.
+        dim: the encoder's width, ``D``.
+        eps: added to the variance in layer norms.
+
+    Examples:
+        >>> states = tuple(torch.randn(2, 5, 8) for _ in range(5))  # the input, and what four blocks make of it
+        >>> router = WeightedSkipRouter(encoder_depth=4, decoder_depth=2, dim=8)
+        >>> [tuple(memory.shape) for memory in router(states, nn.Identity())]
+        [(2, 5, 8), (2, 5, 8)]
+    """
+
+    takes_input = True
+
+    def __init__(self, *, encoder_depth: int, decoder_depth: int, dim: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.mix = nn.Linear(encoder_depth + 1, decoder_depth, bias=False)
+        nn.init.normal_(self.mix.weight, std=(encoder_depth + 1) ** -0.5)
+        self.norms = nn.ModuleList(nn.LayerNorm(dim, eps=eps) for _ in range(decoder_depth))
+
+    def forward(self, hidden: Hidden, norm: nn.Module) -> Hidden:
+        """Mix the layers, the encoder's input first.
+
+        Raises:
+            ValueError: if the number of states is not ``encoder_depth + 1``.
+        """
+        if len(hidden) != self.mix.in_features:
+            raise ValueError(
+                f"encoder_depth={self.mix.in_features - 1} must be the encoder's depth, {len(hidden) - 1}: the first "
+                "state is what enters its blocks"
+            )
+        mixed = _mixed(torch.stack(hidden, dim=1), self.mix.weight).unbind(1)
+        return tuple(own(memory.reshape(hidden[0].shape)) for own, memory in zip(self.norms, mixed, strict=True))
 
 
 class LastLayerRouter:

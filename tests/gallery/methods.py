@@ -1,0 +1,28 @@
+"""All methods of the gallery, found by walking its folder."""
+
+from importlib import import_module
+from pathlib import Path
+
+import torch
+
+from examples.gallery.run import Method
+
+FOLDER = Path(__file__).parents[2] / "examples" / "gallery"
+NAMES = sorted(file.stem for file in FOLDER.glob("*.py") if file.stem != "run")
+
+
+def method(name: str) -> Method:
+    """What a file of the gallery holds."""
+    found: Method = import_module(f"examples.gallery.{name}").METHOD
+    return found
+
+
+def tiny(name: str):
+    """The method at tiny size, its weights always the same, and four images or views."""
+    torch.manual_seed(0)
+    return method(name).tiny()
+
+
+def draw(objective, images, seed=0):
+    """Random choices for the images."""
+    return objective.draw(images, generator=torch.Generator().manual_seed(seed))

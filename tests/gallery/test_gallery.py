@@ -1,0 +1,118 @@
+"""Every file of the gallery trains, leaks nothing, goes on in the same bits, compiles, and runs in two processes."""
+
+import io
+import re
+
+import pytest
+import torch
+
+import ssl_blocks as sb
+from docs.make_gallery import header, new_lines
+from ssl_blocks.testing import assert_no_leak, check_objective
+from tests.gallery.methods import FOLDER, NAMES, draw, method, tiny
+from tests.gallery.two_processes import SIZE, gradients
+
+MOST_LINES, MOST_NEW = 130, 40
+STEPS = 4
+
+
+class Training:
+    """A plain loop over an objective, which can be left and taken up again."""
+
+    def __init__(self, name):
+        self.objective, self.images = tiny(name)
+        self.optimizer = torch.optim.AdamW(self.objective.parameters(), lr=1e-3)
+
+    def run(self, steps):
+        losses = []
+        for step in steps:
+            self.objective.before_step(sb.Progress(step=step, epoch=step // 2, num_steps=STEPS, steps_per_epoch=2))
+            loss = self.objective(self.images, draw(self.objective, self.images, step)).loss
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            self.objective.after_step()
+            losses.append(loss.item())
+        return losses
+
+    def state(self):
+        return {"objective": self.objective.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_trains_and_goes_on_in_the_same_bits(name):
+    straight, saved = Training(name), io.BytesIO()
+    before = {key: value.clone() for key, value in straight.objective.named_parameters() if value.requires_grad}
+    losses = straight.run(range(STEPS // 2))
+    torch.save(straight.state(), saved)
+    losses += straight.run(range(STEPS // 2, STEPS))
+    assert torch.tensor(losses).isfinite().all()
+    still = [key for key, value in straight.objective.named_parameters() if key in before and value.equal(before[key])]
+    assert not still, f"nothing moves {still}"
+    other, stored = Training(name), torch.load(io.BytesIO(saved.getvalue()), weights_only=True)
+    other.objective.load_state_dict(stored["objective"])
+    other.optimizer.load_state_dict(stored["optimizer"])
+    assert other.run(range(STEPS // 2, STEPS)) == losses[STEPS // 2 :]
+    for key, value in straight.objective.state_dict().items():
+        assert torch.equal(value, other.objective.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_leaks_nothing_or_says_why_that_is_no_question(name, capsys):
+    objective, images = tiny(name)
+    method(name).check()
+    printed = capsys.readouterr().out
+    reason = method(name).no_leak_test
+    assert printed.startswith(f"no leak test: {reason}" if reason else "no leak: ")
+    if reason:  # and indeed it does not apply
+        with pytest.raises(ValueError, match=r"no target|nothing|joint"):
+            assert_no_leak(objective, images.images[0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_keeps_what_a_training_loop_relies_on(name):
+    objective, images = tiny(name)
+    whole_batch = isinstance(objective, sb.WeightedSum) or objective.takes_views
+    check_objective(objective, images, whole_batch=whole_batch, looks=method(name).draw_looks)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_compiles_in_one_graph(compiled, name):
+    found = compiled["gallery"][name]
+    assert found["graphs"] == 1
+    assert found["loss"] < 1e-5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_processes_equal_one(divided, name):
+    loss, found = torch.load(divided / "gallery" / "found.pt", weights_only=True)[name]
+    expected, wanted = gradients(name, slice(0, SIZE))
+    torch.testing.assert_close(loss, expected)
+    assert found.keys() == wanted.keys()
+    largest = max(float(gradient.abs().max()) for gradient in wanted.values())
+    for key, gradient in wanted.items():
+        torch.testing.assert_close(found[key], gradient, rtol=1e-3, atol=1e-5 * largest, msg=key)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_short(name):
+    text = (FOLDER / f"{name}.py").read_text()
+    assert len(text.splitlines()) <= MOST_LINES
+    assert new_lines(text) <= MOST_NEW
+    fields = {"title", "summary", "Paper", "Idea", "What", "Where", "Who", "New", "Command"}
+    assert fields == {field for field, value in header(text).items() if value}
+    assert header(text)["Command"] == f"python examples/gallery/{name}.py"
+
+
+@pytest.mark.process
+def test_the_command_trains_and_goes_on(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = ["--data", "digits", "--data.max_train=256", "--data.max_test=64", "--trainer.epochs=2"]
+    small += ["--encoder.width=16", "--encoder.depth=1", "--data.image_size=16", "--trainer.device=cpu"]
+    assert method("simmim").main(small) == 0
+    printed = capsys.readouterr().out
+    assert "no leak" in printed
+    assert re.search(r"loss \d+\.\d+ -> \d+\.\d+; kNN .+% -> .+% in \d+ s", printed)
+    assert method("simmim").main(["--resume", str(tmp_path / "runs" / "gallery_simmim")]) == 0
+    assert "is complete" in capsys.readouterr().out
+    assert method("simmim").main([*small, "--data.nam=x"]) == 2
