@@ -97,11 +97,13 @@ class Segment(Protocol[SegmentSettings, "SegmentationData"]):
 
     def score(self, subject: "Subject", data: "SegmentationData") -> Score:
         """Overlap and share of right pixels on the test images."""
+        from ssl_blocks.encoders import TokenEncoder
         from ssl_blocks.evaluation.dense import evaluate_segmentation
 
         x, own = subject.extractor, self.settings
+        assert isinstance(x.encoder, TokenEncoder)
         found = evaluate_segmentation(
-            subject.tokens,
+            x.encoder,
             data=data,
             mean=x.mean,
             std=x.std,
