@@ -19,7 +19,7 @@ from ssl_blocks.engine.rank import is_rank_zero
 from ssl_blocks.engine.task import CountedLoss, Moment, Plan, Portion, Task
 from ssl_blocks.evaluation.checks import check_classes, labels_of
 from ssl_blocks.evaluation.classifier import Classifier
-from ssl_blocks.evaluation.features import check_images, layer_watch
+from ssl_blocks.evaluation.extract import check_images, layer_watch
 from ssl_blocks.evaluation.layers import set_drop_path
 from ssl_blocks.evaluation.mixing import Mixing, TrainAugment
 from ssl_blocks.evaluation.protocol import Result
