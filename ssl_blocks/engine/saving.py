@@ -1,4 +1,4 @@
-"""Checkpoints written whole or not at all."""
+"""Checkpoints written whole or not at all, and a run that ends in order when the system or its user asks for it."""
 
 import signal
 from pathlib import Path

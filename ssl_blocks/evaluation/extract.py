@@ -71,12 +71,6 @@ class Extractor:
                 f"{type(self.encoder).__name__} is none: leave it bidirectional"
             )
 
-    @property
-    def feeding(self) -> dict[str, Any]:
-        """How images go in, under the names that training takes."""
-        place = {"device": self.device, "autocast_dtype": self.dtype}
-        return {"mean": self.mean, "std": self.std, "tokenizer": self.tokenizer, **place}
-
     def __call__(self, images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
         """Features ``[N, D]``, float32 on the CPU, of images ``[N, C, H, W]`` on any device.
 
