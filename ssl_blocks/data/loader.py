@@ -145,18 +145,13 @@ class RaisingLoader(DataLoader[Any]):
 def train_loader(
     split: ImageSplit | FileSplit,
     *,
-    batch_size: int,
     seed: int,
     crop: RandomResizedCropFlip,
-    epochs: int = 1,
-    first_step: int = 0,
-    accumulate: int = 1,
-    rank: int = 0,
-    world_size: int = 1,
     workers: int | None = None,
     device: torch.device | str = "cpu",
+    **run: Any,
 ) -> DataLoader[UInt8[Tensor, "b c h w"]]:
-    """Load the batches of a run from a step on, in the order of a `RunSampler`, of which most arguments are.
+    """Load the batches of a run from a step on.
 
     Images in memory are moved to ``device`` once and come as they are: augment them there, in batches. Images in
     files come on CPU, cropped and mirrored already; what an image's crop is drawn from is its place in the epoch,
@@ -164,17 +159,13 @@ def train_loader(
 
     Args:
         split: images.
-        batch_size: images per optimizer step, over all processes and accumulated parts.
         seed: of order and crops.
         crop: how images in files are augmented.
-        epochs: of the run.
-        first_step: optimizer steps done already.
-        accumulate: batches per step and process.
-        rank: number of this process, from 0.
-        world_size: number of processes.
         workers: decoding processes, each with one thread; 0 decodes in this one, ``None`` takes one per CPU core:
             where several processes train on one machine, give each its `share_of_cores`.
         device: of the training step.
+        **run: handed to `RunSampler`: ``batch_size``, ``epochs``, ``first_step``, ``accumulate``, ``rank`` and
+            ``world_size``.
 
     Returns:
         A loader of ``[b, C, H, W]`` uint8 whose length counts the whole run.
@@ -183,16 +174,7 @@ def train_loader(
         ValueError: see `RunSampler`.
         UnreadableImageError: while loading, if a file is unreadable and ``split.corrupt`` is ``"error"``.
     """
-    sampler = RunSampler(
-        len(split),
-        batch_size,
-        seed=seed,
-        epochs=epochs,
-        first_step=first_step,
-        rank=rank,
-        world_size=world_size,
-        accumulate=accumulate,
-    )
+    sampler = RunSampler(len(split), seed=seed, **run)
     if isinstance(split, ImageSplit):
         return DataLoader(_Picks(split.images.to(device)), sampler=sampler, batch_size=None)
     return RaisingLoader(

@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -237,41 +238,35 @@ def decode_files(
         except UnreadableImageError as error:
             return error
 
-    start, first = 0, decode(files[0])
-    while not isinstance(first, Tensor):
-        start += 1
-        if corrupt == "error":
-            raise first
-        if start == len(files):
-            raise UnreadableImageError(f"corrupt='skip' must leave at least one image, but none can be read: {first}")
-        first = decode(files[start])
-    images, bad, shape = torch.empty(len(files), *first.shape, dtype=torch.uint8), [], first.shape
+    def decode_some(begin: int) -> list[Tensor | UnreadableImageError]:
+        return [decode(file) for file in files[begin : begin + FILES_PER_JOB]]
 
-    def fill(begin: int) -> None:
-        for i in range(begin, min(begin + FILES_PER_JOB, len(files))):
-            image = decode(files[i])
+    images, first, bad, error = torch.empty(0), files[0], [], None
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        found = chain.from_iterable(pool.map(decode_some, range(0, len(files), FILES_PER_JOB)))
+        for i, (file, image) in enumerate(zip(files, found, strict=True)):
             if not isinstance(image, Tensor):
                 if corrupt == "error":
                     raise image
                 bad.append(i)
+                error = image
                 continue
-            if image.shape != shape:
+            if not len(images):
+                images, first = torch.empty(len(files), *image.shape, dtype=torch.uint8), file
+            if image.shape != images.shape[1:]:
                 raise ValueError(
-                    f"image_size=None must come with images of one shape, but {files[start]} is "
-                    f"{_size(shape)} and {files[i]} is {_size(image.shape)} (channels x height x width): "
-                    "give image_size"
+                    f"image_size=None must come with images of one shape, but {first} is {_size(images.shape[1:])} and "
+                    f"{file} is {_size(image.shape)} (channels x height x width): give image_size"
                 )
             images[i] = image
-
-    pool = ThreadPoolExecutor(os.cpu_count())
-    try:
-        for _ in pool.map(fill, range(0, len(files), FILES_PER_JOB)):
-            pass
     finally:
         pool.shutdown(cancel_futures=True)  # after an error, the rest need not be decoded
+    if len(bad) == len(files):
+        raise UnreadableImageError(f"corrupt='skip' must leave at least one image, but none can be read: {error}")
     if bad:
         images = images[[i for i in range(len(files)) if i not in set(bad)]]
-    return images, sorted(bad)
+    return images, bad
 
 
 def _size(shape: torch.Size) -> str:

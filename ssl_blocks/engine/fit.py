@@ -23,8 +23,7 @@ from ssl_blocks.engine.loop import Loop
 from ssl_blocks.engine.parallel import Machine, choose_strategy, environment_plugins
 from ssl_blocks.engine.progress import RichRunProgress, StepLog
 from ssl_blocks.engine.rank import is_rank_zero
-from ssl_blocks.engine.saving import AtomicCheckpointIO, Checkpoints
-from ssl_blocks.engine.signals import StopOnSignal
+from ssl_blocks.engine.saving import AtomicCheckpointIO, Checkpoints, StopOnSignal
 from ssl_blocks.engine.task import Task
 from ssl_blocks.modes import modes_kept
 from ssl_blocks.quiet import quiet

@@ -13,8 +13,11 @@ if TYPE_CHECKING:
         train_segmentation as train_segmentation,
     )
     from ssl_blocks.evaluation.detection import mask_rcnn as mask_rcnn
-    from ssl_blocks.evaluation.extract import Extractor as Extractor, RawPixels as RawPixels
-    from ssl_blocks.evaluation.features import FeatureError as FeatureError
+    from ssl_blocks.evaluation.extract import (
+        Extractor as Extractor,
+        FeatureError as FeatureError,
+        RawPixels as RawPixels,
+    )
     from ssl_blocks.evaluation.fewshot import (
         ProbeScore as ProbeScore,
         fewshot_finetune as fewshot_finetune,

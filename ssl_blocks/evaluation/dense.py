@@ -19,6 +19,7 @@ from ssl_blocks.engine.batches import load_parts
 from ssl_blocks.engine.parallel import Machine, Processes
 from ssl_blocks.engine.rank import is_rank_zero
 from ssl_blocks.engine.task import CountedLoss, Moment, Plan, Portion, Task
+from ssl_blocks.evaluation.extract import Extractor
 from ssl_blocks.evaluation.overlap import SegmentationScores, check_mask_classes, score_segmentation
 from ssl_blocks.evaluation.protocols.segment import SegmentationTraining
 from ssl_blocks.evaluation.pyramid import FeaturePyramid
@@ -166,16 +167,12 @@ def train_segmentation(
 
 
 def evaluate_segmentation(
-    encoder: TokenEncoder,
-    *,
+    extractor: Extractor,
     data: SegmentationData,
-    mean: Sequence[float],
-    std: Sequence[float],
+    *,
     freeze: bool = False,
     width: int = 64,
     seed: int = 0,
-    device: torch.device | str = "cpu",
-    autocast_dtype: torch.dtype | None = None,
     **options: Any,
 ) -> SegmentationScores:
     """Put a pyramid and a segmentation head on an encoder, train them, and score them on the test images.
@@ -183,29 +180,35 @@ def evaluate_segmentation(
     RandSAC, appendix B, made small: images have the encoder's size, in training and in testing.
 
     Args:
-        encoder: it is copied, and itself left as it is.
+        extractor: whose encoder is copied, and itself left as it is; it says how images go in, where and how precisely.
         data: images of the encoder's size and masks; see `load_segmentation`.
-        mean: one number per channel on the 0..1 scale, as in pretraining.
-        std: the same.
         freeze: whether only pyramid and head are trained.
         width: channels of the maps and of the head; papers take 256 and more.
         seed: decides first weights, too.
-        device: where it all runs.
-        autocast_dtype: precision under autocast; ``None`` switches autocast off.
         **options: handed to `train_segmentation`: ``training``, ``folder``, ``resume`` and so on.
 
     Raises:
-        ValueError: if the encoder cannot have a pyramid, its features are not finite, or as `train_segmentation`.
+        ValueError: if the encoder has no tokens of whole images, it cannot have a pyramid, its features are not finite,
+            or as `train_segmentation`.
     """
+    encoder, x = tokens_of("evaluate_segmentation", extractor), extractor
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         pyramid = FeaturePyramid(copy.deepcopy(encoder), out_channels=width, freeze=freeze)
-        model = SegmentationModel(pyramid, UPerHead(in_channels=width, num_classes=data.num_classes)).to(device)
+        model = SegmentationModel(pyramid, UPerHead(in_channels=width, num_classes=data.num_classes)).to(x.device)
         with modes_kept(pyramid, training=False):
-            pyramid.check_finite(to_float(data.train[0][0][None].to(device), mean, std))
-        where: dict[str, Any] = {"mean": mean, "std": std, "device": device, "autocast_dtype": autocast_dtype}
+            pyramid.check_finite(to_float(data.train[0][0][None].to(x.device), x.mean, x.std))
+        where: dict[str, Any] = {"mean": x.mean, "std": x.std, "device": x.device, "autocast_dtype": x.dtype}
         train_segmentation(model, data.train, seed=seed, **where, **options)
         return score_segmentation(model, data.test, data.class_names, **where)
+
+
+def tokens_of(who: str, extractor: Extractor) -> TokenEncoder:
+    """The encoder, which must be one of tokens of whole images."""
+    encoder = extractor.encoder
+    if isinstance(encoder, TokenEncoder) and extractor.tokenizer is None:
+        return encoder
+    raise ValueError(f"{who} needs an encoder of tokens that takes whole images, and {type(encoder).__name__} is none")
 
 
 def _augment(

@@ -1,7 +1,7 @@
 """How images go into an encoder, and features come out: the one place that knows."""
 
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from ssl_blocks.data.augment import to_float
 from ssl_blocks.encoders import FeatureEncoder, TokenEncoder
-from ssl_blocks.evaluation.features import FeatureError, check_channels, check_images, layer_watch
 from ssl_blocks.modes import modes_kept
 from ssl_blocks.parts.mask import SegmentCausalMask
 from ssl_blocks.parts.tokenize import Tokenizer
@@ -71,12 +70,6 @@ class Extractor:
                 f"attention='causal' needs an encoder of tokens whose features(images, mask=) takes a mask, and "
                 f"{type(self.encoder).__name__} is none: leave it bidirectional"
             )
-
-    @property
-    def feeding(self) -> dict[str, Any]:
-        """How images go in, under the names that training takes."""
-        place = {"device": self.device, "autocast_dtype": self.dtype}
-        return {"mean": self.mean, "std": self.std, "tokenizer": self.tokenizer, **place}
 
     def __call__(self, images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
         """Features ``[N, D]``, float32 on the CPU, of images ``[N, C, H, W]`` on any device.
@@ -192,3 +185,76 @@ def raster_causal_mask(grid: Grid, num_prefix: int, *, device: torch.device | st
     mask = SegmentCausalMask()(reading, slice(0, count), slice(0, count), num_prefix).source
     assert mask is not None
     return mask
+
+
+class FeatureError(ValueError):
+    """Features that are NaN or infinite.
+
+    It knows the number of the first such image, and the layer that they come from, where it was looked for.
+    """
+
+    def __init__(
+        self, message: str, *, image: int, autocast_dtype: torch.dtype | None, layer: str | None = None
+    ) -> None:
+        where = f", first in its layer {layer}" if layer else ""
+        super().__init__(f"{message}{where} (autocast_dtype={autocast_dtype})")
+        self.message, self.image, self.layer = message, image, layer
+
+
+def check_images(
+    encoder: FeatureEncoder,
+    shape: Sequence[int],
+    encode: Callable[[Float[Tensor, "b c h w"]], Tensor],
+    device: torch.device | str = "cpu",
+) -> None:
+    """Refuse images of a shape (channels, height, width) that an encoder cannot take, by a try with a blank one.
+
+    What the encoder refuses by a ``ValueError`` of its own is left in its words; other errors become one that names the
+    shape. The encoder's module lies on ``device``, and ``encode`` is how it is called.
+    """
+    check_channels(encoder, shape[0])
+    try:
+        with torch.no_grad():
+            encode(torch.zeros(1, *shape, device=device))
+    except torch.OutOfMemoryError:
+        raise
+    except (AssertionError, RuntimeError, TypeError) as error:
+        size = "x".join(map(str, shape))
+        raise ValueError(f"images of {size} (channels x height x width) do not fit the encoder: {error}") from error
+
+
+def check_channels(encoder: FeatureEncoder, channels: int) -> None:
+    """Refuse images of other channels than the encoder's."""
+    if channels != encoder.channels:
+        raise ValueError(f"images have {channels} channels, but the encoder takes {encoder.channels}")
+
+
+@contextmanager
+def layer_watch(module: nn.Module) -> Iterator[list[str]]:
+    """Note the names of layers whose output is NaN or infinite, in the order in which they are done.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Identity(), nn.Linear(1, 1), nn.ReLU())
+        >>> _ = nn.init.constant_(model[1].weight, float("inf"))
+        >>> with layer_watch(model) as broken:
+        ...     _ = model(torch.ones(1, 1))
+        >>> broken
+        ['1', '2']
+    """
+    broken: list[str] = []
+
+    def watcher(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def watch(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            values = output if isinstance(output, tuple | list) else (output,)
+            tensors = [x for x in values if isinstance(x, Tensor) and x.is_floating_point()]
+            if not all(bool(x.isfinite().all()) for x in tensors):
+                broken.append(name)
+
+        return watch
+
+    handles = [part.register_forward_hook(watcher(name)) for name, part in module.named_modules() if name]
+    try:
+        yield broken
+    finally:
+        for handle in handles:
+            handle.remove()

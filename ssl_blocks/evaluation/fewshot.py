@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ssl_blocks.data import FileSplit, ImageSplit
-from ssl_blocks.encoders import FeatureEncoder
-from ssl_blocks.evaluation.checks import check_features, labels_of
+from ssl_blocks.evaluation.checks import check_features
+from ssl_blocks.evaluation.extract import Extractor
 from ssl_blocks.evaluation.finetune import finetune_encoder
+from ssl_blocks.evaluation.labelled import Labelled
 from ssl_blocks.evaluation.logistic import classify
 from ssl_blocks.evaluation.protocol import Result
 
@@ -83,9 +83,8 @@ def fewshot_probe(
 
 
 def fewshot_finetune(
-    encoder: FeatureEncoder,
-    train: ImageSplit | FileSplit,
-    test: ImageSplit | FileSplit,
+    extractor: Extractor,
+    data: Labelled,
     *,
     shots: int,
     seeds: Sequence[int] = (0, 1, 2),
@@ -94,15 +93,16 @@ def fewshot_finetune(
     """Fine-tune copies of an encoder on ``shots`` labels per class, once per seed: what APL asks of few labels.
 
     `fewshot_probe` does the same with frozen features, in seconds. The two draw the same labels from the same seed,
-    which is that of fine-tuning, too. All options are those of `finetune_encoder`: ``settings``, ``mean``, ``std`` ...
+    which is that of fine-tuning, too. All options are those of `finetune_encoder`.
 
     Raises:
         ValueError: if there are no seeds, a class has fewer labels than ``shots``, or as `finetune_encoder`.
     """
-    draws = _draws(labels_of("train", train).cpu(), labels_of("test", test).cpu(), shots, seeds)
+    draws = _draws(data.train_labels, data.test_labels, shots, seeds)
     accuracies = []
     for seed, chosen in zip(seeds, draws, strict=True):
-        done = finetune_encoder(encoder, train.take(chosen), test, seed=seed, **options)
+        few = Labelled(data.train.take(chosen), data.test)
+        done = finetune_encoder(extractor, few, seed=seed, **options)
         accuracies.append(done.score.accuracy)
     return ProbeScore.of(accuracies)
 

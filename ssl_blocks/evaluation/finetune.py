@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor
 
@@ -19,7 +18,8 @@ from ssl_blocks.engine.rank import is_rank_zero
 from ssl_blocks.engine.task import CountedLoss, Moment, Plan, Portion, Task
 from ssl_blocks.evaluation.checks import check_classes, labels_of
 from ssl_blocks.evaluation.classifier import Classifier
-from ssl_blocks.evaluation.features import check_images, layer_watch
+from ssl_blocks.evaluation.extract import Extractor, check_images, layer_watch
+from ssl_blocks.evaluation.labelled import Labelled, read_images
 from ssl_blocks.evaluation.layers import set_drop_path
 from ssl_blocks.evaluation.mixing import Mixing, TrainAugment
 from ssl_blocks.evaluation.protocol import Result
@@ -51,18 +51,12 @@ class Finetuned:
 
 
 def finetune_encoder(
-    encoder: FeatureEncoder,
-    train: ImageSplit | FileSplit,
-    test: ImageSplit | FileSplit,
+    extractor: Extractor,
+    data: Labelled,
     *,
-    mean: Sequence[float],
-    std: Sequence[float],
     settings: FinetuneSettings | None = None,
     seed: int = 0,
     num_classes: int | None = None,
-    tokenizer: Tokenizer | None = None,
-    device: torch.device | str = "cpu",
-    autocast_dtype: torch.dtype | None = None,
     processes: Processes | None = None,
     folder: Path | None = None,
     resume: Path | bool = False,
@@ -75,24 +69,18 @@ def finetune_encoder(
     same score; the first one writes.
 
     Args:
-        encoder: it is copied, and itself left as it is.
-        train: images of the encoder's size, and labels.
-        test: the same.
-        mean: one number per channel on the 0..1 scale, as in pretraining.
-        std: the same.
+        extractor: whose encoder is copied, and itself left as it is; it says how images go in, where and how precisely.
+        data: images of the encoder's size, and labels.
         settings: ``None`` means RandSAC's.
         seed: decides first weights, order, augmentation and what is dropped.
         num_classes: of the head; ``None`` means one more than the highest label of train.
-        tokenizer: cuts the images as pretraining did, where it leaves pixels out; ``None`` hands over whole images.
-        device: where the copy is trained.
-        autocast_dtype: its precision under autocast; ``None`` switches autocast off.
         processes: how many train together, such as `ssl_blocks.engine.started_processes`; ``None``: this one alone.
         folder: of checkpoints, ``metrics.csv`` and, at the end, the model (`load_classifier`); ``None`` writes nothing.
         resume: ``True`` goes on from the newest checkpoint in the folder, if there is one; a path from that one.
         progress: whether to show a bar.
 
     Raises:
-        ValueError: if labels, images, number of images or features do not fit, the encoder lacks layers or places for
+        ValueError: if images, their number, classes or features do not fit, the encoder lacks layers or places for
             drop path that are asked for, or the checkpoint is damaged or another's.
         TypeError: if there is a folder, and the encoder cannot be saved.
         FileExistsError: if the folder holds checkpoints, and ``resume`` is ``False``.
@@ -100,30 +88,27 @@ def finetune_encoder(
     """
     from ssl_blocks.engine.fit import train as train_task  # Lightning is heavy
 
-    settings = settings or FinetuneSettings()
-    train_labels, test_labels = labels_of("train", train), labels_of("test", test)
-    classes = num_classes if num_classes is not None else int(train_labels.max()) + 1
-    check_classes("labels of train", train_labels, classes)
-    check_classes("labels of test", test_labels, classes)
-    model = make_classifier(encoder, num_classes=classes, settings=settings, seed=seed, tokenizer=tokenizer)
-    model.to(device)
-    options: dict[str, Any] = {"mean": mean, "std": std, "device": device, "autocast_dtype": autocast_dtype}
+    settings, x = settings or FinetuneSettings(), extractor
+    classes = data.num_classes if num_classes is None else num_classes
+    check_classes("labels of train", data.train_labels, classes)
+    model = make_classifier(x.encoder, num_classes=classes, settings=settings, seed=seed, tokenizer=x.tokenizer)
+    model.to(x.device)
     with modes_kept(model, training=False), layer_watch(model.backbone) as broken:
-        for split in (train, test):
-            check_images(model.encoder, split.shape, model, device)
+        check_images(model.encoder, data.train.shape, model, x.device)
     if broken:
         raise ValueError(
             f"encoder must return finite features, but of a blank image they are NaN or infinite, first in its layer "
             f"{broken[0]}"
         )
     if folder is not None:
-        check_savable(model.encoder, tokenizer)
-    task = FinetuneTask(model, train, train_labels, settings, mean=mean, std=std, seed=seed)
-    machine = Machine(device, autocast_dtype, processes or Processes())
+        check_savable(model.encoder, x.tokenizer)
+    task = FinetuneTask(model, data, settings, mean=x.mean, std=x.std, seed=seed)
+    machine = Machine(x.device, x.dtype, processes or Processes())
     losses = train_task(task, machine, folder=folder, resume=resume, title="fine-tuning" if progress else None)
-    score = FinetuneScore(classifier_accuracy(model, test, **options), losses, classes)
+    reached = classifier_accuracy(model, data.test, mean=x.mean, std=x.std, device=x.device, autocast_dtype=x.dtype)
+    score = FinetuneScore(reached, losses, classes)
     if folder is not None and is_rank_zero():
-        save_classifier(model, folder, mean=mean, std=std)
+        save_classifier(model, folder, mean=x.mean, std=x.std)
     return Finetuned(score, model.eval())
 
 
@@ -183,8 +168,8 @@ def classifier_accuracy(
     rows = []
     kind = torch.device(device).type
     with modes_kept(model, training=False):
-        for index in torch.split(torch.arange(len(split)), batch_size):
-            images = to_float(_read(split, index).to(device), mean, std)
+        for part in read_images(split, torch.arange(len(split)), chunk=batch_size):
+            images = to_float(part.to(device), mean, std)
             with torch.no_grad(), torch.autocast(kind, autocast_dtype, enabled=autocast_dtype is not None):
                 rows.append(model(images).argmax(1).cpu())
     return accuracy(torch.cat(rows), labels.cpu(), num_classes=model.num_classes)
@@ -201,8 +186,7 @@ class FinetuneTask(Task):
     def __init__(
         self,
         model: Classifier,
-        train: ImageSplit | FileSplit,
-        labels: Int[Tensor, " n"],
+        data: Labelled,
         settings: FinetuneSettings,
         *,
         mean: Sequence[float],
@@ -210,10 +194,10 @@ class FinetuneTask(Task):
         seed: int = 0,
     ) -> None:
         self.model: Classifier = model
-        self.train, self.labels, self.settings, self.seed = train, labels.cpu(), settings, seed
+        self.train, self.labels, self.settings, self.seed = data.train, data.train_labels, settings, seed
         self.mean, self.std = mean, std
-        batch = settings.batch_of(len(train))
-        steps = len(train) // batch
+        batch = settings.batch_of(len(data.train))
+        steps = len(data.train) // batch
         self.plan = Plan(
             steps_per_epoch=steps,
             epochs=settings.epochs,
@@ -225,7 +209,7 @@ class FinetuneTask(Task):
             weight_decay=settings.weight_decay,
         )
         self.augment = TrainAugment(
-            (train.shape.height, train.shape.width),
+            (data.train.shape.height, data.train.shape.width),
             mean=mean,
             magnitude=settings.magnitude,
             deviation=settings.deviation,
@@ -242,8 +226,8 @@ class FinetuneTask(Task):
         return load_parts(self._make, self.plan, portion, num_images=len(self.train), key=key, workers=workers)
 
     def _make(self, index: Tensor, step: int, part: int) -> tuple[Tensor, Tensor]:
-        images = self.augment(_read(self.train, index), seed=mix_seed(self.seed, IMAGES, step, part))
-        return images, self.labels[index]
+        images = next(read_images(self.train, index, chunk=len(index))).cpu()
+        return self.augment(images, seed=mix_seed(self.seed, IMAGES, step, part)), self.labels[index]
 
     def loss(self, batch: tuple[Tensor, Tensor], moment: Moment) -> CountedLoss:
         """Mix the images, and compare logits with the mixed labels."""
@@ -263,10 +247,3 @@ class FinetuneTask(Task):
         settings = self.settings.model_dump(include={*FinetuneSettings.model_fields} - {"num_workers"})
         data = {"images of train": len(self.train), "num_classes": self.model.num_classes, "seed": self.seed}
         return settings | data | {"mean": list(self.mean), "std": list(self.std)}
-
-
-def _read(split: ImageSplit | FileSplit, index: Int[Tensor, " k"]) -> Tensor:
-    images = split.read(index).cpu()
-    if len(images) != len(index):
-        raise ValueError("corrupt='error' is needed here: an image left out would put labels out of step")
-    return images

@@ -1,7 +1,6 @@
 """What is evaluated: an encoder out of a folder, out of timm, or out of a user's own code."""
 
 import difflib
-import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from ssl_blocks.data import FileSplit
 from ssl_blocks.encoders import FeatureEncoder, TimmPooled, TimmRegions, TokenEncoder, load_encoder, untrained, wrap
+from ssl_blocks.encoders.timm_models import knows_size
 from ssl_blocks.evaluation.code import ELSEWHERE, import_named, is_code
 from ssl_blocks.evaluation.extract import Attention, Extractor, RawPixels
 from ssl_blocks.evaluation.labelled import Labelled, read_images
@@ -59,12 +59,6 @@ class Subject:
     def pooling(self) -> str:
         """How features come about."""
         return str(getattr(self.extractor.encoder, "pooling", "mean of normalised patch tokens"))
-
-    @property
-    def tokens(self) -> TokenEncoder:
-        """The encoder, which must be one of tokens."""
-        assert isinstance(self.extractor.encoder, TokenEncoder)
-        return self.extractor.encoder
 
     def features(self, data: Labelled, share: Share | None = None) -> Features:
         """Features of the images, of this process's share of them, made once and kept: a subject meets one data set."""
@@ -146,11 +140,8 @@ def find_subject(
 def run_of(word: str) -> Path | None:
     """The run's folder behind a word: itself, or the one that an ``encoder/`` folder lies in."""
     path = Path(word).expanduser()
-    for folder in (path, path.parent):
-        inside = folder / "encoder" if folder == path else path
-        if (folder / "config.yaml").is_file() and (folder == path or inside.name == "encoder"):
-            return folder
-    return None
+    folders = [path, path.parent] if path.name == "encoder" else [path]
+    return next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
 
 
 def _of_folder(path: Path, image_size: int | None) -> Subject:
@@ -168,13 +159,12 @@ def _of_folder(path: Path, image_size: int | None) -> Subject:
     notes = config.get("ssl_blocks", {})
     tokenizer = _tokenizer(notes, image_size)
     preprocessing = notes if "mean" in notes else config.get("pretrained_cfg", {})
-    own = config.get("pretrained_cfg", {}).get("input_size")
     return _subject(
         (folder if run is None else run).resolve().name,
         encoder,
         preprocessing,
         tokenizer=tokenizer,
-        image_size=_square(image_size) or _size_of(encoder, tokenizer) or (None if own is None else tuple(own[1:])),
+        image_size=_size_of(encoder, image_size, config.get("pretrained_cfg", {}), tokenizer),
         folder=run,
         fresh=lambda seed: untrained(folder, seed=seed, image_size=image_size),
     )
@@ -212,62 +202,50 @@ def _tokenizer(notes: dict[str, Any], image_size: int | None) -> Tokenizer | Non
 
 
 def _of_timm(word: str, image_size: int | None, *, pretrained: bool) -> Subject:
+    takes_size = True
+    if image_size is not None and not word.startswith(ELSEWHERE):
+        with torch.device("meta"):
+            takes_size = knows_size(timm.create_model(word))
+
     def build(load: bool, seed: int = 0) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             arguments: dict[str, Any] = {"num_classes": 0}
-            if image_size is not None and _takes_size(word):
+            if image_size is not None and takes_size:
                 arguments["img_size"] = image_size
             return timm.create_model(word, pretrained=load, **arguments).eval()
 
     try:
         module = build(pretrained)
     except (OSError, RuntimeError, ValueError, AssertionError) as error:
-        reason = " ".join(str(error).split())[:300]
+        hint = " (--pretrained false evaluates random weights)" if pretrained and not word.startswith(ELSEWHERE) else ""
         raise ValueError(
             f"encoder={word!r} cannot be had from timm{' with its weights' if pretrained else ''}: "
-            f"{type(error).__name__}: {reason}"
-            + (
-                " (--pretrained false evaluates random weights)"
-                if pretrained and not word.startswith(ELSEWHERE)
-                else ""
-            )
+            f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{hint}"
         ) from error
     encoder = adapt(module)
-    built = _size_of(encoder, None)
-    if image_size is not None and built not in (None, (image_size, image_size)):
-        assert isinstance(encoder, TokenEncoder)
+    if isinstance(encoder, TokenEncoder) and image_size is not None and _built_for(encoder) != (image_size, image_size):
         raise ValueError(
             f"image_size={image_size} must be a positive multiple of the patch of {word}, "
             f"{encoder.patch[0]}x{encoder.patch[1]} pixels"
         )
-    own = _timm_notes(encoder).get("input_size")
     return _subject(
         word,
         encoder,
         _timm_notes(encoder),
-        image_size=_square(image_size) or built or (None if own is None else tuple(own[1:])),
+        image_size=_size_of(encoder, image_size, _timm_notes(encoder)),
         fresh=(lambda seed: adapt(build(False, seed))) if pretrained else None,
     )
 
 
-def _takes_size(word: str) -> bool:
-    if word.startswith(ELSEWHERE):
-        return True
-    with torch.device("meta"):
-        return "img_size" in inspect.signature(type(timm.create_model(word))).parameters
-
-
 def adapt(module: nn.Module) -> FeatureEncoder:
     """Show a timm model as an encoder: of tokens if it can be one, of regions, or as it pools by itself."""
-    try:
-        return wrap(module)
-    except (TypeError, ValueError):
-        pass
-    try:
-        return TimmRegions(module)
-    except (TypeError, ValueError):
-        return TimmPooled(module)
+    for kind in (wrap, TimmRegions):
+        try:
+            return kind(module)
+        except (TypeError, ValueError):
+            continue
+    return TimmPooled(module)
 
 
 def _of_code(word: str, image_size: int | None) -> Subject:
@@ -287,7 +265,7 @@ def _of_code(word: str, image_size: int | None) -> Subject:
             f"{type(made).__name__}"
         )
     encoder.module.eval()
-    return _subject(word, encoder, _timm_notes(encoder), image_size=_size_of(encoder, None))
+    return _subject(word, encoder, _timm_notes(encoder), image_size=_size_of(encoder))
 
 
 def _timm_notes(encoder: FeatureEncoder) -> dict[str, Any]:
@@ -295,13 +273,20 @@ def _timm_notes(encoder: FeatureEncoder) -> dict[str, Any]:
     return dict(getattr(encoder.module, "pretrained_cfg", None) or {})
 
 
-def _size_of(encoder: FeatureEncoder, tokenizer: Tokenizer | None) -> tuple[int, int] | None:
+def _size_of(
+    encoder: FeatureEncoder,
+    image_size: int | None = None,
+    known: Mapping[str, Any] | None = None,
+    tokenizer: Tokenizer | None = None,
+) -> tuple[int, int] | None:
+    """What was asked for, what pretraining had, what the encoder is built for, or what timm knows of it."""
+    if image_size is not None:
+        return image_size, image_size
     if isinstance(tokenizer, PatchTokenizer):
         return tokenizer.image_size
-    if isinstance(encoder, TokenEncoder):
-        return encoder.grid.height * encoder.patch[0], encoder.grid.width * encoder.patch[1]
-    return None
+    own = (known or {}).get("input_size")
+    return _built_for(encoder) if isinstance(encoder, TokenEncoder) else None if own is None else (own[1], own[2])
 
 
-def _square(image_size: int | None) -> tuple[int, int] | None:
-    return None if image_size is None else (image_size, image_size)
+def _built_for(encoder: TokenEncoder) -> tuple[int, int]:
+    return encoder.grid.height * encoder.patch[0], encoder.grid.width * encoder.patch[1]

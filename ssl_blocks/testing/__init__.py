@@ -1,4 +1,8 @@
-"""Checks for users' own parts, encoders and objectives."""
+"""Checks for users' own parts, encoders and objectives.
+
+Each tells what passed and what did not apply, or raises a `RoleError`, an ``AssertionError`` that names the first
+broken promise. Where images are told from each other, a single one is a ``ValueError``.
+"""
 
 from ssl_blocks.testing.draw_checks import check_partitioner, check_serializer
 from ssl_blocks.testing.encoders import check_token_encoder

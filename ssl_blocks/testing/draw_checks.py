@@ -49,10 +49,6 @@ def check_partitioner(
         images: what they are cut of, at least 2; plain noise by default. Give others where segments depend on them.
         looks: whether it looks at images in a way that an accelerator has to wait for, as superpixels on CPU do.
 
-    Raises:
-        RoleError: naming the first promise that is broken.
-        ValueError: if there is only one image.
-
     Examples:
         >>> from ssl_blocks import SquarePartitioner
         >>> check_partitioner(SquarePartitioner(sides=(2, 4))).passed
@@ -110,9 +106,6 @@ def check_serializer(serializer: Serializer, *, segments: Sequence[Segments] | N
         serializer: the serializer.
         segments: what is read; by default tokens, squares in two levels, subsets of several sizes, and blobs, some of
             which are empty.
-
-    Raises:
-        RoleError: naming the first promise that is broken.
 
     Examples:
         >>> from ssl_blocks import RandomSerializer

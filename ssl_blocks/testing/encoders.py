@@ -49,10 +49,6 @@ def check_token_encoder(
         generator: source of randomness; ``None`` uses torch's default.
         tolerance: largest difference relative to the largest value, where rounding may differ.
 
-    Raises:
-        RoleError: naming the first promise that is broken.
-        ValueError: if ``batch`` is less than 2.
-
     Examples:
         >>> import ssl_blocks as sb
         >>> encoder = sb.encoders.timm_vit(image_size=8, patch_size=2, depth=2, embed_dim=16, num_heads=2)

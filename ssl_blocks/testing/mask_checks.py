@@ -34,9 +34,6 @@ def check_mask_builder(mask: MaskBuilder, *, serializations: Sequence[Serializat
         mask: the mask builder.
         serializations: what masks are built for; by default tokens one by one, squares, subsets and blobs.
 
-    Raises:
-        RoleError: naming the first promise that is broken.
-
     Examples:
         >>> from ssl_blocks import SegmentCausalMask
         >>> check_mask_builder(SegmentCausalMask()).passed

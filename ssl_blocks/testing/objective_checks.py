@@ -55,10 +55,6 @@ def check_objective(
         compiles: also compile ``forward`` in one graph (``backend="eager"``), which is slow.
         tolerance: largest difference relative to the largest value, where rounding may differ.
 
-    Raises:
-        RoleError: naming the first promise that is broken.
-        ValueError: if there is only one image.
-
     Examples:
         >>> import ssl_blocks as sb
         >>> encoder = sb.encoders.timm_vit(image_size=8, patch_size=2, depth=1, embed_dim=16, num_heads=2)

@@ -45,9 +45,6 @@ def check_reader(
         has_positions: ``False`` expects that the place of a query does not matter.
         tolerance: largest difference relative to the largest value, where rounding may differ.
 
-    Raises:
-        RoleError: naming the first promise that is broken.
-
     Examples:
         >>> import ssl_blocks as sb
         >>> encoder = sb.encoders.timm_vit(image_size=8, patch_size=2, depth=2, embed_dim=16, num_heads=2)

@@ -27,10 +27,6 @@ def check_target(
         grid: the tokens' grid, ``N`` cells.
         tolerance: largest difference relative to the largest value, where rounding may differ.
 
-    Raises:
-        RoleError: naming the first promise that is broken.
-        ValueError: if there is only one image.
-
     Examples:
         >>> import ssl_blocks as sb
         >>> target = sb.PixelTarget(sb.PatchTokenizer(image_size=8, patch_size=2))
@@ -104,9 +100,6 @@ def check_loss(loss: Loss, *, dim: int = 5, tolerance: float = 1e-5) -> RoleRepo
         loss: the loss; it is given logits and probabilities, which others may take as plain values.
         dim: values of a prediction.
         tolerance: largest difference relative to the loss.
-
-    Raises:
-        RoleError: naming the first promise that is broken.
 
     Examples:
         >>> from ssl_blocks import predicted_l1

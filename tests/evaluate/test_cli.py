@@ -16,6 +16,7 @@ from ssl_blocks.evaluate.cli import Wish, configure, help_text, read_wish
 from ssl_blocks.evaluation import (
     Extractor,
     FinetuneSettings,
+    Labelled,
     LinearSettings,
     RawPixels,
     fewshot_probe,
@@ -122,7 +123,7 @@ def test_finetuning_and_segmentation_run_as_a_user_would_call_them(run: Path, ca
     settings = FinetuneSettings(epochs=2, warmup_epochs=1, batch_size=32)
     assert data.test is not None
     by_hand = finetune_encoder(
-        encoders.load_encoder(run / "encoder"), data.train, data.test, mean=known["mean"], std=known["std"],
+        Extractor(encoders.load_encoder(run / "encoder"), known["mean"], known["std"]), Labelled(data.train, data.test),
         settings=settings,
     )  # fmt: skip
     assert scores["run"]["finetune"]["losses"] == pytest.approx(list(by_hand.score.losses))

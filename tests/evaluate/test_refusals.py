@@ -134,7 +134,7 @@ def test_more_classes_in_test_than_in_train_are_refused(run: Path, tmp_path: Pat
         (["knn"], "--knn.k=201", "knn.k=201 must be at most the number of training images, 200"),
         (["fewshot"], "--fewshot.shots=100", "fewshot: shots=100 must not exceed the labels of a class"),
         (["fewshot"], "--fewshot.shots=0", "fewshot.shots=0 must be greater than 0"),
-        (["finetune"], "--finetune.epochs=3", "finetune: warmup_epochs=5.0 must be at least 0 and below epochs=3"),
+        (["finetune"], "--finetune.epochs=3", "finetune.warmup_epochs=5.0 must be below finetune.epochs=3"),
         (["segment"], "--segment.data=shapes", "segment: encoder of depth 2 must have a multiple of four blocks"),
         (["knn"], "--image_size=9", "image_size=9 must be a positive multiple of the encoder's patch of 2x2 pixels"),
     ],

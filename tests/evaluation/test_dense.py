@@ -14,6 +14,7 @@ from ssl_blocks.encoders import TimmViT
 from ssl_blocks.engine import RunStopped
 from ssl_blocks.engine.loop import Loop
 from ssl_blocks.evaluation import (
+    Extractor,
     FeaturePyramid,
     SegmentationModel,
     SegmentationTraining,
@@ -36,6 +37,10 @@ SHORT = SegmentationTraining(epochs=1, batch_size=4)
 def make_encoder(**options: Any) -> TimmViT:
     torch.manual_seed(0)
     return encoders.timm_vit(image_size=32, patch_size=8, depth=4, embed_dim=48, num_heads=3, **options)
+
+
+def fed(encoder: Any) -> Extractor:
+    return Extractor(encoder, **STATISTICS)
 
 
 def make_model(encoder: TimmViT | None = None, *, freeze: bool = False, num_classes: int = 4) -> SegmentationModel:
@@ -71,7 +76,7 @@ def with_masks(masks: Tensor) -> Fixed:
 def test_a_small_pyramid_learns_shapes_well_above_the_majority() -> None:
     data = make_data(64, 48)
     training = SegmentationTraining(epochs=14, batch_size=4, lr=3e-3, crop_scale=None)
-    scores = evaluate_segmentation(make_encoder(), data=data, width=16, training=training, **STATISTICS)
+    scores = evaluate_segmentation(fed(make_encoder()), data, width=16, training=training)
     chance = majority_baseline(data)
     assert chance.mean_iou < 0.22  # background, and nothing of three classes
     assert scores.mean_iou > chance.mean_iou + 0.1
@@ -85,7 +90,7 @@ def test_the_same_seed_makes_the_same_scores() -> None:
 
     def run(seed: int) -> Any:
         options: dict[str, Any] = {"width": 8, "training": SHORT, "seed": seed}
-        return evaluate_segmentation(encoder, data=make_data(), **options, **STATISTICS)
+        return evaluate_segmentation(fed(encoder), make_data(), **options)
 
     first = run(0)
     assert run(0) == first
@@ -254,7 +259,7 @@ def test_wrong_data() -> None:
         train_segmentation(model, with_masks(masks[:0]), training=SHORT, **STATISTICS)
     wrong_size = SegmentationData(ShapeImages(4, size=16), ShapeImages(4, size=16), SHAPE_CLASSES)
     with pytest.raises(ValueError, match=r"images of shape \(1, 3, 16, 16\) must be the encoder's, \[B, 3, 32, 32\]"):
-        evaluate_segmentation(make_encoder(), data=wrong_size, width=8, training=SHORT, **STATISTICS)
+        evaluate_segmentation(fed(make_encoder()), wrong_size, width=8, training=SHORT)
 
 
 def test_numbers_that_are_not_finite() -> None:
@@ -262,7 +267,7 @@ def test_numbers_that_are_not_finite() -> None:
     with torch.no_grad():
         encoder.module.blocks[1].mlp.fc2.bias[0] = float("nan")
     with pytest.raises(ValueError, match="hidden state after block 2 of 4 must be finite"):
-        evaluate_segmentation(encoder, data=make_data(), width=8, training=SHORT, **STATISTICS)
+        evaluate_segmentation(fed(encoder), make_data(), width=8, training=SHORT)
     model = make_model()
     with torch.no_grad():
         model.head.classify.bias[0] = float("nan")

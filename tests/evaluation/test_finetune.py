@@ -10,11 +10,12 @@ from PIL import Image
 from torch import nn
 
 from ssl_blocks import PatchTokenizer, encoders
-from ssl_blocks.data import ImageSplit, load, to_float
+from ssl_blocks.data import FileSplit, ImageSplit, load, to_float
 from ssl_blocks.engine import RunStopped
 from ssl_blocks.evaluation import (
     Classifier,
     Extractor,
+    Finetuned,
     FinetuneScore,
     FinetuneSettings,
     Labelled,
@@ -31,6 +32,15 @@ from tests.evaluation.test_layers import Plain
 pytestmark = pytest.mark.process  # takes long
 
 STATISTICS: dict[str, Any] = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
+
+
+def fed(encoder: Any, mean: Any = (0.5,) * 3, std: Any = (0.25,) * 3, tokenizer: Any = None) -> Extractor:
+    return Extractor(encoder, mean, std, tokenizer)
+
+
+def finetuned(encoder: Any, train: ImageSplit | FileSplit, test: ImageSplit | FileSplit, **options: Any) -> Finetuned:
+    feeding = {name: options.pop(name) for name in ("mean", "std", "tokenizer") if name in options}
+    return finetune_encoder(fed(encoder, **feeding), Labelled(train, test), **options)
 
 
 def replace(settings: FinetuneSettings, **changes: Any) -> FinetuneSettings:
@@ -71,7 +81,7 @@ def test_everything_learns_and_the_encoder_given_stays_as_it_is(fresh_norm: bool
     fixed = {name for name, p in encoder.named_parameters() if not p.requires_grad}
     assert fixed == {"module.pos_embed"}
     settings = replace(QUICK, fresh_norm=fresh_norm)
-    done = finetune_encoder(encoder, train, test, settings=settings, **STATISTICS)
+    done = finetuned(encoder, train, test, settings=settings, **STATISTICS)
     assert done.score.accuracy == 1.0
     assert done.score.num_classes == 2
     assert len(done.score.losses) == 8
@@ -83,16 +93,16 @@ def test_everything_learns_and_the_encoder_given_stays_as_it_is(fresh_norm: bool
     for name, value in done.model.backbone.named_parameters():  # positions, class and register tokens among them
         idle = fresh_norm and name.startswith("norm.")
         assert torch.equal(value, before[f"module.{name}"]) == idle, name
-    again = finetune_encoder(encoder, train, test, settings=settings, **STATISTICS)
+    again = finetuned(encoder, train, test, settings=settings, **STATISTICS)
     assert again.score == done.score
-    other = finetune_encoder(encoder, train, test, settings=settings, seed=1, **STATISTICS)
+    other = finetuned(encoder, train, test, settings=settings, seed=1, **STATISTICS)
     assert other.score.losses != done.score.losses
     assert FinetuneScore(**done.score.as_dict()) == done.score
 
 
 def test_fixed_positions_stay_where_they_are_asked_to() -> None:
     encoder = tiny()
-    done = finetune_encoder(
+    done = finetuned(
         encoder, bright_and_dark(16, 0), bright_and_dark(4, 1), settings=replace(STILL, train_fixed=False), **STATISTICS
     )
     assert torch.equal(done.model.backbone.pos_embed, encoder.module.pos_embed)
@@ -105,7 +115,7 @@ def test_training_equals_a_plain_loop() -> None:
     settings = FinetuneSettings(
         base_lr=0.016, batch_size=16, epochs=3, warmup_epochs=1, mixup=0.0, cutmix=0.0, magnitude=None, drop_path=0.0
     )
-    done = finetune_encoder(encoder, flat, flat, settings=settings, **STATISTICS)
+    done = finetuned(encoder, flat, flat, settings=settings, **STATISTICS)
     model = make_classifier(encoder, num_classes=2, settings=settings)
     layers = model.layer_ids()
     spared = ("pos_embed", "cls_token", "reg_token")
@@ -131,8 +141,8 @@ def test_training_equals_a_plain_loop() -> None:
 
 def test_accumulation_changes_nothing() -> None:
     encoder, train = tiny(), one_colour_each(32)
-    whole = finetune_encoder(encoder, train, train, settings=STILL, **STATISTICS)
-    parts = finetune_encoder(encoder, train, train, settings=replace(STILL, accumulate=4), **STATISTICS)
+    whole = finetuned(encoder, train, train, settings=STILL, **STATISTICS)
+    parts = finetuned(encoder, train, train, settings=replace(STILL, accumulate=4), **STATISTICS)
     assert parts.score.losses == pytest.approx(whole.score.losses, rel=1e-5)
     assert whole.score.losses[0] != pytest.approx(whole.score.losses[1], rel=1e-3)
     torch.testing.assert_close(parts.model.head.weight, whole.model.head.weight, rtol=1e-3, atol=1e-5)
@@ -174,29 +184,29 @@ def test_an_encoder_without_tokens_is_trained_with_one_rate_for_all() -> None:
         torch.manual_seed(0)
         encoder = Plain()
     settings = replace(STILL, layer_decay=1.0, base_lr=1.0, epochs=10)
-    done = finetune_encoder(encoder, bright_and_dark(48, 0), bright_and_dark(20, 1), settings=settings, **STATISTICS)
+    done = finetuned(encoder, bright_and_dark(48, 0), bright_and_dark(20, 1), settings=settings, **STATISTICS)
     assert done.score.accuracy == 1.0
     train = bright_and_dark(8, 0)
     with pytest.raises(ValueError, match=r"layer_decay needs to know .* but Sequential does not tell"):
-        finetune_encoder(encoder, train, train, settings=replace(settings, layer_decay=0.5), **STATISTICS)
+        finetuned(encoder, train, train, settings=replace(settings, layer_decay=0.5), **STATISTICS)
     with pytest.raises(ValueError, match="fresh_norm=True averages tokens before their norm, but Plain has none"):
         Classifier(encoder, num_classes=2, fresh_norm=True)
 
 
 def test_few_labels_are_those_of_the_seed() -> None:
     train, test = bright_and_dark(40, 0), bright_and_dark(20, 1)
-    score = fewshot_finetune(tiny(), train, test, shots=4, seeds=(0, 1), settings=STILL, **STATISTICS)
+    score = fewshot_finetune(fed(tiny()), Labelled(train, test), shots=4, seeds=(0, 1), settings=STILL)
     assert len(score.per_seed) == 2
     from ssl_blocks.evaluation.fewshot import draw_shots
 
     chosen = draw_shots(train.labels, test.labels, 4, torch.Generator().manual_seed(1))
-    single = finetune_encoder(tiny(), train.take(chosen), test, settings=STILL, seed=1, **STATISTICS)
+    single = finetuned(tiny(), train.take(chosen), test, settings=STILL, seed=1, **STATISTICS)
     assert score.per_seed[1] == single.score.accuracy
     assert ProbeScore(**score.as_dict()) == score
     with pytest.raises(ValueError, match="shots=21 must not exceed the labels of a class, but class 0 has 20"):
-        fewshot_finetune(tiny(), train, test, shots=21, **STATISTICS)
+        fewshot_finetune(fed(tiny()), Labelled(train, test), shots=21)
     with pytest.raises(ValueError, match=r"shots=1 must be at least 1, and seeds=\(\) at least one"):
-        fewshot_finetune(tiny(), train, test, shots=1, seeds=(), **STATISTICS)
+        fewshot_finetune(fed(tiny()), Labelled(train, test), shots=1, seeds=())
 
 
 def test_images_in_files_and_patches_do_as_well(tmp_path: Path) -> None:
@@ -209,7 +219,7 @@ def test_images_in_files_and_patches_do_as_well(tmp_path: Path) -> None:
     streamed, kept = (load(f"imagefolder:{tmp_path}", image_size=8, storage=how) for how in ("stream", "memory"))
     assert streamed.is_streamed
     scores = [
-        finetune_encoder(tiny(), data.train, data.test, settings=STILL, tokenizer=tokenizer, **STATISTICS).score
+        finetuned(tiny(), data.train, data.test, settings=STILL, tokenizer=tokenizer, **STATISTICS).score
         for data, tokenizer in ((kept, None), (streamed, None), (kept, PatchTokenizer(image_size=8, patch_size=4)))
     ]
     assert scores[0] == scores[1]
@@ -228,13 +238,13 @@ def test_images_in_files_and_patches_do_as_well(tmp_path: Path) -> None:
 def test_wrong_labels() -> None:
     train, test = bright_and_dark(8, 0), bright_and_dark(4, 1)
     with pytest.raises(ValueError, match="train has no labels"):
-        finetune_encoder(tiny(), ImageSplit(train.images, None), test, **STATISTICS)
+        finetuned(tiny(), ImageSplit(train.images, None), test, **STATISTICS)
     with pytest.raises(ValueError, match=r"test must have a label for every image, but 2 of 4 have none \(-1\)"):
-        finetune_encoder(tiny(), train, ImageSplit(test.images, test.labels - 1), **STATISTICS)
+        finetuned(tiny(), train, ImageSplit(test.images, test.labels - 1), **STATISTICS)
     with pytest.raises(ValueError, match=r"labels of test must be classes 0\.\.1, for which .* from 0 to 2"):
-        finetune_encoder(tiny(), train, ImageSplit(test.images, 2 * test.labels), **STATISTICS)
+        finetuned(tiny(), train, ImageSplit(test.images, 2 * test.labels), **STATISTICS)
     with pytest.raises(ValueError, match=r"labels of train must be classes 0\.\.1"):
-        finetune_encoder(tiny(), ImageSplit(train.images, 2 * train.labels), test, num_classes=2, **STATISTICS)
+        finetuned(tiny(), ImageSplit(train.images, 2 * train.labels), test, num_classes=2, **STATISTICS)
     model = Classifier(tiny(), num_classes=2)
     with pytest.raises(ValueError, match=r"labels of test must be classes 0\.\.1"):
         classifier_accuracy(model, ImageSplit(test.images, test.labels + 1), **STATISTICS)
@@ -244,24 +254,23 @@ def test_wrong_labels() -> None:
 
 def test_images_that_the_encoder_cannot_take() -> None:
     train, small = bright_and_dark(8, 0), bright_and_dark(8, 0, size=4)
-    for splits in ((small, train), (train, small)):
-        with pytest.raises(
-            ValueError, match=r"images of shape \(1, 3, 4, 4\) do not fit the encoder: expected \[B, 3, 8, 8\]"
-        ):
-            finetune_encoder(tiny(), *splits, settings=STILL, **STATISTICS)
+    with pytest.raises(
+        ValueError, match=r"images of shape \(1, 3, 4, 4\) do not fit the encoder: expected \[B, 3, 8, 8\]"
+    ):
+        finetuned(tiny(), small, small, settings=STILL, **STATISTICS)
     grey = ImageSplit(train.images[:, :1], train.labels)
     with pytest.raises(ValueError, match="images have 1 channels, but the encoder takes 3"):
-        finetune_encoder(tiny(), grey, grey, mean=(0.5,), std=(0.5,), settings=STILL)
+        finetuned(tiny(), grey, grey, settings=STILL, **STATISTICS)
 
 
 def test_features_and_losses_that_are_not_finite() -> None:
     encoder, train = tiny(), bright_and_dark(32, 0)
     with pytest.raises(RunStopped, match=r"not a finite number in step \d .*no checkpoint.* A smaller base_lr"):
-        finetune_encoder(encoder, train, train, settings=replace(STILL, base_lr=1e30), **STATISTICS)
+        finetuned(encoder, train, train, settings=replace(STILL, base_lr=1e30), **STATISTICS)
     with torch.no_grad():
         encoder.module.blocks[1].mlp.fc1.weight.fill_(float("nan"))
     with pytest.raises(ValueError, match=r"they are NaN or infinite, first in its layer blocks\.1\.mlp\.fc1"):
-        finetune_encoder(encoder, train, train, settings=STILL, **STATISTICS)
+        finetuned(encoder, train, train, settings=STILL, **STATISTICS)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ from ssl_blocks.evaluation import (
     FinetuneSettings,
     SegmentationTraining,
     evaluate_segmentation,
-    finetune_encoder,
     load_classifier,
     load_segmenter,
     train_segmentation,
@@ -27,7 +26,7 @@ from ssl_blocks.evaluation import (
 from ssl_blocks.evaluation.dense import SegmentationTask
 from ssl_blocks.evaluation.finetune import FinetuneTask
 from tests.evaluation import test_dense as dense
-from tests.evaluation.test_finetune import STATISTICS, bright_and_dark, replace, tiny
+from tests.evaluation.test_finetune import STATISTICS, bright_and_dark, finetuned, replace, tiny
 from tests.evaluation.test_layers import Plain
 
 pytestmark = pytest.mark.process  # takes long
@@ -40,14 +39,14 @@ TRAINING = SegmentationTraining(epochs=3, batch_size=3, lr=3e-3)
 
 
 def finetune(**options: Any) -> Any:
-    return finetune_encoder(tiny(), TRAIN, TEST, **{"settings": SETTINGS, **STATISTICS, **options})
+    return finetuned(tiny(), TRAIN, TEST, **{"settings": SETTINGS, **STATISTICS, **options})
 
 
 def segment(**options: Any) -> Any:
     return evaluate_segmentation(
-        dense.make_encoder(drop_path_rate=0.2),
-        data=dense.make_data(),
-        **{"width": 8, "training": TRAINING, **dense.STATISTICS, **options},
+        dense.fed(dense.make_encoder(drop_path_rate=0.2)),
+        dense.make_data(),
+        **{"width": 8, "training": TRAINING, **options},
     )
 
 
@@ -114,7 +113,7 @@ def test_a_classifier_loads_again(fresh_norm: bool, cut: PatchTokenizer | None, 
     size = 8 if cut is None else 9
     train = bright_and_dark(16, 0, size=size)
     settings = replace(SETTINGS, fresh_norm=fresh_norm, epochs=2)
-    done = finetune_encoder(
+    done = finetuned(
         tiny(), train, train, settings=settings, folder=tmp_path, tokenizer=cut, num_classes=3, **STATISTICS
     )
     loaded = load_classifier(tmp_path)
@@ -190,7 +189,7 @@ def test_what_cannot_be_saved_is_refused_before_it_is_trained(tmp_path: Path, mo
     monkeypatch.setattr(FinetuneTask, "loss", None)
     settings = replace(SETTINGS, layer_decay=1.0, drop_path=0.0)
     with pytest.raises(TypeError, match="to be exported, got Plain"):
-        finetune_encoder(Plain(), TRAIN, TEST, settings=settings, folder=tmp_path / "run", **STATISTICS)
+        finetuned(Plain(), TRAIN, TEST, settings=settings, folder=tmp_path / "run", **STATISTICS)
     assert not (tmp_path / "run").exists()
 
 

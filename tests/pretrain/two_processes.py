@@ -11,11 +11,11 @@ import torch.distributed as dist
 
 from ssl_blocks import Serialization
 from ssl_blocks.engine import started_processes
-from ssl_blocks.evaluation import FinetuneSettings, finetune_encoder
+from ssl_blocks.evaluation import FinetuneSettings
 from ssl_blocks.pretrain import Run
 from ssl_blocks.randomness import seeded_generator
 from ssl_blocks.recipes.randsac import assemble
-from tests.evaluation.test_finetune import STATISTICS, bright_and_dark, tiny
+from tests.evaluation.test_finetune import STATISTICS, bright_and_dark, finetuned, tiny
 from tests.pretrain.small import Untouched, config
 
 SCORED = ["--trainer.score=true"]
@@ -95,7 +95,7 @@ def finetune(folder: Path, **options) -> tuple[float, ...]:
     settings = FinetuneSettings(base_lr=0.1, batch_size=16, epochs=2, warmup_epochs=1, drop_path=0.0, **options)
     train = bright_and_dark(32, 0)
     processes = started_processes()
-    done = finetune_encoder(
+    done = finetuned(
         tiny(), train, train, settings=settings, processes=processes, folder=folder / "finetuned", **STATISTICS
     )
     return done.score.losses

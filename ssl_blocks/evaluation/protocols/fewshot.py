@@ -76,13 +76,6 @@ class FewshotFinetune(Finetune):
         """Mean and deviation over the seeds."""
         from ssl_blocks.evaluation.fewshot import fewshot_finetune
 
-        found = fewshot_finetune(
-            subject.extractor.encoder,
-            data.train,
-            data.test,
-            shots=self.few.shots,
-            seeds=self.few.seeds,
-            settings=self.settings,
-            **subject.extractor.feeding,
-        )
+        few = self.few
+        found = fewshot_finetune(subject.extractor, data, shots=few.shots, seeds=few.seeds, settings=self.settings)
         return Score.spread(**found.as_dict(), shots=self.few.shots)

@@ -1,6 +1,6 @@
 """Fine-tuning."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
@@ -100,14 +100,8 @@ class Finetune(Protocol[FinetuneOptions, "Labelled"]):
         """Accuracy after the last epoch."""
         from ssl_blocks.evaluation.finetune import finetune_encoder
 
-        options: dict[str, Any] = {**subject.extractor.feeding, **self.settings.keeping(subject.name)}
+        keeping = self.settings.keeping(subject.name)
         done = finetune_encoder(
-            subject.extractor.encoder,
-            data.train,
-            data.test,
-            settings=self.settings,
-            seed=self.seed,
-            progress=True,
-            **options,
+            subject.extractor, data, settings=self.settings, seed=self.seed, progress=True, **keeping
         )
         return Score(done.score.as_dict(), f"{done.score.accuracy:.1%}")

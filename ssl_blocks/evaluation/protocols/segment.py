@@ -64,15 +64,11 @@ class Segment(Protocol[SegmentSettings, "SegmentationData"]):
     def load(self, subject: "Subject", images: "Callable[[], Labelled]") -> "SegmentationData":
         """Images of the encoder's size, and their masks."""
         from ssl_blocks.data.pairs import load_segmentation
-        from ssl_blocks.encoders import TokenEncoder
+        from ssl_blocks.evaluation.dense import tokens_of
         from ssl_blocks.evaluation.pyramid import FeaturePyramid
 
-        encoder, size = subject.extractor.encoder, subject.image_size
-        if not isinstance(encoder, TokenEncoder) or subject.extractor.tokenizer is not None or size is None:
-            raise ValueError(
-                f"segment needs an encoder of tokens that takes whole images, and {subject.name} "
-                f"({type(encoder).__name__}) is none"
-            )
+        encoder, size = tokens_of("segment", subject.extractor), subject.image_size
+        assert size is not None
         with section("segment"):
             FeaturePyramid(encoder, out_channels=self.settings.width)  # refuses an encoder that cannot have one
         return load_segmentation(
@@ -99,18 +95,14 @@ class Segment(Protocol[SegmentSettings, "SegmentationData"]):
         """Overlap and share of right pixels on the test images."""
         from ssl_blocks.evaluation.dense import evaluate_segmentation
 
-        x, own = subject.extractor, self.settings
+        own = self.settings
         found = evaluate_segmentation(
-            subject.tokens,
-            data=data,
-            mean=x.mean,
-            std=x.std,
+            subject.extractor,
+            data,
             freeze=own.freeze,
             width=own.width,
             training=own,
             seed=self.seed,
-            device=x.device,
-            autocast_dtype=x.dtype,
             progress=True,
             **own.keeping(subject.name),
         )
