@@ -3,6 +3,7 @@
 from ssl_blocks.encoders.eva import TimmEva, timm_eva
 from ssl_blocks.encoders.families import ADAPTERS, wrap
 from ssl_blocks.encoders.hub import export_encoder, load_encoder, trace_features, untrained
+from ssl_blocks.encoders.looking import attention_weights
 from ssl_blocks.encoders.pooled import TimmPooled
 from ssl_blocks.encoders.postnorm import PostNormTransformer
 from ssl_blocks.encoders.protocol import FeatureEncoder, RegionEncoder, TokenEncoder
@@ -26,6 +27,7 @@ __all__ = [
     "TorchEncoder",
     "TorchvisionViT",
     "TransformersViT",
+    "attention_weights",
     "export_encoder",
     "load_encoder",
     "timm_eva",
