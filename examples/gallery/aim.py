@@ -30,7 +30,7 @@ class RasterPrefix:
         return sb.Segments(levels=(ids,), counts=(n,))
 
 
-def build(encoder: sb.encoders.TokenEncoder, tokenizer: sb.PatchTokenizer) -> sb.SegmentPrediction:
+def build(encoder: sb.encoders.TimmViT, tokenizer: sb.PatchTokenizer) -> sb.SegmentPrediction:
     """Put the objective together."""
     target = sb.PixelTarget(tokenizer, normalize=True)
     return sb.SegmentPrediction(

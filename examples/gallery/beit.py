@@ -18,7 +18,7 @@ from examples.gallery.run import Method
 NUM_CODES = 128
 
 
-def build(encoder: sb.encoders.TokenEncoder, tokenizer: sb.PatchTokenizer, images: Tensor) -> sb.SegmentPrediction:
+def build(encoder: sb.encoders.TimmViT, tokenizer: sb.PatchTokenizer, images: Tensor) -> sb.SegmentPrediction:
     """Put the objective together, with a codebook of some training images."""
     pixels = sb.PixelTarget(tokenizer)
     codebook = sb.parts.kmeans(pixels(images).flatten(0, 1), NUM_CODES)

@@ -16,10 +16,9 @@ from examples.gallery.run import Method
 DEPTH = 2
 
 
-def build(encoder: sb.encoders.TokenEncoder, tokenizer: sb.PatchTokenizer) -> sb.SegmentPrediction:
+def build(encoder: sb.encoders.TimmViT, tokenizer: sb.PatchTokenizer) -> sb.SegmentPrediction:
     """Put the objective together."""
     encoder.norm.requires_grad_(False)  # the router has norms of its own
-    size = {"dim": encoder.dim, "depth": DEPTH, "num_heads": 4}
     return sb.SegmentPrediction(
         encoder=encoder,
         tokenizer=tokenizer,
@@ -29,7 +28,14 @@ def build(encoder: sb.encoders.TokenEncoder, tokenizer: sb.PatchTokenizer) -> sb
         mask=sb.FullMask(),
         reader=sb.DecoderReader(
             sb.parts.WeightedSkipRouter(encoder_depth=encoder.depth, decoder_depth=DEPTH, dim=encoder.dim),
-            sb.SegmentDecoder(grid=encoder.grid, **size, self_attention=False, mask_token=True),
+            sb.SegmentDecoder(
+                grid=encoder.grid,
+                dim=encoder.dim,
+                depth=DEPTH,
+                num_heads=4,
+                self_attention=False,
+                mask_token=True,
+            ),
         ),
         target=sb.PixelTarget(tokenizer, normalize=True),
     )

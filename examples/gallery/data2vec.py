@@ -16,7 +16,7 @@ import ssl_blocks as sb
 from examples.gallery.run import Method
 
 
-def build(encoder: sb.encoders.TokenEncoder, tokenizer: sb.PatchTokenizer) -> sb.SegmentPrediction:
+def build(encoder: sb.encoders.TimmViT, tokenizer: sb.PatchTokenizer) -> sb.SegmentPrediction:
     """Put the objective together."""
     teacher = sb.MovingAverage(encoder, momentum=sb.parts.cosine_momentum(0.996))  # it follows by itself
     return sb.simmim(

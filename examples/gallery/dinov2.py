@@ -17,7 +17,7 @@ from ssl_blocks.objectives import DistilledTokens, DistilledViews, MaskedViews, 
 NUM_CLASSES = 256
 
 
-def build(encoder: sb.encoders.TokenEncoder, tokenizer: sb.PatchTokenizer) -> sb.WeightedSum:
+def build(encoder: sb.encoders.TimmViT, tokenizer: sb.PatchTokenizer) -> sb.WeightedSum:
     """Put the objective together."""
     views = MaskedViews(encoder, sb.BlockSubsetPartitioner(hidden=0.3))
     schedule = sb.TeacherSchedule(temperature=0.07, warmup_temperature=0.04, warmup_epochs=2)

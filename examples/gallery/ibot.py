@@ -17,7 +17,7 @@ from ssl_blocks.objectives import DistilledTokens, DistilledViews, MaskedViews
 NUM_CLASSES = 256
 
 
-def build(encoder: sb.encoders.TokenEncoder, tokenizer: sb.PatchTokenizer) -> sb.WeightedSum:
+def build(encoder: sb.encoders.TimmViT, tokenizer: sb.PatchTokenizer) -> sb.WeightedSum:
     """Put the objective together."""
     views = MaskedViews(encoder, sb.BlockSubsetPartitioner(hidden=0.3))
     head = sb.dino_head(encoder.dim, NUM_CLASSES, hidden_dim=2 * encoder.dim, bottleneck_dim=64)  # both use it

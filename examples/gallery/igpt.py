@@ -17,7 +17,7 @@ from examples.gallery.run import Method
 NUM_COLORS = 32
 
 
-def build(encoder: sb.encoders.TokenEncoder, tokenizer: sb.PatchTokenizer, images: Tensor) -> sb.SegmentPrediction:
+def build(encoder: sb.encoders.TimmViT, tokenizer: sb.PatchTokenizer, images: Tensor) -> sb.SegmentPrediction:
     """Put the objective together, with a palette of some training images."""
     pixels = sb.PixelTarget(tokenizer)
     palette = sb.parts.kmeans(pixels(images).flatten(0, 1), NUM_COLORS)

@@ -15,7 +15,7 @@ import ssl_blocks as sb
 from examples.gallery.run import Method
 
 
-def build(encoder: sb.encoders.TokenEncoder, tokenizer: sb.PatchTokenizer) -> sb.Objective:
+def build(encoder: sb.encoders.TimmViT, tokenizer: sb.PatchTokenizer) -> sb.Objective:
     """Put the objective together."""
     grid, narrow = encoder.grid, max(16, encoder.dim // 2)
     teacher = sb.MovingAverage(encoder, momentum=sb.parts.cosine_momentum(0.996))

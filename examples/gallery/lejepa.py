@@ -35,7 +35,7 @@ class LeJEPA(sb.objectives.JointEmbedding):
         return (1 - WEIGHT) * (embeddings - center).square().mean() + WEIGHT * normality
 
 
-def build(encoder: sb.encoders.TokenEncoder, tokenizer: sb.PatchTokenizer) -> sb.Objective:
+def build(encoder: sb.encoders.TimmViT, tokenizer: sb.PatchTokenizer) -> sb.Objective:
     """Put the objective together."""
     return LeJEPA(
         encoder=sb.encoders.TokenRegions(encoder),

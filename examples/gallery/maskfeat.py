@@ -14,7 +14,7 @@ import ssl_blocks as sb
 from examples.gallery.run import Method
 
 
-def build(encoder: sb.encoders.TokenEncoder, tokenizer: sb.PatchTokenizer) -> sb.SegmentPrediction:
+def build(encoder: sb.encoders.TimmViT, tokenizer: sb.PatchTokenizer) -> sb.SegmentPrediction:
     """Put the objective together."""
     return sb.simmim(
         encoder=encoder,

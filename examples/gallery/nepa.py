@@ -20,7 +20,7 @@ from examples.gallery.run import Method
 class EmbeddingTarget:
     """What the encoder's patch embedding makes of every patch."""
 
-    def __init__(self, encoder: sb.encoders.TokenEncoder) -> None:
+    def __init__(self, encoder: sb.encoders.TimmViT) -> None:
         self.encoder, self.dim = encoder, encoder.dim
 
     @torch.no_grad()
@@ -29,7 +29,7 @@ class EmbeddingTarget:
         return self.encoder.embed(images)
 
 
-def build(encoder: sb.encoders.TokenEncoder, tokenizer: sb.PatchTokenizer) -> sb.SegmentPrediction:
+def build(encoder: sb.encoders.TimmViT, tokenizer: sb.PatchTokenizer) -> sb.SegmentPrediction:
     """Put the objective together."""
     return sb.SegmentPrediction(
         encoder=encoder,

@@ -17,7 +17,7 @@ import ssl_blocks as sb
 from examples.gallery.run import Method
 
 
-def build(encoder: sb.encoders.TokenEncoder, tokenizer: sb.PatchTokenizer) -> sb.WeightedSum:
+def build(encoder: sb.encoders.TimmViT, tokenizer: sb.PatchTokenizer) -> sb.WeightedSum:
     """Put the objective together."""
     dim = encoder.dim
     decoder = sb.MaskTokenDecoder(grid=encoder.grid, dim=dim, depth=1, num_heads=4)

@@ -16,7 +16,7 @@ from examples.gallery.run import Method
 SIDE = 2
 
 
-def build(encoder: sb.encoders.TokenEncoder, tokenizer: sb.PatchTokenizer) -> sb.SegmentPrediction:
+def build(encoder: sb.encoders.TimmViT, tokenizer: sb.PatchTokenizer) -> sb.SegmentPrediction:
     """Put the objective together."""
     return sb.SegmentPrediction(
         encoder=encoder,

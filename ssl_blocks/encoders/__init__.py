@@ -8,6 +8,7 @@ from ssl_blocks.encoders.hub import (
     trace_features as trace_features,
     untrained as untrained,
 )
+from ssl_blocks.encoders.looking import attention_weights as attention_weights
 from ssl_blocks.encoders.pooled import TimmPooled as TimmPooled
 from ssl_blocks.encoders.postnorm import PostNormTransformer as PostNormTransformer
 from ssl_blocks.encoders.protocol import (

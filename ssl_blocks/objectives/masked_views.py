@@ -107,6 +107,12 @@ def _states(encoder: TokenEncoder, view: Tensor, hidden: Tensor | None, token: T
     return encoder.encode(tokens, index, None).final
 
 
+def _given(shared: ViewPass | None) -> ViewPass:
+    if shared is None:
+        raise ValueError("shared=None must be the pass of MaskedViews: put the objective into WeightedSum(shared=...)")
+    return shared
+
+
 class _ReadsViews(Objective):
     """Reads the shared pass, and leaves the teacher's encoder behind."""
 
@@ -169,14 +175,16 @@ class _Distilled(_ReadsViews):
 
     def _entropies(self, student: Float[Tensor, "*b d"], wanted: Float[Tensor, "*b k"]) -> Float[Tensor, "*b"]:
         logits = self.head(student.flatten(0, -2)).float() / self.student_temperature
-        return -(wanted * logits.log_softmax(-1).reshape(wanted.shape)).sum(-1)
+        entropies: Tensor = -(wanted * logits.log_softmax(-1).reshape(wanted.shape)).sum(-1)
+        return entropies
 
     @torch.no_grad()
     def _wanted(self, teacher: Float[Tensor, "*b d"]) -> Float[Tensor, "*b k"]:
-        logits = self.teacher_head.copy(teacher.flatten(0, -2)).float()
+        logits: Tensor = self.teacher_head.copy(teacher.flatten(0, -2)).float()
         if self.training:
             self.center.note(logits)
-        return ((logits - self.center.value) / self.teacher_temperature).softmax(-1).reshape(*teacher.shape[:-1], -1)
+        sharpened = ((logits - self.center.value) / self.teacher_temperature).softmax(-1)
+        return sharpened.reshape(*teacher.shape[:-1], -1)
 
 
 class DistilledViews(_Distilled):
@@ -191,8 +199,9 @@ class DistilledViews(_Distilled):
         center_momentum: of the centre.
     """
 
-    def forward(self, images: Views, draw: None = None, *, shared: ViewPass) -> ObjectiveOutput:
+    def forward(self, images: Views, draw: None = None, *, shared: ViewPass | None = None) -> ObjectiveOutput:
         """Return a row per pair of views: its cross-entropy, beside 0."""
+        shared = _given(shared)
         wanted = self._wanted(shared.teacher_views)
         pairs = [(v, q) for q in range(wanted.shape[1]) for v in range(shared.views.shape[1]) if v != q]
         if not pairs:
@@ -214,8 +223,9 @@ class DistilledTokens(_Distilled):
         center_momentum: of the centre.
     """
 
-    def forward(self, images: Views, draw: None = None, *, shared: ViewPass) -> ObjectiveOutput:
+    def forward(self, images: Views, draw: None = None, *, shared: ViewPass | None = None) -> ObjectiveOutput:
         """Return a row per patch of a global view: its cross-entropy, beside 0; those count that are hidden."""
+        shared = _given(shared)
         rows = self._entropies(shared.tokens, self._wanted(shared.teacher_tokens)).flatten(1)
         hidden = shared.is_hidden.flatten(1)
         loss = torch.where(hidden, rows, 0.0).sum() / hidden.sum().clamp(min=1)
@@ -228,8 +238,8 @@ class SpreadViews(_ReadsViews):
     Distances are taken within each global view, over the images of all processes.
     """
 
-    def forward(self, images: Views, draw: None = None, *, shared: ViewPass) -> ObjectiveOutput:
+    def forward(self, images: Views, draw: None = None, *, shared: ViewPass | None = None) -> ObjectiveOutput:
         """Return a row per global view: the loss of its class tokens, beside 0."""
-        large = gathered(shared.views[:, : images.num_global])
+        large = gathered(_given(shared).views[:, : images.num_global])
         losses = torch.stack([koleo(view) for view in large.unbind(1)])
         return self._output(losses.mean(), losses.detach().expand(images.batch, -1))

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ssl_blocks.parts.decode import Decoder, MaskTokenDecoder, SegmentDecoder
     from ssl_blocks.parts.embedding_loss import koleo, nt_xent, sigreg, vicreg
     from ssl_blocks.parts.follow import NextReader
+    from ssl_blocks.parts.frequencies import DCTTarget
     from ssl_blocks.parts.gather import gathered
     from ssl_blocks.parts.hog import HOGTarget
     from ssl_blocks.parts.loss import (
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
         WeightedSkipRouter,
     )
     from ssl_blocks.parts.serialize import OrderedSerializer, RandomSerializer, Serializer
+    from ssl_blocks.parts.superpixels import SuperpixelPartitioner, slic
     from ssl_blocks.parts.target import EncoderTarget, PictureTarget, PixelTarget, PositionTarget, Target
     from ssl_blocks.parts.tokenize import PatchTokenizer, Tokenizer
 else:
@@ -56,6 +58,7 @@ __all__ = [
     "BlockSampler",
     "BlockSubsetPartitioner",
     "ClusterTarget",
+    "DCTTarget",
     "Decoder",
     "DecoderReader",
     "EncoderTarget",
@@ -92,6 +95,7 @@ __all__ = [
     "SkipMemoryRouter",
     "SquarePartitioner",
     "SubsetPartitioner",
+    "SuperpixelPartitioner",
     "Target",
     "TargetBlocks",
     "TokenPartitioner",
@@ -113,5 +117,6 @@ __all__ = [
     "resample_positions",
     "sigreg",
     "sincos_table",
+    "slic",
     "vicreg",
 ]

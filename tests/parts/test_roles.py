@@ -48,6 +48,7 @@ PARTITIONERS = {
     "subsets of squares": sb.SubsetPartitioner(hidden=(0.3, 0.3), side=2),
     "blocks": sb.BlockSubsetPartitioner(hidden=0.5),
     "grid": sb.GridSubsetPartitioner(period=2),
+    "superpixels": sb.parts.SuperpixelPartitioner(shape=(3, 2)),
     "shuffled": sb.ShuffledPartitioner(base=sb.BlobPartitioner(counts=(5, 2))),
 }
 SERIALIZERS = {"ordered": sb.OrderedSerializer(), "random": sb.RandomSerializer()}
@@ -91,6 +92,24 @@ def readers():
             {},
         ),
         "two streams": (sb.QueryReader(16), prefixed, {}),
+        "lonely queries": (
+            sb.DecoderReader(
+                sb.parts.WeightedSkipRouter(encoder_depth=2, decoder_depth=1, dim=16),
+                decoder(self_attention=False, mask_token=True),
+            ),
+            prefixed,
+            {"mask": sb.FullMask(), "partitioner": halves},
+        ),
+        "next token": (
+            sb.parts.NextReader(16, num_tokens=16),
+            prefixed,
+            {"partitioner": sb.TokenPartitioner(), "in_order": True},
+        ),
+        "next square": (
+            sb.parts.NextReader(16, num_tokens=16, step=4),
+            plain,
+            {"partitioner": SQUARES, "in_order": True},
+        ),
         "mask tokens": (sb.QueryReader(16), plain, {"mask": sb.FullMask(feedback=True), "partitioner": halves}),
     }
 
@@ -103,6 +122,9 @@ def targets():
         "positions": sb.PositionTarget(TOKENIZER),
         "teacher": sb.EncoderTarget(teacher(vit(class_token=True, proj_drop_rate=0.5)), layers=2, norm="token"),
         "frozen": sb.EncoderTarget(vit(), norm=None),
+        "clusters": sb.parts.ClusterTarget(sb.PixelTarget(TOKENIZER), torch.randn(5, 12)),
+        "gradients": sb.parts.HOGTarget(TOKENIZER, bins=4, cell=1),
+        "frequencies": sb.parts.DCTTarget(TOKENIZER, lowest=2),
     }
 
 
@@ -148,6 +170,43 @@ def aim():
     )
 
 
+def partial_prediction():
+    return sb.SegmentPrediction(
+        encoder=vit(),
+        tokenizer=TOKENIZER,
+        partitioner=sb.SubsetPartitioner(hidden=(0.25, 0.5)),
+        serializer=sb.OrderedSerializer(),
+        mask=sb.FullMask(),
+        reader=sb.DecoderReader(sb.LastLayerRouter(decoder_depth=1), decoder()),
+        target=sb.PixelTarget(TOKENIZER),
+        num_predicted=1,
+    )
+
+
+def blocks():
+    return assembled(
+        sb.objectives.BlockPrediction,
+        sampler=sb.parts.RectangleSampler(count=3, size=(2, 1)),
+        decoder=decoder(sb.MaskTokenDecoder),
+        target=sb.PixelTarget(TOKENIZER),
+    )
+
+
+def joint():
+    encoder = sb.encoders.TokenRegions(vit(class_token=True))
+    return sb.objectives.JointEmbedding(encoder=encoder, head=nn.Linear(16, 8), loss=sb.parts.nt_xent)
+
+
+def shared():
+    views = sb.objectives.MaskedViews(vit(class_token=True), sb.SubsetPartitioner(hidden=0.5), share=1.0)
+    parts = {
+        "views": sb.objectives.DistilledViews(views, nn.Linear(16, 8), 8),
+        "tokens": sb.objectives.DistilledTokens(views, nn.Linear(16, 8), 8),
+        "spread": sb.objectives.SpreadViews(views),
+    }
+    return sb.WeightedSum(parts, shared=views)
+
+
 def saim():
     encoder = vit(class_token=True)
     return assembled(sb.saim, encoder, decoder=queries(encoder))
@@ -168,6 +227,10 @@ OBJECTIVES = {
     "simmim": lambda: assembled(sb.simmim),
     "aim": aim,
     "data2vec": data2vec,
+    "partial prediction": partial_prediction,
+    "blocks": blocks,
+    "joint embedding": joint,
+    "shared pass": shared,
     "puzzle": puzzle,
     "dino": lambda: distillation(region_weight=0.0),
     "esvit": distillation,
@@ -179,7 +242,7 @@ OBJECTIVES = {
 @pytest.mark.parametrize("grid", [sb.Grid(8, 8), sb.Grid(4, 8)], ids=str)
 def test_partitioners(name, grid):
     report = check_partitioner(PARTITIONERS[name], grid=grid)
-    is_random = name not in ("tokens", "squares", "grid")
+    is_random = name not in ("tokens", "squares", "grid", "superpixels")
     assert ("images in a batch" in report.not_applicable) == is_random
 
 
@@ -200,14 +263,20 @@ def test_readers(name):
     reader, encoder, options = readers()[name]
     report = check_reader(reader, encoder, **options)
     own = name != "query stream"  # it shares all its weights
-    without = {"skips, blobs": {"windows"}, "masked": {"windows"}}.get(name, set())
+    order = {"order of queries", "order of content", "positions of queries"}
+    without = {"skips, blobs": {"windows"}, "masked": {"windows"}}.get(
+        name, order if name.startswith("next") else set()
+    )
+    own = own and not name.startswith("next")
     assert set(report.not_applicable) == without | (set() if own else {"gradients"})
 
 
 @pytest.mark.parametrize("name", targets())
 def test_targets(name):
     report = check_target(targets()[name], images(3, 8), GRID)
-    assert set(report.not_applicable) == ({"pictures"} if name in ("teacher", "frozen") else set())
+    assert set(report.not_applicable) == (
+        {"pictures"} if name in ("teacher", "frozen", "clusters", "gradients") else set()
+    )
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -219,8 +288,9 @@ def test_losses(name):
 def test_objectives(name):
     objective = OBJECTIVES[name]()
     data = VIEWS if objective.takes_views else images(3, 8)
-    report = check_objective(objective, data, whole_batch=name == "sum")
-    assert ("count" in report.not_applicable) == (name == "sum")
+    whole = name in ("sum", "joint embedding", "shared pass")
+    report = check_objective(objective, data, whole_batch=whole)
+    assert ("count" in report.not_applicable) == whole
 
 
 # No part is left out
@@ -287,7 +357,9 @@ def test_every_loss_and_objective_is_listed():
         if inspect.isclass(value) and issubclass(value, sb.Objective) and not inspect.isabstract(value)
     }
     assert len(found) > 3
-    assert {type(build()) for build in OBJECTIVES.values()} == found
+    built = [build() for build in OBJECTIVES.values()]
+    inner = [part for one in built if isinstance(one, sb.WeightedSum) for part in one.parts.values()]
+    assert {type(one) for one in [*built, *inner]} == found
     module = objectives.builders
     builders = {name for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__}
     builders = {name for name in builders if not name.startswith("_")}
