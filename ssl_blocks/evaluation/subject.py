@@ -41,7 +41,7 @@ class Subject:
     Args:
         name: what it is called in tables.
         extractor: makes its features.
-        image_size: height and width of its input in pixels; ``None`` where any will do and none is known.
+        image_size: of its input in pixels, height and width; ``None`` where any will do and none is known.
         folder: of the run that it comes from; ``None`` for other encoders.
         fresh: builds the same encoder with random weights from a seed; ``None`` where that is not known.
         knows_statistics: whether mean and deviation are its own; else those of the data take their place.
@@ -49,7 +49,7 @@ class Subject:
 
     name: str
     extractor: Extractor
-    image_size: tuple[int, int] | None = None
+    image_size: tuple[int, ...] | None = None
     folder: Path | None = None
     fresh: Callable[[int], FeatureEncoder] | None = None
     knows_statistics: bool = True
@@ -295,7 +295,7 @@ def _timm_notes(encoder: FeatureEncoder) -> dict[str, Any]:
     return dict(getattr(encoder.module, "pretrained_cfg", None) or {})
 
 
-def _size_of(encoder: FeatureEncoder, tokenizer: Tokenizer | None) -> tuple[int, int] | None:
+def _size_of(encoder: FeatureEncoder, tokenizer: Tokenizer | None) -> tuple[int, ...] | None:
     if isinstance(tokenizer, PatchTokenizer):
         return tokenizer.image_size
     if isinstance(encoder, TokenEncoder):
