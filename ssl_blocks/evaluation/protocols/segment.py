@@ -68,7 +68,8 @@ class Segment(Protocol[SegmentSettings, "SegmentationData"]):
         from ssl_blocks.evaluation.pyramid import FeaturePyramid
 
         encoder, size = subject.extractor.encoder, subject.image_size
-        if not isinstance(encoder, TokenEncoder) or subject.extractor.tokenizer is not None or size is None:
+        cuts = subject.extractor.tokenizer is not None
+        if not isinstance(encoder, TokenEncoder) or cuts or size is None or len(size) != 2:
             raise ValueError(
                 f"segment needs an encoder of tokens that takes whole images, and {subject.name} "
                 f"({type(encoder).__name__}) is none"
