@@ -14,7 +14,7 @@ from torch import nn
 from torchvision.models import VisionTransformer
 
 import ssl_blocks as sb
-from ssl_blocks.encoders import TokenEncoder, TorchEncoder, wrap
+from ssl_blocks.encoders import GridTransformer, TokenEncoder, TorchEncoder, wrap
 from ssl_blocks.testing import check_token_encoder
 
 PAGE = Path(__file__).parent / "encoders.md"
@@ -76,6 +76,11 @@ def of_torch(*, norm_first: bool, batch_first: bool = True, num_prefix: int = 0)
     return build
 
 
+def of_grid(**options: Any) -> Callable[[], TokenEncoder]:
+    """A transformer over a grid of other axes than two, tiny."""
+    return lambda: wrap(GridTransformer(depth=2, num_heads=2, **options))
+
+
 FINAL_NORM = {"use_fc_norm": False, "use_post_transformer_norm": True}
 FAMILIES: dict[str, Callable[[], TokenEncoder]] = {
     "timm ViT": of_timm("vit_tiny_patch16_224"),
@@ -94,6 +99,8 @@ FAMILIES: dict[str, Callable[[], TokenEncoder]] = {
     "transformers DINOv3": of_transformers("DINOv3ViT", intermediate_size=32, num_register_tokens=2),
     "nn.TransformerEncoder, norm first": of_torch(norm_first=True),
     "nn.TransformerEncoder, norm last": of_torch(norm_first=False),
+    "GridTransformer, signals": of_grid(image_size=(64,), patch_size=4, dim=16, positions="learned"),
+    "GridTransformer, volumes": of_grid(image_size=(4, 8, 8), patch_size=2, channels=1, dim=24, num_prefix=1),
 }
 
 

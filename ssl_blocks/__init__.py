@@ -37,13 +37,14 @@ if TYPE_CHECKING:
         SquarePartitioner,
         SubsetPartitioner,
         TokenPartitioner,
+        TubePartitioner,
     )
     from ssl_blocks.parts.query_stream import QueryStreamDecoder
     from ssl_blocks.parts.read import DecoderReader, QueryReader
     from ssl_blocks.parts.route import LastLayerRouter, LearnedSkipRouter, MatchedRouter
     from ssl_blocks.parts.serialize import OrderedSerializer, RandomSerializer
     from ssl_blocks.parts.target import EncoderTarget, PixelTarget, PositionTarget
-    from ssl_blocks.parts.tokenize import PatchTokenizer
+    from ssl_blocks.parts.tokenize import ChannelTokenizer, PatchTokenizer
     from ssl_blocks.values import (
         AttentionMasks,
         Encoded,
@@ -63,6 +64,7 @@ __all__ = [
     "AttentionMasks",
     "BlobPartitioner",
     "BlockSubsetPartitioner",
+    "ChannelTokenizer",
     "DecoderReader",
     "Encoded",
     "EncoderTarget",
@@ -96,6 +98,7 @@ __all__ = [
     "SubsetPartitioner",
     "TeacherSchedule",
     "TokenPartitioner",
+    "TubePartitioner",
     "ViewRegionDistillation",
     "Views",
     "WeightedSum",

@@ -36,6 +36,16 @@ def cut_grid(images: Tensor, grid: tuple[int, int], crop: int = 0) -> Tensor:
     return cut_patches(images[..., : grid[0] * cell[0], : grid[1] * cell[1]], cell, crop)
 
 
+def cut_cells(images: Tensor, cell: Sequence[int], crop: int = 0) -> Tensor:
+    """Patches ``[B, N, C, *cell - crop]`` of images of any number of axes, the last axis counted fastest."""
+    low, counts = round(crop / 2), [length // size for length, size in zip(images.shape[2:], cell, strict=True)]
+    patches = []
+    for place in itertools.product(*(range(count) for count in counts)):
+        starts = [number * size + low for number, size in zip(place, cell, strict=True)]
+        patches.append(images[:, :, *(slice(s, s + size - crop) for s, size in zip(starts, cell, strict=True))])
+    return torch.stack(patches, 1)
+
+
 def pixel_target(patches: Tensor, *, normalize: bool) -> Tensor:
     """Values of each patch ``[B, N, p*q*C]`` in the order (y, x, c); normalised as MAE does (unbiased variance)."""
     b, n, c, p, q = patches.shape
@@ -101,6 +111,13 @@ def square_ids(height: int, width: int, side: int) -> list[int]:
         for x in range(width):
             ids += [k for k, (top, left) in enumerate(corners) if top <= y < top + side and left <= x < left + side]
     return ids
+
+
+def cube_ids(sizes: Sequence[int], side: int) -> list[int]:
+    """Which cube each token of a grid of any number of axes lies in; cubes count in raster order, too."""
+    cubes = list(itertools.product(*(range(size // side) for size in sizes)))
+    places = itertools.product(*(range(size) for size in sizes))
+    return [cubes.index(tuple(x // side for x in place)) for place in places]
 
 
 def token_points(height: int, width: int) -> list[tuple[float, float]]:
@@ -214,6 +231,19 @@ def sincos_rows(height: int, width: int, dim: int) -> list[list[float]]:
                 row += [math.sin(coordinate * f) for f in frequencies]
                 row += [math.cos(coordinate * f) for f in frequencies]
             rows.append(row)
+    return rows
+
+
+def sincos_axes(sizes: Sequence[int], dim: int) -> list[list[float]]:
+    """The table in any number of axes: an equal share of the channels for each, the last axis first."""
+    share = dim // len(sizes) // 2
+    rows = []
+    for place in itertools.product(*(range(size) for size in sizes)):
+        row = []
+        for coordinate in reversed(place):
+            row += [math.sin(coordinate / 10_000 ** (i / share)) for i in range(share)]
+            row += [math.cos(coordinate / 10_000 ** (i / share)) for i in range(share)]
+        rows.append(row)
     return rows
 
 

@@ -1,3 +1,10 @@
+import copy
+import dataclasses
+import itertools
+import math
+import pickle
+import re
+
 import pytest
 import torch
 from hypothesis import given, strategies as st
@@ -17,15 +24,31 @@ def serialization(batch: int = 3, sizes: tuple[int, ...] = (2, 3, 1)) -> Seriali
 
 def test_grid_counts_height_times_width_and_prints_height_first():
     assert Grid(2, 5).num_tokens == 10
-    assert str(Grid(2, 5)) == "2x5"
+    assert (str(Grid(2, 5)), repr(Grid(2, 5))) == ("2x5", "Grid(2, 5)")
+    assert (Grid(2, 5).height, Grid(2, 5).width) == Grid(2, 5).sizes == (2, 5)
 
 
-@pytest.mark.parametrize("sides", [(0, 3), (3, 0), (-1, 2)])
-def test_grid_without_cells_is_refused(sides):
-    with pytest.raises(
-        ValueError, match=rf"Grid\(height={sides[0]}, width={sides[1]}\): both sides must be at least 1"
-    ):
-        Grid(*sides)
+@pytest.mark.parametrize("sizes", [(7,), (2, 3, 4), (3, 1, 2, 2)])
+def test_grid_of_any_number_of_axes_counts_the_last_one_fastest(sizes):
+    grid = Grid(*sizes)
+    assert (grid.ndim, grid.num_tokens, str(grid)) == (len(sizes), math.prod(sizes), "x".join(map(str, sizes)))
+    places = itertools.product(*(range(size) for size in sizes))
+    assert list(zip(*(axis.tolist() for axis in grid.coordinates()), strict=True)) == list(places)
+    with pytest.raises(ValueError, match=rf"grid {grid} has {len(sizes)} dimension\(s\), but height and width are"):
+        _ = grid.width
+
+
+def test_grids_are_equal_by_their_sizes_can_be_copied_and_not_changed():
+    assert len({Grid(2, 3), Grid(2, 3), Grid(3, 2), Grid(2, 3, 1)}) == 3
+    assert pickle.loads(pickle.dumps(Grid(2, 3, 4))) == copy.deepcopy(Grid(2, 3, 4)) == Grid(2, 3, 4)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Grid(2, 3).sizes = (4, 4)
+
+
+@pytest.mark.parametrize("sizes", [(), (0,), (0, 3), (3, 0), (-1, 2), (2, 2, 0)])
+def test_grid_without_cells_is_refused(sizes):
+    with pytest.raises(ValueError, match=re.escape(f"Grid{sizes} must have at least one size, and every size")):
+        Grid(*sizes)
 
 
 @pytest.mark.parametrize("rest", [(), (2,), (3, 2, 2)])

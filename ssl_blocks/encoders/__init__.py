@@ -2,6 +2,7 @@
 
 from ssl_blocks.encoders.eva import TimmEva as TimmEva, timm_eva as timm_eva
 from ssl_blocks.encoders.families import ADAPTERS as ADAPTERS, wrap as wrap
+from ssl_blocks.encoders.grid import GridTransformer as GridTransformer, GridViT as GridViT
 from ssl_blocks.encoders.hub import (
     export_encoder as export_encoder,
     load_encoder as load_encoder,

@@ -12,11 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ssl_blocks.parts.position import resample_positions
-from ssl_blocks.parts.tokenize import pair
 from ssl_blocks.values import Grid
 
 M = TypeVar("M", bound=nn.Module)
-Size = int | tuple[int, int]
+Size = int | tuple[int, ...]
 
 
 class Adapter(nn.Module, ABC, Generic[M]):
@@ -164,16 +163,18 @@ class ImageSizeError(ValueError):
     """An input size that the encoder cannot have: wrong input, whatever the folder holds."""
 
 
-def grid_for(image_size: Size, patch: tuple[int, int]) -> Grid:
+def grid_for(image_size: Size, patch: tuple[int, ...]) -> Grid:
     """The grid of an input size."""
-    sides = pair(image_size)
+    sides = (image_size,) * len(patch) if isinstance(image_size, int) else image_size
+    if len(sides) != len(patch):
+        raise ImageSizeError(f"image_size={image_size} must have a number for each axis of the encoder's patch {patch}")
     for length, side in zip(sides, patch, strict=True):
         if length < 1 or length % side:
             raise ImageSizeError(
-                f"image_size={image_size} must be a positive multiple of the encoder's patch of {patch[0]}x{patch[1]} "
-                f"pixels, got {length} for {side}"
+                f"image_size={image_size} must be a positive multiple of the encoder's patch of "
+                f"{'x'.join(map(str, patch))} pixels, got {length} for {side}"
             )
-    return Grid(sides[0] // patch[0], sides[1] // patch[1])
+    return Grid(*(length // side for length, side in zip(sides, patch, strict=True)))
 
 
 def resampled(table: Tensor, *, old: Grid, new: Grid) -> Tensor:

@@ -8,6 +8,7 @@ from torch import nn
 
 from ssl_blocks.encoders.adapter import Adapter, Size
 from ssl_blocks.encoders.eva import TimmEva
+from ssl_blocks.encoders.grid import GridViT
 from ssl_blocks.encoders.pooled import TimmPooled
 from ssl_blocks.encoders.postnorm import PostNormTransformer
 from ssl_blocks.encoders.protocol import TokenEncoder
@@ -23,6 +24,7 @@ ADAPTERS: tuple[type[Adapter[Any]], ...] = (
     TimmRegions,
     TimmPooled,
     PostNormTransformer,
+    GridViT,
     TorchvisionViT,
     TransformersViT,
     TorchEncoder,

@@ -105,7 +105,7 @@ def load_encoder(folder: str | Path, *, image_size: Size | None = None) -> Featu
 
     Args:
         folder: what was exported: ``config.json`` and ``model.safetensors``.
-        image_size: height and width of inputs in pixels; one number means a square. ``None``: as it was saved.
+        image_size: pixels along each axis, height and width; one number means a square. ``None``: as it was saved.
 
     Raises:
         FileNotFoundError: if one of the two files is missing.
@@ -129,9 +129,9 @@ def load_encoder(folder: str | Path, *, image_size: Size | None = None) -> Featu
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"folder={str(folder)!r} must be an exported encoder, but {name} is not in it")
-    sides = image_size if isinstance(image_size, tuple | list) else (image_size, image_size)
-    if image_size is not None and (len(sides) != 2 or not all(type(side) is int for side in sides)):
-        raise ValueError(f"image_size={image_size!r} must be a whole number of pixels, or two: height and width")
+    sides = image_size if isinstance(image_size, tuple | list) else (image_size,)
+    if image_size is not None and not (sides and all(type(side) is int for side in sides)):
+        raise ValueError(f"image_size={image_size!r} must be a whole number of pixels, or one for each axis")
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text())
         encoder = rebuild(folder, config, image_size)
@@ -171,7 +171,7 @@ def untrained(folder: str | Path, *, seed: int, image_size: Size | None = None) 
     return encoder
 
 
-def trace_features(encoder: FeatureEncoder, images: Float[Tensor, "b c h w"]) -> "ExportedProgram":
+def trace_features(encoder: FeatureEncoder, images: Float[Tensor, "b c *s"]) -> "ExportedProgram":
     """Trace an encoder's features with ``torch.export``, for any number of images of one size.
 
     The program holds the weights, runs in evaluation mode, and is saved by ``torch.export.save``. Called as

@@ -15,7 +15,7 @@ class FeatureEncoder(Protocol):
     Attributes:
         module: the user's own model, unpatched; saving its ``state_dict`` is the export.
         dim: width of the features, ``D``.
-        channels: colour channels of the images.
+        channels: colour channels of the images, or of the patches where a tokenizer cuts them.
     """
 
     dim: int
@@ -52,13 +52,13 @@ class TokenEncoder(FeatureEncoder, Protocol):
         dim: width of a token, ``D``, and of the features.
         depth: number of blocks.
         grid: tokens of an image.
-        patch: height and width of a patch in pixels.
+        patch: size of a patch in pixels along each axis, height and width.
         num_prefix: class and register tokens in front of the sequence, ``P``.
     """
 
     depth: int
     grid: Grid
-    patch: tuple[int, int]
+    patch: tuple[int, ...]
     num_prefix: int
 
     @property

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,13 +31,13 @@ class TokenAdapter(Adapter[M]):
         dim: int,
         depth: int,
         num_prefix: int,
-        patch: tuple[int, int] | None = None,
+        patch: tuple[int, ...] | None = None,
         channels: int | None = None,
     ) -> None:
         super().__init__(module)
         self.grid, self.dim, self.depth, self.num_prefix = grid, dim, depth, num_prefix
-        self.patch: tuple[int, int] = patch or self._stem().kernel_size  # type: ignore[assignment]
-        self.channels = channels or self._stem().in_channels
+        self.patch: tuple[int, ...] = patch or tuple(self._stem().kernel_size)
+        self.channels: int = channels or self._stem().in_channels
         self._recomputes = False
 
     @property
@@ -89,12 +90,11 @@ class TokenAdapter(Adapter[M]):
         return self.encode(self.embed(images), index, mask).final[:, self.num_prefix :].mean(1)
 
     @abstractmethod
-    def native(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b s d"]:
+    def native(self, images: Float[Tensor, "b c *s"]) -> Float[Tensor, "b s d"]:
         """The model's own normalised output, prefix first: what ``encode`` must reproduce."""
 
-    def _stem(self) -> nn.Conv2d:
-        """The convolution that embeds patches."""
-        raise NotImplementedError
+        self.patch: tuple[int, ...] = patch or tuple(self._stem().kernel_size)
+        self.channels: int = channels or self._stem().in_channels
 
     def _embedded(self, tokens: Tensor) -> Tensor:
         """What follows the convolution."""
@@ -151,11 +151,11 @@ def run_blocks(
     return tuple(hidden)
 
 
-def are_images(x: Tensor, grid: Grid, patch: tuple[int, int], channels: int) -> bool:
-    """Tell images ``[B, C, H, W]`` from patches ``[B, n, C, p, q]``."""
-    images = x.ndim == 4
-    want = (channels, *((grid.height * patch[0], grid.width * patch[1]) if images else patch))
-    if x.ndim not in (4, 5) or tuple(x.shape[-3:]) != want:
+def are_images(x: Tensor, grid: Grid, patch: tuple[int, ...], channels: int) -> bool:
+    """Tell images ``[B, C, *sizes]`` from patches ``[B, n, C, *patch]``."""
+    images = x.ndim == 2 + grid.ndim
+    want = (channels, *(n * p if images else p for n, p in zip(grid.sizes, patch, strict=True)))
+    if tuple(x.shape[1 if images else 2 :]) != want:
         raise ValueError(
             f"{'images' if images else 'patches'} of shape {tuple(x.shape)} do not fit the encoder: "
             f"expected [B, {'' if images else 'n, '}{', '.join(map(str, want))}]"

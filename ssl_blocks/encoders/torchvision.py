@@ -25,7 +25,6 @@ from ssl_blocks.encoders.tokens import (
     require_plain_stem,
     self_attention,
 )
-from ssl_blocks.parts.tokenize import pair
 from ssl_blocks.values import Grid
 
 _TABLE = "encoder.pos_embedding"
@@ -118,14 +117,13 @@ class TorchvisionViT(DescribedAdapter[VisionTransformer], TokenAdapter[VisionTra
     @classmethod
     def resized(cls, stored: Description, image_size: Size) -> Description:
         """For another input size: a square one, for torchvision knows no other."""
-        arguments, (height, width) = stored.model_args, pair(image_size)
-        side = arguments["patch_size"]
+        arguments, side = stored.model_args, stored.model_args["patch_size"]
         grid = grid_for(image_size, (side, side))
-        if height != width:
+        if grid.height != grid.width:
             raise ImageSizeError(f"image_size={image_size} must be a square for torchvision's VisionTransformer")
         was = arguments["image_size"] // side
         table = resampled(stored.state[_TABLE], old=Grid(was, was), new=grid)
-        return Description({**arguments, "image_size": height}, {**stored.state, _TABLE: table})
+        return Description({**arguments, "image_size": grid.height * side}, {**stored.state, _TABLE: table})
 
     def _stem(self) -> nn.Conv2d:
         stem = self.module.conv_proj

@@ -206,7 +206,7 @@ def evaluate_segmentation(
 def tokens_of(who: str, extractor: Extractor) -> TokenEncoder:
     """The encoder, which must be one of tokens of whole images."""
     encoder = extractor.encoder
-    if isinstance(encoder, TokenEncoder) and extractor.tokenizer is None:
+    if isinstance(encoder, TokenEncoder) and extractor.tokenizer is None and encoder.grid.ndim == 2:
         return encoder
     raise ValueError(f"{who} needs an encoder of tokens that takes whole images, and {type(encoder).__name__} is none")
 

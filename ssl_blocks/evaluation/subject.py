@@ -41,7 +41,7 @@ class Subject:
     Args:
         name: what it is called in tables.
         extractor: makes its features.
-        image_size: height and width of its input in pixels; ``None`` where any will do and none is known.
+        image_size: of its input in pixels, height and width; ``None`` where any will do and none is known.
         folder: of the run that it comes from; ``None`` for other encoders.
         fresh: builds the same encoder with random weights from a seed; ``None`` where that is not known.
         knows_statistics: whether mean and deviation are its own; else those of the data take their place.
@@ -49,7 +49,7 @@ class Subject:
 
     name: str
     extractor: Extractor
-    image_size: tuple[int, int] | None = None
+    image_size: tuple[int, ...] | None = None
     folder: Path | None = None
     fresh: Callable[[int], FeatureEncoder] | None = None
     knows_statistics: bool = True
@@ -278,7 +278,7 @@ def _size_of(
     image_size: int | None = None,
     known: Mapping[str, Any] | None = None,
     tokenizer: Tokenizer | None = None,
-) -> tuple[int, int] | None:
+) -> tuple[int, ...] | None:
     """What was asked for, what pretraining had, what the encoder is built for, or what timm knows of it."""
     if image_size is not None:
         return image_size, image_size
@@ -288,5 +288,5 @@ def _size_of(
     return _built_for(encoder) if isinstance(encoder, TokenEncoder) else None if own is None else (own[1], own[2])
 
 
-def _built_for(encoder: TokenEncoder) -> tuple[int, int]:
-    return encoder.grid.height * encoder.patch[0], encoder.grid.width * encoder.patch[1]
+def _built_for(encoder: TokenEncoder) -> tuple[int, ...]:
+    return tuple(g * p for g, p in zip(encoder.grid.sizes, encoder.patch, strict=True))

@@ -99,7 +99,7 @@ class WeightedSum(Objective):
         return {name: part for name, part in self.objectives.items() if isinstance(part, Objective)}
 
     def draw(
-        self, images: Float[Tensor, "b c h w"] | Views, *, generator: torch.Generator | None = None
+        self, images: Float[Tensor, "b c *s"] | Views, *, generator: torch.Generator | None = None
     ) -> dict[str, Any]:
         """Draw for every objective in turn.
 
@@ -111,7 +111,7 @@ class WeightedSum(Objective):
         return draws if self.shared is None else draws | {SHARED: self.shared.draw(images, generator=generator)}
 
     def outputs(
-        self, images: Float[Tensor, "b c h w"] | Views, draw: Mapping[str, Any] | None = None
+        self, images: Float[Tensor, "b c *s"] | Views, draw: Mapping[str, Any] | None = None
     ) -> dict[str, ObjectiveOutput]:
         """What every objective returns by itself."""
         draw = self.draw(images) if draw is None else draw
@@ -122,7 +122,7 @@ class WeightedSum(Objective):
         }
 
     def forward(
-        self, images: Float[Tensor, "b c h w"] | Views, draw: Mapping[str, Any] | None = None
+        self, images: Float[Tensor, "b c *s"] | Views, draw: Mapping[str, Any] | None = None
     ) -> ObjectiveOutput:
         """Add up the weighted losses.
 

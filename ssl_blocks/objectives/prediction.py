@@ -91,11 +91,11 @@ class SegmentPrediction(Objective):
         self.mask = SegmentCausalMask() if mask is None else mask
         self.head = nn.Linear(reader.dim, target.dim) if head is None else head
 
-    def draw(self, images: Float[Tensor, "b c h w"], *, generator: torch.Generator | None = None) -> Serialization:
+    def draw(self, images: Float[Tensor, "b c *s"], *, generator: torch.Generator | None = None) -> Serialization:
         """Draw segments and their order for every image.
 
         Args:
-            images: ``[B, C, H, W]``; most partitioners read only their number and device.
+            images: ``[B, C, H, W]``, or of other axes; most partitioners read only their number and device.
             generator: source of randomness on the images' device; ``None`` uses torch's default.
 
         Raises:
@@ -111,7 +111,7 @@ class SegmentPrediction(Objective):
             )
         return self.serializer(segments, generator=generator)
 
-    def forward(self, images: Float[Tensor, "b c h w"], draw: Serialization | None = None) -> ObjectiveOutput:
+    def forward(self, images: Float[Tensor, "b c *s"], draw: Serialization | None = None) -> ObjectiveOutput:
         """Predict every segment but those that are given.
 
         Args:

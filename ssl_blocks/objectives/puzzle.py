@@ -93,7 +93,7 @@ class PatchPuzzle(Objective):
         self.target = PositionTarget(tokenizer) if target is None else target
         self.head = nn.Linear(encoder.dim, self.target.dim) if head is None else head
 
-    def draw(self, images: Float[Tensor, "b c h w"], *, generator: torch.Generator | None = None) -> PuzzleDraw:
+    def draw(self, images: Float[Tensor, "b c *s"], *, generator: torch.Generator | None = None) -> PuzzleDraw:
         """Draw the patches to drop, each by itself.
 
         Args:
@@ -107,7 +107,7 @@ class PatchPuzzle(Objective):
         shape = (images.shape[0], self.tokenizer.grid.num_tokens)
         return PuzzleDraw(torch.rand(shape, generator=generator, device=images.device) < self.patch_dropout)
 
-    def forward(self, images: Float[Tensor, "b c h w"], draw: PuzzleDraw | None = None) -> ObjectiveOutput:
+    def forward(self, images: Float[Tensor, "b c *s"], draw: PuzzleDraw | None = None) -> ObjectiveOutput:
         """Predict the position of every patch.
 
         Args:
@@ -139,12 +139,12 @@ class PatchPuzzle(Objective):
             metrics=_accuracies(predictions, targets),
         )
 
-    def measure(self, images: Float[Tensor, "b c h w"]) -> dict[str, Float[Tensor, ""]]:
+    def measure(self, images: Float[Tensor, "b c *s"]) -> dict[str, Float[Tensor, ""]]:
         """Share of the patches whose place is right, and among the first three and five guesses; none is dropped."""
         out: ObjectiveOutput = self(images, self.keep_all(images))
         return out.metrics
 
-    def keep_all(self, images: Float[Tensor, "b c h w"]) -> PuzzleDraw:
+    def keep_all(self, images: Float[Tensor, "b c *s"]) -> PuzzleDraw:
         """The draw that drops nothing: for accuracies and pictures."""
         shape = (images.shape[0], self.tokenizer.grid.num_tokens)
         return PuzzleDraw(torch.zeros(shape, dtype=torch.bool, device=images.device))

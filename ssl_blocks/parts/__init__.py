@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         SquarePartitioner,
         SubsetPartitioner,
         TokenPartitioner,
+        TubePartitioner,
     )
     from ssl_blocks.parts.position import PositionTable, resample_positions, sincos_table
     from ssl_blocks.parts.query_block import QueryBlock
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from ssl_blocks.parts.serialize import OrderedSerializer, RandomSerializer, Serializer
     from ssl_blocks.parts.superpixels import SuperpixelPartitioner, slic
     from ssl_blocks.parts.target import EncoderTarget, PictureTarget, PixelTarget, PositionTarget, Target
-    from ssl_blocks.parts.tokenize import PatchTokenizer, Tokenizer
+    from ssl_blocks.parts.tokenize import ChannelTokenizer, PatchTokenizer, Tokenizer
 else:
     __getattr__, __dir__ = lazily(__name__, __file__)
 
@@ -57,6 +58,7 @@ __all__ = [
     "BlobPartitioner",
     "BlockSampler",
     "BlockSubsetPartitioner",
+    "ChannelTokenizer",
     "ClusterTarget",
     "DCTTarget",
     "Decoder",
@@ -100,6 +102,7 @@ __all__ = [
     "TargetBlocks",
     "TokenPartitioner",
     "Tokenizer",
+    "TubePartitioner",
     "WeightedSkipRouter",
     "cosine_momentum",
     "explicit_attention",

@@ -10,9 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ssl_blocks.randomness import check_generator, random_ranks
-from ssl_blocks.values import Grid, Segments, gather_tokens
+from ssl_blocks.values import Grid, Segments, axis_names, gather_tokens
 
-Images = Float[Tensor, "b c h w"]
+Images = Float[Tensor, "b c *s"]
 
 
 @runtime_checkable
@@ -23,7 +23,7 @@ class SegmentPartitioner(Protocol):
         """Return segment ids ``[B, N]`` per level on the images' device, finest first.
 
         Args:
-            images: ``[B, C, H, W]``; most partitioners read only their number and device.
+            images: ``[B, C, H, W]``, or of other axes; most partitioners read only their number and device.
             grid: the tokens' grid, ``N`` cells.
             generator: source of randomness on the images' device; ``None`` uses torch's default.
         """
@@ -40,13 +40,14 @@ class TokenPartitioner:
 
     def __call__(self, images: Images, grid: Grid, *, generator: torch.Generator | None = None) -> Segments:
         """Return ids equal to the raster position; nothing is drawn."""
-        n = grid.num_tokens
-        ids = torch.arange(n, device=images.device).expand(len(images), n)
-        return Segments(levels=(ids,), counts=(n,), step_sizes=(1,) * n)
+        ids, n = torch.arange(grid.num_tokens, device=images.device), grid.num_tokens
+        return Segments(levels=(ids.expand(len(images), n),), counts=(n,), step_sizes=(1,) * n)
 
 
 class SquarePartitioner:
     """Cut the grid into squares, and those into partitions of larger squares (RandSAC, Sec. 3.1 and 3.4).
+
+    A volume's grid is cut into cubes, a signal's into stretches.
 
     Args:
         sides: side of the squares in tokens, the paper's M, finest level first: ``(2,)`` on an 8x8 grid makes
@@ -73,30 +74,31 @@ class SquarePartitioner:
 
     def __call__(self, images: Images, grid: Grid, *, generator: torch.Generator | None = None) -> Segments:
         """Return square ids in raster order of the squares; nothing is drawn."""
-        for name, length in (("height", grid.height), ("width", grid.width)):
+        for name, length in zip(axis_names(grid.ndim), grid.sizes, strict=True):
             for side in self.sides:
                 if length % side:
                     raise ValueError(
                         f"sides={self.sides} must divide the grid {grid} ({name} {length} is not a multiple of {side})"
                     )
-        rows = torch.arange(grid.height, device=images.device)[:, None]
-        columns = torch.arange(grid.width, device=images.device)[None, :]
-        levels = tuple(
-            (rows // side * (grid.width // side) + columns // side).flatten().expand(len(images), -1)
-            for side in self.sides
-        )
-        counts = tuple(grid.num_tokens // side**2 for side in self.sides)
-        return Segments(levels=levels, counts=counts, step_sizes=(self.sides[0] ** 2,) * counts[0])
+        levels = tuple(_square_ids(grid, side, images.device).expand(len(images), -1) for side in self.sides)
+        counts = tuple(grid.num_tokens // side**grid.ndim for side in self.sides)
+        return Segments(levels=levels, counts=counts, step_sizes=(self.sides[0] ** grid.ndim,) * counts[0])
+
+
+def _square_ids(grid: Grid, side: int, device: torch.device) -> Int[Tensor, " n"]:
+    ids = torch.zeros(grid.num_tokens, dtype=torch.int64, device=device)
+    for size, place in zip(grid.sizes, grid.coordinates(device), strict=True):
+        ids = ids * (size // side) + place // side
+    return ids
 
 
 class BlobPartitioner:
     """Draw irregular regions: every token goes to the nearest of K random Gaussians (RandSAC, Sec. 3.1, eq. 1).
 
-    Token centres span ``linspace(-2, 2)`` in both directions. Each Gaussian has a mean and two standard
-    deviations drawn uniformly (axis-aligned ellipses); nearest is meant by Mahalanobis distance. Coarser levels
-    group whole segments: each goes to the coarse Gaussian nearest to its own mean, so levels are nested.
-    A segment may come out empty or in several pieces. The paper leaves the ranges open; ``std_range`` is an
-    assumption of this library.
+    Token centres span ``linspace(-2, 2)`` along every axis. Each Gaussian has a mean and a standard deviation for each
+    axis, drawn uniformly (axis-aligned ellipses); nearest is meant by Mahalanobis distance. Coarser levels group whole
+    segments: each goes to the coarse Gaussian nearest to its own mean, so levels are nested. A segment may come out
+    empty or in several pieces. The paper leaves the ranges open; ``std_range`` is an assumption of this library.
 
     Args:
         counts: number of Gaussians per level, finest first: ``(7, 3)`` is the paper's 7→3.
@@ -137,13 +139,12 @@ class BlobPartitioner:
         """Draw one set of Gaussians per level and image."""
         check_generator(generator, images.device)
         batch, device = len(images), images.device
-        rows = torch.linspace(-2, 2, grid.height, device=device)
-        columns = torch.linspace(-2, 2, grid.width, device=device)
-        points = torch.cartesian_prod(rows, columns).expand(batch, -1, -1)
+        points = torch.cartesian_prod(*(torch.linspace(-2, 2, size, device=device) for size in grid.sizes))
+        points = points.reshape(-1, grid.ndim).expand(batch, -1, -1)
         levels: list[Tensor] = []
         for count in self.counts:
-            means = _uniform((batch, count, 2), self.mean_range, generator, device)
-            stds = _uniform((batch, count, 2), self.std_range, generator, device)
+            means = _uniform((batch, count, grid.ndim), self.mean_range, generator, device)
+            stds = _uniform((batch, count, grid.ndim), self.std_range, generator, device)
             nearest = nearest_gaussian(points, means, stds)
             levels.append(nearest.gather(1, levels[-1]) if levels else nearest)
             points = means  # the next level groups these segments
@@ -157,7 +158,7 @@ def _uniform(
 
 
 def nearest_gaussian(
-    points: Float[Tensor, "b n 2"], means: Float[Tensor, "b k 2"], stds: Float[Tensor, "b k 2"]
+    points: Float[Tensor, "b n a"], means: Float[Tensor, "b k a"], stds: Float[Tensor, "b k a"]
 ) -> Int[Tensor, "b n"]:
     """Index of the Gaussian with the smallest Mahalanobis distance to each point, per image."""
     offsets = (points[:, :, None] - means[:, None]) / stds[:, None]
@@ -172,7 +173,7 @@ class SubsetPartitioner:
 
     Args:
         hidden: share of the tokens that is hidden, or one share for each of several hidden subsets.
-        side: side in tokens of the squares that are hidden or kept as a whole.
+        side: side in tokens of the squares (cubes, stretches) that are hidden or kept as a whole.
 
     Raises:
         ValueError: if the shares are not positive and below 1 in all, or (when called) a subset would get no token or
@@ -211,12 +212,12 @@ class BlockSubsetPartitioner:
     """Hide tokens in rectangular blocks; id 0 is what stays visible (MAE, Fig. 6; BEiT, Sec. 2.3).
 
     Blocks are drawn one after the other until enough tokens are covered; of the last one as many as are needed. So
-    every image hides the same number.
+    every image hides the same number. In a volume they are boxes, in a signal stretches.
 
     Args:
         hidden: share of the tokens that is hidden; what is kept is truncated, as in MAE.
         area: smallest and largest area of a block, as a share of the grid.
-        aspect: smallest height / width of a block; the largest is its inverse.
+        aspect: smallest height / width of a block, and of any side by the last; the largest is its inverse.
 
     Raises:
         ValueError: if a share lies outside (0, 1), or (when called) no token or all would be hidden.
@@ -244,15 +245,17 @@ class BlockSubsetPartitioner:
                 f"hidden={self.hidden} keeps {kept} of the {grid.num_tokens} tokens, expected some but not all"
             )
         count = int(4 / self.area[0])  # blocks overlap; what all of them leave uncovered comes last
-        u = torch.rand(4, batch, count, generator=generator, device=device)
-        share = self.area[0] + (self.area[1] - self.area[0]) * u[0]
-        shape = (2 * u[1] - 1).mul(math.log(1 / self.aspect)).exp()  # log-uniform height / width
-        row, column = self._spread(grid, device)
-        sizes = (grid.num_tokens * share * shape).sqrt(), (grid.num_tokens * share / shape).sqrt()
+        u = torch.rand(2 * grid.ndim, batch, count, generator=generator, device=device)
+        share, chances = self.area[0] + (self.area[1] - self.area[0]) * u[0], u[grid.ndim :]
+        shapes = [(2 * draw - 1).mul(math.log(1 / self.aspect)).exp() for draw in u[1 : grid.ndim]]
+        shapes.append(torch.ones_like(share))  # log-uniform side / last side, and 1 for the last side itself
         covered = torch.ones(batch, count, grid.num_tokens, dtype=torch.bool, device=device)
-        for place, size, length, chance in ((row, sizes[0], grid.height, u[2]), (column, sizes[1], grid.width, u[3])):
-            extent = size.round().clamp(1, length)
-            start = (chance * (length - extent + 1)).floor()[..., None]
+        for axis, (place, length) in enumerate(zip(grid.coordinates(device), grid.sizes, strict=True)):
+            volume = grid.num_tokens * share
+            for other in shapes[:axis] + shapes[axis + 1 :]:
+                volume = volume * shapes[axis] / other
+            extent = (volume ** (1 / grid.ndim)).round().clamp(1, length)
+            start = (chances[axis] * (length - extent + 1)).floor()[..., None]
             covered &= (place >= start) & (place < start + extent[..., None])
         first = torch.where(covered.any(1), covered.int().argmax(1), count)  # which block covers a token first
         order = (first + torch.rand(batch, grid.num_tokens, generator=generator, device=device)).argsort(1)
@@ -260,17 +263,12 @@ class BlockSubsetPartitioner:
         ids = hidden.scatter(1, order[:, : grid.num_tokens - kept], 1)
         return Segments(levels=(ids,), counts=(2,), step_sizes=(kept, grid.num_tokens - kept))
 
-    @staticmethod
-    def _spread(grid: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
-        token = torch.arange(grid.num_tokens, device=device)
-        return token // grid.width, token % grid.width
-
 
 class GridSubsetPartitioner:
-    """Keep one token of every square of ``period`` x ``period`` tokens: id 0 (MAE, Fig. 6).
+    """Keep one token of every square of ``period`` x ``period`` tokens: id 0 (MAE, Fig. 6); of every cube in a volume.
 
     Args:
-        period: side of the squares in tokens; 2 hides three quarters.
+        period: side of the squares in tokens; 2 hides three quarters of an image.
 
     Raises:
         ValueError: if the period is smaller than 2, or (when called) does not divide the grid.
@@ -288,11 +286,10 @@ class GridSubsetPartitioner:
     def __call__(self, images: Images, grid: Grid, *, generator: torch.Generator | None = None) -> Segments:
         """The same for every image; nothing is drawn."""
         check_generator(generator, images.device)
-        if grid.height % self.period or grid.width % self.period:
+        if any(size % self.period for size in grid.sizes):
             raise ValueError(f"period={self.period} must divide the grid {grid}")
-        token = torch.arange(grid.num_tokens, device=images.device)
-        is_kept = (token // grid.width % self.period == 0) & (token % grid.width % self.period == 0)
-        kept = grid.num_tokens // self.period**2
+        is_kept = (torch.stack(grid.coordinates(images.device)) % self.period == 0).all(0)
+        kept = grid.num_tokens // self.period**grid.ndim
         ids = (~is_kept).long().expand(len(images), -1)
         return Segments(levels=(ids,), counts=(2,), step_sizes=(kept, grid.num_tokens - kept))
 
@@ -321,3 +318,33 @@ class ShuffledPartitioner:
         places = random_ranks(len(images), grid.num_tokens, generator=generator, device=images.device)
         levels = tuple(gather_tokens(ids, places) for ids in segments.levels)
         return Segments(levels=levels, counts=segments.counts, step_sizes=segments.step_sizes)
+
+
+class TubePartitioner:
+    """Cut all places along the first axis alike: tubes through time, or the same places in every channel (VideoMAE).
+
+    What is hidden in one frame is hidden in all, or it could be copied from the frame beside it.
+
+    Args:
+        base: cuts the grid of the other axes.
+
+    Raises:
+        ValueError: when called on a grid of one axis.
+
+    Examples:
+        >>> tubes = TubePartitioner(base=SubsetPartitioner(hidden=0.75))
+        >>> segments = tubes(torch.rand(2, 1, 4, 8, 8), Grid(3, 2, 2))
+        >>> segments.step_sizes, bool((segments.levels[0][:, :4] == segments.levels[0][:, 4:8]).all())
+        ((3, 9), True)
+    """
+
+    def __init__(self, *, base: SegmentPartitioner) -> None:
+        self.base = base
+
+    def __call__(self, images: Images, grid: Grid, *, generator: torch.Generator | None = None) -> Segments:
+        """Draw the base partition of one slice, and repeat it along the first axis."""
+        if grid.ndim < 2:
+            raise ValueError(f"TubePartitioner needs a grid of at least two axes, got {grid}")
+        length, one = grid.sizes[0], self.base(images, Grid(*grid.sizes[1:]), generator=generator)
+        sizes = None if one.step_sizes is None else tuple(length * size for size in one.step_sizes)
+        return Segments(levels=tuple(ids.repeat(1, length) for ids in one.levels), counts=one.counts, step_sizes=sizes)

@@ -1,6 +1,7 @@
 """Position tables: one row per grid cell, looked up by raster index."""
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
@@ -9,28 +10,32 @@ from ssl_blocks.values import Grid
 
 
 def sincos_table(grid: Grid, dim: int) -> Float[Tensor, "n d"]:
-    """Fixed two-dimensional sine-cosine table, ``[N, D]`` (MAE's, used for RandSAC as well).
+    """Fixed sine-cosine table, ``[N, D]``: MAE's in two dimensions (used for RandSAC as well), the usual one in one.
 
-    The first half of the channels codes the column, the second the row; each half holds its sines, then its
-    cosines, with wavelengths from 2π to 10,000·2π tokens.
+    Every axis of the grid gets an equal share of the channels, the last axis the first: of an image the first half
+    codes the column, the second the row. Each share holds its sines, then its cosines, with wavelengths from 2π to
+    10,000·2π tokens.
 
     Raises:
-        ValueError: if ``dim`` is not a multiple of 4.
+        ValueError: if ``dim`` is not a multiple of twice the number of axes: 4 for an image, 6 for a volume.
 
     Examples:
         >>> sincos_table(Grid(2, 2), 4)[1]
         tensor([0.8415, 0.5403, 0.0000, 1.0000])
     """
-    if dim < 4 or dim % 4:
-        raise ValueError(f"dim={dim} must be a positive multiple of 4 for sine-cosine positions")
-    frequency = 10_000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    step = 2 * grid.ndim
+    if dim < step or dim % step:
+        raise ValueError(
+            f"dim={dim} must be a positive multiple of {step} for sine-cosine positions: an equal, even share for each "
+            f"axis of the grid {grid}"
+        )
+    frequency = 10_000.0 ** -(torch.arange(dim // step, dtype=torch.float64) / (dim // step))
 
     def axis(coordinate: Tensor) -> Tensor:
         angle = coordinate.double()[:, None] * frequency
         return torch.cat([angle.sin(), angle.cos()], dim=1)
 
-    cells = torch.arange(grid.num_tokens)
-    table = torch.cat([axis(cells % grid.width), axis(cells // grid.width)], dim=1)
+    table = torch.cat([axis(coordinate) for coordinate in reversed(grid.coordinates())], dim=1)
     return table.to(torch.get_default_dtype())
 
 
@@ -89,8 +94,8 @@ def resample_positions(
     """Resample a table of positions to another grid, as DeiT and MAE do when the input size changes.
 
     Rows of prefix tokens stay as they are; the others are interpolated bicubically, with antialiasing (timm's
-    ``resample_abs_pos_embed``). Fixed tables of sines and cosines may be resampled like learned ones: new rows
-    lie between those that the encoder has seen.
+    ``resample_abs_pos_embed``; where there are not two axes, one axis after the other). Fixed tables of sines and
+    cosines may be resampled like learned ones: new rows lie between those that the encoder has seen.
 
     Args:
         table: ``[1, num_prefix + N, D]``.
@@ -102,7 +107,7 @@ def resample_positions(
         ``[1, num_prefix + N', D]``.
 
     Raises:
-        ValueError: if the table is not of the old grid.
+        ValueError: if the table is not of the old grid, or the grids differ in their number of axes.
 
     Examples:
         >>> resample_positions(torch.zeros(1, 17, 8), old=Grid(4, 4), new=Grid(6, 8), num_prefix=1).shape
@@ -112,9 +117,20 @@ def resample_positions(
         raise ValueError(
             f"table of {table.shape[1]} rows must have num_prefix + N = {num_prefix} + {old.num_tokens} of grid {old}"
         )
+    if old.ndim != new.ndim:
+        raise ValueError(f"positions of the grid {old} cannot be resampled to {new}: it has another number of axes")
     if old == new:
         return table
-    resampled: Tensor = resample_abs_pos_embed(
-        table, [new.height, new.width], old_size=[old.height, old.width], num_prefix_tokens=num_prefix
-    )
-    return resampled
+    if old.ndim == 2:
+        resampled: Tensor = resample_abs_pos_embed(
+            table, list(new.sizes), old_size=list(old.sizes), num_prefix_tokens=num_prefix
+        )
+        return resampled
+    prefix, rows = table[:, :num_prefix], table[:, num_prefix:].reshape(*old.sizes, -1)
+    for axis, size in enumerate(new.sizes):
+        lines = rows.movedim(axis, -1)
+        longer = F.interpolate(
+            lines.reshape(-1, 1, 1, lines.shape[-1]).float(), (1, size), mode="bicubic", antialias=True
+        )
+        rows = longer.to(table.dtype).reshape(*lines.shape[:-1], size).movedim(-1, axis)
+    return torch.cat([prefix, rows.reshape(1, new.num_tokens, -1)], dim=1)

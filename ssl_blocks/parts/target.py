@@ -5,7 +5,6 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -22,7 +21,7 @@ class Target(Protocol):
 
     dim: int
 
-    def __call__(self, images: Float[Tensor, "b c h w"], /) -> Float[Tensor, "b n p"]:
+    def __call__(self, images: Float[Tensor, "b c *s"], /) -> Float[Tensor, "b n p"]:
         """Return targets ``[B, N, dim]`` in raster order."""
         ...
 
@@ -32,8 +31,8 @@ class PictureTarget(Target, Protocol):
     """A target whose values can be shown."""
 
     def to_pixels(
-        self, predictions: Float[Tensor, "b n p"], images: Float[Tensor, "b c h w"], /
-    ) -> Float[Tensor, "b c h w"]:
+        self, predictions: Float[Tensor, "b n p"], images: Float[Tensor, "b c *s"], /
+    ) -> Float[Tensor, "b c *s"]:
         """Turn predictions ``[B, N, dim]`` of ``images`` into pictures."""
         ...
 
@@ -41,9 +40,9 @@ class PictureTarget(Target, Protocol):
 class PixelTarget:
     """Predict the pixels of each patch, raw or normalised by the patch's own mean and deviation.
 
-    The values of a patch go row by row, channels last ``(y, x, c)`` (MAE and RandSAC). Normalising uses the
-    unbiased variance with 1e-6 inside the root (MAE, "norm_pix"; RandSAC from Table 10 on; raw before). SAIM blurs the
-    image before it is cut, so that fine detail need not be predicted.
+    The values of a patch go row by row, channels last ``(y, x, c)`` (MAE and RandSAC), in a volume ``(z, y, x, c)``.
+    Normalising uses the unbiased variance with 1e-6 inside the root (MAE, "norm_pix"; RandSAC from Table 10 on; raw
+    before). SAIM blurs the image before it is cut, so that fine detail need not be predicted.
 
     Args:
         tokenizer: cuts the images; its crop applies.
@@ -67,16 +66,16 @@ class PixelTarget:
     def __init__(self, tokenizer: Tokenizer, *, normalize: bool = False, blur: tuple[int, float] | None = None) -> None:
         self.tokenizer, self.normalize, self.blur = tokenizer, normalize, blur
         self._kernel = None if blur is None else _gaussian(*blur)
-        self.dim = tokenizer.channels * tokenizer.patch[0] * tokenizer.patch[1]
+        self.dim = tokenizer.channels * math.prod(tokenizer.patch)
         if normalize and self.dim < 2:
             raise ValueError("normalize=True needs patches of at least 2 values: one value has no deviation")
 
     def _flat(self, images: Tensor) -> Float[Tensor, "b n p"]:
         if self._kernel is not None:
             images = _blurred(images, self._kernel)
-        return rearrange(self.tokenizer(images), "b n c p q -> b n (p q c)")
+        return self.tokenizer(images).movedim(2, -1).flatten(2)
 
-    def __call__(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n p"]:
+    def __call__(self, images: Float[Tensor, "b c *s"]) -> Float[Tensor, "b n p"]:
         """Return targets ``[B, N, p*q*C]`` of images ``[B, C, H, W]``."""
         flat = self._flat(images)
         if not self.normalize:
@@ -84,8 +83,8 @@ class PixelTarget:
         return (flat - flat.mean(-1, keepdim=True)) / _deviation(flat)
 
     def to_pixels(
-        self, predictions: Float[Tensor, "b n p"], images: Float[Tensor, "b c h w"]
-    ) -> Float[Tensor, "b c h w"]:
+        self, predictions: Float[Tensor, "b n p"], images: Float[Tensor, "b c *s"]
+    ) -> Float[Tensor, "b c *s"]:
         """Undo the normalisation with the statistics of ``images``, and put the patches together; a blur stays.
 
         Args:
@@ -98,10 +97,8 @@ class PixelTarget:
         if self.normalize:
             flat = self._flat(images)
             predictions = predictions * _deviation(flat) + flat.mean(-1, keepdim=True)
-        patches = rearrange(
-            predictions, "b n (p q c) -> b n c p q", p=self.tokenizer.patch[0], q=self.tokenizer.patch[1]
-        )
-        return self.tokenizer.untokenize(patches)
+        patches = predictions.reshape(*predictions.shape[:2], *self.tokenizer.patch, self.tokenizer.channels)
+        return self.tokenizer.untokenize(patches.movedim(-1, 2))
 
 
 def _deviation(flat: Float[Tensor, "b n p"]) -> Float[Tensor, "b n 1"]:
@@ -118,13 +115,15 @@ def _gaussian(size: int, sigma: float) -> tuple[float, ...]:
     return tuple(weight / sum(weights) for weight in weights)
 
 
-def _blurred(images: Float[Tensor, "b c h w"], kernel: tuple[float, ...]) -> Float[Tensor, "b c h w"]:
-    """Convolve rows, then columns. Sums of shifted images keep their precision under autocast, convolutions do not."""
-    (height, width), reach = images.shape[-2:], len(kernel) // 2
-    padded = F.pad(images, (reach, reach, 0, 0))
-    rows = sum((weight * padded[..., i : i + width] for i, weight in enumerate(kernel)), torch.zeros_like(images))
-    padded = F.pad(rows, (0, 0, reach, reach))
-    return sum((weight * padded[..., i : i + height, :] for i, weight in enumerate(kernel)), torch.zeros_like(images))
+def _blurred(images: Float[Tensor, "b c *s"], kernel: tuple[float, ...]) -> Float[Tensor, "b c *s"]:
+    """Convolve along one axis after the other. Sums of shifted images keep their precision under autocast."""
+    reach = len(kernel) // 2
+    for axis in range(images.ndim - 1, 1, -1):  # rows first, whose pixels lie side by side
+        length, later = images.shape[axis], images.ndim - 1 - axis
+        padded = F.pad(images, (0, 0) * later + (reach, reach))
+        shifted = (weight * padded.narrow(axis, i, length) for i, weight in enumerate(kernel))
+        images = sum(shifted, torch.zeros_like(images))
+    return images
 
 
 class PositionTarget:
@@ -149,7 +148,7 @@ class PositionTarget:
         self.tokenizer = tokenizer
         self.dim = tokenizer.grid.num_tokens
 
-    def __call__(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n p"]:
+    def __call__(self, images: Float[Tensor, "b c *s"]) -> Float[Tensor, "b n p"]:
         """Return one-hot targets ``[B, N, N]``, one table that all images share."""
         table = torch.eye(self.dim, dtype=images.dtype, device=images.device)
         return table.expand(images.shape[0], -1, -1)
@@ -172,8 +171,8 @@ class PositionTarget:
         return torch.where(best > 0, patch, -1)
 
     def to_pixels(
-        self, predictions: Float[Tensor, "b n p"], images: Float[Tensor, "b c h w"]
-    ) -> Float[Tensor, "b c h w"]:
+        self, predictions: Float[Tensor, "b n p"], images: Float[Tensor, "b c *s"]
+    ) -> Float[Tensor, "b c *s"]:
         """Put the patches where the predictions say: the puzzle as solved, see `arrange`.
 
         Args:
@@ -185,7 +184,8 @@ class PositionTarget:
         """
         arrangement = self.arrange(predictions)
         patches = gather_tokens(self.tokenizer(images), arrangement.clamp(min=0))
-        return self.tokenizer.untokenize(patches * (arrangement >= 0)[..., None, None, None])
+        is_put = (arrangement >= 0).reshape(*arrangement.shape, *[1] * (patches.ndim - 2))
+        return self.tokenizer.untokenize(patches * is_put)
 
 
 class EncoderTarget(nn.Module):
@@ -235,7 +235,7 @@ class EncoderTarget(nn.Module):
         return self
 
     @torch.no_grad()
-    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n p"]:
+    def forward(self, images: Float[Tensor, "b c *s"]) -> Float[Tensor, "b n p"]:
         """Return targets ``[B, N, D]`` of images ``[B, C, H, W]``."""
         encoder = self._whole
         index = torch.arange(encoder.grid.num_tokens, device=images.device).expand(len(images), -1)

@@ -7,46 +7,79 @@ from einops import rearrange
 from jaxtyping import Shaped
 from torch import Tensor
 
-from ssl_blocks.values import Grid
+from ssl_blocks.values import Grid, axis_names
+
+Sizes = int | tuple[int, ...]
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """Cuts images into patches in raster order, and puts them together again."""
+    """Cuts images into patches in raster order of its grid, and puts them together again.
+
+    Attributes:
+        grid: tokens of an image; it need not have as many axes as the image.
+        patch: size of a patch along each axis.
+        channels: of a patch, which is what an encoder takes; an image may have others.
+    """
 
     grid: Grid
-    patch: tuple[int, int]
+    patch: tuple[int, ...]
     channels: int
 
-    def __call__(self, images: Shaped[Tensor, "b c h w"], /) -> Shaped[Tensor, "b n c p q"]:
-        """Return patches ``[B, N, C, p, q]`` of images ``[B, C, H, W]``."""
+    def __call__(self, images: Shaped[Tensor, "b k *s"], /) -> Shaped[Tensor, "b n c *p"]:
+        """Return patches ``[B, N, C, *patch]`` of images, such as ``[B, C, H, W]``."""
         ...
 
-    def untokenize(self, patches: Shaped[Tensor, "b n c p q"], /) -> Shaped[Tensor, "b c h w"]:
-        """Return images ``[B, C, H, W]`` from patches ``[B, N, C, p, q]``."""
+    def untokenize(self, patches: Shaped[Tensor, "b n c *p"], /) -> Shaped[Tensor, "b k *s"]:
+        """Return images from patches ``[B, N, C, *patch]``."""
         ...
 
 
-def pair(value: int | tuple[int, int]) -> tuple[int, int]:
+def pair(value: Sizes) -> tuple[int, int]:
     """Read one number as a square, two as (height, width)."""
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
+    if isinstance(value, int):
+        return value, value
+    if len(value) != 2:
+        raise ValueError(f"size {tuple(value)} must be one number, or two: height and width")
+    return value[0], value[1]
+
+
+def same_length(**sizes: Sizes) -> tuple[tuple[int, ...], ...]:
+    """Read sizes of which each is one number for all axes or one for each; two axes where nothing says otherwise.
+
+    Raises:
+        ValueError: if they speak of different numbers of axes.
+    """
+    told = {name: len(size) for name, size in sizes.items() if not isinstance(size, int)}
+    ndim = next(iter(told.values()), 2)
+    for name, count in told.items():
+        if count != ndim or not count:
+            first = next(iter(told))
+            raise ValueError(
+                f"{name}={sizes[name]} must be one number, or one for each axis, as many as {first}={sizes[first]} has"
+            )
+    return tuple((size,) * ndim if isinstance(size, int) else tuple(size) for size in sizes.values())
 
 
 class PatchTokenizer:
     """Cut images into equal patches; a patch of 1 pixel makes pixel tokens.
+
+    Images have any number of axes: signals ``[B, C, L]``, pictures ``[B, C, H, W]``, volumes or video
+    ``[B, C, D, H, W]``, whose patches are cubes or tubelets.
 
     ``crop`` removes a frame from every patch, so that neighbours share no edge that would give their place
     away (APL, where it is called K and counts the pixels removed in total from each side length). The offset
     is half of it, rounded half to even as torchvision's centre crop does: 0 for 1, 2 for 3 and for 5, 4 for 7.
 
     Args:
-        image_size: height and width in pixels; one number means a square.
-        patch_size: height and width of a grid cell in pixels; one number means a square.
+        image_size: pixels along each axis; one number means a square.
+        patch_size: size of a grid cell in pixels along each axis; one number means equal sides.
         channels: colour channels of the images.
-        crop: pixels removed from each patch's height and width in total. ``patch`` is what remains.
+        crop: pixels removed from each patch in total along each axis. ``patch`` is what remains.
 
     Raises:
-        ValueError: if the patch does not divide the image, or the crop leaves no pixel of it.
+        ValueError: if the patch does not divide the image or has another number of axes, or the crop leaves no pixel
+            of it.
 
     Examples:
         >>> import torch
@@ -56,15 +89,16 @@ class PatchTokenizer:
         (torch.Size([2, 24, 3, 8, 8]), '4x6')
         >>> tokenizer.untokenize(patches).shape
         torch.Size([2, 3, 32, 48])
+        >>> volumes = PatchTokenizer(image_size=(16, 32, 32), patch_size=(2, 8, 8), channels=1)
+        >>> volumes(torch.zeros(2, 1, 16, 32, 32)).shape
+        torch.Size([2, 128, 1, 2, 8, 8])
     """
 
-    image_size: tuple[int, int]
+    image_size: tuple[int, ...]
 
-    def __init__(
-        self, *, image_size: int | tuple[int, int], patch_size: int | tuple[int, int], channels: int = 3, crop: int = 0
-    ) -> None:
-        self.image_size, cell = pair(image_size), pair(patch_size)
-        for side, length, size in zip(("height", "width"), self.image_size, cell, strict=True):
+    def __init__(self, *, image_size: Sizes, patch_size: Sizes, channels: int = 3, crop: int = 0) -> None:
+        self.image_size, cell = same_length(image_size=image_size, patch_size=patch_size)
+        for side, length, size in zip(axis_names(len(cell)), self.image_size, cell, strict=True):
             if size < 1 or length < 1 or length % size:
                 raise ValueError(
                     f"patch_size={patch_size} must divide image_size={image_size} "
@@ -74,22 +108,24 @@ class PatchTokenizer:
             raise ValueError(f"crop={crop} must be at least 0 and smaller than patch_size={patch_size}")
         if channels < 1:
             raise ValueError(f"channels={channels} must be at least 1")
-        self.grid = Grid(self.image_size[0] // cell[0], self.image_size[1] // cell[1])
+        self.grid = Grid(*(length // size for length, size in zip(self.image_size, cell, strict=True)))
         self.cell, self.crop, self.channels = cell, crop, channels
-        self.patch = (cell[0] - crop, cell[1] - crop)
+        self.patch = tuple(size - crop for size in cell)
         self._offset = round(crop / 2)
+        h, p = ([f"{letter}{axis}" for axis in range(len(cell))] for letter in "hp")
+        self._whole = "b c " + " ".join(f"({n} {size})" for n, size in zip(h, p, strict=True))
+        self._cut = f"b ({' '.join(h)}) c {' '.join(p)}"  # two axes: b c (h0 p0) (h1 p1) -> b (h0 h1) c p0 p1
+        self._counts = dict(zip(h, self.grid.sizes, strict=True))
 
     @classmethod
-    def from_grid(
-        cls, *, image_size: int | tuple[int, int], grid: int | tuple[int, int], channels: int = 3, crop: int = 0
-    ) -> "PatchTokenizer":
-        """Cut images into so many cells; what the grid does not divide is left out, right and bottom (APL).
+    def from_grid(cls, *, image_size: Sizes, grid: Sizes, channels: int = 3, crop: int = 0) -> "PatchTokenizer":
+        """Cut images into so many cells; what the grid does not divide is left out at the far end of each axis (APL).
 
         Args:
-            image_size: height and width in pixels; one number means a square.
-            grid: cells in height and width; one number means a square. A cell's side is ``image_size // grid``.
+            image_size: pixels along each axis; one number means a square.
+            grid: cells along each axis; one number means as many along all. A cell's side is ``image_size // grid``.
             channels: colour channels of the images.
-            crop: pixels removed from each patch's height and width in total.
+            crop: pixels removed from each patch in total along each axis.
 
         Raises:
             ValueError: if there are more cells than pixels, or the crop leaves no pixel of them.
@@ -97,56 +133,113 @@ class PatchTokenizer:
         Examples:
             >>> tokenizer = PatchTokenizer.from_grid(image_size=96, grid=7, crop=1)  # cells of 13 pixels, 5 are left
             >>> tokenizer.grid, tokenizer.patch, tokenizer.image_size
-            (Grid(height=7, width=7), (12, 12), (96, 96))
+            (Grid(7, 7), (12, 12), (96, 96))
         """
-        size, counts = pair(image_size), pair(grid)
+        size, counts = same_length(image_size=image_size, grid=grid)
         if min(counts) < 1 or any(count > length for count, length in zip(counts, size, strict=True)):
             raise ValueError(
                 f"grid={grid} must be at least 1 and at most one cell per pixel of image_size={image_size}"
             )
-        cell = (size[0] // counts[0], size[1] // counts[1])
+        cell = tuple(length // count for length, count in zip(size, counts, strict=True))
         if not 0 <= crop < min(cell):
             raise ValueError(
-                f"crop={crop} must be at least 0 and smaller than the cells of {cell[0]}x{cell[1]} pixels that "
+                f"crop={crop} must be at least 0 and smaller than the cells of {'x'.join(map(str, cell))} pixels that "
                 f"grid={grid} makes of image_size={image_size}"
             )
-        covered = (counts[0] * cell[0], counts[1] * cell[1])
+        covered = tuple(count * side for count, side in zip(counts, cell, strict=True))
         tokenizer = cls(image_size=covered, patch_size=cell, channels=channels, crop=crop)
         tokenizer.image_size = size
         return tokenizer
 
-    def __call__(self, images: Shaped[Tensor, "b c h w"]) -> Shaped[Tensor, "b n c p q"]:
+    def __call__(self, images: Shaped[Tensor, "b c *s"]) -> Shaped[Tensor, "b n c *p"]:
         """Cut images.
 
         Args:
-            images: ``[B, C, H, W]``.
+            images: ``[B, C, *image_size]``, such as ``[B, C, H, W]``.
 
         Returns:
-            Patches ``[B, N, C, p, q]`` in raster order.
+            Patches ``[B, N, C, *patch]`` in raster order.
 
         Raises:
             ValueError: if the images have another size or number of channels.
         """
-        expected = (self.channels, *self.image_size)
-        if tuple(images.shape[1:]) != expected:
-            raise ValueError(
-                f"images of shape {tuple(images.shape)} do not fit this tokenizer: expected [B, "
-                + ", ".join(map(str, expected))
-                + "]"
-            )
-        height, width = self.grid.height * self.cell[0], self.grid.width * self.cell[1]
-        covered = images[..., :height, :width]
-        patches = rearrange(covered, "b c (h p) (w q) -> b (h w) c p q", h=self.grid.height, w=self.grid.width)
+        check_images(images, (self.channels, *self.image_size))
+        covered = tuple(slice(count * size) for count, size in zip(self.grid.sizes, self.cell, strict=True))
+        patches = rearrange(images[:, :, *covered], f"{self._whole} -> {self._cut}", **self._counts)
         if self.crop:
             low = self._offset
-            patches = patches[..., low : low + self.patch[0], low : low + self.patch[1]]
+            patches = patches[:, :, :, *tuple(slice(low, low + size) for size in self.patch)]
         return patches
 
-    def untokenize(self, patches: Shaped[Tensor, "b n c p q"]) -> Shaped[Tensor, "b c h w"]:
-        """Put patches ``[B, N, C, p, q]`` together to images ``[B, C, H, W]``; pixels of no patch become 0."""
+    def untokenize(self, patches: Shaped[Tensor, "b n c *p"]) -> Shaped[Tensor, "b c *s"]:
+        """Put patches ``[B, N, C, *patch]`` together to images; pixels of no patch become 0."""
         if self.crop:
-            low, high = self._offset, self.crop - self._offset
-            patches = F.pad(patches, (low, high, low, high))
-        covered = rearrange(patches, "b (h w) c p q -> b c (h p) (w q)", h=self.grid.height, w=self.grid.width)
-        below, right = self.image_size[0] - covered.shape[-2], self.image_size[1] - covered.shape[-1]
-        return F.pad(covered, (0, right, 0, below)) if below or right else covered
+            patches = F.pad(patches, (self._offset, self.crop - self._offset) * len(self.patch))
+        covered = rearrange(patches, f"{self._cut} -> {self._whole}", **self._counts)
+        left = [length - have for length, have in zip(self.image_size, covered.shape[2:], strict=True)]
+        # padding counts axes from the last one
+        return F.pad(covered, [n for rest in reversed(left) for n in (0, rest)]) if any(left) else covered
+
+
+class ChannelTokenizer:
+    """Cut every channel by itself: one token per channel and place, for multi-channel microscopy (ChannelViT, Sec. 3).
+
+    Channels become the first axis of the grid, ``Grid(C, h, w)``, and patches have one channel: an encoder sees a
+    volume of one channel, whose first axis is the image's channels, and its positions tell channels apart. With
+    ``depth`` above 1 so many neighbouring channels share a token: tubelets of a grey video, or cubes of a volume, whose
+    frames or slices come as channels.
+
+    Args:
+        image_size: pixels along each axis of a channel; one number means a square.
+        patch_size: size of a patch in pixels along each of these axes; one number means equal sides.
+        channels: channels of the images.
+        depth: channels that share a token.
+
+    Raises:
+        ValueError: if the patch does not divide the image, or the depth the channels.
+
+    Examples:
+        >>> import torch
+        >>> tokenizer = ChannelTokenizer(image_size=32, patch_size=8, channels=5)
+        >>> str(tokenizer.grid), tokenizer.patch, tokenizer.channels
+        ('5x4x4', (1, 8, 8), 1)
+        >>> tokenizer(torch.zeros(2, 5, 32, 32)).shape
+        torch.Size([2, 80, 1, 1, 8, 8])
+    """
+
+    channels = 1
+
+    def __init__(self, *, image_size: Sizes, patch_size: Sizes, channels: int, depth: int = 1) -> None:
+        size, patch = same_length(image_size=image_size, patch_size=patch_size)
+        if depth < 1 or channels < 1 or channels % depth:
+            raise ValueError(f"depth={depth} must divide channels={channels}")
+        PatchTokenizer(image_size=image_size, patch_size=patch_size)  # its errors name what the caller gave
+        self._volume = PatchTokenizer(image_size=(channels, *size), patch_size=(depth, *patch), channels=1)
+        self.grid, self.patch, self.image_size = self._volume.grid, self._volume.patch, size
+
+    def __call__(self, images: Shaped[Tensor, "b k *s"]) -> Shaped[Tensor, "b n 1 *p"]:
+        """Cut images ``[B, C, *image_size]`` into patches ``[B, N, 1, depth, *patch_size]``, channel by channel.
+
+        Raises:
+            ValueError: if the images have another size or number of channels.
+        """
+        check_images(images, self._volume.image_size)
+        return self._volume(images[:, None])
+
+    def untokenize(self, patches: Shaped[Tensor, "b n 1 *p"]) -> Shaped[Tensor, "b k *s"]:
+        """Put patches together to images ``[B, C, *image_size]``."""
+        return self._volume.untokenize(patches)[:, 0]
+
+
+def check_images(images: Tensor, expected: tuple[int, ...]) -> None:
+    """Refuse images of another shape than (channels, size along each axis).
+
+    Raises:
+        ValueError: naming both shapes.
+    """
+    if tuple(images.shape[1:]) != expected:
+        raise ValueError(
+            f"images of shape {tuple(images.shape)} do not fit this tokenizer: expected [B, "
+            + ", ".join(map(str, expected))
+            + "]"
+        )

@@ -19,6 +19,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 import ssl_blocks as sb
 from ssl_blocks.engine import StrictModel, section
+from ssl_blocks.parts.tokenize import pair
 from ssl_blocks.pretrain import Recipe, RunConfig
 
 
@@ -33,7 +34,7 @@ class OriginalEncoder(StrictModel):
 
     def build(self, tokenizer: sb.PatchTokenizer) -> sb.encoders.PostNormTransformer:
         """Build the encoder of these patches."""
-        grid, patch = (tokenizer.grid.height, tokenizer.grid.width), tokenizer.patch
+        grid, patch = (tokenizer.grid.height, tokenizer.grid.width), pair(tokenizer.patch)
         return sb.encoders.PostNormTransformer(
             grid=grid,
             patch=patch,
@@ -57,7 +58,7 @@ class ViTEncoder(StrictModel):
 
     def build(self, tokenizer: sb.PatchTokenizer) -> sb.encoders.TimmViT:
         """Build the encoder of these patches, as they are left by the crop."""
-        grid, patch = tokenizer.grid, tokenizer.patch
+        grid, patch = tokenizer.grid, pair(tokenizer.patch)
         sizes: dict[str, Any] = {"embed_dim": self.width, "depth": self.depth, "num_heads": self.heads}
         return sb.encoders.timm_vit(
             self.name,

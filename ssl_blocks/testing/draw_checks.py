@@ -33,7 +33,7 @@ def check_partitioner(
     partitioner: SegmentPartitioner,
     *,
     grid: Grid | None = None,
-    images: Float[Tensor, "b c h w"] | None = None,
+    images: Float[Tensor, "b c *s"] | None = None,
     looks: bool = False,
 ) -> RoleReport:
     """Prove that a partitioner keeps the promises of ``SegmentPartitioner``.
@@ -56,7 +56,7 @@ def check_partitioner(
     """
     grid = Grid(8, 8) if grid is None else grid
     if images is None:
-        images = noise(torch.device("cpu"), 3, 3, 4 * grid.height, 4 * grid.width)
+        images = noise(torch.device("cpu"), 3, 3, *(4 * size for size in grid.sizes))
     require_several(len(images))
     role, device = Role("partitioner", partitioner), images.device
 

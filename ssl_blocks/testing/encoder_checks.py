@@ -45,9 +45,8 @@ class Case:
 
     def tokenizer(self) -> PatchTokenizer:
         """Cuts the images into the encoder's patches."""
-        height, width = self.images.shape[-2:]
         patch, channels = self.encoder.patch, self.encoder.channels
-        return PatchTokenizer(image_size=(height, width), patch_size=patch, channels=channels)
+        return PatchTokenizer(image_size=tuple(self.images.shape[2:]), patch_size=patch, channels=channels)
 
     def raster(self) -> Int[Tensor, "b n"]:
         """Positions in raster order."""
@@ -100,7 +99,7 @@ def _check_embedding(case: Case) -> None:
     encoder, patches = case.encoder, case.tokenizer()(case.images)
     whole = encoder.embed(case.images)
     changed = case.steps()[:, encoder.num_prefix :] < NUM_STEPS // 2
-    new = patches + case.noise(*patches.shape) * changed[:, :, None, None, None]
+    new = patches + case.noise(*patches.shape) * changed.reshape(*changed.shape, *[1] * (patches.ndim - 2))
     for name, before, after in (
         ("images", whole, encoder.embed(case.tokenizer().untokenize(new))),
         ("patches", encoder.embed(patches), encoder.embed(new)),

@@ -18,7 +18,7 @@ from ssl_blocks.testing.role_case import Role, RoleError, RoleReport, noise, sha
 def check_token_encoder(
     encoder: TokenEncoder,
     *,
-    native: Callable[[Float[Tensor, "b c h w"]], Float[Tensor, "b s d"]] | None = None,
+    native: Callable[[Float[Tensor, "b c *s"]], Float[Tensor, "b s d"]] | None = None,
     has_positions: bool = True,
     compiles: bool = False,
     batch: int = 2,
@@ -61,7 +61,7 @@ def check_token_encoder(
     _check_members(encoder)
     model = encoder if isinstance(encoder, nn.Module) else encoder.module
     weight = next(model.parameters())
-    size = (encoder.grid.height * encoder.patch[0], encoder.grid.width * encoder.patch[1])
+    size = (n * p for n, p in zip(encoder.grid.sizes, encoder.patch, strict=True))
     images = noise(weight.device, batch, encoder.channels, *size, dtype=weight.dtype)
     native = native or getattr(encoder, "native", None)
     case = Case(encoder, model, native, images, generator, tolerance, has_positions, compiles)

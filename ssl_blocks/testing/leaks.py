@@ -33,16 +33,16 @@ class _Case:
         """Steps that occur, the given tokens' -1 included."""
         return [int(s) for s in torch.unique(self.step_of)]
 
-    def per_token(self, values: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n"]:
+    def per_token(self, values: Float[Tensor, "b c *s"]) -> Float[Tensor, "b n"]:
         """Largest absolute pixel value per token."""
         return self.tokenizer(values).abs().flatten(2).amax(-1)
 
-    def outside(self) -> Bool[Tensor, "1 c h w"]:
+    def outside(self) -> Bool[Tensor, "1 c *s"]:
         """Pixels that belong to no patch: those that the tokenizer crops."""
         return self.tokenizer.untokenize(self.tokenizer(torch.ones_like(self.images[:1]))) == 0
 
     @torch.no_grad()
-    def predict(self, images: Float[Tensor, "b c h w"], draw: Any = None) -> Float[Tensor, "b t p"]:
+    def predict(self, images: Float[Tensor, "b c *s"], draw: Any = None) -> Float[Tensor, "b t p"]:
         """Predict with the same dropout in every call, and leave buffers as they were."""
         buffers = list(self.objective.buffers()) if isinstance(self.objective, nn.Module) else []
         state = [buffer.clone() for buffer in buffers]
@@ -57,7 +57,7 @@ class _Case:
 
 def assert_no_leak(
     objective: Any,
-    images: Float[Tensor, "b c h w"],
+    images: Float[Tensor, "b c *s"],
     *,
     generator: torch.Generator | None = None,
     tolerance: float = 1e-6,
@@ -236,7 +236,7 @@ def _check_noise(case: _Case, generator: torch.Generator | None, tolerance: floa
 @dataclass(frozen=True)
 class _Change:
     name: str
-    where: Bool[Tensor, "_ _ h w"]
+    where: Bool[Tensor, "_ _ *s"]
     may_move: Bool[Tensor, "b t"]
     must_move: Bool[Tensor, "b t"]
 
@@ -250,11 +250,11 @@ def _changes(case: _Case) -> Iterator[_Change]:
     for image in images.tolist():
         own = images == image
         name = f"pixels of image {image} in the same batch"
-        yield _Change(name, own[:, None, None, None], own[:, None] | nothing, nothing)
+        yield _Change(name, own.reshape(-1, *[1] * (case.images.ndim - 1)), own[:, None] | nothing, nothing)
     patches = torch.ones_like(case.tokenizer(case.images.detach()))
     for step in case.steps():
         changed = case.step_of == step
-        where = case.tokenizer.untokenize(patches * changed[:, :, None, None, None]) != 0
+        where = case.tokenizer.untokenize(patches * changed.reshape(*changed.shape, *[1] * (patches.ndim - 2))) != 0
         later = out.step > step
         yield _Change(f"pixels of {_name(step)}", where, later, later & changed.any(1)[:, None])
 

@@ -31,7 +31,7 @@ _PROGRESS = Progress(step=0, epoch=0, num_steps=10, steps_per_epoch=5)
 
 def check_objective(
     objective: Objective,
-    images: Float[Tensor, "b c h w"] | Views,
+    images: Float[Tensor, "b c *s"] | Views,
     *,
     looks: bool = False,
     whole_batch: bool = False,

@@ -80,7 +80,7 @@ def _prepare(
     role: Role, reader: Any, encoder: Any, mask: MaskBuilder, partitioner: SegmentPartitioner, tolerance: float
 ) -> "_Case":
     weight = next(encoder.module.parameters())
-    size = (encoder.grid.height * encoder.patch[0], encoder.grid.width * encoder.patch[1])
+    size = tuple(n * p for n, p in zip(encoder.grid.sizes, encoder.patch, strict=True))
     images = noise(weight.device, _BATCH, encoder.channels, *size, dtype=weight.dtype)
     tokenizer = PatchTokenizer(image_size=size, patch_size=encoder.patch, channels=encoder.channels)
     draw = OrderedSerializer()(partitioner(images, encoder.grid, generator=seeded(images.device)))

@@ -12,9 +12,7 @@ from ssl_blocks.testing.role_case import Role, RoleReport, apart, default_state,
 from ssl_blocks.values import Grid
 
 
-def check_target(
-    target: Target, images: Float[Tensor, "b c h w"], grid: Grid, *, tolerance: float = 1e-4
-) -> RoleReport:
+def check_target(target: Target, images: Float[Tensor, "b c *s"], grid: Grid, *, tolerance: float = 1e-4) -> RoleReport:
     """Prove that a target keeps the promises of ``Target``.
 
     It returns finite values ``[B, N, dim]`` on the images' device, the same in every call and in training mode, and

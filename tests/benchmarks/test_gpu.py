@@ -47,7 +47,9 @@ def test_an_item_that_fails_is_reported_and_the_next_one_runs(stage):
     assert stage.run("goes on", lambda: {"ok": True}) == {"ok": True}
     rows = read(stage.settings.out)
     assert [is_bad(row) for row in rows] == [True, True, False]
-    assert rows[0]["error"].startswith("ValueError: Grid(height=0, width=1): both sides must be at least 1 ssl_blocks/")
+    assert rows[0]["error"].startswith(
+        "ValueError: Grid(0, 1) must have at least one size, and every size must be at least 1 ssl_blocks/"
+    )
     assert rows[1]["loss"] == "nan"  # JSON has no such number
     text, num_bad = summarise(rows)
     assert text.endswith("3 results, 0 skipped, 2 bad: right/breaks, right/is wrong")

@@ -45,7 +45,10 @@ def complaint():
     return ""
 
 
-RECOMPUTED = ("timm rope-vit, mixed", "torchvision ViT", "transformers DINOv3", "nn.TransformerEncoder, norm last")
+RECOMPUTED = (
+    *("timm rope-vit, mixed", "torchvision ViT", "transformers DINOv3", "nn.TransformerEncoder, norm last"),
+    "GridTransformer, volumes",
+)
 PLAIN = ("timm ViT", *RECOMPUTED)
 
 

@@ -34,8 +34,8 @@ def family(name):
 
 
 def images_for(encoder, batch=2):
-    height, width = (n * p for n, p in zip((encoder.grid.height, encoder.grid.width), encoder.patch, strict=True))
-    return torch.randn(batch, encoder.channels, height, width, generator=torch.Generator().manual_seed(1))
+    size = [n * p for n, p in zip(encoder.grid.sizes, encoder.patch, strict=True)]
+    return torch.randn(batch, encoder.channels, *size, generator=torch.Generator().manual_seed(1))
 
 
 def raster(encoder, batch=2):

@@ -16,15 +16,17 @@ OBJECTIVES = ("autoregression", "masked", "query stream")
 EVERY_ADAPTER = (
     *("timm ViT", "timm rope-vit, mixed", "torchvision ViT", "transformers DINOv3"),
     "nn.TransformerEncoder, norm last",
+    "GridTransformer, volumes",
 )
 
 
 def objective(encoder, kind):
     """The same lines for every family."""
-    height, width = (n * p for n, p in zip((encoder.grid.height, encoder.grid.width), encoder.patch, strict=True))
-    tokenizer = sb.PatchTokenizer(image_size=(height, width), patch_size=encoder.patch, channels=encoder.channels)
+    size = tuple(n * p for n, p in zip(encoder.grid.sizes, encoder.patch, strict=True))
+    tokenizer = sb.PatchTokenizer(image_size=size, patch_size=encoder.patch, channels=encoder.channels)
     target = sb.PixelTarget(tokenizer)
-    size = {"grid": encoder.grid, "dim": 16, "depth": 1, "num_heads": 2, "memory_dim": encoder.dim}
+    dim = 24 if encoder.grid.ndim == 3 else 16  # an equal share for each axis
+    size = {"grid": encoder.grid, "dim": dim, "depth": 1, "num_heads": 2, "memory_dim": encoder.dim}
     if kind == "masked":
         return sb.mae(encoder=encoder, tokenizer=tokenizer, target=target, decoder=sb.MaskTokenDecoder(**size))
     if kind == "query stream":

@@ -41,11 +41,12 @@ def by_hand(encoder, grid: sb.Grid, table, rows: int):
 def test_another_size_is_what_resampling_by_hand_gives(name: str, tmp_path: Path) -> None:
     encoder = build(name)
     token_encoder = inner(encoder)
-    p, q = token_encoder.patch
-    size = (5 * p, 5 * p) if name in SQUARES else (3 * p, 5 * q)
+    patch = token_encoder.patch
+    counts = (5, 5) if name in SQUARES else (3, 5, 2)[: len(patch)]
+    size = tuple(count * side for count, side in zip(counts, patch, strict=True))
     again = load_encoder(save(encoder, tmp_path), image_size=size)
     resized = inner(again)
-    assert (resized.grid.height * p, resized.grid.width * q) == size
+    assert resized.grid == sb.Grid(*counts)
     assert type(again) is type(encoder)
     images = images_for(resized)
     rotary = getattr(token_encoder, "rope_table", None) is not None or "mixed" in name
@@ -133,8 +134,17 @@ def test_the_error_names_argument_value_and_patch(tmp_path: Path) -> None:
         load_encoder(save(build("transformers ViT"), tmp_path), image_size=10)
 
 
-@pytest.mark.parametrize("size", ["16", 16.0, (16,), (16, 16, 3), (16, None)])
+@pytest.mark.parametrize("name", ["timm ViT", "torchvision ViT", "transformers ViT", "GridTransformer, volumes"])
+@pytest.mark.parametrize("size", [(16,), (16, 16, 16, 16)])
+def test_a_size_of_other_axes_is_refused(name: str, size: tuple[int, ...], tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"image_size=\(16,.*\) must have a number for each axis of the encoder's patch \("
+    ):
+        load_encoder(save(build(name), tmp_path), image_size=size)
+
+
+@pytest.mark.parametrize("size", ["16", 16.0, (), (16, None)])
 def test_a_size_of_another_type_is_refused(size: object, tmp_path: Path) -> None:
     folder = save(build("timm ViT"), tmp_path)
-    with pytest.raises(ValueError, match=r"image_size=.* must be a whole number of pixels, or two: height and width"):
+    with pytest.raises(ValueError, match=r"image_size=.* must be a whole number of pixels, or one for each axis"):
         inspect.unwrap(load_encoder)(folder, image_size=size)

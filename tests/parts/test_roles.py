@@ -50,6 +50,7 @@ PARTITIONERS = {
     "grid": sb.GridSubsetPartitioner(period=2),
     "superpixels": sb.parts.SuperpixelPartitioner(shape=(3, 2)),
     "shuffled": sb.ShuffledPartitioner(base=sb.BlobPartitioner(counts=(5, 2))),
+    "tubes": sb.TubePartitioner(base=sb.SubsetPartitioner(hidden=0.75, side=2)),
 }
 SERIALIZERS = {"ordered": sb.OrderedSerializer(), "random": sb.RandomSerializer()}
 MASKS = {
@@ -239,8 +240,10 @@ OBJECTIVES = {
 
 
 @pytest.mark.parametrize("name", PARTITIONERS)
-@pytest.mark.parametrize("grid", [sb.Grid(8, 8), sb.Grid(4, 8)], ids=str)
+@pytest.mark.parametrize("grid", [sb.Grid(8, 8), sb.Grid(4, 8), sb.Grid(64), sb.Grid(4, 8, 4)], ids=str)
 def test_partitioners(name, grid):
+    if name == "tubes" and grid.ndim < 2:
+        return  # refused: see test_dimensions
     report = check_partitioner(PARTITIONERS[name], grid=grid)
     is_random = name not in ("tokens", "squares", "grid", "superpixels")
     assert ("images in a batch" in report.not_applicable) == is_random
