@@ -67,13 +67,14 @@ class Segment(Protocol[SegmentSettings, "SegmentationData"]):
         from ssl_blocks.evaluation.dense import tokens_of
         from ssl_blocks.evaluation.pyramid import FeaturePyramid
 
-        encoder, size = tokens_of("segment", subject.extractor), subject.image_size
-        assert size is not None
+        encoder = tokens_of("segment", subject.extractor)
+        assert subject.image_size is not None
+        height, width = subject.image_size
         with section("segment"):
             FeaturePyramid(encoder, out_channels=self.settings.width)  # refuses an encoder that cannot have one
         return load_segmentation(
             self.settings.data,
-            image_size=size,
+            image_size=(height, width),
             num_classes=self.settings.num_classes,
             channels=encoder.channels,
             root=self.root,
