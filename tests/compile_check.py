@@ -17,6 +17,7 @@ from tests.encoders.compile_check import encoders
 from tests.gallery.compile_check import methods
 from tests.recipes import build, images
 
+SMALL: dict[str, Any] = {"depth": 2, "decoder_depth": 1}
 CASES: dict[str, tuple[sb.parts.SegmentPartitioner, dict[str, Any]]] = {
     "class token": (sb.SquarePartitioner(sides=(4,)), {"class_token": True, "predict_first": True}),
     "class token, blobs": (sb.BlobPartitioner(counts=(7, 3)), {"class_token": True, "reg_tokens": 2}),
@@ -135,9 +136,7 @@ def check(name: str, *, autocast: bool = False, checkpointing: bool = False) -> 
     """Differences between compiled and eager, relative to the largest gradient."""
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
-    objective = (
-        BUILT[name]() if name in BUILT else build(CASES[name][0], **{"depth": 2, "decoder_depth": 1, **CASES[name][1]})
-    )
+    objective = BUILT[name]() if name in BUILT else build(CASES[name][0], **(SMALL | CASES[name][1]))
     if checkpointing:
         objective.encoder.module.set_grad_checkpointing()
     draw = objective.draw(images(2), generator=torch.Generator().manual_seed(0))

@@ -70,8 +70,6 @@ class Run(Generic[C]):
             ValueError: if data or parts do not fit, or the checkpoint is damaged or another run's.
             TypeError: if the encoder cannot be kept causal.
         """
-        from ssl_blocks.engine.loop import Loop  # Lightning is heavy
-
         processes = count_processes(config.trainer, config.optimizer)
         if not is_rank_zero() and resume is None:
             resume = True  # the first process has looked, and may have begun to write
@@ -80,6 +78,8 @@ class Run(Generic[C]):
         data = config.load_data()
         module = PretrainModule(build(config, assemble, data), data, config)
         module.check()
+        from ssl_blocks.engine.loop import Loop  # Lightning takes seconds to load: mistakes are told before
+
         loop = Loop(module, folder=config.folder, world_size=processes.world_size)
         if checkpoint is not None:
             loop.continue_from(check_checkpoint(checkpoint), checkpoint)

@@ -45,13 +45,14 @@ def wished(*arguments: str) -> Wish:
 
 
 def test_scores_are_those_of_the_protocols_called_by_hand(run: Path, capsys: pytest.CaptureFixture) -> None:
-    assert main(["knn", "probe", "fewshot", str(run), "--probe.epochs=20", "--fewshot.seeds=3,4", *CPU]) == 0
+    few = ("--probe.epochs=4", "--probe.warmup_epochs=1", "--fewshot.seeds=3,4")
+    assert main(["knn", "probe", "fewshot", str(run), *few, *CPU]) == 0
     scores = by_name(results(run / "results.json")[0])
     assert list(scores) == ["raw pixels", "random encoder", "run"]
     data = load("digits", max_train=200, max_test=50)
     known = json.loads((run / "encoder" / "config.json").read_text())["ssl_blocks"]
     statistics = (tuple(known["mean"]), tuple(known["std"]))
-    settings = LinearSettings(epochs=20)
+    settings = LinearSettings(epochs=4, warmup_epochs=1)
     assert data.test is not None
     for name, encoder in (
         ("raw pixels", RawPixels(channels=1, size=(8, 8))),
@@ -136,8 +137,8 @@ def test_segmentation_needs_no_data_of_the_run(tmp_path: Path) -> None:
     encoder = encoders.timm_vit(image_size=16, patch_size=4, depth=4, embed_dim=16, num_heads=2)
     folder = export_encoder(encoder, tmp_path / "mine", tokenizer=None, mean=HALF, std=HALF)
     output = tmp_path / "out" / "scores.json"
-    options = ["--segment.epochs=1", "--segment.width=8", "--segment.from_random=true", f"--output={output}"]
-    assert main(["segment", str(folder), *options, *CPU]) == 0
+    options = ["--segment.epochs=1", "--segment.width=4", "--segment.batch_size=32", "--segment.from_random=true"]
+    assert main(["segment", str(folder), *options, f"--output={output}", *CPU]) == 0
     scores = by_name(results(output)[0])
     assert list(scores) == ["most frequent class", "random encoder", "mine"]
     assert all(0 < row["segment"]["mean_iou"] < 1 for row in scores.values())

@@ -61,14 +61,14 @@ def _trained(scores: dict[str, dict]) -> str:
 
 
 def test_a_trained_segmenter_is_kept(tmp_path: Path) -> None:
-    encoder = encoders.timm_vit(image_size=32, patch_size=4, depth=4, embed_dim=16, num_heads=2)
+    encoder = encoders.timm_vit(image_size=16, patch_size=4, depth=4, embed_dim=16, num_heads=2)
     run, kept = tmp_path / "encoder", tmp_path / "segmenter"
     half = (0.5, 0.5, 0.5)
     encoders.export_encoder(encoder, run, tokenizer=None, mean=half, std=half)
     small = ["--segment.epochs=1", "--segment.width=4", "--segment.batch_size=32"]
     assert main(["segment", str(run), *small, f"--segment.save={kept}", "--device=cpu", "--precision=fp32"]) == 0
     model = load_segmenter(kept).model
-    assert model(torch.zeros(1, 3, 32, 32)).shape[0] == 1
+    assert model(torch.zeros(1, 3, 16, 16)).shape[0] == 1
 
 
 def test_going_on_needs_a_folder(run: Path, capsys: pytest.CaptureFixture) -> None:

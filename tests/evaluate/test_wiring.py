@@ -25,7 +25,7 @@ pytestmark = pytest.mark.process  # takes long
 SMALL = (
     "--data.name=digits", "--data.max_train=80", "--data.max_test=20", "--fewshot.shots=4", "--fewshot.finetune=true",
     "--probe.epochs=2", "--probe.warmup_epochs=1", "--finetune.epochs=1", "--finetune.warmup_epochs=0",
-    "--segment.epochs=1", "--segment.width=4", *CPU,
+    "--segment.epochs=1", "--segment.width=4", "--segment.batch_size=32", *CPU,
 )  # fmt: skip
 
 
@@ -85,7 +85,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_option_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     every, found = set(), set()
     names = [protocol.name for protocol in PROTOCOLS]
-    for words in (names, ["probe", "--probe.augment=true"], ["probe", "--probe.solver=logistic"]):
+    alone = ("--pixels=false", "--random=false")
+    for words in (names, ["probe", "--probe.augment=true", *alone], ["probe", "--probe.solver=logistic", *alone]):
         tasks, options = [w for w in words if w[0] != "-"], [w for w in words if w[0] == "-"]
         wish = read_wish([*tasks, str(folder), *SMALL, f"--output={tmp_path / 'scores.json'}", *options], "evaluate.py")
         paths, seen = read_fields(wish, str(folder), monkeypatch)
