@@ -93,8 +93,9 @@ class TokenAdapter(Adapter[M]):
     def native(self, images: Float[Tensor, "b c *s"]) -> Float[Tensor, "b s d"]:
         """The model's own normalised output, prefix first: what ``encode`` must reproduce."""
 
-        self.patch: tuple[int, ...] = patch or tuple(self._stem().kernel_size)
-        self.channels: int = channels or self._stem().in_channels
+    def _stem(self) -> Any:
+        """The convolution that embeds patches."""
+        raise NotImplementedError
 
     def _embedded(self, tokens: Tensor) -> Tensor:
         """What follows the convolution."""

@@ -5,8 +5,7 @@ import re
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 import ssl_blocks as sb
 from ssl_blocks.parts import Tokenizer, resample_positions, sincos_table

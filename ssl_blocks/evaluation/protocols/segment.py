@@ -73,7 +73,7 @@ class Segment(Protocol[SegmentSettings, "SegmentationData"]):
             FeaturePyramid(encoder, out_channels=self.settings.width)  # refuses an encoder that cannot have one
         return load_segmentation(
             self.settings.data,
-            image_size=size,
+            image_size=(size[0], size[1]),
             num_classes=self.settings.num_classes,
             channels=encoder.channels,
             root=self.root,
