@@ -1,6 +1,7 @@
 """Checks for what draws: partitioners and serializers."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -58,40 +59,49 @@ def check_partitioner(
     if images is None:
         images = noise(torch.device("cpu"), 3, 3, *(4 * size for size in grid.sizes))
     require_several(len(images))
-    role, device = Role("partitioner", partitioner), images.device
+    return _PartitionerCase(partitioner, grid, images, looks).run()
 
-    def draw(some: Tensor, generator: torch.Generator | None = None) -> Any:
-        return partitioner(some, grid, generator=generator)
 
-    def segments() -> None:
-        before = images.clone()
-        for count in (len(images), 1):
-            _check_segments(role, draw(images[:count], seeded(device)), count, grid.num_tokens)
-        if not torch.equal(before, images):
-            role.fail("images as they were", "changed ones")
+@dataclass(frozen=True)
+class _PartitionerCase(Role):
+    name = "partitioner"
+    grid: Grid
+    images: Tensor
+    looks: bool
 
-    def randomness() -> None:
-        draws = check_sampling(role, lambda g, where: draw(images.to(where), g), device, looks=looks)
-        twins = images[:1].expand_as(images)
-        drawn = [draw(twins, seeded(device, seed)) for seed in range(8)] if draws else []
+    def _draw(self, images: Tensor, generator: torch.Generator | None = None) -> Any:
+        return self.part(images, self.grid, generator=generator)
+
+    def segments(self) -> None:
+        before = self.images.clone()
+        for count in (len(before), 1):
+            self._check(self._draw(self.images[:count], seeded(before.device)), count)
+        if not torch.equal(before, self.images):
+            self.fail("images as they were", "changed ones")
+
+    def _check(self, found: object, batch: int) -> None:
+        if not isinstance(found, Segments):
+            self.fail("Segments", type(found).__name__)
+        for ids in found.levels:
+            self.expect_shape("ids of a level [B, N]", ids, (batch, self.grid.num_tokens), torch.int64)
+        try:
+            found.check()
+        except ValueError as error:
+            self.fail("segments that hold together", f"these: {error}")
+
+    def randomness(self) -> None:
+        device = self.images.device
+        draws = check_sampling(self, lambda g, where: self._draw(self.images.to(where), g), device, looks=self.looks)
+        twins = self.images[:1].expand_as(self.images)
+        drawn = [self._draw(twins, seeded(device, seed)) for seed in range(8)] if draws else []
         if draws and all(torch.equal(ids, ids[:1].expand_as(ids)) for one in drawn for ids in one.levels):
-            role.fail("a draw of its own for every image", "one that all images of a batch share")
+            self.fail("a draw of its own for every image", "one that all images of a batch share")
 
-    def alone() -> str | None:
-        return check_undrawn(role, "cut", lambda g, _: draw(images, g).levels, lambda i: draw(images[i]).levels, images)
-
-    return role.run({"segments": segments, "randomness": randomness, "images in a batch": alone})
-
-
-def _check_segments(role: Role, found: object, batch: int, num_tokens: int) -> None:
-    if not isinstance(found, Segments):
-        role.fail("Segments", type(found).__name__)
-    for ids in found.levels:
-        role.expect_shape("ids of a level [B, N]", ids, (batch, num_tokens), torch.int64)
-    try:
-        found.check()
-    except ValueError as error:
-        role.fail("segments that hold together", f"these: {error}")
+    def images_in_a_batch(self) -> str | None:
+        images = self.images
+        return check_undrawn(
+            self, "cut", lambda g, _: self._draw(images, g).levels, lambda i: self._draw(images[i]).levels, images
+        )
 
 
 def check_serializer(serializer: Serializer, *, segments: Sequence[Segments] | None = None) -> RoleReport:
@@ -112,36 +122,37 @@ def check_serializer(serializer: Serializer, *, segments: Sequence[Segments] | N
         >>> check_serializer(RandomSerializer()).not_applicable
         {'images in a batch': 'the order is drawn at random'}
     """
-    role = Role("serializer", serializer)
-    given = some_segments() if segments is None else segments
+    return _SerializerCase(serializer, some_segments() if segments is None else segments).run()
 
-    def reading() -> None:
-        for one in given:
-            device = one.levels[0].device
-            _check_reading(role, serializer(one, generator=seeded(device)), one)
 
-    def randomness() -> None:
+@dataclass(frozen=True)
+class _SerializerCase(Role):
+    name = "serializer"
+    given: Sequence[Segments]
+
+    def reading(self) -> None:
+        for one in self.given:
+            _check_reading(self, self.part(one, generator=seeded(one.levels[0].device)), one)
+
+    def randomness(self) -> None:
         def sample(generator: torch.Generator | None, device: torch.device) -> Any:
-            moved = mapped(list(given), lambda x: x.to(device))
-            return [serializer(one, generator=generator) for one in moved]
+            moved = mapped(list(self.given), lambda x: x.to(device))
+            return [self.part(one, generator=generator) for one in moved]
 
-        check_sampling(role, sample, given[0].levels[0].device, looks=False)
+        check_sampling(self, sample, self.given[0].levels[0].device, looks=False)
 
-    def alone(one: Segments) -> str | None:
+    def images_in_a_batch(self) -> str | None:
+        return next(filter(None, map(self._alone, self.given)), None)
+
+    def _alone(self, one: Segments) -> str | None:
         ids = one.levels[0]
         return check_undrawn(
-            role,
+            self,
             "order",
-            lambda generator, _: serializer(one, generator=generator),
-            lambda rows: serializer(rows_of(one, rows, len(ids))),
+            lambda generator, _: self.part(one, generator=generator),
+            lambda rows: self.part(rows_of(one, rows, len(ids))),
             ids,
         )
-
-    return role.run({
-        "reading": reading,
-        "randomness": randomness,
-        "images in a batch": lambda: next(filter(None, map(alone, given)), None),
-    })  # fmt: skip
 
 
 def some_segments(grid: Grid | None = None, batch: int = 3) -> list[Segments]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -11,8 +10,8 @@ from torch import Tensor, nn
 
 from ssl_blocks.encoders import TokenEncoder
 from ssl_blocks.modes import modes_kept
-from ssl_blocks.testing.encoder_checks import CHECKS, Case
-from ssl_blocks.testing.role_case import Role, RoleError, RoleReport, noise, shake
+from ssl_blocks.testing.encoder_checks import Checks
+from ssl_blocks.testing.role_case import RoleError, RoleReport, noise, shake
 
 
 def check_token_encoder(
@@ -64,11 +63,10 @@ def check_token_encoder(
     size = (n * p for n, p in zip(encoder.grid.sizes, encoder.patch, strict=True))
     images = noise(weight.device, batch, encoder.channels, *size, dtype=weight.dtype)
     native = native or getattr(encoder, "native", None)
-    case = Case(encoder, model, native, images, generator, tolerance, has_positions, compiles)
-    checks: dict[str, Callable[[], str | None]] = {"members": lambda: None}
-    checks |= {name: partial(check, case) for name, check in CHECKS.items()}
+    case = Checks(encoder, model, native, images, generator, tolerance, has_positions, compiles)
     with modes_kept(model, training=False), torch.autocast(weight.device.type, enabled=False), _shaken(model):
-        return Role("encoder", encoder).run(checks)
+        report = case.run()
+    return RoleReport(("members", *report.passed), report.not_applicable)
 
 
 @contextmanager

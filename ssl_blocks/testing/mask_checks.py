@@ -37,44 +37,16 @@ def check_mask_builder(mask: MaskBuilder, *, serializations: Sequence[Serializat
     Examples:
         >>> from ssl_blocks import SegmentCausalMask
         >>> check_mask_builder(SegmentCausalMask()).passed
-        ('masks', 'what queries see', 'windows', 'predict_first')
+        ('masks', 'what queries see', 'windows', 'predict first')
     """
-    role = Role("mask builder", mask)
     if serializations is None:
         serializations = [OrderedSerializer()(segments) for segments in some_segments()]
-    cases = [_Case(role, mask, draw, prefix) for draw in serializations for prefix in _PREFIXES]
+    cases = [_Case(mask, draw, prefix) for draw in serializations for prefix in _PREFIXES]
     cases = [case for case in cases if not case.refused()]
+    checks = _Checks(mask, cases)
     if not cases:
-        role.fail("masks for some serialization", "a ValueError for each")
-
-    def shapes() -> None:
-        for case in cases:
-            case.check_shapes()
-
-    def seen() -> None:
-        found = [case.check_seen() for case in cases]  # of all of them
-        if not any(found):
-            role.fail("some query to see some content", "none that does")
-
-    def windows() -> str | None:
-        fixed = [case for case in cases if case.draw.step_sizes is not None]
-        for case in fixed:
-            case.check_windows()
-        return None if fixed else "no serialization has steps of the same size in every image"
-
-    def first() -> str | None:
-        for case in cases:
-            if case.num_prefix:
-                case = replace(case, predict_first=True)
-                reason = case.refused()
-                if reason:
-                    return f"refused: {reason}"
-                case.check_shapes()
-                case.check_seen()
-                case.check_windows()
-        return None
-
-    return role.run({"masks": shapes, "what queries see": seen, "windows": windows, "predict_first": first})
+        checks.fail("masks for some serialization", "a ValueError for each")
+    return checks.run()
 
 
 def reachable(masks: AttentionMasks) -> Bool[Tensor, "_ s s"]:
@@ -87,9 +59,10 @@ def reachable(masks: AttentionMasks) -> Bool[Tensor, "_ s s"]:
 
 
 @dataclass(frozen=True)
-class _Case:
-    role: Role
-    mask: Any
+class _Case(Role):
+    """A serialization of which masks are built."""
+
+    name = "mask builder"
     draw: Serialization
     num_prefix: int
     predict_first: bool = False
@@ -102,7 +75,7 @@ class _Case:
 
     def build(self, draw: Serialization | None = None) -> Any:
         draw = self.draw if draw is None else draw
-        return self.mask(draw, *draw.windows(self.predict_first), self.num_prefix, self.predict_first)
+        return self.part(draw, *draw.windows(self.predict_first), self.num_prefix, self.predict_first)
 
     def refused(self) -> str | None:
         try:
@@ -114,7 +87,7 @@ class _Case:
     def check_shapes(self) -> None:
         masks, (encoded, predicted) = self.build(), self.draw.windows(self.predict_first)
         if not isinstance(masks, AttentionMasks):
-            self.role.fail("AttentionMasks", type(masks).__name__)
+            self.fail("AttentionMasks", type(masks).__name__)
         s = self.num_prefix + encoded.stop - encoded.start
         t = predicted.stop - predicted.start
         wanted = {"source": (s, s), "target": (t, t), "memory": (t, s), "feedback": (s, t)}
@@ -124,23 +97,23 @@ class _Case:
                 continue
             leading = found.shape[0] if isinstance(found, Tensor) and found.ndim else 0
             leading = leading if leading in (1, len(self.draw.order)) else 1
-            self.role.expect_shape(f"masks.{name} {self.where}", found, (leading, 1, *shape), torch.bool)
+            self.expect_shape(f"masks.{name} {self.where}", found, (leading, 1, *shape), torch.bool)
         if not same(masks, self.build()):
-            self.role.fail("the same masks in a second call", "others")
+            self.fail("the same masks in a second call", "others")
         meta = torch.device("meta")
-        self.role.expect_device("masks", self.build(mapped(self.draw, lambda x: x.to(meta))), meta)
+        self.expect_device("masks", self.build(mapped(self.draw, lambda x: x.to(meta))), meta)
 
     def check_seen(self) -> bool:
         """Whether some query that is predicted sees content."""
         masks, (encoded, predicted) = self.build(), self.draw.windows(self.predict_first)
         content, asked = self.draw.step[:, None, encoded], self.draw.step[:, predicted, None]
-        first = 0 if self.predict_first else getattr(self.mask, "num_given", 1)
+        first = 0 if self.predict_first else getattr(self.part, "num_given", 1)
         counts = asked >= first
         s = self.num_prefix + content.shape[-1]
         heard = reachable(masks)[:, s:, self.num_prefix : s] & counts
         for image, query, slot in (heard & (content >= asked)).nonzero()[:1].tolist():
             step, other = int(asked[image, query, 0]), int(content[image, 0, slot])
-            self.role.fail(
+            self.fail(
                 f"no query to hear of content of its own or a later step {self.where}",
                 f"a query of step {step} in image {image} that hears of content of step {other}, maybe by others",
             )
@@ -163,23 +136,54 @@ class _Case:
             full, cut = getattr(whole, name), getattr(part, name)
             if full is None and name == "feedback":
                 if cut is not None:
-                    self.role.fail(f"masks.{name} of the whole sequence as of its windows {self.where}", "None of them")
+                    self.fail(f"masks.{name} of the whole sequence as of its windows {self.where}", "None of them")
                 continue
             if full is None:
                 full = torch.ones(1, 1, p + n, p + n, dtype=torch.bool)
             inside = full[..., kept[rows], :]
             if bool(inside[..., ~kept[columns]].any()):
-                self.role.fail(
+                self.fail(
                     f"what the windows leave out to be seen by nothing that they keep {self.where}",
                     f"masks.{name} of the whole sequence that lets it be seen",
                 )
             inside = inside[..., kept[columns]]
             cut = torch.ones_like(inside) if cut is None else cut
             if not torch.equal(inside, cut.expand_as(inside)):
-                self.role.fail(f"masks.{name} of the whole sequence as of its windows {self.where}", "another one")
+                self.fail(f"masks.{name} of the whole sequence as of its windows {self.where}", "another one")
 
 
 def _places(window: slice, num_tokens: int, num_prefix: int) -> Bool[Tensor, " s"]:
     inside = torch.zeros(num_tokens, dtype=torch.bool)
     inside[window] = True
     return F.pad(inside, (num_prefix, 0), value=True)
+
+
+@dataclass(frozen=True)
+class _Checks(Role):
+    name = "mask builder"
+    cases: Sequence[_Case]
+
+    def masks(self) -> None:
+        for case in self.cases:
+            case.check_shapes()
+
+    def what_queries_see(self) -> None:
+        found = [case.check_seen() for case in self.cases]  # of all of them
+        if not any(found):
+            self.fail("some query to see some content", "none that does")
+
+    def windows(self) -> str | None:
+        fixed = [case for case in self.cases if case.draw.step_sizes is not None]
+        for case in fixed:
+            case.check_windows()
+        return None if fixed else "no serialization has steps of the same size in every image"
+
+    def predict_first(self) -> str | None:
+        for case in [replace(case, predict_first=True) for case in self.cases if case.num_prefix]:
+            reason = case.refused()
+            if reason:
+                return f"refused: {reason}"
+            case.check_shapes()
+            case.check_seen()
+            case.check_windows()
+        return None

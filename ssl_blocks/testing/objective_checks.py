@@ -62,65 +62,56 @@ def check_objective(
         >>> check_objective(objective, torch.rand(2, 3, 8, 8)).not_applicable
         {'compilation': 'not asked for'}
     """
-    role, batch = Role("objective", objective), images.batch if isinstance(images, Views) else len(images)
+    batch = images.batch if isinstance(images, Views) else len(images)
     require_several(batch)
     device = images.images[0].device if isinstance(images, Views) else images.device
     own = copy.deepcopy(objective).eval()
     shake(own)
-    case = _Case(role, own, images, batch, device, tolerance)
-    return role.run({
-        "draw": lambda: case.check_draw(looks),
-        "output": case.check_output,
-        "determinism": case.check_determinism,
-        "images in a batch": lambda: _WHOLE if whole_batch else case.check_alone(),
-        "count": lambda: _WHOLE if whole_batch else case.check_count(),
-        "gradients": case.check_gradients,
-        "state": case.check_state,
-        "hooks": case.check_hooks,
-        "compilation": lambda: case.check_compilation() if compiles else "not asked for",
-    })  # fmt: skip
+    return _Case(own, images, batch, device, looks, whole_batch, compiles, tolerance).run()
 
 
 _WHOLE = "rows or loss are of the whole batch"
 
 
 @dataclass(frozen=True)
-class _Case:
-    role: Role
-    objective: Any
+class _Case(Role):
+    name = "objective"
     images: Any
     batch: int
     device: torch.device
+    looks: bool
+    whole_batch: bool
+    compiles: bool
     tolerance: float
 
-    def draw(self) -> Any:
-        return self.objective.draw(self.images, generator=seeded(self.device))
+    def _draw(self) -> Any:
+        return self.part.draw(self.images, generator=seeded(self.device))
 
-    def singles(self) -> list[ObjectiveOutput]:
+    def _singles(self) -> list[ObjectiveOutput]:
         """The output of every image alone."""
-        draw, outs = self.draw(), []
+        draw, outs = self._draw(), []
         for i in range(self.batch):
             one, own = (rows_of(value, slice(i, i + 1), self.batch) for value in (self.images, draw))
-            outs.append(self.objective(one, own))
+            outs.append(self.part(one, own))
         return outs
 
-    def check_draw(self, looks: bool) -> None:
+    def draw(self) -> None:
         def sample(generator: torch.Generator | None, device: torch.device) -> Any:
-            return self.objective.draw(mapped(self.images, lambda x: x.to(device)), generator=generator)
+            return self.part.draw(mapped(self.images, lambda x: x.to(device)), generator=generator)
 
-        check_sampling(self.role, sample, self.device, looks=looks)
+        check_sampling(self, sample, self.device, looks=self.looks)
 
-    def check_output(self) -> None:
+    def output(self) -> None:
         for mode in (True, False):
-            self.objective.train(mode)
-            self._check_fields(self.objective(self.images, self.draw()), " in training mode" if mode else "")
+            self.part.train(mode)
+            self._check_fields(self.part(self.images, self._draw()), " in training mode" if mode else "")
 
     def _check_fields(self, out: Any, when: str) -> None:
         if not isinstance(out, ObjectiveOutput):
-            self.role.fail("an ObjectiveOutput", type(out).__name__)
+            self.fail("an ObjectiveOutput", type(out).__name__)
         rows = (self.batch, *out.predictions.shape[1:2])
         shape = (*rows, *out.predictions.shape[2:3])
-        self.role.expect_shape("loss", out.loss, ())
+        self.expect_shape("loss", out.loss, ())
         for name, wanted, dtype in (
             ("predictions", shape, None),
             ("targets", shape, None),
@@ -128,96 +119,105 @@ class _Case:
             ("step", rows, torch.int64),
             ("is_target", rows, torch.bool),
         ):
-            self.role.expect_shape(name, getattr(out, name), wanted, dtype)
-        tokenizer = self.objective.tokenizer
+            self.expect_shape(name, getattr(out, name), wanted, dtype)
+        tokenizer = self.part.tokenizer
         if tokenizer is not None:
             n = tokenizer.grid.num_tokens
             if out.given is not None:
-                self.role.expect_shape("given [B, N]", out.given, (self.batch, n), torch.bool)
+                self.expect_shape("given [B, N]", out.given, (self.batch, n), torch.bool)
             if int(out.index.min()) < 0 or int(out.index.max()) >= n:
-                self.role.fail(f"index within the {n} tokens", f"{int(out.index.min())}..{int(out.index.max())}")
+                self.fail(f"index within the {n} tokens", f"{int(out.index.min())}..{int(out.index.max())}")
         for name, value in {"divisor": out.divisor, **out.metrics}.items():
             if tuple(value.shape) != ():
-                self.role.fail(f"{name} to be a scalar", f"shape {tuple(value.shape)}")
+                self.fail(f"{name} to be a scalar", f"shape {tuple(value.shape)}")
         for name, value in {"loss": out.loss, "divisor": out.divisor, **out.metrics}.items():
             if not bool(value.isfinite()):
-                self.role.fail(f"a finite {name}{when}", value.item())
+                self.fail(f"a finite {name}{when}", value.item())
         if out.divisor.item() <= 0 or not bool(out.predictions[out.is_target].isfinite().all()):
-            self.role.fail(f"finite predictions of something{when}", f"{int(out.is_target.sum())} of them, or others")
+            self.fail(f"finite predictions of something{when}", f"{int(out.is_target.sum())} of them, or others")
 
-    def check_determinism(self) -> None:
-        draw = self.draw()
-        first, state = self.objective(self.images, draw), default_state(self.device)
+    def determinism(self) -> None:
+        draw = self._draw()
+        first, state = self.part(self.images, draw), default_state(self.device)
         for name, given in (("the same draw", draw), ("the draw of its output", first.draw)):
-            again = self.objective(self.images, given)
+            again = self.part(self.images, given)
             if not all(same(getattr(first, key), getattr(again, key)) for key in ("loss", "predictions", "index")):
-                self.role.fail(f"the same output for {name}", "another one")
+                self.fail(f"the same output for {name}", "another one")
         if not same(state, default_state(self.device)):
-            self.role.fail("no further random choice where a draw is given", "one in forward")
-        if not bool(self.objective(self.images).loss.isfinite()):
-            self.role.fail("a finite loss without a draw", "another one")
+            self.fail("no further random choice where a draw is given", "one in forward")
+        if not bool(self.part(self.images).loss.isfinite()):
+            self.fail("a finite loss without a draw", "another one")
 
-    def check_alone(self) -> None:
-        together = self.objective(self.images, self.draw())
-        for i, out in enumerate(self.singles()):
+    def images_in_a_batch(self) -> str | None:
+        if self.whole_batch:
+            return _WHOLE
+        together = self.part(self.images, self._draw())
+        for i, out in enumerate(self._singles()):
             for name in ("predictions", "targets", "index", "step", "is_target"):
                 expected = f"{name} of an image alone as in a batch (or whole_batch=True)"
                 found, wanted = getattr(out, name), getattr(together, name)[i : i + 1]
-                self.role.expect_equal(expected, found, wanted, self.tolerance, f" in image {i}")
+                self.expect_equal(expected, found, wanted, self.tolerance, f" in image {i}")
+        return None
 
-    def check_count(self) -> None:
-        together, singles = self.objective(self.images, self.draw()), self.singles()
+    def count(self) -> str | None:
+        if self.whole_batch:
+            return _WHOLE
+        together, singles = self.part(self.images, self._draw()), self._singles()
         parts = [out.divisor.item() for out in singles]
         if abs(sum(parts) - together.divisor.item()) > self.tolerance * together.divisor.item():
-            self.role.fail(f"the divisor to be the sum of the images', {parts}", together.divisor.item())
+            self.fail(f"the divisor to be the sum of the images', {parts}", together.divisor.item())
         expected = "the loss to be a sum over images divided by output.count (None: the rows that count)"
         wanted = torch.stack([out.loss * out.divisor for out in singles]).sum() / together.divisor
-        self.role.expect_equal(expected, together.loss, wanted.to(together.loss.dtype), self.tolerance)
+        self.expect_equal(expected, together.loss, wanted.to(together.loss.dtype), self.tolerance)
+        return None
 
-    def check_gradients(self) -> None:
-        wanted = {name: p for name, p in self.objective.named_parameters() if p.requires_grad}
-        loss = self.objective(self.images, self.draw()).loss
+    def gradients(self) -> None:
+        wanted = {name: p for name, p in self.part.named_parameters() if p.requires_grad}
+        loss = self.part(self.images, self._draw()).loss
         found = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
-        self.role.expect_gradients(dict(zip(wanted, found, strict=True)))
+        self.expect_gradients(dict(zip(wanted, found, strict=True)))
 
-    def check_state(self) -> None:
-        other, saved = copy.deepcopy(self.objective), io.BytesIO()
-        torch.save(self.objective.state_dict(), saved)
+    def state(self) -> None:
+        other, saved = copy.deepcopy(self.part), io.BytesIO()
+        torch.save(self.part.state_dict(), saved)
         shake(other)
         saved.seek(0)
         try:
             other.load_state_dict(torch.load(saved, weights_only=True), strict=True)
         except RuntimeError as error:
-            self.role.fail("a state dict that loads strictly", str(error).strip().replace("\n", " "))
-        before, after = (model(self.images, self.draw()).loss for model in (self.objective, other))
+            self.fail("a state dict that loads strictly", str(error).strip().replace("\n", " "))
+        before, after = (model(self.images, self._draw()).loss for model in (self.part, other))
         if not torch.equal(before, after):
-            self.role.fail("the same loss after loading what was saved", f"{after.item()}, not {before.item()}")
+            self.fail("the same loss after loading what was saved", f"{after.item()}, not {before.item()}")
 
-    def check_hooks(self) -> None:
-        objective = copy.deepcopy(self.objective)
+    def hooks(self) -> None:
+        objective = copy.deepcopy(self.part)
         calls: dict[tuple[str, str], int] = {}
         for path, part in _parts(objective):
             for hook in ("before_step", "after_step"):
                 if part is not objective and callable(getattr(part, hook, None)):
                     calls[path, hook] = 0
                     _count(part, hook, calls, (path, hook))
-        objective(self.images, self.draw())
+        objective(self.images, self._draw())
         objective.before_step(_PROGRESS)
         objective.after_step()
         for (path, hook), number in calls.items():
             if number != 1:
-                self.role.fail(f"{hook} to reach {path} once in a step", f"{number} calls")
+                self.fail(f"{hook} to reach {path} once in a step", f"{number} calls")
 
-    def check_compilation(self) -> None:
-        draw = self.draw()
-        expected = self.objective(self.images, draw).loss
+    def compilation(self) -> str | None:
+        if not self.compiles:
+            return "not asked for"
+        draw = self._draw()
+        expected = self.part(self.images, draw).loss
         torch._dynamo.reset()
         try:
-            compiled: Any = torch.compile(self.objective, fullgraph=True, backend="eager")
+            compiled: Any = torch.compile(self.part, fullgraph=True, backend="eager")
             found = compiled(self.images, draw).loss
         except Exception as error:
-            self.role.fail("forward to compile in one graph", str(error).strip().partition("\n")[0])
-        self.role.expect_equal("the same loss when compiled", found, expected, self.tolerance)
+            self.fail("forward to compile in one graph", str(error).strip().partition("\n")[0])
+        self.expect_equal("the same loss when compiled", found, expected, self.tolerance)
+        return None
 
 
 def _count(part: Any, hook: str, calls: dict[tuple[str, str], int], key: tuple[str, str]) -> None:

@@ -55,7 +55,6 @@ def check_reader(
         >>> check_reader(sb.QueryReader(16), encoder).passed[:3]
         ('output', 'order of queries', 'order of content')
     """
-    role = Role("reader", reader)
     reader, encoder = copy.deepcopy((reader, encoder))
     parts = (reader, encoder if isinstance(encoder, nn.Module) else encoder.module)
     for module in (part for part in parts if isinstance(part, nn.Module)):
@@ -63,28 +62,12 @@ def check_reader(
         shake(module)
     mask = SegmentCausalMask() if mask is None else mask
     partitioner = SubsetPartitioner(hidden=(0.25, 0.5)) if partitioner is None else partitioner
-    case = _prepare(role, reader, encoder, mask, partitioner, tolerance)
-    return role.run({
-        "output": case.check_output,
-        "order of queries": lambda: _IN_ORDER if in_order else case.check_queries(),
-        "order of content": lambda: _IN_ORDER if in_order else case.check_content(),
-        "what queries see": case.check_seen,
-        "positions of queries": lambda: _IN_ORDER if in_order else case.check_positions(has_positions),
-        "windows": case.check_windows,
-        "images in a batch": case.check_alone,
-        "gradients": case.check_gradients,
-    })  # fmt: skip
-
-
-def _prepare(
-    role: Role, reader: Any, encoder: Any, mask: MaskBuilder, partitioner: SegmentPartitioner, tolerance: float
-) -> "_Case":
     weight = next(encoder.module.parameters())
     size = tuple(n * p for n, p in zip(encoder.grid.sizes, encoder.patch, strict=True))
     images = noise(weight.device, _BATCH, encoder.channels, *size, dtype=weight.dtype)
     tokenizer = PatchTokenizer(image_size=size, patch_size=encoder.patch, channels=encoder.channels)
     draw = OrderedSerializer()(partitioner(images, encoder.grid, generator=seeded(images.device)))
-    return _Case(role, reader, encoder, mask, tokenizer(images), draw, tolerance)
+    return _Case(reader, encoder, mask, tokenizer(images), draw, has_positions, in_order, tolerance).run()
 
 
 @dataclass(frozen=True)
@@ -110,107 +93,117 @@ class _Inputs:
 
 
 @dataclass(frozen=True)
-class _Case:
-    role: Role
-    reader: Any
+class _Case(Role):
+    name = "reader"
     encoder: Any
     mask: Any
     patches: Tensor
     draw: Serialization
+    has_positions: bool
+    in_order: bool
     tolerance: float
 
-    def inputs(self, draw: Serialization | None = None) -> _Inputs:
+    def _inputs(self, draw: Serialization | None = None) -> _Inputs:
         draw = self.draw if draw is None else draw
         encoded, predicted = draw.windows()
         masks = self.mask(draw, encoded, predicted, self.encoder.num_prefix)
         content = self.encoder.embed(draw.take(self.patches, encoded)).detach()
         return _Inputs(content, draw.order[:, encoded], draw.order[:, predicted], masks)
 
-    def read(self, given: _Inputs) -> Tensor:
-        out: Tensor = self.reader(self.encoder, given.content, given.index, given.query_index, given.masks)
+    def _read(self, given: _Inputs) -> Tensor:
+        out: Tensor = self.part(self.encoder, given.content, given.index, given.query_index, given.masks)
         return out
 
-    def expect(self, expected: str, found: Tensor, wanted: Tensor) -> None:
-        self.role.expect_equal(expected, found, wanted, self.tolerance)
+    def _expect(self, expected: str, found: Tensor, wanted: Tensor) -> None:
+        self.expect_equal(expected, found, wanted, self.tolerance)
 
-    def check_output(self) -> None:
-        given = self.inputs()
-        out = self.read(given)
-        self.role.expect_shape("predictions [B, t, dim]", out, (*given.query_index.shape, self.reader.dim), None)
-        self.role.expect_finite("predictions", out)
-        self.expect("the same predictions in a second call", self.read(given), out)
+    def output(self) -> None:
+        given = self._inputs()
+        out = self._read(given)
+        self.expect_shape("predictions [B, t, dim]", out, (*given.query_index.shape, self.part.dim), None)
+        self.expect_finite("predictions", out)
+        self._expect("the same predictions in a second call", self._read(given), out)
 
-    def check_queries(self) -> None:
-        given, p = self.inputs(), self.encoder.num_prefix
+    def order_of_queries(self) -> str | None:
+        if self.in_order:
+            return _IN_ORDER
+        given, p = self._inputs(), self.encoder.num_prefix
         straight, order = torch.arange(given.content.shape[1]), torch.arange(given.query_index.shape[1]).flip(0)
         expected = "queries in another order to give the same predictions in that order"
-        self.expect(expected, self.read(given.ordered(straight, order, p)), self.read(given)[:, order])
+        self._expect(expected, self._read(given.ordered(straight, order, p)), self._read(given)[:, order])
+        return None
 
-    def check_content(self) -> None:
-        given, p = self.inputs(), self.encoder.num_prefix
+    def order_of_content(self) -> str | None:
+        if self.in_order:
+            return _IN_ORDER
+        given, p = self._inputs(), self.encoder.num_prefix
         order, straight = torch.arange(given.content.shape[1]).flip(0), torch.arange(given.query_index.shape[1])
         expected = "content in another order to give the same predictions"
-        self.expect(expected, self.read(given.ordered(order, straight, p)), self.read(given))
+        self._expect(expected, self._read(given.ordered(order, straight, p)), self._read(given))
+        return None
 
     @torch.no_grad()
-    def check_seen(self) -> None:
-        given, p = self.inputs(), self.encoder.num_prefix
-        before, s = self.read(given), given.masks.memory.shape[-1]
+    def what_queries_see(self) -> None:
+        given, p = self._inputs(), self.encoder.num_prefix
+        before, s = self._read(given), given.masks.memory.shape[-1]
         heard, near = reachable(given.masks)[:, s:, p:s], given.masks.memory[:, 0, :, p:]
         steps = self.draw.step[:, self.draw.windows()[0]]
         for step in torch.unique(steps).tolist():
             changed = steps == step
             shift = noise(given.content.device, *given.content.shape, seed=1, dtype=given.content.dtype)
-            after = self.read(replace(given, content=given.content + shift * changed[..., None]))
+            after = self._read(replace(given, content=given.content + shift * changed[..., None]))
             moved = (after - before).abs().amax(-1)
             may, must = (heard & changed[:, None]).any(-1), (near & changed[:, None]).any(-1)
             for image, row in (~may & (moved > self.tolerance * moved.max())).nonzero()[:1].tolist():
-                self.role.fail(
+                self.fail(
                     f"query {row} of image {image} to hear nothing of content of step {step}, which masks hide", "a say"
                 )
             for image, row in (must & (moved == 0)).nonzero()[:1].tolist():
-                self.role.fail(f"content of step {step} to have a say in query {row} of image {image}", "none")
+                self.fail(f"content of step {step} to have a say in query {row} of image {image}", "none")
 
     @torch.no_grad()
-    def check_positions(self, has_positions: bool) -> None:
-        given = self.inputs()
-        here, there = self.read(given), self.read(replace(given, query_index=given.query_index.roll(1, 1)))
+    def positions_of_queries(self) -> str | None:
+        if self.in_order:
+            return _IN_ORDER
+        given = self._inputs()
+        here, there = self._read(given), self._read(replace(given, query_index=given.query_index.roll(1, 1)))
         moved = apart(there, here, self.tolerance)
-        if not moved and has_positions:
-            self.role.fail("other predictions at other positions (or has_positions=False)", "the same")
-        if moved and not has_positions:
-            self.role.fail("the same predictions at other positions, since has_positions=False", moved)
+        if not moved and self.has_positions:
+            self.fail("other predictions at other positions (or has_positions=False)", "the same")
+        if moved and not self.has_positions:
+            self.fail("the same predictions at other positions, since has_positions=False", moved)
+        return None
 
-    def check_windows(self) -> str | None:
+    def windows(self) -> str | None:
         if self.draw.step_sizes is None:
             return "steps differ in size from image to image"
-        whole = self.inputs(replace(self.draw, step_sizes=None))
+        whole = self._inputs(replace(self.draw, step_sizes=None))
         try:
-            full = self.read(whole)
+            full = self._read(whole)
         except ValueError as error:
             return f"refused: {error}"
         predicted = self.draw.windows()[1]
         expected = "the whole sequence under masks to be read as its windows"
-        self.expect(expected, full[:, predicted], self.read(self.inputs()))
+        self._expect(expected, full[:, predicted], self._read(self._inputs()))
         return None
 
-    def check_alone(self) -> None:
-        given = self.inputs()
-        together = self.read(given)
+    def images_in_a_batch(self) -> None:
+        given = self._inputs()
+        together = self._read(given)
         for i in range(_BATCH):
             rows = slice(i, i + 1)
             expected = f"image {i} alone to be read as in a batch"
-            self.expect(expected, self.read(rows_of(given, rows, _BATCH)), together[rows])
+            self._expect(expected, self._read(rows_of(given, rows, _BATCH)), together[rows])
 
-    def check_gradients(self) -> str | None:
+    def gradients(self) -> str | None:
         theirs = {id(p) for p in self.encoder.module.parameters()}
-        named = self.reader.named_parameters() if isinstance(self.reader, nn.Module) else ()
+        named = self.part.named_parameters() if isinstance(self.part, nn.Module) else ()
         own = {name: p for name, p in named if p.requires_grad and id(p) not in theirs}
         if not own:
             return "the reader has no weights of its own"
-        out = self.read(self.inputs())
+        out = self._read(self._inputs())
         total = (out * noise(out.device, *out.shape, seed=2, dtype=out.dtype)).sum()
-        self.role.expect_gradients(
+        self.expect_gradients(
             dict(zip(own, torch.autograd.grad(total, list(own.values()), allow_unused=True), strict=True))
         )
         return None

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +29,9 @@ class RoleReport:
 
 @dataclasses.dataclass(frozen=True)
 class Role:
-    """A part under test, and what messages call it."""
+    """A part under test; every public method of a role's own class is a check, which returns why it does not apply."""
 
-    name: str
+    name: ClassVar[str]
     part: Any
 
     def fail(self, expected: str, got: object) -> NoReturn:
@@ -39,16 +39,17 @@ class Role:
         part = getattr(self.part, "__name__", type(self.part).__name__)
         raise RoleError(f"{self.name} {part}: expected {expected}, got {got}")
 
-    def run(self, checks: Mapping[str, Callable[[], str | None]]) -> RoleReport:
+    def run(self) -> RoleReport:
         """Run the checks in order, and leave torch's random state as it was."""
         passed, left_out = [], {}
         with torch.random.fork_rng(), torch.enable_grad():
-            for name, check in checks.items():
-                reason = check()
-                if reason is None:
-                    passed.append(name)
-                else:
-                    left_out[name] = reason
+            for method, value in vars(type(self)).items():
+                if not method.startswith("_") and callable(value):
+                    reason, name = value(self), method.replace("_", " ")
+                    if reason is None:
+                        passed.append(name)
+                    else:
+                        left_out[name] = reason
         return RoleReport(tuple(passed), left_out)
 
     def expect_shape(self, what: str, found: Any, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> None:

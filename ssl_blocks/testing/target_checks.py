@@ -1,6 +1,7 @@
 """Checks for what is predicted, and for how predictions are compared with it: targets and losses."""
 
 import copy
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -32,59 +33,61 @@ def check_target(target: Target, images: Float[Tensor, "b c *s"], grid: Grid, *,
         ('values', 'determinism', 'images in a batch', 'gradients', 'pictures')
     """
     require_several(len(images))
-    role, target = Role("target", target), copy.deepcopy(target)
+    target = copy.deepcopy(target)
     if isinstance(target, nn.Module):
         target.eval()
+    return _TargetCase(target, images, grid, tolerance).run()
 
-    def values() -> None:
-        before = images.clone()
-        found = target(images)
-        role.expect_shape("values [B, N, dim]", found, (len(images), grid.num_tokens, target.dim))
-        role.expect_device("values", found, images.device)
-        role.expect_finite("values", found)
-        if not torch.equal(before, images):
-            role.fail("images as they were", "changed ones")
 
-    def determinism() -> None:
-        found = target(images)
+@dataclass(frozen=True)
+class _TargetCase(Role):
+    name = "target"
+    images: Tensor
+    grid: Grid
+    tolerance: float
+
+    def values(self) -> None:
+        before = self.images.clone()
+        found = self.part(self.images)
+        self.expect_shape("values [B, N, dim]", found, (len(before), self.grid.num_tokens, self.part.dim))
+        self.expect_device("values", found, before.device)
+        self.expect_finite("values", found)
+        if not torch.equal(before, self.images):
+            self.fail("images as they were", "changed ones")
+
+    def determinism(self) -> None:
+        found = self.part(self.images)
         for mode in (False, True):
-            if isinstance(target, nn.Module):
-                target.train(mode)
-            state = default_state(images.device)
-            again = target(images)
-            if not same(state, default_state(images.device)):
-                role.fail("values without a random choice", f"a draw, with training={mode}")
+            if isinstance(self.part, nn.Module):
+                self.part.train(mode)
+            state = default_state(self.images.device)
+            again = self.part(self.images)
+            if not same(state, default_state(self.images.device)):
+                self.fail("values without a random choice", f"a draw, with training={mode}")
             if not torch.equal(found, again):
-                role.fail("the same values in every call", f"others, with training={mode}")
+                self.fail("the same values in every call", f"others, with training={mode}")
 
-    def alone() -> None:
-        together = target(images)
-        for i in range(len(images)):
+    def images_in_a_batch(self) -> None:
+        together = self.part(self.images)
+        for i in range(len(self.images)):
             expected, rows = "an image alone to have the values that it has in a batch", slice(i, i + 1)
-            role.expect_equal(expected, target(images[rows]), together[rows], tolerance, f" in image {i}")
+            found = self.part(self.images[rows])
+            self.expect_equal(expected, found, together[rows], self.tolerance, f" in image {i}")
 
-    def gradients() -> None:
-        if target(images.detach()).requires_grad:
-            role.fail("values without a gradient to the target's own weights", "values that require one")
+    def gradients(self) -> None:
+        if self.part(self.images.detach()).requires_grad:
+            self.fail("values without a gradient to the target's own weights", "values that require one")
 
-    def pictures() -> str | None:
-        to_pixels = getattr(target, "to_pixels", None)
+    def pictures(self) -> str | None:
+        to_pixels, images = getattr(self.part, "to_pixels", None), self.images
         if to_pixels is None:
             return "the target has no to_pixels"
-        shape = (len(images), grid.num_tokens, target.dim)
-        for predictions in (target(images), noise(images.device, *shape, dtype=images.dtype)):
+        shape = (len(images), self.grid.num_tokens, self.part.dim)
+        for predictions in (self.part(images), noise(images.device, *shape, dtype=images.dtype)):
             found = to_pixels(predictions, images)
-            role.expect_shape("pictures of the images' size", found, tuple(images.shape))
-            role.expect_finite("pictures", found)
+            self.expect_shape("pictures of the images' size", found, tuple(images.shape))
+            self.expect_finite("pictures", found)
         return None
-
-    return role.run({
-        "values": values,
-        "determinism": determinism,
-        "images in a batch": alone,
-        "gradients": gradients,
-        "pictures": pictures,
-    })  # fmt: skip
 
 
 def check_loss(loss: Loss, *, dim: int = 5, tolerance: float = 1e-5) -> RoleReport:
@@ -104,36 +107,45 @@ def check_loss(loss: Loss, *, dim: int = 5, tolerance: float = 1e-5) -> RoleRepo
         >>> check_loss(predicted_l1).passed
         ('mean', 'other rows', 'nothing that counts')
     """
-    role, cpu = Role("loss", loss), torch.device("cpu")
+    cpu = torch.device("cpu")
     predictions = noise(cpu, 3, 6, dim).requires_grad_()
     targets = noise(cpu, 3, 6, dim, seed=1).softmax(-1)
     is_target = torch.arange(6) >= torch.tensor([[1], [4], [3]])  # 5, 2 and 3 rows
+    return _LossCase(loss, predictions, targets, is_target, tolerance).run()
 
-    def mean() -> None:
-        whole = loss(predictions, targets, is_target)
-        role.expect_shape("the loss", whole, ())
-        parts = [loss(predictions[i : i + 1], targets[i : i + 1], is_target[i : i + 1]) for i in range(3)]
-        counts = is_target.sum(1)
+
+@dataclass(frozen=True)
+class _LossCase(Role):
+    name = "loss"
+    predictions: Tensor
+    targets: Tensor
+    is_target: Tensor
+    tolerance: float
+
+    def mean(self) -> None:
+        whole = self.part(self.predictions, self.targets, self.is_target)
+        self.expect_shape("the loss", whole, ())
+        rows = [slice(i, i + 1) for i in range(3)]
+        parts = [self.part(self.predictions[i], self.targets[i], self.is_target[i]) for i in rows]
+        counts = self.is_target.sum(1)
         expected = torch.stack([part * count for part, count in zip(parts, counts, strict=True)]).sum() / counts.sum()
-        role.expect_equal("the mean over all rows of the batch that count", whole, expected, tolerance)
+        self.expect_equal("the mean over all rows of the batch that count", whole, expected, self.tolerance)
 
-    def others() -> None:
-        hole = torch.where(is_target[..., None], 0.0, torch.nan)
-        (plain,) = torch.autograd.grad(loss(predictions, targets, is_target), predictions)
-        found = loss(predictions + hole, targets + hole, is_target)
-        (gradient,) = torch.autograd.grad(found, predictions)
-        if not torch.equal(gradient.isnan() | (gradient != 0), (plain != 0) & is_target[..., None]):
-            role.fail("a gradient at the rows that count, and 0 at others, which hold NaN", "another one")
-        if not bool((plain != 0).any(-1)[is_target].all()):
-            role.fail("a gradient at every row that counts", "none at some")
-        difference = apart(found, loss(predictions, targets, is_target), 0.0)
+    def other_rows(self) -> None:
+        hole = torch.where(self.is_target[..., None], 0.0, torch.nan)
+        (plain,) = torch.autograd.grad(self.part(self.predictions, self.targets, self.is_target), self.predictions)
+        found = self.part(self.predictions + hole, self.targets + hole, self.is_target)
+        (gradient,) = torch.autograd.grad(found, self.predictions)
+        if not torch.equal(gradient.isnan() | (gradient != 0), (plain != 0) & self.is_target[..., None]):
+            self.fail("a gradient at the rows that count, and 0 at others, which hold NaN", "another one")
+        if not bool((plain != 0).any(-1)[self.is_target].all()):
+            self.fail("a gradient at every row that counts", "none at some")
+        difference = apart(found, self.part(self.predictions, self.targets, self.is_target), 0.0)
         if difference or not bool(found.isfinite()):
-            role.fail("rows that do not count to have no say", f"{found.item()} where they hold NaN")
+            self.fail("rows that do not count to have no say", f"{found.item()} where they hold NaN")
 
-    def nothing() -> None:
-        found = loss(predictions, targets, torch.zeros_like(is_target))
-        (gradient,) = torch.autograd.grad(found, predictions, allow_unused=True)
+    def nothing_that_counts(self) -> None:
+        found = self.part(self.predictions, self.targets, torch.zeros_like(self.is_target))
+        (gradient,) = torch.autograd.grad(found, self.predictions, allow_unused=True)
         if found.item() != 0 or (gradient is not None and not bool((gradient == 0).all())):
-            role.fail("loss 0 and gradients of 0 where nothing counts", f"loss {found.item()} or other gradients")
-
-    return role.run({"mean": mean, "other rows": others, "nothing that counts": nothing})
+            self.fail("loss 0 and gradients of 0 where nothing counts", f"loss {found.item()} or other gradients")

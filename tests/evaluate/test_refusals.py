@@ -40,7 +40,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture) -> str:
         (["probe", "test_vit", "--probe.augment=true", "--probe.solver=logistic"], "probe.augment=True goes with"),
         (["knn", "test_resnet", "--attention=causal", "--pretrained=false"], "attention='causal' needs an encoder of"),
         (["segment", "test_vit", "--attention=both", "--pretrained=false"], "attention='both' is for protocols that"),
-        (["finetune", "test_vit", "--finetune.batch_size=31"], "finetune: batch_size=31 must be a multiple of 2"),
+        (["finetune", "test_vit", "--finetune.batch_size=31"], "finetune.batch_size=31 must be a multiple of 2"),
         (["knn", "test_vit", "--pretrained=false", "--data.name=digits", "--image_size=33"], "image_size=33 must be"),
         (["knn", "test_vit", "--device=cuda", "--data.name=digits"], "device='cuda' needs a CUDA GPU"),
     ],

@@ -258,7 +258,7 @@ def test_serializers(name):
 @pytest.mark.parametrize("name", MASKS)
 def test_mask_builders(name):
     report = check_mask_builder(MASKS[name])
-    assert set(report.not_applicable) == (set() if name == "causal" else {"predict_first"})
+    assert set(report.not_applicable) == (set() if name == "causal" else {"predict first"})
 
 
 @pytest.mark.parametrize("name", readers())
