@@ -3,7 +3,8 @@
 from ssl_blocks.testing.draw_checks import check_partitioner, check_serializer
 from ssl_blocks.testing.encoder_case import EncoderError
 from ssl_blocks.testing.encoders import EncoderReport, check_token_encoder
-from ssl_blocks.testing.leaks import LeakError, assert_no_leak
+from ssl_blocks.testing.leak_case import LeakError
+from ssl_blocks.testing.leaks import assert_no_leak
 from ssl_blocks.testing.mask_checks import check_mask_builder
 from ssl_blocks.testing.objective_checks import check_objective
 from ssl_blocks.testing.reader_checks import check_reader
