@@ -340,13 +340,16 @@ class ObjectiveOutput:
         loss: scalar, to call ``backward`` on.
         predictions: ``[B, t, P]``.
         targets: ``[B, t, P]``.
-        index: ``[B, t]`` raster position that each row speaks of.
-        step: ``[B, t]`` decoding step of each row.
+        index: ``[B, t]`` raster position that each row speaks of; several rows may speak of one, as overlapping target
+            blocks do. Of `Views` positions are counted view after view, through those that the tokenizer fits.
+        step: ``[B, t]`` decoding step of each row: it may see what is given, and positions of earlier steps. Blocks
+            that are predicted separately from one context share a step.
         is_target: ``[B, t]``, ``True`` where the row counts in the loss.
         draw: the random choices that were used; giving them back to ``forward`` repeats the result.
         metrics: scalars worth logging, not part of the loss.
-        given: ``[B, N]``, ``True`` at positions that predictions may see at all; ``None``: those that are never
-            predicted. Tokens that are neither given nor predicted are seen by nothing.
+        given: ``[B, N]``, ``True`` at positions that predictions may see from the start; ``None``: those that are never
+            predicted. Tokens that are neither given nor predicted are seen by nothing. ``[B, t, N]`` says of every row
+            all that it may see, whatever its step: several masks of one image, a window of what was read before.
         count: what the loss was divided by, a scalar; ``None``: the number of rows that count. A training loop divides
             by it over all processes and accumulated batches.
     """
@@ -359,7 +362,7 @@ class ObjectiveOutput:
     is_target: Bool[Tensor, "b t"]
     draw: Any
     metrics: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
-    given: Bool[Tensor, "b n"] | None = None
+    given: Bool[Tensor, "b n"] | Bool[Tensor, "b t n"] | None = None
     count: Shaped[Tensor, ""] | None = None
 
     @property

@@ -45,7 +45,7 @@ class PatchPuzzle(Objective):
     Where all of them are dropped the loss is 0, as in every objective here (in the original it is NaN). The accuracies
     count all tokens, and among them those that could only be guessed.
 
-    ``assert_no_leak`` does not fit: it demands that no prediction sees its own patch, and here each must.
+    Each prediction has to see its own patch; what ``assert_no_leak`` proves is that dropped patches are seen by none.
 
     Args:
         encoder: any token encoder without positions.
@@ -136,6 +136,7 @@ class PatchPuzzle(Objective):
             step=torch.zeros_like(index),
             is_target=is_target,
             draw=draw,
+            given=is_target[:, None].expand(-1, tokens.shape[1], -1),
             metrics=_accuracies(predictions, targets),
         )
 

@@ -124,7 +124,8 @@ class _Case(Role):
         if tokenizer is not None:
             n = tokenizer.grid.num_tokens
             if out.given is not None:
-                self.expect_shape("given [B, N]", out.given, (self.batch, n), torch.bool)
+                by_row = rows[1:] if out.given.ndim == 3 else ()
+                self.expect_shape("given [B, N] or [B, t, N]", out.given, (self.batch, *by_row, n), torch.bool)
             if int(out.index.min()) < 0 or int(out.index.max()) >= n:
                 self.fail(f"index within the {n} tokens", f"{int(out.index.min())}..{int(out.index.max())}")
         for name, value in {"divisor": out.divisor, **out.metrics}.items():

@@ -1,6 +1,7 @@
 """Several objectives on one encoder: the sum of their losses, and the encoder once."""
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 import ssl_blocks as sb
 from ssl_blocks.encoders import export_encoder
-from ssl_blocks.testing import assert_no_leak
+from ssl_blocks.testing import LeakError, assert_no_leak
 from tests.recipes import build, gradients, images
 
 
@@ -107,9 +108,17 @@ def test_every_objective_still_passes_its_leak_check():
         assert_no_leak(part, images(2))
 
 
-def test_a_sum_cannot_be_checked_for_leaks_as_a_whole():
-    with pytest.raises(ValueError, match="WeightedSum has no target: check the objectives in it one by one"):
-        assert_no_leak(sb.WeightedSum(parts()), images(2))
+def test_a_sum_is_checked_for_leaks_part_by_part():
+    both = sb.WeightedSum(parts())
+    assert assert_no_leak(both, images(2)).passed == ("randsac", "mae")
+
+    def peek(module, args, out):
+        seen = out.predictions + 0.1 * out.targets
+        return dataclasses.replace(out, predictions=seen, loss=sb.predicted_mse(seen, out.targets, out.is_target))
+
+    both.parts["mae"].register_forward_hook(peek)
+    with pytest.raises(LeakError, match=r"^mae: by gradient"):
+        assert_no_leak(both, images(2))
 
 
 def test_the_encoder_is_saved_once_and_loads_strictly():

@@ -124,7 +124,7 @@ def without_head(out):
         (Altered(lambda out: {"loss": out.loss / 0}), "a finite loss in training mode"),
         (Altered(lambda out: {"metrics": {"rows": out.predictions[0, :, 0]}}), "rows to be a scalar"),
         (Altered(lambda out: {"is_target": out.is_target & False}), "finite predictions of something"),
-        (Altered(lambda out: {"given": out.is_target[:, :3]}), r"given \[B, N\] of shape \(3, 16\)"),
+        (Altered(lambda out: {"given": out.is_target[:, :3]}), r"given .* of shape \(3, 16\)"),
         (Altered(lambda out: {"loss": out.loss * len(out.step)}), "the loss to be a sum over images divided by"),
         (Altered(lambda out: {"count": torch.tensor(5)}), "the divisor to be the sum of the images'"),
         (Altered(without_head), "a gradient for every trained parameter, got none for base.encoder"),

@@ -1,0 +1,189 @@
+"""What the leak test looks at: pixels by position, and which of them each prediction may and must see."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from ssl_blocks.parts.tokenize import Tokenizer
+from ssl_blocks.values import ObjectiveOutput, Views
+
+CONTEXT = -1  # step of tokens that are given
+HIDDEN = 2**40  # step of tokens that are neither given nor predicted: nothing may see them
+
+Images = Float[Tensor, "b c *s"] | Views
+Pixels = tuple[Tensor, ...]  # one ``[B, C, H, W]`` per view; of plain images there is one
+
+
+class LeakError(AssertionError):
+    """A prediction sees pixels that it must not, or misses pixels that it must see."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is tested.
+
+    Args:
+        name: of an objective.
+        module: whose modes and buffers are put back.
+        tokenizer: cuts images, or those of the views that have its size.
+        target: what is predicted of every position, of images or views.
+        draw: random choices for images, by a generator.
+        compute: the output for images and a draw.
+    """
+
+    name: str
+    module: Any
+    tokenizer: Tokenizer
+    target: Callable[[Any], Tensor]
+    draw: Callable[[Images, torch.Generator | None], Any]
+    compute: Callable[[Images, Any], ObjectiveOutput]
+
+
+@dataclass(frozen=True)
+class LeakCase:
+    """One draw of a subject, and who may see what in it.
+
+    Args:
+        subject: what is tested.
+        pixels: of every view, leaves that gradients are taken of.
+        num_global: of the views; ``None``: plain images.
+        is_cut: which views the tokenizer fits; positions are counted through these, view after view.
+        draw: the random choices.
+        out: what came of them.
+        step_of: ``[B, N]`` last step at which a position is predicted, `CONTEXT` or `HIDDEN`.
+        may: ``[B, t, N]`` which positions a row may see.
+        must: ``[B, t, N]`` which of them it has to see, so that nothing dead passes.
+    """
+
+    subject: Subject
+    pixels: Pixels
+    num_global: int | None
+    is_cut: tuple[bool, ...]
+    draw: Any
+    out: ObjectiveOutput
+    step_of: Int[Tensor, "b n"]
+    may: Bool[Tensor, "b t n"]
+    must: Bool[Tensor, "b t n"]
+
+    def images(self, pixels: Pixels) -> Images:
+        """Pixels as the subject gets them."""
+        return pixels[0] if self.num_global is None else Views(pixels, self.num_global)
+
+    def per_token(self, values: Pixels) -> Float[Tensor, "b n"]:
+        """Largest absolute value per position."""
+        cut = [v for v, fits in zip(values, self.is_cut, strict=True) if fits]
+        return torch.cat([self.subject.tokenizer(v).abs().flatten(2).amax(-1) for v in cut], dim=1)
+
+    def cropped(self) -> Pixels:
+        """Pixels of cut views that belong to no patch, bool."""
+        everywhere = self.where(torch.ones_like(self.step_of, dtype=torch.bool))
+        return tuple(~x & fits for x, fits in zip(everywhere, self.is_cut, strict=True))
+
+    def where(self, changed: Bool[Tensor, "b n"]) -> Pixels:
+        """Pixels of these positions, bool."""
+        found, start = [], 0
+        for x, fits in zip((x.detach() for x in self.pixels), self.is_cut, strict=True):
+            if not fits:
+                found.append(torch.zeros_like(x, dtype=torch.bool))
+                continue
+            ones = torch.ones_like(self.subject.tokenizer(x))
+            own = changed[:, start : start + ones.shape[1]]
+            patches = ones * own.reshape(*own.shape, *[1] * (ones.ndim - 2))
+            found.append(self.subject.tokenizer.untokenize(patches) != 0)
+            start += ones.shape[1]
+        return tuple(found)
+
+    @torch.no_grad()
+    def predict(self, pixels: Pixels, draw: Any = None) -> Float[Tensor, "b t p"]:
+        """Predict with the same dropout in every call, and leave buffers as they were."""
+        module, device = self.subject.module, pixels[0].device
+        buffers = list(module.buffers()) if isinstance(module, nn.Module) else []
+        state = [buffer.clone() for buffer in buffers]
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(0)
+            draw = self.draw if draw is None else draw
+            predictions: Tensor = self.subject.compute(self.images(pixels), draw).predictions
+        for buffer, was in zip(buffers, state, strict=True):
+            if not torch.equal(buffer, was):
+                buffer.copy_(was)
+        return predictions
+
+    def position(self, image: int, position: int) -> str:
+        """What a message calls a position of an image."""
+        given = self.out.given
+        return f"position {position} of {self.step_name(image, position)}" + (
+            "" if given is None or given.ndim == 2 else ", as its row of given has it"
+        )
+
+    def step_name(self, image: int, position: int) -> str:
+        """What a message calls the tokens that a position belongs to."""
+        step = int(self.step_of[image, position])
+        names = {CONTEXT: "the given tokens", HIDDEN: "tokens that are neither given nor predicted"}
+        return names.get(step, f"step {step}")
+
+
+def make_case(subject: Subject, images: Images, generator: torch.Generator | None) -> LeakCase:
+    """Draw, compute, and find out who may see what.
+
+    Raises:
+        LeakError: if predictions do not follow the draw.
+        ValueError: if nothing is predicted, or an index names no position.
+    """
+    views, num_global = (images.images, images.num_global) if isinstance(images, Views) else ((images,), None)
+    pixels = tuple(view.detach().clone().requires_grad_() for view in views)
+    is_cut = tuple(_fits(subject.tokenizer, view, needed=number == 0) for number, view in enumerate(pixels))
+    own = pixels[0] if num_global is None else Views(pixels, num_global)
+    draw = subject.draw(own, generator)
+    out = subject.compute(own, draw)
+    if not bool(out.is_target.any()):
+        raise ValueError("nothing is predicted in this draw: give more images or more segments")
+    tokens = subject.tokenizer.grid.num_tokens
+    named = out.index[out.is_target]
+    if int(named.min()) < 0 or int(named.max()) >= tokens * sum(is_cut):
+        found = f"{int(named.min())}..{int(named.max())}"
+        raise ValueError(f"index must name positions from 0 to {tokens * sum(is_cut) - 1}, got {found}")
+    step_of, may, must = visible(out, tokens, sum(is_cut))
+    case = LeakCase(subject, pixels, num_global, is_cut, draw, out, step_of, may, must)
+    if not torch.allclose(case.predict(pixels), out.predictions, rtol=1e-3, atol=1e-4):
+        raise LeakError(
+            "predictions differ between two calls with the same images and draw: does forward use its draw?"
+        )
+    return case
+
+
+def _fits(tokenizer: Tokenizer, view: Tensor, *, needed: bool) -> bool:
+    try:
+        tokenizer(view.detach())
+    except ValueError:
+        if needed:
+            raise
+        return False
+    return True
+
+
+def visible(
+    out: ObjectiveOutput, tokens: int, views: int
+) -> tuple[Int[Tensor, "b n"], Bool[Tensor, "b t n"], Bool[Tensor, "b t n"]]:
+    """Step of every position, which positions each row may see, and which it must.
+
+    A position that several rows predict is seen after the last of them alone. What other views give may be seen, but
+    need not.
+    """
+    batch, given = len(out.index), out.given
+    nowhere = torch.full((batch, tokens * views), CONTEXT - 1, device=out.index.device)
+    steps = torch.where(out.is_target, out.step, CONTEXT - 1)
+    last = nowhere.scatter_reduce(1, out.index.clamp(0, tokens * views - 1), steps, "amax")
+    at_first = torch.full_like(last, CONTEXT)
+    if given is not None and given.ndim == 2:
+        at_first = torch.where(given, CONTEXT, HIDDEN)
+    step_of = torch.where(last >= 0, last, at_first)
+    if given is not None and given.ndim == 3:
+        may = given.expand(-1, out.index.shape[1], -1)
+        return step_of, may, may
+    may = step_of[:, None] < out.step[..., None]
+    place = torch.arange(tokens * views, device=out.index.device)
+    return step_of, may, may & (out.index[..., None] // tokens == place // tokens)
