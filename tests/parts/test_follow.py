@@ -71,9 +71,7 @@ class Whole(sb.OrderedSerializer):
 def test_a_step_that_is_not_that_of_the_segments_leaks_or_is_refused():
     objective = build(4)
     objective.reader.step = 1  # a token is read off its neighbour in the same square, which has seen it
-    with pytest.raises(
-        ValueError, match="step=1 must be the number of tokens of every segment: .* only 12 are encoded"
-    ):
+    with pytest.raises(ValueError, match=r"step=1 must be the number of tokens .* only 12 are encoded"):
         objective(images(2))
     objective.serializer = Whole()
     with pytest.raises(LeakError, match="depends on position"):
