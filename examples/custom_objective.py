@@ -1,10 +1,11 @@
-"""CrossMAE out of existing parts: an objective that the library does not know.
+"""An objective of your own out of existing parts, one mask of your own, and a plain training loop.
 
-Paper     Fu et al.: "Rethinking Patch Dependence for Masked Autoencoders" (CrossMAE)
-Idea      As in MAE, a random quarter of the patches is encoded. No mask tokens see each other in the decoder: each
-          hidden position asks the encoded tokens by itself, every decoder layer its own mixture of encoder layers.
+Idea      As in MAE, a random quarter of the patches is encoded. In the decoder hidden positions do not see each other:
+          each asks the encoded tokens by itself, every decoder layer its own mixture of encoder layers.
 Parts     Two steps, given and predicted, are a serialization; a position that asks is a query of `SegmentDecoder`; the
           mixture of layers is RandSAC's `LearnedSkipRouter`. What is new is one mask: queries do not see each other.
+Source    The idea is that of Fu et al.: "Rethinking Patch Dependence for Masked Autoencoders" (CrossMAE), whose recipe
+          differs: examples/gallery/crossmae.py is that.
 Command   python examples/custom_objective.py    under a minute on 2 CPU cores
 """
 
@@ -39,8 +40,8 @@ class LonelyQueries:
         return dataclasses.replace(masks, target=itself[None, None])
 
 
-def cross_mae(image_size: int, patch_size: int, *, width: int, depth: int, heads: int) -> sb.SegmentPrediction:
-    """Put CrossMAE together for grey images."""
+def lonely_mae(image_size: int, patch_size: int, *, width: int, depth: int, heads: int) -> sb.SegmentPrediction:
+    """Put the objective together for grey images."""
     size: dict[str, Any] = {"embed_dim": width, "depth": depth, "num_heads": heads}
     encoder = sb.encoders.timm_vit(image_size=image_size, patch_size=patch_size, channels=1, **size)
     tokenizer = sb.PatchTokenizer(image_size=image_size, patch_size=patch_size, channels=1)
@@ -86,7 +87,7 @@ def main(steps: int = STEPS) -> tuple[float, float]:
     train_images, test_images = (
         to_float(split.read(torch.arange(len(split))), data.mean, data.std) for split in (data.train, data.test)
     )
-    objective = cross_mae(8, 1, width=64, depth=4, heads=4)
+    objective = lonely_mae(8, 1, width=64, depth=4, heads=4)
     assert_no_leak(objective, train_images[:2])
     print("no leak: hidden pixels have no say in their prediction, visible ones do")
 

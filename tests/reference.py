@@ -556,3 +556,126 @@ def dense_steps(draw: st.DrawFn) -> list[list[int]]:
             step.append(step[-1] + draw(st.integers(0, 1)))
         batch.append(step)
     return batch
+
+
+# --- parts of the gallery ---------------------------------------------------------------------------------------------
+
+
+def nearest_center(values: Tensor, centers: Tensor) -> list[int]:
+    """Number of the nearest centre of every value ``[n, P]``."""
+    return [min(range(len(centers)), key=lambda k: float((value - centers[k]).square().sum())) for value in values]
+
+
+def lloyd(values: Tensor, centers: Tensor, iterations: int) -> Tensor:
+    """Cluster centres after some iterations; one without values stays."""
+    centers = centers.clone()
+    for _ in range(iterations):
+        mine = nearest_center(values, centers)
+        for k in range(len(centers)):
+            own = [value for value, which in zip(values, mine, strict=True) if which == k]
+            if own:
+                centers[k] = torch.stack(own).mean(0)
+    return centers
+
+
+def histogram_of_gradients(image: Tensor, cell: int, bins: int) -> Tensor:
+    """Histograms ``[cells down, cells across, C, bins]`` of an image ``[C, H, W]``, each of length 1."""
+    channels, height, width = image.shape
+    out = torch.zeros(height // cell, width // cell, channels, bins, dtype=image.dtype)
+    for c in range(channels):
+        for y in range(height):
+            for x in range(width):
+                right, left = image[c, y, min(x + 1, width - 1)], image[c, y, max(x - 1, 0)]
+                below, above = image[c, min(y + 1, height - 1), x], image[c, max(y - 1, 0), x]
+                across, down = float(right - left), float(below - above)
+                angle = math.atan2(down, across) % math.pi / math.pi
+                out[y // cell, x // cell, c, min(int(angle * bins), bins - 1)] += math.hypot(across, down)
+    return out / out.norm(dim=-1, keepdim=True).clamp(min=1e-6)
+
+
+def cosine_transform(patch: Tensor) -> Tensor:
+    """Orthonormal two-dimensional DCT-II of a patch ``[p, q]``."""
+    p, q = patch.shape
+    out = torch.zeros(p, q, dtype=torch.float64)
+    for v in range(p):
+        for u in range(q):
+            total = 0.0
+            for y in range(p):
+                for x in range(q):
+                    down = math.cos(math.pi / p * (y + 0.5) * v)
+                    across = math.cos(math.pi / q * (x + 0.5) * u)
+                    total += float(patch[y, x]) * down * across
+            scale = math.sqrt((1 if v == 0 else 2) / p) * math.sqrt((1 if u == 0 else 2) / q)
+            out[v, u] = scale * total
+    return out
+
+
+def superpixels(image: Tensor, shape: tuple[int, int], compactness: float, iterations: int) -> list[list[int]]:
+    """Numbers of superpixels of an image ``[C, H, W]``: k-means over colour and place within two spacings."""
+    _, height, width = image.shape
+    spots = {
+        (y, x): ((y + 0.5) * shape[0] / height, (x + 0.5) * shape[1] / width)
+        for y in range(height)
+        for x in range(width)
+    }
+    member = {pixel: int(row) * shape[1] + int(column) for pixel, (row, column) in spots.items()}
+    for _ in range(iterations):
+        centers: dict[int, tuple[Tensor, float, float]] = {}
+        for k in set(member.values()):
+            own = [pixel for pixel, which in member.items() if which == k]
+            color = torch.stack([image[:, y, x] for y, x in own]).mean(0)
+            rows, columns = ([spots[pixel][axis] for pixel in own] for axis in (0, 1))
+            centers[k] = (color, sum(rows) / len(own), sum(columns) / len(own))
+        for (y, x), (row, column) in spots.items():
+            best, which = math.inf, member[y, x]
+            for k, (color, down, across) in sorted(centers.items()):
+                near = abs(row - down) <= 1 and abs(column - across) <= 1
+                place = compactness**2 * ((row - down) ** 2 + (column - across) ** 2)
+                distance = math.sqrt(float((image[:, y, x] - color).square().sum()) + place) + (0 if near else 1e6)
+                if distance < best:
+                    best, which = distance, k
+            member[y, x] = which
+    return [[member[y, x] for x in range(width)] for y in range(height)]
+
+
+def contrast(embeddings: Tensor, temperature: float) -> float:
+    """SimCLR's loss of embeddings ``[B, V, D]``."""
+    rows = [(i, embeddings[i, v] / embeddings[i, v].norm()) for i in range(len(embeddings)) for v in range(2)]
+    losses = []
+    for a, (image, ours) in enumerate(rows):
+        scores = {b: float(ours @ theirs) / temperature for b, (_, theirs) in enumerate(rows) if b != a}
+        (twin,) = (b for b, (other, _) in enumerate(rows) if other == image and b != a)
+        losses.append(math.log(sum(math.exp(score) for score in scores.values())) - scores[twin])
+    return sum(losses) / len(losses)
+
+
+def variance_invariance_covariance(embeddings: Tensor) -> tuple[float, float, float]:
+    """VICReg's three terms of two views ``[B, 2, D]``: invariance, variance, covariance."""
+    first, second = embeddings[:, 0], embeddings[:, 1]
+    terms = []
+    for view in (first, second):
+        covariance = torch.cov(view.T)
+        lacking = sum(max(0.0, 1 - math.sqrt(float(covariance[d, d]) + 1e-4)) for d in range(len(covariance)))
+        others = float(covariance.square().sum() - covariance.diagonal().square().sum())
+        terms.append((lacking / len(covariance), others / len(covariance)))
+    return float((first - second).square().mean()), sum(t[0] for t in terms) / 2, sum(t[1] for t in terms)
+
+
+def spread(embeddings: Tensor) -> float:
+    """KoLeo: minus the mean log distance to the nearest other embedding on the sphere."""
+    unit = [row / row.norm() for row in embeddings]
+    near = [min(float((a - b).norm()) for j, b in enumerate(unit) if j != i) for i, a in enumerate(unit)]
+    return -sum(math.log(distance + 1e-8) for distance in near) / len(near)
+
+
+def epps_pulley(values: list[float], knots: int, reach: float) -> float:
+    """Distance of values from a standard normal by characteristic functions, times their number."""
+    points = [-reach + 2 * reach * k / (knots - 1) for k in range(knots)]
+
+    def height(t: float) -> float:
+        cosine = sum(math.cos(t * x) for x in values) / len(values)
+        sine = sum(math.sin(t * x) for x in values) / len(values)
+        normal = math.exp(-t * t / 2)
+        return ((cosine - normal) ** 2 + sine**2) * normal
+
+    return len(values) * sum((b - a) * (height(a) + height(b)) / 2 for a, b in itertools.pairwise(points))

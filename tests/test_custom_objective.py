@@ -1,4 +1,4 @@
-"""The tutorial's CrossMAE does what it says, with parts of the library and one mask of its own."""
+"""The tutorial's objective does what it says, with parts of the library and one mask of its own."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from ssl_blocks.testing import assert_no_leak
 
 def build():
     torch.manual_seed(0)
-    return example.cross_mae(16, 2, width=16, depth=2, heads=2)
+    return example.lonely_mae(16, 2, width=16, depth=2, heads=2)
 
 
 def test_a_hidden_position_is_predicted_whatever_else_is_asked() -> None:
@@ -42,7 +42,7 @@ def test_it_leaks_nothing() -> None:
 
 @pytest.mark.process
 def test_the_plain_loop_lowers_the_loss() -> None:
-    objective = example.cross_mae(8, 2, width=32, depth=2, heads=2)
+    objective = example.lonely_mae(8, 2, width=32, depth=2, heads=2)
     data = load("digits", max_train=256)
     losses = example.train(objective, to_float(data.train.images, data.mean, data.std), 60)
     assert sum(losses[-10:]) / 10 < 0.7 * losses[0]

@@ -39,7 +39,8 @@ def vicreg(
         embeddings: ``[B, V, D]``, of all images of the batch, two at least.
         invariance: weight of the squared distance between views, the mean over pairs.
         variance: weight of what deviations over the batch lack of 1, the mean over components and views.
-        covariance: weight of squared covariances of different components, their sum over D, the mean over views.
+        covariance: weight of squared covariances of different components: their sum over ``D``, for each view of a
+            pair.
 
     Examples:
         >>> vicreg(torch.zeros(2, 2, 3), variance=1.0)  # deviations of 0.01 lack .99
@@ -54,7 +55,7 @@ def vicreg(
     lacking = F.relu(1 - deviation).mean()
     products = torch.einsum("bvi,bvj->vij", centered, centered) / (batch - 1)
     others = products.square().sum() - products.diagonal(dim1=1, dim2=2).square().sum()
-    return invariance * apart + variance * lacking + covariance * others / (dim * views)
+    return invariance * apart + variance * lacking + covariance * 2 * others / (dim * views)
 
 
 def koleo(embeddings: Float[Tensor, "b d"]) -> Float[Tensor, ""]:

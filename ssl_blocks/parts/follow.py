@@ -21,7 +21,7 @@ class NextReader(nn.Module):
         step: tokens of a segment.
 
     Raises:
-        ValueError: if ``step`` is below 1, or (when called) content shall see queries.
+        ValueError: if ``step`` is below 1, or (when called) content shall see queries, or segments are larger.
 
     Examples:
         >>> NextReader(192, num_tokens=64).dim
@@ -45,6 +45,11 @@ class NextReader(nn.Module):
         """Return the encoder's normalised output, ``[B, t, D]``; content and queries are windows of one sequence."""
         if masks.feedback is not None:
             raise ValueError("masks.feedback lets content see queries, of which NextReader has none")
+        if content.shape[1] < self.num_tokens - self.step:
+            raise ValueError(
+                f"step={self.step} must be the number of tokens of every segment: of num_tokens={self.num_tokens} only "
+                f"{content.shape[1]} are encoded"
+            )
         states = encoder.encode(content, index, masks.source).final
         prefix = states.shape[1] - content.shape[1]
         first = self.num_tokens - query_index.shape[1] - self.step  # slot that the first row is read off
