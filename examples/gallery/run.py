@@ -83,13 +83,13 @@ class Method:
         """For the command line, which gives resume, checkpoints and dry runs."""
         return Recipe(self.name, self.config, self.assemble, presets=Path(__file__).parent)
 
-    def assemble(self, config: RunConfig, shape: sb.data.ImageShape) -> sb.Objective:
+    def assemble(self, config: RunConfig, data: sb.data.ImageData) -> sb.Objective:
         """Put the objective together as configured."""
-        encoder = config.encoder.build(image_size=(shape.height, shape.width), channels=shape.channels)
-        size = (shape.height, shape.width)
-        tokenizer = sb.PatchTokenizer(image_size=size, patch_size=encoder.patch, channels=shape.channels)
+        size = (data.shape.height, data.shape.width)
+        encoder = config.encoder.build(image_size=size, channels=data.shape.channels)
+        tokenizer = sb.PatchTokenizer(image_size=size, patch_size=encoder.patch, channels=data.shape.channels)
         build = partial(self.build, encoder=encoder, tokenizer=tokenizer)
-        return build(images=training_images(config, shape)) if self.looks else build()
+        return build(images=training_images(data)) if self.looks else build()
 
     def options(self) -> list[str]:
         """Options that belong to the method."""
@@ -104,7 +104,8 @@ class Method:
         data = CroppedDataConfig(name="noise")
         encoder = EncoderConfig(patch_size=patch, width=16, depth=2, heads=2, class_token=self.class_token)
         shape = sb.data.ImageShape(channels, 4 * patch, 4 * patch)
-        objective = self.assemble(self.config(name="tiny", data=data, encoder=encoder), shape)
+        config = self.config(name="tiny", data=data, encoder=encoder)
+        objective = self.assemble(config, sb.data.ImageData.stand_in(shape))
         generator = seeded_generator("cpu", 1)
         images = torch.randn(3, 4, *shape, generator=generator)
         small = images[:, :, :, : 2 * patch, : 2 * patch][:, :, :, :, : 2 * patch].unbind()
@@ -139,20 +140,11 @@ class Method:
         return code
 
 
-def training_images(config: RunConfig, shape: sb.data.ImageShape) -> Tensor:
-    """Some normalised training images, ``[n, C, H, W]``; noise where there are none, in dry runs and checks."""
-    if config.data.name == "noise" or torch.empty(0).is_meta:
-        return torch.randn(64, *shape)
-    data = sb.data.load(
-        config.data.name,
-        image_size=config.data.image_size,
-        channels=config.data.channels,
-        root=config.data.root,
-        max_train=NUM_LOOKED_AT,
-        max_test=1,
-        seed=config.seed,
-    )
-    return sb.data.to_float(data.train.read(torch.arange(len(data.train))), data.mean, data.std)
+def training_images(data: sb.data.ImageData) -> Tensor:
+    """Some normalised training images, ``[n, C, H, W]``."""
+    num = len(data.train)
+    chosen = torch.linspace(0, num - 1, min(NUM_LOOKED_AT, num)).long()  # class folders lie one after the other
+    return sb.data.to_float(data.train.read(chosen), data.mean, data.std)
 
 
 def summary(folder: Path) -> str:
