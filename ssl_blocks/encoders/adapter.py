@@ -138,7 +138,9 @@ class DescribedAdapter(Adapter[M]):
     @classmethod
     def load(cls, folder: Path, config: Mapping[str, Any], image_size: Size | None) -> "DescribedAdapter[M]":
         """Build what a configuration describes, and fill in the weights beside it."""
-        stored = Description(config["model_args"], load_file(folder / "model.safetensors"))
+        # JSON has no tuples
+        arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in config["model_args"].items()}
+        stored = Description(arguments, load_file(folder / "model.safetensors"))
         if image_size is not None:
             stored = cls.resized(stored, image_size)
         with torch.device("meta"):  # no weights are drawn, and no random numbers used up

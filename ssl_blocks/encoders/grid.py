@@ -189,9 +189,7 @@ class GridViT(DescribedAdapter[GridTransformer], TokenAdapter[GridTransformer]):
     @classmethod
     def rebuild(cls, model_args: Mapping[str, Any]) -> "GridViT":
         """The same model, with weights to be filled in."""
-        # JSON has no tuples
-        arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in model_args.items()}
-        return cls(GridTransformer(**arguments))
+        return cls(GridTransformer(**model_args))
 
     @classmethod
     def resized(cls, stored: Description, image_size: Size) -> Description:

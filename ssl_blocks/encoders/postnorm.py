@@ -127,9 +127,7 @@ class PostNormTransformer(DescribedAdapter["PostNormTransformer"], TokenAdapter[
     @classmethod
     def rebuild(cls, model_args: Mapping[str, Any]) -> "PostNormTransformer":
         """The same model, with weights to be filled in."""
-        # JSON has no tuples
-        arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in model_args.items()}
-        return cls(**arguments)
+        return cls(**model_args)
 
     @classmethod
     def resized(cls, stored: Description, image_size: Size) -> Description:

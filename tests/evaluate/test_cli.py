@@ -123,10 +123,8 @@ def test_finetuning_and_segmentation_run_as_a_user_would_call_them(run: Path, ca
     known = json.loads((run / "encoder" / "config.json").read_text())["ssl_blocks"]
     settings = FinetuneSettings(epochs=2, warmup_epochs=1, batch_size=32)
     assert data.test is not None
-    by_hand = finetune_encoder(
-        Extractor(encoders.load_encoder(run / "encoder"), known["mean"], known["std"]), Labelled(data.train, data.test),
-        settings=settings,
-    )  # fmt: skip
+    fed = Extractor(encoders.load_encoder(run / "encoder"), tuple(known["mean"]), tuple(known["std"]))
+    by_hand = finetune_encoder(fed, Labelled(data.train, data.test), settings=settings)
     assert scores["run"]["finetune"]["losses"] == pytest.approx(list(by_hand.score.losses))
     shown = re.sub(r"[\s┃]+", " ", capsys.readouterr().out)
     assert "fine-tuned" in shown

@@ -117,11 +117,12 @@ OTHERS: dict[str, dict[str, Any]] = {
         "epochs": 3, "base_lr": 0.1, "batch_size": 8, "accumulate": 2, "warmup_epochs": 0.5, "weight_decay": 5.0,
         "layer_decay": 0.1, "drop_path": 0.9, "magnitude": None, "deviation": 5.0, "crop_scale": (0.9, 1.0),
         "smoothing": 0.5, "mixup": 0.0, "cutmix": 0.0, "fresh_norm": True, "train_fixed": False, "from_random": True,
-        "save": "kept", "resume": True,
+        "save": "kept", "resume": True, "num_workers": 1,
     },
     "segment": {
         "data": "voc", "num_classes": 3, "freeze": True, "width": 8, "epochs": 3, "batch_size": 2, "lr": 1e-2,
-        "from_random": True, "save": "kept", "resume": True,
+        "weight_decay": 500.0, "warmup": 0.6, "clip": 1e-4, "crop_scale": None,
+        "from_random": True, "save": "kept", "resume": True, "num_workers": 1,
     },
 }  # fmt: skip
 BASES: dict[str, dict[str, Any]] = {
@@ -141,7 +142,7 @@ BESIDE: dict[tuple[str, str], dict[str, Any]] = {  # what an option has an effec
 ELSEWHERE = {
     ("fewshot", "finetune"), ("finetune", "from_random"), ("segment", "from_random"), ("segment", "data"),
     ("segment", "num_classes"), ("finetune", "save"), ("finetune", "resume"), ("segment", "save"),
-    ("segment", "resume"),
+    ("segment", "resume"), ("finetune", "num_workers"), ("segment", "num_workers"),  # which change no result
 }  # fmt: skip
 
 
