@@ -1,5 +1,6 @@
 """Settings and fixtures that all tests share."""
 
+import gc
 import json
 import os
 import subprocess
@@ -20,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 SHARED = {"divided": "two processes", "compiled": "compile checks", "bare": "bare processes"}
 
 torch.set_num_threads(1)
+gc.disable()  # what imports and collection make stays to the end: no use in looking through it again and again
 
 settings.register_profile("ssl_blocks", deadline=None, derandomize=True, max_examples=40, database=None)
 settings.load_profile("ssl_blocks")
@@ -42,6 +44,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return 0 if name in SHARED.values() else 2 - any(item.get_closest_marker("process") for item in groups[name])
 
     items[:] = [item for name in sorted(groups, key=urgency) for item in groups[name]]
+
+
+def pytest_collection_finish() -> None:
+    """Look out for garbage from here on, among what is new."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture

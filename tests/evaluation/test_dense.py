@@ -74,8 +74,8 @@ def with_masks(masks: Tensor) -> Fixed:
 
 
 def test_a_small_pyramid_learns_shapes_well_above_the_majority() -> None:
-    data = make_data(64, 48)
-    training = SegmentationTraining(epochs=14, batch_size=4, lr=3e-3, crop_scale=None)
+    data = make_data(48, 24)
+    training = SegmentationTraining(epochs=8, batch_size=4, lr=6e-3, crop_scale=None)
     scores = evaluate_segmentation(fed(make_encoder()), data, width=16, training=training)
     chance = majority_baseline(data)
     assert chance.mean_iou < 0.22  # background, and nothing of three classes

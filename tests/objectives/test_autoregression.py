@@ -52,7 +52,7 @@ MANY_STEPS = ("patch-raster", "patch-random", "squares M=1")
 
 def make(name, **more):
     partitioner, options = ABLATIONS[name]
-    return build(partitioner, **{**options, **more})
+    return build(partitioner, **{"depth": 2, **options, **more})
 
 
 def images_for(objective, batch=3, **options):

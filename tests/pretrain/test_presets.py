@@ -1,5 +1,7 @@
 """The paper's presets: every number, at full size on the meta device."""
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -46,6 +48,7 @@ def load(name: str, *overrides: str) -> RunConfig:
     return load_config(RECIPES[name.partition("_")[0]], ["--preset", name, *overrides])
 
 
+@cache
 def build(name: str, *overrides: str) -> sb.Objective:
     data = ImageData.stand_in(shape_of(name), num_train=1)
     with torch.device("meta"):

@@ -130,7 +130,7 @@ def test_what_nothing_reads_is_refused_or_not_there(recipe: str, choice: str, mo
 
 
 def test_every_other_field_is_read_by_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = prepare(tmp_path)  # what preparing reads is read once more below
+    run = prepare(tmp_path, "--trainer.epochs=2")  # what preparing reads is read once more below
     with monkeypatch.context() as patch:
         reads = Reads(patch)
         type(run).prepare(run.config, run.assemble).fit()
