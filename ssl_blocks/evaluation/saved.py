@@ -14,9 +14,9 @@ from torch import nn
 from ssl_blocks.encoders import FeatureEncoder, TokenEncoder, export_encoder, load_encoder
 from ssl_blocks.encoders.hub import tokenizer_note
 from ssl_blocks.evaluation.classifier import Classifier
-from ssl_blocks.evaluation.code import rebuild_tokenizer
 from ssl_blocks.evaluation.pyramid import FeaturePyramid
 from ssl_blocks.evaluation.segmentation import SegmentationModel, UPerHead
+from ssl_blocks.evaluation.tokenizers import rebuild_tokenizer
 from ssl_blocks.files import atomically
 from ssl_blocks.parts.tokenize import Tokenizer
 

@@ -11,9 +11,9 @@ import ssl_blocks as sb
 from ssl_blocks.encoders import GridTransformer, export_encoder, load_encoder, wrap
 from ssl_blocks.evaluation import Extractor
 from ssl_blocks.evaluation.classifier import Classifier
-from ssl_blocks.evaluation.code import rebuild_tokenizer
 from ssl_blocks.evaluation.saved import load_classifier, save_classifier
 from ssl_blocks.evaluation.subject import find_subject
+from ssl_blocks.evaluation.tokenizers import rebuild_tokenizer
 from ssl_blocks.parts import StoredTokenizer
 
 MEAN, STD = (0.1, 0.2, 0.3, 0.4, 0.5), (0.5, 0.4, 0.3, 0.2, 0.1)
