@@ -86,8 +86,6 @@ class SuperpixelPartitioner:
         """Cluster every image; nothing is drawn."""
         check_generator(generator, images.device)
         height, width = images.shape[-2:]
-        if grid.ndim != 2:
-            raise ValueError(f"SuperpixelPartitioner needs pictures, and a grid of two axes, got {grid}")
         if height % grid.height or width % grid.width:
             raise ValueError(f"images of {height}x{width} pixels must be a multiple of the grid {grid}")
         ids = slic(images, self.shape, compactness=self.compactness, iterations=self.iterations)
