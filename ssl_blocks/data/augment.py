@@ -134,8 +134,8 @@ class RandomResizedCropFlip:
         return float((height - h) // 2), float((width - w) // 2), float(h), float(w)
 
 
-def to_float(images: UInt8[Tensor, "b c h w"], mean: Sequence[float], std: Sequence[float]) -> Float[Tensor, "b c h w"]:
-    """Normalise uint8 images ``[B, C, H, W]`` to float32: scale to 0..1, subtract the mean, divide by the deviation.
+def to_float(images: UInt8[Tensor, "b c *s"], mean: Sequence[float], std: Sequence[float]) -> Float[Tensor, "b c *s"]:
+    """Normalise uint8 images ``[B, C, *sizes]`` to float32: scale to 0..1, subtract the mean, divide by the deviation.
 
     Args:
         images: uint8.
@@ -152,9 +152,7 @@ def to_float(images: UInt8[Tensor, "b c h w"], mean: Sequence[float], std: Seque
     return normalize(images.float() / 255, mean, std)
 
 
-def normalize(
-    images: Float[Tensor, "b c h w"], mean: Sequence[float], std: Sequence[float]
-) -> Float[Tensor, "b c h w"]:
+def normalize(images: Float[Tensor, "b c *s"], mean: Sequence[float], std: Sequence[float]) -> Float[Tensor, "b c *s"]:
     """Normalise images ``[B, C, H, W]`` of the 0..1 scale: subtract the mean, divide by the standard deviation.
 
     Mean and std are one number per channel, and std above 0; else it is a ``ValueError``.
@@ -164,8 +162,8 @@ def normalize(
 
 
 def denormalize(
-    images: Float[Tensor, "b c h w"], mean: Sequence[float], std: Sequence[float]
-) -> Float[Tensor, "b c h w"]:
+    images: Float[Tensor, "b c *s"], mean: Sequence[float], std: Sequence[float]
+) -> Float[Tensor, "b c *s"]:
     """Undo the normalisation of `to_float`: images ``[B, C, H, W]`` on the 0..1 scale, not clamped.
 
     Mean, std and errors are as for `to_float`.
@@ -185,11 +183,12 @@ def _per_channel(images: Tensor, mean: Sequence[float], std: Sequence[float]) ->
             raise ValueError(f"{name}={tuple(values)} must be one number for each of {channels} channels")
     if min(std) <= 0:
         raise ValueError(f"std={tuple(std)} must be above 0")
-    center, spread = (torch.tensor(tuple(x), device=images.device)[:, None, None] for x in (mean, std))
+    shape = (channels, *[1] * (images.ndim - 2))
+    center, spread = (torch.tensor(tuple(x), device=images.device).reshape(shape) for x in (mean, std))
     return center, spread
 
 
-def channel_statistics(images: UInt8[Tensor, "n c h w"]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(images: UInt8[Tensor, "n c *s"]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of uint8 images per channel on the 0..1 scale; a constant channel's deviation reads 1.
 
     Examples:

@@ -77,7 +77,7 @@ def _encoder(notes: Mapping[str, Any], exported: Mapping[str, Any]) -> Iterator[
     grid, patch, crop = notes.get("grid"), notes.get("patch"), notes.get("crop")
     if grid and patch:
         cut = f", cut out of cells with {crop} pixels left out" if crop else ""
-        yield f"| patches | {grid[0]} x {grid[1]} of {patch[0]} x {patch[1]} pixels{cut} |"
+        yield f"| patches | {' x '.join(map(str, grid))} of {' x '.join(map(str, patch))} pixels{cut} |"
     if "mean" in notes:
         yield f"| input | {notes['channels']} channels; mean {_numbers(notes['mean'])}, std {_numbers(notes['std'])} |"
     yield f"| features | {notes.get('pooling', 'unknown')} |"

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from ssl_blocks.encoders.families import rebuild
 from ssl_blocks.encoders.pooled import adapter_of
 from ssl_blocks.encoders.protocol import FeatureEncoder
 from ssl_blocks.modes import modes_kept
-from ssl_blocks.parts.tokenize import Tokenizer
+from ssl_blocks.parts.tokenize import StoredTokenizer, Tokenizer
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -49,7 +50,8 @@ def export_encoder(
     Args:
         encoder: what to save; any encoder of this library.
         folder: where to.
-        tokenizer: how pretraining cut the images, noted in the configuration; ``None`` where it did not.
+        tokenizer: how pretraining cut the images, noted in the configuration; ``None`` where it did not. Evaluation
+            builds it again where it is a `StoredTokenizer`.
         mean: per channel on the 0..1 scale.
         std: likewise.
 
@@ -83,13 +85,27 @@ def _notes(
         "encoder": type(encoder).__name__,
         "patch": None if tokenizer is None else list(tokenizer.patch),
         "crop": getattr(tokenizer, "crop", 0),
-        "grid": None if tokenizer is None else [tokenizer.grid.height, tokenizer.grid.width],
+        "grid": None if tokenizer is None else list(tokenizer.grid.sizes),
         "image_size": None if tokenizer is None else list(getattr(tokenizer, "image_size", ())) or None,
+        "tokenizer": tokenizer_note(tokenizer),
         "channels": encoder.channels,
         "mean": list(mean),
         "std": list(std),
         "pooling": getattr(encoder, "pooling", "mean of normalised patch tokens"),
     }
+
+
+def tokenizer_note(tokenizer: Tokenizer | None) -> dict[str, Any] | None:
+    """Which class a tokenizer is of, and what builds it again; ``None`` of what is no `StoredTokenizer`."""
+    if tokenizer is None:
+        return None
+    kind, main = type(tokenizer), sys.modules["__main__"]
+    module = kind.__module__
+    if module == "__main__":  # a script: others import it by its name
+        spec = getattr(main, "__spec__", None)
+        module = spec.name if spec else Path(getattr(main, "__file__", None) or module).stem
+    arguments = tokenizer.describe() if isinstance(tokenizer, StoredTokenizer) else None
+    return {"name": f"{module}:{kind.__qualname__}", "arguments": arguments}
 
 
 def load_encoder(folder: str | Path, *, image_size: Size | None = None) -> FeatureEncoder:

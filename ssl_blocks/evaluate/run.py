@@ -121,8 +121,8 @@ def _load(subject: Subject, config: Any) -> ImageData:
     with section("data"):
         return load(
             settings.name,
-            image_size=size[0] if size is not None and size[0] == size[1] else None,
-            channels=subject.extractor.encoder.channels,
+            image_size=size[0] if size is not None and len(set(size)) == 1 else None,
+            channels=len(subject.extractor.mean),
             root=settings.root,
             max_train=settings.max_train,
             max_test=settings.max_test,

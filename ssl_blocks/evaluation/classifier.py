@@ -65,7 +65,7 @@ class Classifier(nn.Module):
         """The adapter of the backbone."""
         return self._encoder[0]
 
-    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+    def forward(self, images: Float[Tensor, "b c *s"]) -> Float[Tensor, "b k"]:
         """Logits ``[B, K]`` of normalised images ``[B, C, H, W]``."""
         x = images if self.tokenizer is None else self.tokenizer(images)
         logits: Tensor = self.head(self.fc_norm(self._pool(x)))

@@ -30,7 +30,8 @@ class Extractor:
         encoder: its module is moved to ``device`` when it is used, and left in the mode that it was in.
         mean: one number per channel on the 0..1 scale.
         std: the same.
-        tokenizer: cuts the images as pretraining did, where it leaves pixels out; ``None`` hands over whole images.
+        tokenizer: cuts the images as pretraining did; it alone says which images it takes. ``None`` hands over whole
+            ones.
         device: where the encoder runs.
         dtype: its precision under autocast; ``None`` switches autocast off.
         attention: ``"bidirectional"``: all tokens see all. ``"causal"``: each sees itself and those before it in raster
@@ -58,7 +59,7 @@ class Extractor:
 
     def __post_init__(self) -> None:
         for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) != self.encoder.channels:
+            if self.tokenizer is None and len(values) != self.encoder.channels:
                 raise ValueError(
                     f"{name}={tuple(values)} must be one number for each of the encoder's {self.encoder.channels} "
                     "channels"
@@ -71,7 +72,7 @@ class Extractor:
                 f"{type(self.encoder).__name__} is none: leave it bidirectional"
             )
 
-    def __call__(self, images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
+    def __call__(self, images: UInt8[Tensor, "n c *s"]) -> Float[Tensor, "n d"]:
         """Features ``[N, D]``, float32 on the CPU, of images ``[N, C, H, W]`` on any device.
 
         Raises:
@@ -80,7 +81,8 @@ class Extractor:
         """
         if len(images) == 0:
             raise ValueError(f"images of shape {tuple(images.shape)} must be at least one image")
-        check_channels(self.encoder, images.shape[1])
+        if self.tokenizer is None:
+            check_channels(self.encoder, images.shape[1])
         with self._ready():
             try:
                 return self._extract(images)
@@ -93,7 +95,7 @@ class Extractor:
                 self._check(images.shape[1:])  # if a single blank image does not fit either, it says so
                 raise
 
-    def of_parts(self, parts: Iterable[UInt8[Tensor, "n c h w"]]) -> Float[Tensor, "m d"]:
+    def of_parts(self, parts: Iterable[UInt8[Tensor, "n c *s"]]) -> Float[Tensor, "m d"]:
         """Features of images that come in parts; none of no part."""
         return torch.cat([torch.empty(0, self.encoder.dim), *(self(part) for part in parts)])
 
@@ -107,6 +109,8 @@ class Extractor:
             self._check(shape)
 
     def _check(self, shape: Sequence[int]) -> None:
+        if self.tokenizer is None:
+            check_channels(self.encoder, shape[0])
         check_images(self.encoder, shape, self._encode, self.device)
 
     @contextmanager
@@ -126,7 +130,7 @@ class Extractor:
         mask = raster_causal_mask(self.encoder.grid, self.encoder.num_prefix, device=x.device)
         return self.encoder.features(given, mask=mask)
 
-    def _extract(self, images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
+    def _extract(self, images: UInt8[Tensor, "n c *s"]) -> Float[Tensor, "n d"]:
         kind, rows = torch.device(self.device).type, []
         with torch.inference_mode(), torch.autocast(kind, dtype=self.dtype, enabled=self.dtype is not None):
             for batch in torch.split(images, self.batch_size):
@@ -204,7 +208,7 @@ class FeatureError(ValueError):
 def check_images(
     encoder: FeatureEncoder,
     shape: Sequence[int],
-    encode: Callable[[Float[Tensor, "b c h w"]], Tensor],
+    encode: Callable[[Float[Tensor, "b c *s"]], Tensor],
     device: torch.device | str = "cpu",
 ) -> None:
     """Refuse images of a shape (channels, height, width) that an encoder cannot take, by a try with a blank one.
@@ -212,7 +216,6 @@ def check_images(
     What the encoder refuses by a ``ValueError`` of its own is left in its words; other errors become one that names the
     shape. The encoder's module lies on ``device``, and ``encode`` is how it is called.
     """
-    check_channels(encoder, shape[0])
     try:
         with torch.no_grad():
             encode(torch.zeros(1, *shape, device=device))

@@ -18,7 +18,7 @@ from ssl_blocks.engine.rank import is_rank_zero
 from ssl_blocks.engine.task import CountedLoss, Moment, Plan, Portion, Task
 from ssl_blocks.evaluation.checks import check_classes, labels_of
 from ssl_blocks.evaluation.classifier import Classifier
-from ssl_blocks.evaluation.extract import Extractor, check_images, layer_watch
+from ssl_blocks.evaluation.extract import Extractor, check_channels, check_images, layer_watch
 from ssl_blocks.evaluation.labelled import Labelled, read_images
 from ssl_blocks.evaluation.layers import set_drop_path
 from ssl_blocks.evaluation.mixing import Mixing, TrainAugment
@@ -94,6 +94,8 @@ def finetune_encoder(
     model = make_classifier(x.encoder, num_classes=classes, settings=settings, seed=seed, tokenizer=x.tokenizer)
     model.to(x.device)
     with modes_kept(model, training=False), layer_watch(model.backbone) as broken:
+        if x.tokenizer is None:
+            check_channels(model.encoder, data.train.shape[0])
         check_images(model.encoder, data.train.shape, model, x.device)
     if broken:
         raise ValueError(

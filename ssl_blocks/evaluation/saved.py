@@ -12,11 +12,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ssl_blocks.encoders import FeatureEncoder, TokenEncoder, export_encoder, load_encoder
+from ssl_blocks.encoders.hub import tokenizer_note
 from ssl_blocks.evaluation.classifier import Classifier
 from ssl_blocks.evaluation.pyramid import FeaturePyramid
 from ssl_blocks.evaluation.segmentation import SegmentationModel, UPerHead
+from ssl_blocks.evaluation.tokenizers import rebuild_tokenizer
 from ssl_blocks.files import atomically
-from ssl_blocks.parts.tokenize import PatchTokenizer, Tokenizer
+from ssl_blocks.parts.tokenize import Tokenizer
 
 FORMAT_VERSION = 1
 ENCODER, HEAD, NOTES = "encoder", "head.safetensors", "model.json"
@@ -55,11 +57,7 @@ def load_classifier(folder: str | Path) -> Loaded[Classifier]:
     folder = Path(folder)
     notes = _notes(folder, "Classifier")
     arguments: dict[str, Any] = {name: notes[name] for name in ("num_classes", "fresh_norm")}
-    cut = notes["tokenizer"]
-    sizes: dict[str, Any] = (
-        {} if cut is None else {name: tuple(x) if isinstance(x, list) else x for name, x in cut.items()}
-    )
-    tokenizer = None if cut is None else PatchTokenizer.from_grid(**sizes)
+    tokenizer = None if notes["tokenizer"] is None else rebuild_tokenizer(notes["tokenizer"])
     model = Classifier(load_encoder(folder / ENCODER), tokenizer=tokenizer, **arguments)
     return _filled(model, "backbone.", folder, notes)
 
@@ -102,12 +100,13 @@ def check_savable(encoder: FeatureEncoder, tokenizer: Tokenizer | None) -> None:
 
 
 def _describe(tokenizer: Tokenizer | None) -> dict[str, Any] | None:
-    if tokenizer is None:
-        return None
-    if not isinstance(tokenizer, PatchTokenizer):
-        raise TypeError(f"tokenizer must be a PatchTokenizer to be saved with a model, got {type(tokenizer).__name__}")
-    grid = (tokenizer.grid.height, tokenizer.grid.width)
-    return {"image_size": tokenizer.image_size, "grid": grid, "channels": tokenizer.channels, "crop": tokenizer.crop}
+    note = tokenizer_note(tokenizer)
+    if note is not None and note["arguments"] is None:
+        raise TypeError(
+            f"tokenizer must have describe and rebuild (StoredTokenizer) to be saved with a model, and {note['name']} "
+            "has not"
+        )
+    return note
 
 
 def _save(

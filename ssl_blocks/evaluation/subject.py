@@ -20,6 +20,7 @@ from ssl_blocks.evaluation.extract import Attention, Extractor, RawPixels
 from ssl_blocks.evaluation.labelled import Labelled, read_images
 from ssl_blocks.evaluation.protocol import RANDOM
 from ssl_blocks.evaluation.sharing import Share
+from ssl_blocks.evaluation.tokenizers import rebuild_tokenizer
 from ssl_blocks.parts.tokenize import PatchTokenizer, Tokenizer
 
 NEUTRAL = 0.5
@@ -180,25 +181,28 @@ def _subject(
 ) -> Subject:
     """A subject with the statistics that are known of its encoder, where they are for its number of channels."""
     mean, std = (tuple(known.get(name) or ()) for name in ("mean", "std"))
-    fits = len(mean) == len(std) == encoder.channels
+    # of images, where a tokenizer cuts them: what an encoder gets may have other channels
+    fits = len(mean) == len(std) == (encoder.channels if tokenizer is None else len(mean) or None)
     if not fits:
         mean = std = (NEUTRAL,) * encoder.channels
     return Subject(name, Extractor(encoder, mean, std, tokenizer), knows_statistics=fits, **others)
 
 
 def _tokenizer(notes: dict[str, Any], image_size: int | None) -> Tokenizer | None:
-    """Of pretraining, where whole images would not do: it left pixels out."""
-    size, grid, patch = (notes.get(name) or () for name in ("image_size", "grid", "patch"))
-    if not (size and grid and patch) or [g * p for g, p in zip(grid, patch, strict=True)] == size:
+    """Of pretraining, where whole images would not do: it left pixels out, or is another than the encoder's own."""
+    note, size = notes.get("tokenizer"), notes.get("image_size")
+    if note is None:
+        return None
+    whole = [g * p for g, p in zip(notes["grid"], notes["patch"], strict=False)]
+    if note["name"] == f"{PatchTokenizer.__module__}:{PatchTokenizer.__name__}" and whole == size:
         return None
     if image_size is not None:
+        images = f" of {'x'.join(map(str, size))}" if size else ""
         raise ValueError(
             f"image_size={image_size} must be left out: this encoder was pretrained on patches of "
-            f"{patch[0]}x{patch[1]} pixels, cut out of images of {size[0]}x{size[1]}"
+            f"{'x'.join(map(str, notes['patch']))} pixels, cut out of images{images}"
         )
-    return PatchTokenizer.from_grid(
-        image_size=(size[0], size[1]), grid=(grid[0], grid[1]), channels=notes["channels"], crop=notes["crop"]
-    )
+    return rebuild_tokenizer(note)
 
 
 def _of_timm(word: str, image_size: int | None, *, pretrained: bool) -> Subject:
@@ -282,8 +286,8 @@ def _size_of(
     """What was asked for, what pretraining had, what the encoder is built for, or what timm knows of it."""
     if image_size is not None:
         return image_size, image_size
-    if isinstance(tokenizer, PatchTokenizer):
-        return tokenizer.image_size
+    if tokenizer is not None:
+        return getattr(tokenizer, "image_size", None)
     own = (known or {}).get("input_size")
     return _built_for(encoder) if isinstance(encoder, TokenEncoder) else None if own is None else (own[1], own[2])
 

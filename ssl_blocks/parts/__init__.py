@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from ssl_blocks.parts.serialize import OrderedSerializer, RandomSerializer, Serializer
     from ssl_blocks.parts.superpixels import SuperpixelPartitioner, slic
     from ssl_blocks.parts.target import EncoderTarget, PictureTarget, PixelTarget, PositionTarget, Target
-    from ssl_blocks.parts.tokenize import ChannelTokenizer, PatchTokenizer, Tokenizer
+    from ssl_blocks.parts.tokenize import ChannelTokenizer, PatchTokenizer, StoredTokenizer, Tokenizer
 else:
     __getattr__, __dir__ = lazily(__name__, __file__)
 
@@ -96,6 +96,7 @@ __all__ = [
     "ShuffledPartitioner",
     "SkipMemoryRouter",
     "SquarePartitioner",
+    "StoredTokenizer",
     "SubsetPartitioner",
     "SuperpixelPartitioner",
     "Target",

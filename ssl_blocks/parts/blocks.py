@@ -29,7 +29,7 @@ class BlockSampler(Protocol):
     """Draws what is given and what is predicted of every image; none of the latter may be given."""
 
     def __call__(
-        self, images: Float[Tensor, "b c h w"], grid: Grid, *, generator: torch.Generator | None = None
+        self, images: Float[Tensor, "b c *s"], grid: Grid, *, generator: torch.Generator | None = None
     ) -> TargetBlocks:
         """Draw for every image; the arguments are those of a partitioner."""
         ...
@@ -61,7 +61,7 @@ class RectangleSampler:
         self.count, self.size = count, size
 
     def __call__(
-        self, images: Float[Tensor, "b c h w"], grid: Grid, *, generator: torch.Generator | None = None
+        self, images: Float[Tensor, "b c *s"], grid: Grid, *, generator: torch.Generator | None = None
     ) -> TargetBlocks:
         """Draw the rectangles anew for every image."""
         check_generator(generator, images.device)

@@ -11,6 +11,7 @@ from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 
 from ssl_blocks.parts.attention import can_be_looked_at, run_block, split_empty_rows
+from ssl_blocks.parts.layers import check_sizes, init_linear
 from ssl_blocks.parts.position import PositionTable
 from ssl_blocks.values import AttentionMasks, Grid
 
@@ -259,22 +260,3 @@ class MaskTokenDecoder(nn.Module):
             x = run_block(block, x)
         out: Tensor = self.norm(x[:, -query_index.shape[1] :])
         return out
-
-
-def check_sizes(dim: int, num_heads: int, depth: int) -> None:
-    """Refuse sizes that no decoder can have.
-
-    Raises:
-        ValueError: if ``num_heads`` does not divide ``dim``, or the depth is smaller than 1.
-    """
-    if num_heads < 1 or dim % num_heads:
-        raise ValueError(f"num_heads={num_heads} must divide dim={dim}")
-    if depth < 1:
-        raise ValueError(f"depth={depth} must be at least 1")
-
-
-def init_linear(module: nn.Module) -> None:
-    """Draw a Linear's weight from Xavier's uniform distribution, and set its bias to 0; to be applied to decoders."""
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        nn.init.zeros_(module.bias)

@@ -8,7 +8,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from ssl_blocks.parts.tokenize import Tokenizer
+from ssl_blocks.parts.tokenize import Tokenizer, pair
 
 
 class HOGTarget:
@@ -34,7 +34,7 @@ class HOGTarget:
     """
 
     def __init__(self, tokenizer: Tokenizer, *, bins: int = 9, cell: int | None = None) -> None:
-        height, width = tokenizer.patch
+        height, width = pair(tokenizer.patch)
         self.tokenizer, self.bins, self.cell = tokenizer, bins, (height, width) if cell is None else (cell, cell)
         if bins < 1:
             raise ValueError(f"bins={bins} must be at least 1")

@@ -1,6 +1,6 @@
 """Tokenizers cut images into patches."""
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch.nn.functional as F
 from einops import rearrange
@@ -32,6 +32,20 @@ class Tokenizer(Protocol):
 
     def untokenize(self, patches: Shaped[Tensor, "b n c *p"], /) -> Shaped[Tensor, "b k *s"]:
         """Return images from patches ``[B, N, C, *patch]``."""
+        ...
+
+
+@runtime_checkable
+class StoredTokenizer(Tokenizer, Protocol):
+    """A tokenizer that exports can name, so that evaluation cuts images as pretraining did."""
+
+    def describe(self) -> dict[str, Any]:
+        """What ``rebuild`` needs, as plain values that JSON can hold."""
+        ...
+
+    @classmethod
+    def rebuild(cls, arguments: dict[str, Any], /) -> "StoredTokenizer":
+        """The same tokenizer, of what ``describe`` said; JSON makes lists of tuples."""
         ...
 
 
@@ -171,6 +185,16 @@ class PatchTokenizer:
             patches = patches[:, :, :, *tuple(slice(low, low + size) for size in self.patch)]
         return patches
 
+    def describe(self) -> dict[str, Any]:
+        """Sizes as ``from_grid`` takes them."""
+        sizes = {"image_size": list(self.image_size), "grid": list(self.grid.sizes)}
+        return {**sizes, "channels": self.channels, "crop": self.crop}
+
+    @classmethod
+    def rebuild(cls, arguments: dict[str, Any]) -> "PatchTokenizer":
+        """The same tokenizer."""
+        return cls.from_grid(**_with_tuples(arguments))
+
     def untokenize(self, patches: Shaped[Tensor, "b n c *p"]) -> Shaped[Tensor, "b c *s"]:
         """Put patches ``[B, N, C, *patch]`` together to images; pixels of no patch become 0."""
         if self.crop:
@@ -226,9 +250,23 @@ class ChannelTokenizer:
         check_images(images, self._volume.image_size)
         return self._volume(images[:, None])
 
+    def describe(self) -> dict[str, Any]:
+        """The arguments that it was built with."""
+        count, (depth, *patch) = self._volume.image_size[0], self.patch
+        return {"image_size": list(self.image_size), "patch_size": patch, "channels": count, "depth": depth}
+
+    @classmethod
+    def rebuild(cls, arguments: dict[str, Any]) -> "ChannelTokenizer":
+        """The same tokenizer."""
+        return cls(**_with_tuples(arguments))
+
     def untokenize(self, patches: Shaped[Tensor, "b n 1 *p"]) -> Shaped[Tensor, "b k *s"]:
         """Put patches together to images ``[B, C, *image_size]``."""
         return self._volume.untokenize(patches)[:, 0]
+
+
+def _with_tuples(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
 
 
 def check_images(images: Tensor, expected: tuple[int, ...]) -> None:

@@ -224,7 +224,8 @@ def _letters(steps: list[int]) -> dict[int, str]:
 
 
 def _lines(cells: list[str], grid: Grid) -> list[str]:
-    return [" ".join(cells[row * grid.width : (row + 1) * grid.width]) for row in range(grid.height)]
+    width = grid.sizes[-1]
+    return [" ".join(cells[start : start + width]) for start in range(0, grid.num_tokens, width)]
 
 
 def _indent(lines: Iterable[str]) -> str:

@@ -47,14 +47,35 @@ def check_shape(name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.d
 
 
 def to_pictures(name: str, images: Tensor, grid: Grid) -> list[Array]:
-    """RGB arrays ``[H, W, 3]`` in 0..1."""
-    check_shape(name, images, (-1, -1, -1, -1))
-    if images.shape[2] % grid.height or images.shape[3] % grid.width:
-        raise ValueError(f"{name} has shape {tuple(images.shape)}, expected a size that the grid {grid} divides")
+    """RGB arrays ``[H, W, 3]`` in 0..1.
+
+    Of a volume, and of channels that are an axis of the grid, the middle slice of every cell lies beside the others;
+    a signal is a strip.
+    """
     if not images.is_floating_point():
         raise ValueError(f"{name} has dtype {images.dtype}, expected floating point in 0..1")
-    shown = images[:, :3] if images.shape[1] >= 3 else images.mean(1, keepdim=True).expand(-1, 3, -1, -1)
-    return list(shown.detach().float().nan_to_num().clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy())
+    of_channels = 2 < grid.ndim == images.ndim - 1  # channels are the first axis of the grid
+    check_shape(name, images, (-1,) * (grid.ndim + (1 if of_channels else 2)))
+    flat = images[:, None] if of_channels else images
+    for axis, (cells, length) in enumerate(zip(grid.sizes, flat.shape[2:], strict=True)):
+        if cells > length:
+            raise ValueError(f"{name} has shape {tuple(images.shape)}, expected a size of at least the grid {grid}")
+        if axis < grid.ndim - 2:
+            middle = [(2 * cell + 1) * length // (2 * cells) for cell in range(cells)]
+            flat = flat.index_select(2 + axis, torch.tensor(middle, device=flat.device))
+    if grid.ndim == 1:
+        flat = flat[:, :, None].expand(-1, -1, max(1, flat.shape[-1] // 8), -1)
+    flat = flat.flatten(2, -3) if grid.ndim > 2 else flat[:, :, None]  # [B, C, slices, H, W]
+    shown = flat[:, :3] if flat.shape[1] >= 3 else flat.mean(1, keepdim=True).expand(-1, 3, -1, -1, -1)
+    shown = shown.permute(0, 3, 2, 4, 1).flatten(2, 3)
+    return list(shown.detach().float().nan_to_num().clamp(0, 1).cpu().numpy())
+
+
+def to_cells(values: Array, grid: Grid) -> Array:
+    """Values of tokens ``[N, ...]`` laid out as `to_pictures` lays out pixels: ``[rows, columns, ...]``."""
+    rows = grid.sizes[-2] if grid.ndim > 1 else 1
+    cells = values.reshape(-1, rows, grid.sizes[-1], *values.shape[1:])
+    return np.moveaxis(cells, 0, 1).reshape(rows, -1, *values.shape[1:])
 
 
 def steps_of(serialization: Serialization, image_index: int) -> Array:
@@ -89,9 +110,11 @@ def make_panels(
 
 
 def spread(values: Array, grid: Grid, picture: Array) -> Array:
-    """Repeat the values of each token over its pixels: ``[N, c]`` to ``[H, W, c]``."""
-    cells = values.reshape(grid.height, grid.width, -1)
-    return cells.repeat(picture.shape[0] // grid.height, axis=0).repeat(picture.shape[1] // grid.width, axis=1)
+    """Repeat the values of each token over its pixels: ``[N, c]`` to ``[H, W, c]``; the grid need not divide them."""
+    cells = to_cells(values.reshape(grid.num_tokens, -1), grid)
+    (height, width), (rows, columns) = picture.shape[:2], cells.shape[:2]
+    spread_out: Array = cells[np.arange(height) * rows // height][:, np.arange(width) * columns // width]
+    return spread_out
 
 
 def outline(
@@ -100,11 +123,12 @@ def outline(
     """Draw the borders between tokens of different ids; ``closed``: also those of ids but 0 with the outside."""
     from matplotlib.collections import LineCollection
 
-    cells = ids.reshape(grid.height, grid.width)
+    cells = to_cells(ids, grid)
+    scale = np.divide(picture.shape[:2], cells.shape)
     cells = np.pad(cells, 1) if closed else np.pad(cells, 1, mode="edge")
     level = np.argwhere(cells[:-1, 1:-1] != cells[1:, 1:-1])[:, None] + [[0, 0], [0, 1]]
     upright = np.argwhere(cells[1:-1, :-1] != cells[1:-1, 1:])[:, None] + [[0, 0], [1, 0]]
-    corners = np.concatenate([level, upright]) * (picture.shape[0] / grid.height, picture.shape[1] / grid.width)
+    corners = np.concatenate([level, upright]) * scale
     lines = list(corners[..., ::-1] - 0.5)  # (x, y), and pixel 0 has its centre at 0
     style: dict[str, Any] = {"colors": color, "linewidths": width, "capstyle": "projecting", "clip_on": not closed}
     panel.add_collection(LineCollection(lines, **style))

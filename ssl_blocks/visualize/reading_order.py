@@ -39,7 +39,8 @@ def reading_order_gif(
     Raises:
         ValueError: if shapes do not fit each other, or there is no such image in the serialization.
     """
-    check_shape("image", image, (-1, -1, -1))
+    if grid.ndim < 3:  # else channels may be an axis of the grid
+        check_shape("image", image, (-1,) * (grid.ndim + 1))
     (picture,) = to_pictures("image", image[None], grid)
     check_shape("serialization.order", serialization.order, (-1, grid.num_tokens))
     step = np.empty(grid.num_tokens, dtype=int)
@@ -64,9 +65,10 @@ def _gif_painter(picture: Array, grid: Grid) -> Any:
     palette = [value for color in fixed for value in color] + (reduced.getpalette() or [])
     scale = max(1, round(GIF_SIDE / max(picture.shape[:2])))
     pixels = (np.asarray(reduced) + len(fixed)).repeat(scale, axis=0).repeat(scale, axis=1)
-    (height, width), line = pixels.shape, max(1, min(pixels.shape) // 85)
-    rows, columns = np.arange(height) % (height // grid.height), np.arange(width) % (width // grid.width)
-    unread = np.where(np.logical_and.outer(rows > 0, columns > 0), 0, 1)
+    width, line = pixels.shape[1], max(1, min(pixels.shape) // 85)
+    numbers = spread(np.arange(grid.num_tokens), grid, pixels)[..., 0]
+    above, before = (np.diff(numbers, axis=axis, prepend=-1) != 0 for axis in (0, 1))  # first pixels of a token
+    unread = np.where(above | before, 1, 0)
 
     def frame(hidden: Array, framed: Array, caption: str) -> Any:
         hidden, framed = (spread(mask, grid, pixels)[..., 0] for mask in (hidden, framed))

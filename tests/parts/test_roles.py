@@ -242,8 +242,10 @@ OBJECTIVES = {
 @pytest.mark.parametrize("name", PARTITIONERS)
 @pytest.mark.parametrize("grid", [sb.Grid(8, 8), sb.Grid(4, 8), sb.Grid(64), sb.Grid(4, 8, 4)], ids=str)
 def test_partitioners(name, grid):
-    if name == "tubes" and grid.ndim < 2:
-        return  # refused: see test_dimensions
+    if (name == "tubes" and grid.ndim < 2) or (name == "superpixels" and grid.ndim != 2):
+        with pytest.raises(ValueError, match=rf"grid .*{grid}|, got {grid}$"):
+            PARTITIONERS[name](images(2, 8), grid)
+        return
     report = check_partitioner(PARTITIONERS[name], grid=grid)
     is_random = name not in ("tokens", "squares", "grid", "superpixels")
     assert ("images in a batch" in report.not_applicable) == is_random

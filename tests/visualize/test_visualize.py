@@ -351,7 +351,7 @@ def test_importing_is_cheap_and_drawing_leaves_pyplot_alone(bare: Callable[[str]
     ("images", "message"),
     [
         (torch.rand(3, 16, 16), r"images has shape \(3, 16, 16\), expected \(any, any, any, any\)"),
-        (torch.rand(1, 3, 15, 16), r"images has shape \(1, 3, 15, 16\), expected a size that the grid 4x4 divides"),
+        (torch.rand(1, 3, 3, 16), r"images has shape \(1, 3, 3, 16\), expected a size of at least the grid 4x4"),
         (
             torch.zeros(1, 3, 16, 16, dtype=torch.uint8),
             r"images has dtype torch.uint8, expected floating point in 0..1",

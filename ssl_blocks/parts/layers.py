@@ -1,0 +1,22 @@
+"""What all stacks of layers share: which sizes they can have, and how they are drawn."""
+
+from torch import nn
+
+
+def check_sizes(dim: int, num_heads: int, depth: int) -> None:
+    """Refuse sizes that no layers can have.
+
+    Raises:
+        ValueError: if ``num_heads`` does not divide ``dim``, or the depth is smaller than 1.
+    """
+    if num_heads < 1 or dim % num_heads:
+        raise ValueError(f"num_heads={num_heads} must divide dim={dim}")
+    if depth < 1:
+        raise ValueError(f"depth={depth} must be at least 1")
+
+
+def init_linear(module: nn.Module) -> None:
+    """Draw a Linear's weight from Xavier's uniform distribution, and set its bias to 0; for `nn.Module.apply`."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
