@@ -30,12 +30,17 @@ class Objective(nn.Module, ABC):
         tokenizer: how images are cut; ``None`` for objectives that hand whole images to their encoder.
         takes_views: whether the objective takes `Views`; others get the first global view.
         reads_shared: whether ``forward`` takes ``shared=``, the pass that objectives of a `WeightedSum` share.
+        per_process: whether statistics of a batch (contrasts, covariances, nearest neighbours) are of the images alone
+            that a process has at a time. A part may say it instead; a run tells its user.
+        per_part: whether they are of all processes (`ssl_blocks.parts.gathered`), but of an accumulated part at a time.
     """
 
     encoder: FeatureEncoder
     tokenizer: Tokenizer | None = None
     takes_views: bool = False
     reads_shared: bool = False
+    per_process: bool = False
+    per_part: bool = False
 
     @abstractmethod
     def draw(self, images: Any, *, generator: torch.Generator | None = None) -> Any:

@@ -109,6 +109,8 @@ class Run(Generic[C]):
         if is_rank_zero():
             assert sample is not None
             self._open(folder, console)
+            for remark in self.module.remarks(self.machine.processes.world_size):
+                console.print(f"note: {remark}", soft_wrap=True)
             scores += self._score(sample, "raw pixels") + self._score(sample, "random encoder")
         self._train(folder, console, sample)
         if not is_rank_zero():
