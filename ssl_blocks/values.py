@@ -200,8 +200,8 @@ class Serialization:
         """Look at order and steps themselves, which makes an accelerator wait.
 
         Raises:
-            ValueError: if an image's order is no permutation of all positions (overlapping blocks are none), steps fall or
-                begin below 0, or sizes are not ``step_sizes``.
+            ValueError: if an image's order is no permutation of all positions (overlapping blocks are none), steps fall
+                or begin below 0, or sizes are not ``step_sizes``.
         """
         n = self.num_tokens
         wrong = (self.order.sort(dim=1).values != torch.arange(n, device=self.order.device)).any(1)

@@ -12,7 +12,8 @@ from ssl_blocks.data import ImageData, share_of_cores, to_float, train_loader
 from ssl_blocks.engine.task import CountedLoss, Moment, Plan, Portion, Task
 from ssl_blocks.modes import modes_kept
 from ssl_blocks.objectives import Objective
-from ssl_blocks.objectives.objective import find_parts, seen_by
+from ssl_blocks.objectives.life_cycle import find_parts
+from ssl_blocks.objectives.objective import seen_by
 from ssl_blocks.pretrain.config import RunConfig
 from ssl_blocks.randomness import seeded_generator
 from ssl_blocks.values import Progress
