@@ -161,13 +161,14 @@ class Run(Generic[C]):
 
     def _draw(self, folder: Path, scores: list[Scores], console: Console) -> list[Path]:
         """Draw what there is to see; a picture that fails is one line."""
-        from ssl_blocks.pretrain.figures import write_curves, write_figures
+        from ssl_blocks.pretrain.figures import write_curves, write_features, write_figures
 
         module, figures = self.module, folder / "figures"
         pictures: dict[str, Callable[[], list[Path]]] = {
             type(module.objective).__name__: lambda: write_figures(
                 module.objective, self.data, figures, module.augment
             ),
+            "features": lambda: write_features(module.objective, self.data, figures),
             "curves": lambda: [write_curves(folder, scores)],
         }
         drawn: list[Path] = []

@@ -28,9 +28,7 @@ def test_a_target_of_another_length_than_the_grid_or_the_head_is_refused(target,
     objective = build(SQUARES, depth=1, decoder_depth=1)
     objective.target = target(objective.tokenizer)
     shown = ", ".join(map(str, shape))
-    message = (
-        rf"target {target.__name__} must give \[B, N, P\] with 64 positions of 12 values, .* shape \({shown}\)"
-    )
+    message = rf"target {target.__name__} must give \[B, N, P\] with 64 positions of 12 values, .* shape \({shown}\)"
     with pytest.raises(ValueError, match=message):
         objective(images(2))
 
