@@ -196,6 +196,28 @@ class Serialization:
         """Tokens per image, ``N``."""
         return self.order.shape[1]
 
+    def check(self) -> None:
+        """Look at order and steps themselves, which makes an accelerator wait.
+
+        Raises:
+            ValueError: if an image's order is no permutation of all positions (overlapping blocks are none), steps fall
+                or begin below 0, or sizes are not ``step_sizes``.
+        """
+        n = self.num_tokens
+        wrong = (self.order.sort(dim=1).values != torch.arange(n, device=self.order.device)).any(1)
+        for image in wrong.nonzero()[:1, 0].tolist():
+            named = len(set(self.order[image].tolist()))
+            raise ValueError(
+                f"order must name each of the {n} positions once, but image {image} names {named} of them: blocks that "
+                "overlap, or leave tokens out, are no segments"
+            )
+        if bool((self.step.diff(dim=1) < 0).any()) or bool((self.step[:, :1] < 0).any()):
+            raise ValueError("step must begin at 0 or above, and never fall along the sequence")
+        if self.step_sizes is not None:
+            expected = torch.arange(len(self.step_sizes)).repeat_interleave(torch.tensor(self.step_sizes))
+            if len(expected) != n or not bool((self.step == expected.to(self.step.device)).all()):
+                raise ValueError(f"step_sizes={self.step_sizes} must be the sizes of steps 0, 1, ... in every image")
+
     @property
     def rank(self) -> Int[Tensor, "b n"]:
         """Slot of every position: the inverse of ``order``."""

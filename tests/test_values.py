@@ -188,3 +188,19 @@ def test_values_that_hold_tensors_compare_by_identity():
     assert segments == segments
     assert segments != Segments(levels=(torch.tensor([[0, 1]]),), counts=(2,))
     assert len({segments}) == 1
+
+
+@pytest.mark.parametrize(
+    ("order", "step", "sizes", "message"),
+    [
+        ([[0, 1, 2, 3], [0, 1, 1, 2]], [0, 0, 1, 1], None, "each of the 4 positions once, but image 1 names 3 of them"),
+        ([[3, 1, 2, 0]] * 2, [0, 1, 0, 1], None, "never fall along the sequence"),
+        ([[3, 1, 2, 0]] * 2, [-1, 0, 0, 1], None, "must begin at 0 or above"),
+        ([[3, 1, 2, 0]] * 2, [0, 0, 0, 1], (2, 2), r"step_sizes=\(2, 2\) must be the sizes of steps"),
+    ],
+)
+def test_a_serialization_that_is_none_is_refused_on_request(order, step, sizes, message):
+    steps = torch.tensor(step).expand(2, -1)
+    with pytest.raises(ValueError, match=message):
+        Serialization(torch.tensor(order), steps, sizes).check()
+    Serialization(torch.tensor([[3, 1, 2, 0]] * 2), torch.tensor([0, 0, 1, 1]).expand(2, -1), (2, 2)).check()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ssl_blocks.engine.checkpoints import FORMAT_VERSION, MARK
 from ssl_blocks.engine.optimizers import cosine_weight_decay, warmup_cosine
-from ssl_blocks.engine.parallel import shard, sum_over_processes
+from ssl_blocks.engine.parallel import one_for_none, shard, sum_over_processes
 from ssl_blocks.engine.task import Moment, Portion, Task
 from ssl_blocks.engine.watch import LossWatch
 from ssl_blocks.randomness import mix_seed, seeded_generator
@@ -39,7 +39,8 @@ class Loop(pl.LightningModule):
         self._seconds_before: float = 0.0
         self._started: float | None = None
         self.counted: Tensor | None = None  # of the step under way: summed loss, what it is to be divided by
-        self.most, self.parts_done = 0, 0
+        self.unit = torch.ones(())  # mean count of the first part of the step in all processes
+        self.parts_done = 0
         self.latest: dict[str, Any] = {}  # what the last step is worth logging for
         self.losses: list[float] = []  # mean of every epoch that is over
         self._epoch_loss: Tensor | float = 0.0  # sum over the steps of the epoch under way
@@ -113,10 +114,13 @@ class Loop(pl.LightningModule):
         torch.manual_seed(mix_seed(*key, 1))  # dropout knows no generator
         moment = Moment(step, number * self.world + self.global_rank, seeded_generator(self.device, *key))
         out = self.task.loss(batch, moment)
-        counted = torch.stack([out.mean.detach() * out.count, out.count.to(out.mean.dtype)])
+        count = out.count.detach().to(out.mean.dtype)
+        if number == 0:
+            self.unit = one_for_none(sum_over_processes(count.clone()) / self.world)
+        counted = torch.stack([out.mean.detach() * count, count])
         self.counted = counted if self.counted is None else self.counted + counted
-        self.most, self.latest = out.most, dict(out.metrics)
-        loss: Tensor = out.mean * (out.count / out.most)
+        self.latest = dict(out.metrics)
+        loss: Tensor = out.mean * (count / self.unit)
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -125,13 +129,14 @@ class Loop(pl.LightningModule):
         plan = self.task.plan
         total, count = sum_over_processes(self.counted)
         self.watch.see(total, self.global_step)
-        # gradients are means over processes and accumulated batches of sums: exactly 1 where everything counts
-        scale = self.most * self.world * plan.accumulate / count.clamp(min=1)
+        # gradients are means over processes and accumulated batches of sums: exactly 1 where parts count alike
+        count = one_for_none(count)
+        scale = self.unit * self.world * plan.accumulate / count
         for parameter in self.parameters():
             if parameter.grad is not None:
                 grad = parameter.grad
                 (grad.to_local() if hasattr(grad, "to_local") else grad).mul_(scale.to(grad.dtype))
-        loss = total / count.clamp(min=1)
+        loss = total / count
         self._epoch_loss = self._epoch_loss + loss.double()
         if (self.global_step + 1) % plan.steps_per_epoch == 0:
             self.losses.append(float(self._epoch_loss) / plan.steps_per_epoch)

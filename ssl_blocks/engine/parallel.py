@@ -132,6 +132,11 @@ def repeated_blocks(model: nn.Module) -> list[nn.Module]:
     return blocks
 
 
+def one_for_none(count: torch.Tensor) -> torch.Tensor:
+    """What to divide by: the count, or 1 where nothing counts."""
+    return torch.where(count > 0, count, 1.0)
+
+
 def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
     """Add up a tensor over all processes, in place; alone, it stays as it is."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():

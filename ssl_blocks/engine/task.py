@@ -95,14 +95,12 @@ class CountedLoss:
 
     Args:
         mean: to call ``backward`` on.
-        count: what the mean was divided by.
-        most: the count of a batch in which everything counts, the same for all parts of a step.
+        count: what the mean was divided by, any number from 0 in one unit for all parts: images, rows, weights.
         metrics: scalars worth logging.
     """
 
     mean: Float[Tensor, ""]
     count: Tensor
-    most: int
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
 
 

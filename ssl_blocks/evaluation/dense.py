@@ -100,7 +100,7 @@ class SegmentationTask(Task):
         """Cross entropy of the pixels that count."""
         images, masks = batch
         loss = segmentation_loss(self.model(to_float(images, self.mean, self.std)), masks)
-        return CountedLoss(loss, (masks != IGNORED).sum(), masks.numel())
+        return CountedLoss(loss, (masks != IGNORED).sum())
 
     def no_weight_decay(self) -> Collection[str]:
         """Positions and prefix tokens."""

@@ -237,7 +237,7 @@ class FinetuneTask(Task):
         seed = mix_seed(self.seed, LABELS, moment.step, moment.part)
         x, targets = self.mixing(to_float(images, self.mean, self.std), labels, seed=seed)
         loss: Tensor = self.criterion(self.model(x).float(), targets)
-        return CountedLoss(loss, torch.tensor(len(images), device=loss.device), len(images))
+        return CountedLoss(loss, torch.tensor(len(images), device=loss.device))
 
     def groups(self) -> list[dict[str, Any]]:
         """Parameters by layer."""

@@ -166,7 +166,7 @@ class WeightedSum(Objective):
         counts = torch.stack([out.divisor.to(out.loss.dtype) for out in outputs.values()])
         total = counts.clone()
         torch.distributed.all_reduce(total)
-        share = counts * torch.distributed.get_world_size() / total.clamp(min=1)
+        share = counts * torch.distributed.get_world_size() / torch.where(total > 0, total, 1.0)
         return [loss * factor for loss, factor in zip(losses, share, strict=True)]
 
     def export_encoder(self) -> FeatureEncoder:

@@ -1,10 +1,6 @@
 """What a training loop asks of an objective, and the plain answers to it."""
 
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Iterator
-from contextvars import ContextVar
-from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -12,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ssl_blocks.encoders.protocol import FeatureEncoder, TokenEncoder
+from ssl_blocks.objectives.life_cycle import KNOWN, tell
 from ssl_blocks.parts.average import MovingAverage
 from ssl_blocks.parts.tokenize import Tokenizer
 from ssl_blocks.values import ObjectiveOutput, Progress, Views
@@ -30,12 +27,17 @@ class Objective(nn.Module, ABC):
         tokenizer: how images are cut; ``None`` for objectives that hand whole images to their encoder.
         takes_views: whether the objective takes `Views`; others get the first global view.
         reads_shared: whether ``forward`` takes ``shared=``, the pass that objectives of a `WeightedSum` share.
+        per_process: whether statistics of a batch (contrasts, covariances, nearest neighbours) are of the images alone
+            that a process has at a time. A part may say it instead; a run tells its user.
+        per_part: whether they are of all processes (`ssl_blocks.parts.gathered`), but of an accumulated part at a time.
     """
 
     encoder: FeatureEncoder
     tokenizer: Tokenizer | None = None
     takes_views: bool = False
     reads_shared: bool = False
+    per_process: bool = False
+    per_part: bool = False
 
     @abstractmethod
     def draw(self, images: Any, *, generator: torch.Generator | None = None) -> Any:
@@ -45,13 +47,16 @@ class Objective(nn.Module, ABC):
     def forward(self, images: Any, draw: Any = None) -> ObjectiveOutput:
         """Compute loss and predictions; deterministic where ``draw`` is given."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != KNOWN}
+
     def before_step(self, progress: Progress) -> None:
         """Let every part set what follows a schedule; called before every optimizer step."""
-        _tell(self, "before_step", progress)
+        tell(self, "before_step", progress)
 
     def after_step(self) -> None:
         """Let every part update what follows the weights; called after every optimizer step."""
-        _tell(self, "after_step")
+        tell(self, "after_step")
 
     def no_weight_decay(self) -> set[str]:
         """Collect what the parts name: positions, class and register tokens."""
@@ -73,61 +78,6 @@ class Objective(nn.Module, ABC):
     def export_encoder(self) -> FeatureEncoder:
         """The encoder as it stands."""
         return self.encoder
-
-
-_TOLD: ContextVar[set[int] | None] = ContextVar("told", default=None)
-
-
-def _tell(objective: nn.Module, hook: str, *args: Any) -> None:
-    """Call ``hook`` of every part once, also where objectives inside tell parts of their own."""
-    told = _TOLD.get()
-    if told is None:
-        token = _TOLD.set(set())
-        try:
-            _tell(objective, hook, *args)
-        finally:
-            _TOLD.reset(token)
-        return
-    told.add(id(objective))
-    for part in find_parts(objective):
-        # asked of the class: a module that lacks a name looks for it in three places, too long for every step
-        if hasattr(type(part), hook) and id(part) not in told:
-            told.add(id(part))
-            getattr(part, hook)(*args)
-
-
-def find_parts(owner: nn.Module) -> Iterator[object]:
-    """All modules, and the plain objects that they hold, such as partitioners, and what these hold; each once."""
-    found: set[int] = set()
-    pending: deque[Any] = deque([owner])
-    while pending:
-        value = pending.popleft()
-        if id(value) in found or isinstance(value, _NO_PARTS):
-            continue
-        found.add(id(value))
-        if isinstance(value, nn.Module):
-            yield value
-            pending += value.children()
-            # what a module hides in a container, such as the module that an average follows, is somebody else's
-            own = [kept for name, kept in vars(value).items() if name not in _BOOKKEEPING]
-            pending += [part for part in _held(own) if not isinstance(part, nn.Module)]
-        elif hasattr(value, "__dict__"):
-            yield value
-            pending += _held(vars(value))
-
-
-def _held(value: Any) -> Iterator[Any]:
-    """What a value holds, in containers, too."""
-    for part in value.values() if isinstance(value, dict) else value:
-        if isinstance(part, dict | list | tuple):
-            yield from _held(part)
-        elif not isinstance(part, _PLAIN):
-            yield part
-
-
-_PLAIN = (bool, int, float, str, type(None))
-_BOOKKEEPING = frozenset(vars(nn.Module()))  # parameters, buffers, submodules and hooks, which torch keeps
-_NO_PARTS = (Tensor, type, ModuleType, FunctionType, MethodType)
 
 
 def seen_by(objective: Objective, images: Tensor | Views) -> Any:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ssl_blocks.encoders.protocol import TokenEncoder
 from ssl_blocks.objectives.objective import Objective, check_tokenizer
+from ssl_blocks.parts.attention import can_be_looked_at
 from ssl_blocks.parts.loss import Loss, predicted_mse
 from ssl_blocks.parts.mask import MaskBuilder, SegmentCausalMask
 from ssl_blocks.parts.partition import SegmentPartitioner
@@ -99,8 +100,8 @@ class SegmentPrediction(Objective):
             generator: source of randomness on the images' device; ``None`` uses torch's default.
 
         Raises:
-            ValueError: if the generator is on another device, or each image is one single segment by
-                construction, which leaves nothing to predict.
+            ValueError: if the generator is on another device, each image is one single segment by construction,
+                which leaves nothing to predict, or (looked at on CPU) the order is none, see `Serialization.check`.
         """
         grid = self.tokenizer.grid
         segments = self.partitioner(images, grid, generator=generator)
@@ -109,7 +110,10 @@ class SegmentPrediction(Objective):
                 f"{type(self.partitioner).__name__} makes one segment of the {grid} grid: the first segment is context "
                 "only, so nothing is left to predict. Use smaller or more segments"
             )
-        return self.serializer(segments, generator=generator)
+        draw = self.serializer(segments, generator=generator)
+        if can_be_looked_at(draw.order):
+            draw.check()
+        return draw
 
     def forward(self, images: Float[Tensor, "b c *s"], draw: Serialization | None = None) -> ObjectiveOutput:
         """Predict every segment but those that are given.
@@ -123,7 +127,8 @@ class SegmentPrediction(Objective):
             there is a row for every slot, and ``is_target`` leaves out those of given segments.
 
         Raises:
-            ValueError: if the images do not fit the tokenizer.
+            ValueError: if the images do not fit the tokenizer, the target not the grid and the head, or the loss is no
+                scalar.
         """
         patches = self.tokenizer(images)
         if draw is None:
@@ -133,13 +138,22 @@ class SegmentPrediction(Objective):
         index, step = draw.order[:, predicted], draw.step[:, predicted]
         content = self.encoder.embed(draw.take(patches, encoded))
         predictions = self.head(self.reader(self.encoder, content, draw.order[:, encoded], index, masks))
-        targets = draw.take(self.target(images), predicted)
+        whole = self.target(images)
+        if whole.shape[1:] != (draw.num_tokens, predictions.shape[-1]):
+            raise ValueError(
+                f"target {type(self.target).__name__} must give [B, N, P] with {draw.num_tokens} positions of "
+                f"{predictions.shape[-1]} values, as the grid and the head have them, got shape {tuple(whole.shape)}"
+            )
+        targets = draw.take(whole, predicted)
         is_target, given = step >= self._first, None
         if self.num_predicted is not None:
             is_target &= step < self._first + self.num_predicted
             given = draw.put(draw.step < self._first)
+        loss = self.loss(predictions, targets, is_target)
+        if loss.ndim:
+            raise ValueError(f"loss must return a scalar, the mean over what counts, got shape {tuple(loss.shape)}")
         return ObjectiveOutput(
-            loss=self.loss(predictions, targets, is_target),
+            loss=loss,
             predictions=predictions,
             targets=targets,
             index=index,

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_blocks.data import Augmentation, ImageShape
 from ssl_blocks.objectives import Objective
-from ssl_blocks.objectives.objective import find_parts
+from ssl_blocks.objectives.life_cycle import find_parts
 from ssl_blocks.parts.attention import explicit_attention, split_empty_rows
 from ssl_blocks.values import Views
 

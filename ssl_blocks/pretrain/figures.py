@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ssl_blocks.data import Augmentation, ImageData, denormalize, to_float
+from ssl_blocks.encoders import RegionEncoder, TokenEncoder, attention_weights
 from ssl_blocks.evaluation import Scores
 from ssl_blocks.modes import modes_kept
 from ssl_blocks.objectives import Objective, PatchPuzzle, SegmentPrediction, ViewRegionDistillation, WeightedSum
@@ -16,9 +17,10 @@ from ssl_blocks.objectives.objective import seen_by
 from ssl_blocks.parts.region_loss import match_regions
 from ssl_blocks.parts.target import PictureTarget, PositionTarget
 from ssl_blocks.randomness import random_ranks, seeded_generator
-from ssl_blocks.values import Views, gather_tokens
+from ssl_blocks.values import Views
 from ssl_blocks.visualize import (
     draw_curves,
+    draw_features,
     draw_matches,
     draw_puzzles,
     draw_reconstructions,
@@ -47,12 +49,56 @@ def write_figures(
         folder: where to.
         augment: makes views for an objective that takes them.
     """
-    split = data.train if data.test is None else data.test
-    chosen = torch.linspace(0, len(split) - 1, min(NUM_EXAMPLES, len(split))).long()
-    images = to_float(split.read(chosen), data.mean, data.std)
+    images = _examples(data)
     views = augment(images, generator=seeded_generator("cpu", 0)) if augment and objective.takes_views else images
     with modes_kept(objective, training=False):
         return draw_examples(objective, views, data, folder)
+
+
+@torch.no_grad()
+def write_features(objective: Objective, data: ImageData, folder: Path) -> list[Path]:
+    """Write what the encoder that a run leaves behind makes of the places of a few test images; return the files.
+
+    Its features as colours, and where its class token looks; of encoders without places there is nothing to see.
+
+    Args:
+        objective: on CPU; its mode is left as it was.
+        data: images.
+        folder: where to.
+    """
+    encoder, images = objective.export_encoder(), _examples(data)
+    with modes_kept(encoder.module, training=False):
+        attention = None
+        if isinstance(encoder, RegionEncoder):
+            found = encoder.regions(images)
+            features, grid = found.map, found.grid
+        elif isinstance(encoder, TokenEncoder):
+            tokens = encoder.embed(images if objective.tokenizer is None else objective.tokenizer(images))
+            index = torch.arange(encoder.grid.num_tokens).expand(len(images), -1)
+            features, grid = encoder.encode(tokens, index).final[:, encoder.num_prefix :], encoder.grid
+            attention = _attention(encoder, images)
+        else:
+            return []
+    figure = draw_features(_pictures(images, data), features, grid, attention=attention)
+    save_figure(figure, folder / "features.png")
+    return [folder / "features.png"]
+
+
+def _attention(encoder: TokenEncoder, images: Tensor) -> Float[Tensor, "b n"] | None:
+    """How much the first prefix token looks at each patch; ``None`` where there is none, or nobody can tell."""
+    if not encoder.num_prefix:
+        return None
+    try:
+        return attention_weights(encoder, images)[:, :, 0, encoder.num_prefix :].mean(1)
+    except (RuntimeError, ValueError):  # attention of its own, or patches that only a tokenizer cuts
+        return None
+
+
+def _examples(data: ImageData) -> Float[Tensor, "b c *s"]:
+    """A few test images, normalised."""
+    split = data.train if data.test is None else data.test
+    chosen = torch.linspace(0, len(split) - 1, min(NUM_EXAMPLES, len(split))).long()
+    return to_float(split.read(chosen), data.mean, data.std)
 
 
 @singledispatch
@@ -140,9 +186,12 @@ def _in_place(
     target, out = objective.target, objective(images, draw)
     assert isinstance(target, PictureTarget)
     wanted = target(images)
-    rows = torch.where(out.is_target[..., None], out.predictions, gather_tokens(wanted, out.index))
-    guess = wanted.scatter(1, out.index[..., None].expand_as(rows), rows)
-    hidden = torch.zeros(wanted.shape[:2], dtype=torch.long).scatter_add(1, out.index, out.is_target.long()) > 0
+    # of a position that several rows predict, as overlapping blocks do, the mean is shown
+    times = torch.zeros(wanted.shape[:2]).scatter_add(1, out.index, out.is_target.float())
+    rows = torch.where(out.is_target[..., None], out.predictions, 0.0)
+    total = torch.zeros_like(wanted).scatter_add(1, out.index[..., None].expand_as(rows), rows)
+    guess = torch.where(times[..., None] > 0, total / times[..., None], wanted)
+    hidden = times > 0
     shown, aimed_at = (_pictures(target.to_pixels(values, images), data) for values in (guess, wanted))
     return shown, aimed_at, hidden
 

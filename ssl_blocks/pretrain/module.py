@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 from jaxtyping import UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssl_blocks.data import ImageData, share_of_cores, to_float, train_loader
 from ssl_blocks.engine.task import CountedLoss, Moment, Plan, Portion, Task
 from ssl_blocks.modes import modes_kept
 from ssl_blocks.objectives import Objective
+from ssl_blocks.objectives.life_cycle import find_parts
 from ssl_blocks.objectives.objective import seen_by
 from ssl_blocks.pretrain.config import RunConfig
 from ssl_blocks.randomness import seeded_generator
@@ -40,7 +41,8 @@ class PretrainModule(Task):
         """Try everything once on two images, on CPU.
 
         Raises:
-            ValueError: if a part does not fit another, or the data is too small for a batch.
+            ValueError: if a part does not fit another, the data is too small for a batch, the loss is no scalar, or no
+                gradient reaches a parameter that is to be trained.
         """
         batch = self.config.optimizer.batch_size
         if batch > len(self.data.train):
@@ -50,9 +52,44 @@ class PretrainModule(Task):
         plain = to_float(some, self.data.mean, self.data.std)
         generator = seeded_generator("cpu", self.config.seed)
         images = seen_by(self.objective, self.augment(plain, generator=generator))
-        # in evaluation mode, for statistics of norms are for training images
-        with torch.no_grad(), modes_kept(self.objective, training=False):
-            self.objective(images, self.objective.draw(images, generator=generator))
+        draw = self.objective.draw(images, generator=generator)
+        with torch.compiler.set_stance("force_eager"):  # it is compiled where it is trained
+            # in evaluation mode, for statistics of norms are for training images
+            unused = self._without_gradient(images, draw, training=False)
+            if unused:  # what dropped layers and the like leave out may differ
+                unused &= self._without_gradient(images, draw, training=True)
+        if unused:
+            names = [name for name, _ in self.objective.named_parameters() if name in unused]
+            shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            raise ValueError(
+                f"no gradient reaches {len(names)} parameters of {type(self.objective).__name__}, which would stay as "
+                f"they are: {shown}. Leave them out, or freeze them by requires_grad_(False)"
+            )
+
+    def _without_gradient(self, images: Any, draw: Any, *, training: bool) -> set[str]:
+        """Names of trained parameters that the loss does not depend on."""
+        buffers = [(buffer, buffer.clone()) for buffer in self.objective.buffers()]
+        with torch.random.fork_rng(devices=[]), torch.enable_grad(), modes_kept(self.objective, training=training):
+            loss = self.objective(images, draw).loss
+        for buffer, was in buffers:
+            buffer.copy_(was)
+        if loss.ndim:
+            name = type(self.objective).__name__
+            raise ValueError(f"the loss of {name} must be a scalar, got shape {tuple(loss.shape)}")
+        used = reached(loss)
+        return {name for name, p in self.objective.named_parameters() if p.requires_grad and id(p) not in used}
+
+    def remarks(self, world_size: int) -> list[str]:
+        """What statistics of batches mean in this many processes, where it is not what they mean in one."""
+        images, accumulate = self.config.optimizer.batch_size, self.config.optimizer.accumulate
+        alone = images // (world_size * accumulate)
+        kinds = {"per_process": (world_size * accumulate > 1, alone), "per_part": (accumulate > 1, alone * world_size)}
+        found = []
+        for kind, (matters, number) in kinds.items():
+            names = sorted({type(part).__name__ for part in find_parts(self.objective) if _has(part, kind)})
+            if matters and names:
+                found.append(f"batch statistics of {', '.join(names)} are of {number} images each, not of the {images}")
+        return found
 
     @cached_property
     def plan(self) -> Plan:  # type: ignore[override]
@@ -102,9 +139,7 @@ class PretrainModule(Task):
         augment = self.augment.finish if self.data.is_streamed else self.augment
         images = seen_by(self.objective, augment(plain, generator=moment.generator))
         out = self.objective(images, self.objective.draw(images, generator=moment.generator))
-        count = getattr(out, "count", None)
-        count = out.is_target.sum() if count is None else torch.as_tensor(count, device=out.loss.device)
-        return CountedLoss(out.loss, count, out.is_target.numel(), out.metrics)
+        return CountedLoss(out.loss, torch.as_tensor(out.divisor, device=out.loss.device), out.metrics)
 
     def no_weight_decay(self) -> Collection[str]:
         """What the objective names."""
@@ -122,3 +157,24 @@ class PretrainModule(Task):
         """What images a run saw: schedule and statistics depend on them."""
         data = self.data
         return {"training images": len(data.train), "their mean": list(data.mean), "their std": list(data.std)}
+
+
+def reached(loss: Tensor) -> set[int]:
+    """``id`` of all leaves that a loss depends on, as its graph has them; nothing is computed."""
+    pending, seen, found = [loss.grad_fn], set(), set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.add(id(node.variable))
+        pending += [function for function, _ in node.next_functions]
+    return found
+
+
+def _has(part: object, kind: str) -> bool:
+    """Whether a part has such statistics; batch norms never say so themselves."""
+    norms = nn.SyncBatchNorm if kind == "per_part" else nn.modules.batchnorm._BatchNorm
+    synchronised = kind == "per_process" and isinstance(part, nn.SyncBatchNorm)
+    return bool(getattr(part, kind, False)) or (isinstance(part, norms) and not synchronised)

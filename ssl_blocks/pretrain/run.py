@@ -109,6 +109,8 @@ class Run(Generic[C]):
         if is_rank_zero():
             assert sample is not None
             self._open(folder, console)
+            for remark in self.module.remarks(self.machine.processes.world_size):
+                console.print(f"note: {remark}", soft_wrap=True)
             scores += self._score(sample, "raw pixels") + self._score(sample, "random encoder")
         self._train(folder, console, sample)
         if not is_rank_zero():
@@ -159,13 +161,14 @@ class Run(Generic[C]):
 
     def _draw(self, folder: Path, scores: list[Scores], console: Console) -> list[Path]:
         """Draw what there is to see; a picture that fails is one line."""
-        from ssl_blocks.pretrain.figures import write_curves, write_figures
+        from ssl_blocks.pretrain.figures import write_curves, write_features, write_figures
 
         module, figures = self.module, folder / "figures"
         pictures: dict[str, Callable[[], list[Path]]] = {
             type(module.objective).__name__: lambda: write_figures(
                 module.objective, self.data, figures, module.augment
             ),
+            "features": lambda: write_features(module.objective, self.data, figures),
             "curves": lambda: [write_curves(folder, scores)],
         }
         drawn: list[Path] = []

@@ -25,6 +25,7 @@ from ssl_blocks.testing.role_case import (
     noise,
     require_several,
     rows_of,
+    same,
     seeded,
 )
 from ssl_blocks.values import Grid, Segments, Serialization, gather_tokens
@@ -41,8 +42,8 @@ def check_partitioner(
 
     Ids are int64, lie within their counts and are nested; ``step_sizes``, where there are any, hold in every image.
     Draws follow the generator and nothing else, differ from seed to seed and from image to image, are made on the
-    images' device, and refuse a generator of another one. Where nothing is drawn, an image alone is cut as in a batch.
-    Images stay as they are.
+    images' device, and refuse a generator of another one. Segments of an image depend on no other one; where nothing is
+    drawn, an image alone is cut as in a batch. Images stay as they are.
 
     Args:
         partitioner: the partitioner.
@@ -96,6 +97,10 @@ class _PartitionerCase(Role):
         drawn = [self._draw(twins, seeded(device, seed)) for seed in range(8)] if draws else []
         if draws and all(torch.equal(ids, ids[:1].expand_as(ids)) for one in drawn for ids in one.levels):
             self.fail("a draw of its own for every image", "one that all images of a batch share")
+        other = torch.cat([self.images[:-1], self.images[-1:].flip(-1, -2) + 1])
+        both = (self._draw(images, seeded(device)).levels for images in (self.images, other))
+        if draws and not same(*(rows_of(levels, slice(0, -1), len(other)) for levels in both)):
+            self.fail("segments of an image that depend on no other", "others where another image is changed")
 
     def images_in_a_batch(self) -> str | None:
         images = self.images

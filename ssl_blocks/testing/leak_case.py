@@ -33,6 +33,7 @@ class Subject:
         target: what is predicted of every position, of images or views.
         draw: random choices for images, by a generator.
         compute: the output for images and a draw.
+        takes_views: whether positions are counted through all views, or the first alone is looked at.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Subject:
     target: Callable[[Any], Tensor]
     draw: Callable[[Images, torch.Generator | None], Any]
     compute: Callable[[Images, Any], ObjectiveOutput]
+    takes_views: bool = True
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,9 @@ def make_case(subject: Subject, images: Images, generator: torch.Generator | Non
     """
     views, num_global = (images.images, images.num_global) if isinstance(images, Views) else ((images,), None)
     pixels = tuple(view.detach().clone().requires_grad_() for view in views)
-    is_cut = tuple(_fits(subject.tokenizer, view, needed=number == 0) for number, view in enumerate(pixels))
+    seen = pixels if subject.takes_views else pixels[:1]
+    fits = [_fits(subject.tokenizer, view, needed=number == 0) for number, view in enumerate(seen)]
+    is_cut = (*fits, *[False] * (len(pixels) - len(seen)))
     own = pixels[0] if num_global is None else Views(pixels, num_global)
     draw = subject.draw(own, generator)
     out = subject.compute(own, draw)

@@ -121,7 +121,8 @@ def _subjects(objective: Any, name: str) -> Iterator[tuple[str, Subject | str]]:
         return found
 
     shown = name or type(objective).__name__
-    yield name, Subject(shown, objective, objective.tokenizer, target, draw, compute)
+    takes_views = getattr(objective, "takes_views", False)
+    yield name, Subject(shown, objective, objective.tokenizer, target, draw, compute, takes_views)
 
 
 def _with_shared(whole: WeightedSum, part: Any, name: str) -> Subject | str:
@@ -138,7 +139,11 @@ def _with_shared(whole: WeightedSum, part: Any, name: str) -> Subject | str:
     def compute(images: Images, draw: Any) -> Any:
         return part(_seen_by(part, images), draw[0], shared=shared(images, draw[1]))
 
-    return Subject(name, whole, part.tokenizer, lambda images: part.target(_seen_by(part, images)), draw, compute)
+    def target(images: Images) -> torch.Tensor:
+        found: torch.Tensor = part.target(_seen_by(part, images))
+        return found
+
+    return Subject(name, whole, part.tokenizer, target, draw, compute, part.takes_views)
 
 
 def _seen_by(objective: Any, images: Images) -> Any:

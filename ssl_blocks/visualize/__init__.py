@@ -5,6 +5,7 @@ Matplotlib and Pillow are imported where they are used, so importing this module
 """
 
 from ssl_blocks.visualize.curves import draw_curves
+from ssl_blocks.visualize.feature_maps import draw_features
 from ssl_blocks.visualize.masks import draw_masks
 from ssl_blocks.visualize.matches import draw_matches
 from ssl_blocks.visualize.panels import save_figure
@@ -15,6 +16,7 @@ from ssl_blocks.visualize.segments import draw_segments
 
 __all__ = [
     "draw_curves",
+    "draw_features",
     "draw_masks",
     "draw_matches",
     "draw_puzzles",

@@ -68,14 +68,16 @@ class Weighed(Task):
         self.moments.append((moment.step, moment.part, moment.generator.initial_seed(), float(torch.rand(()))))
         errors = (self.model(x)[:, 0] - 3).square()
         total = counts.sum()
-        return CountedLoss((errors * counts).sum() / total.clamp(min=1), total, 7)
+        return CountedLoss((errors * counts).sum() / torch.where(total > 0, total, 1.0), total)
 
     def after_step(self) -> None:
         self.grads.append(self.model.weight.grad.clone())
 
 
-def test_parts_weigh_what_they_count() -> None:
-    whole, parts = Weighed(), Weighed(accumulate=2)
+@pytest.mark.parametrize("unit", [1.0, 0.01])  # tokens, or weights that add up to less than 1
+def test_parts_weigh_what_they_count(unit: float) -> None:
+    counted = torch.arange(1.0, 9.0) * unit
+    whole, parts = Weighed(counts=counted), Weighed(accumulate=2, counts=counted)
     losses = [train(task, Machine()) for task in (whole, parts)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     torch.testing.assert_close(parts.grads, whole.grads, rtol=1e-5, atol=1e-6)

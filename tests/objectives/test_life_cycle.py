@@ -1,10 +1,14 @@
 """before_step and after_step reach every part of an objective once, wherever it sits."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
 
 import ssl_blocks as sb
+from ssl_blocks.objectives import life_cycle
 from ssl_blocks.testing import check_objective
 from tests.recipes import build, images
 
@@ -71,6 +75,85 @@ def test_each_step_tells_anew_and_an_error_in_between_does_not_silence_the_next(
     objective.before_step(PROGRESS)
     objective.before_step(PROGRESS)
     assert len(part.calls) == 3
+
+
+def put_in_place(objective, part):
+    objective.partitioner = part
+
+
+def put_inside(objective, part):
+    objective.partitioner.base = part
+
+
+def put_into_a_list(objective, part):
+    objective.serializer.bases["all"][0] = part
+
+
+def put_at_the_end(objective, part):
+    objective.serializer.bases["all"].append(part)
+
+
+def put_under_another_name(objective, part):
+    del objective.serializer.bases["all"]
+    objective.serializer.bases["some"] = [part]
+
+
+def put_where_nothing_was(objective, part):
+    objective.later = part
+
+
+def put_anew(objective, part):
+    objective.newly = part
+
+
+class Wrapped(nn.Module):
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+
+def put_in_place_of_a_module(objective, part):
+    objective.reader.decoder.layers[1].mlp = Wrapped(part)
+
+
+@pytest.mark.parametrize(
+    "put",
+    [
+        put_in_place,
+        put_inside,
+        put_into_a_list,
+        put_at_the_end,
+        put_under_another_name,
+        put_where_nothing_was,
+        put_anew,
+        put_in_place_of_a_module,
+    ],
+)
+def test_a_part_that_is_put_in_between_steps_is_told_from_then_on(put):
+    objective = build(sb.ShuffledPartitioner(base=Curriculum()))
+    objective.serializer, objective.later = Mixture(Curriculum(), Curriculum()), None
+    step(objective)
+    copied = copy.deepcopy(objective)
+    for one in (objective, copied, pickle.loads(pickle.dumps(objective))):
+        part = Curriculum()
+        put(one, part)
+        step(one)
+        assert part.calls == [PROGRESS, "after"]
+    step(objective)
+    assert len(part.calls) == 2
+
+
+def test_parts_are_looked_for_once_while_sums_of_a_step_come_and_go(monkeypatch):
+    walks, walk = [], life_cycle._Parts._walk
+    monkeypatch.setattr(life_cycle._Parts, "_walk", lambda parts, owner: (walks.append(owner), walk(parts, owner)))
+    objective = build(sb.SquarePartitioner(sides=(2,)))
+    objective.center = sb.objectives.teacher.Center(3, 0.9)
+    for number in range(5):
+        objective.before_step(PROGRESS)
+        objective.center.note(torch.full((2, 3), float(number)))
+        objective.after_step()
+    assert walks == [objective]
+    assert objective.center.value.tolist() == pytest.approx([3 * 0.1 * 0.9 + 2 * 0.1 * 0.81 + 0.1 * 0.9**3 + 0.4] * 3)
 
 
 class PlainTarget:

@@ -256,3 +256,87 @@ def test_any_objective_that_predicts_what_has_pictures_shows_them(tmp_path: Path
             return sb.ObjectiveOutput(loss, rows, wanted, draw, torch.zeros_like(draw), is_target, draw)
 
     assert figures.write_figures(Copy(), some_data(), tmp_path) == [tmp_path / "reconstructions.png"]
+
+
+def features_shown(objective: sb.Objective, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
+    shown = {}
+    draw_it = figures.draw_features
+
+    def spy(images, features, grid, *, attention):
+        shown.update(features=features, grid=grid, attention=attention)
+        return draw_it(images, features, grid, attention=attention)
+
+    monkeypatch.setattr(figures, "draw_features", spy)
+    files = figures.write_features(objective, some_data(), folder)
+    assert files == ([folder / "features.png"] if shown else [])
+    return shown
+
+
+def test_features_of_any_encoder_with_places_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = some_data()
+    images = to_float(data.test.images[torch.linspace(0, 7, 6).long()], data.mean, data.std)
+    objective = build(sb.SquarePartitioner(sides=(2,)), class_token=True, depth=1)
+    shown = features_shown(objective, tmp_path, monkeypatch)
+    assert shown["grid"] == sb.Grid(8, 8)
+    objective.eval()
+    torch.testing.assert_close(shown["features"].mean(1), objective.encoder.features(images))
+    weights = sb.encoders.attention_weights(objective.encoder, images)
+    torch.testing.assert_close(shown["attention"], weights[:, :, 0, 1:].mean(1))
+    assert features_shown(build(sb.SquarePartitioner(sides=(2,)), depth=1), tmp_path, monkeypatch)["attention"] is None
+
+    class Regions(sb.Objective):
+        encoder = sb.encoders.TokenRegions(objective.encoder)
+
+        def draw(self, images, *, generator=None):
+            return None
+
+        def forward(self, images, draw=None):
+            raise AssertionError("is not asked")
+
+    shown = features_shown(Regions(), tmp_path, monkeypatch)
+    torch.testing.assert_close(shown["features"], Regions.encoder.regions(images).map)
+
+
+def test_an_encoder_without_places_has_no_picture_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Pooled(sb.Objective):
+        class encoder:  # noqa: N801
+            dim, channels, module = 4, 3, torch.nn.Identity()
+
+            def features(self, images):
+                raise AssertionError("is not asked")
+
+        def draw(self, images, *, generator=None):
+            return None
+
+        def forward(self, images, draw=None):
+            raise AssertionError("is not asked")
+
+    Pooled.encoder = Pooled.encoder()
+    assert features_shown(Pooled(), tmp_path, monkeypatch) == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_a_position_that_several_rows_predict_the_mean_is_shown() -> None:
+    class Twice(sb.Objective):
+        """Predicts position 3 twice, and has a row that is no target."""
+
+        def __init__(self):
+            super().__init__()
+            self.tokenizer = sb.PatchTokenizer(image_size=16, patch_size=8)
+            self.target = sb.PixelTarget(self.tokenizer)
+
+        def draw(self, images, *, generator=None):
+            return None
+
+        def forward(self, images, draw=None):
+            index = torch.tensor([[3, 3, 1, 0]]).expand(len(images), -1)
+            rows = torch.tensor([0.2, 0.4, 0.1, torch.nan])[None, :, None].expand(len(images), -1, 192)
+            is_target = torch.tensor([[True, True, True, False]]).expand(len(images), -1)
+            return sb.ObjectiveOutput(rows[0, 0, 0], rows, rows, index, torch.zeros_like(index), is_target, None)
+
+    data, batch = some_data(), torch.zeros(2, 3, 16, 16)
+    shown, wanted, hidden = figures._in_place(Twice(), batch, None, data)
+    assert hidden.tolist() == [[False, True, False, True]] * 2
+    found = Twice().tokenizer(shown)[0].flatten(1).mean(1)
+    torch.testing.assert_close(found, 0.5 + 0.25 * torch.tensor([0.0, 0.1, 0.0, 0.3]))
+    assert torch.equal(wanted, torch.full_like(wanted, 0.5))

@@ -1,7 +1,9 @@
 """The engine keeps its promises to an objective: hooks, progress, draws seeded by step."""
 
+import dataclasses
 import io
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -265,3 +267,68 @@ def test_trying_two_images_leaves_modes_and_statistics_alone() -> None:
     PretrainModule(objective, some_data(), some_config()).check()
     assert before == {name: part.training for name, part in objective.named_modules()}
     assert objective.head[0].num_batches_tracked == 0
+
+
+def check(objective: Objective, **optimizer: object) -> PretrainModule:
+    module = PretrainModule(objective, some_data(), some_config(**optimizer))
+    module.check()
+    return module
+
+
+class Unused(Objective):
+    """An objective with layers that are used always, in training alone, or never."""
+
+    def __init__(self, inner: SegmentPrediction) -> None:
+        super().__init__()
+        self.inner, self.tokenizer, self.encoder = inner, inner.tokenizer, inner.encoder
+        self.now_and_then, self.never = (torch.nn.Linear(4, 4) for _ in range(2))
+        self.norm = torch.nn.BatchNorm1d(4)
+
+    def draw(self, images, *, generator=None):
+        return self.inner.draw(images, generator=generator)
+
+    def forward(self, images, draw=None):
+        out = self.inner(images, draw)
+        x = self.norm(images.flatten(1)[:, :4])
+        return dataclasses.replace(out, loss=out.loss + (self.now_and_then(x) if self.training else x).mean())
+
+
+def test_parameters_without_a_gradient_are_named_before_training() -> None:
+    objective = Unused(small_objective())
+    state = torch.get_rng_state()
+    message = r"no gradient reaches 2 parameters of Unused, .*: never.weight, never.bias. Leave them out, or freeze"
+    with pytest.raises(ValueError, match=message):
+        check(objective)
+    assert objective.norm.num_batches_tracked == 0
+    assert all(p.grad is None for p in objective.parameters())
+    assert torch.equal(torch.get_rng_state(), state)
+    objective.never.requires_grad_(False)
+    check(objective)
+
+
+def test_a_loss_that_is_no_scalar_is_refused() -> None:
+    objective = small_objective()
+    objective.register_forward_hook(lambda _, __, out: SimpleNamespace(loss=out.loss.expand(3)))
+    with pytest.raises(ValueError, match=r"the loss of SegmentPrediction must be a scalar, got shape \(3,\)"):
+        check(objective)
+
+
+class Contrast:
+    """A plain part whose statistics are of the images at hand."""
+
+    per_process = True
+
+
+def test_what_batch_statistics_mean_is_told_where_it_is_not_what_one_process_means() -> None:
+    objective = small_objective()
+    assert check(objective).remarks(2) == []
+    objective.contrast, objective.norms = Contrast(), torch.nn.Sequential(torch.nn.BatchNorm1d(3, affine=False))
+    remark = "batch statistics of BatchNorm1d, Contrast are of {} images each, not of the 8"
+    assert check(objective).remarks(1) == []
+    assert check(objective).remarks(2) == [remark.format(4)]
+    assert check(objective, accumulate=4).remarks(1) == [remark.format(2)]
+    objective.contrast.per_process, objective.contrast.per_part = False, True
+    objective.norms = torch.nn.SyncBatchNorm(3, affine=False)
+    remark = "batch statistics of Contrast, SyncBatchNorm are of {} images each, not of the 8"
+    assert check(objective).remarks(2) == []
+    assert check(objective, accumulate=2).remarks(2) == [remark.format(4)]

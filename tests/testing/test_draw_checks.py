@@ -48,6 +48,17 @@ def looking(images, grid, *, generator=None):
     return halves(torch.tensor([[x.mean().item() > 0] * 8 + [True] * 8 for x in images]))
 
 
+def by_the_last(images, grid, *, generator=None):
+    check_generator(generator, images.device)
+    share = 0.3 + 0.4 * images[-1:].mean((1, 2, 3)).sigmoid()[:, None]
+    return halves(rand(images, generator) > share)
+
+
+def test_random_segments_that_depend_on_another_image_are_found():
+    with pytest.raises(RoleError, match="segments of an image that depend on no other, got others where another"):
+        check_partitioner(by_the_last, grid=GRID)
+
+
 def test_a_look_that_an_accelerator_waits_for_must_be_said():
     check_partitioner(looking, grid=GRID, looks=True)
     with pytest.raises(RoleError, match="partitioner looking: expected a draw without a look at data"):

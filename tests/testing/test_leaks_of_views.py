@@ -242,6 +242,12 @@ def test_a_sum_is_looked_into_through_the_pass_that_it_shares(masked):
     assert "Together has no tokenizer and no target: it predicts nothing of patches" in report.not_applicable["dino"]
 
 
+def test_of_an_objective_of_single_images_the_first_view_is_looked_at():
+    encoder, tokenizer = parts()
+    both = sb.WeightedSum({"dino": Together(encoder), "simmim": sb.simmim(encoder=encoder, tokenizer=tokenizer)})
+    assert check(both, views()).passed == ("simmim",)
+
+
 def test_a_joint_embedding_says_why_nothing_can_leak():
     with pytest.raises(ValueError, match=r"so no pixel is hidden .* \(a joint embedding compares whole views\)"):
         check(Together(parts()[0]), views())
