@@ -41,7 +41,6 @@ METHOD = Method(
     views=True,
     num_local=2,
     base_lr=1e-3,
-    no_leak_test="targets are what a teacher says of the same image, whose pixels the student sees in other views",
 )
 
 if __name__ == "__main__":

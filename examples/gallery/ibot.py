@@ -36,7 +36,6 @@ METHOD = Method(
     class_token=True,
     views=True,
     base_lr=1e-3,
-    no_leak_test="targets are what a teacher says of the same image, whose pixels the student sees in other views",
 )
 
 if __name__ == "__main__":
