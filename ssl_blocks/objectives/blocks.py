@@ -70,15 +70,15 @@ class BlockPrediction(Objective):
         self.router = LastLayerRouter(decoder_depth=1) if router is None else router
         self.head = nn.Linear(decoder.dim, target.dim) if head is None else head
 
-    def draw(self, images: Float[Tensor, "b c h w"], *, generator: torch.Generator | None = None) -> TargetBlocks:
+    def draw(self, images: Float[Tensor, "b c *s"], *, generator: torch.Generator | None = None) -> TargetBlocks:
         """Draw what is given and the blocks, for every image."""
         return self.sampler(images, self.tokenizer.grid, generator=generator)
 
-    def forward(self, images: Float[Tensor, "b c h w"], draw: TargetBlocks | None = None) -> ObjectiveOutput:
+    def forward(self, images: Float[Tensor, "b c *s"], draw: TargetBlocks | None = None) -> ObjectiveOutput:
         """Predict every block.
 
         Args:
-            images: ``[B, C, H, W]``.
+            images: ``[B, C, ...]``.
             draw: the random choices; ``None`` makes them here.
 
         Returns:

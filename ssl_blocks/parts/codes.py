@@ -80,7 +80,7 @@ class ClusterTarget(nn.Module):
         self.register_buffer("centers", centers.detach().clone())
 
     @torch.no_grad()
-    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n k"]:
-        """Return one-hot targets ``[B, N, K]`` of images ``[B, C, H, W]``."""
+    def forward(self, images: Float[Tensor, "b c *s"]) -> Float[Tensor, "b n k"]:
+        """Return one-hot targets ``[B, N, K]`` of images."""
         values = self.base(images)
         return F.one_hot(nearest(values, self.centers.to(values.dtype)), self.dim).to(values.dtype)

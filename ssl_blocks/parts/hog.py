@@ -34,6 +34,8 @@ class HOGTarget:
     """
 
     def __init__(self, tokenizer: Tokenizer, *, bins: int = 9, cell: int | None = None) -> None:
+        if len(tokenizer.patch) != 2:
+            raise ValueError(f"tokenizer must cut images of two axes, got patches of {len(tokenizer.patch)}")
         height, width = tokenizer.patch
         self.tokenizer, self.bins, self.cell = tokenizer, bins, (height, width) if cell is None else (cell, cell)
         if bins < 1:
