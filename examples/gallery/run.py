@@ -131,7 +131,7 @@ class Method:
         ]
         given = {word.partition("=")[0] for word in words}
         if "--resume" not in given or {"--name"} & given:
-            epochs = 5 if any("imagefolder:" in word or "cifar" in word for word in words) else 40
+            epochs = 3 if any("imagefolder:" in word or "cifar" in word for word in words) else 20
             own = [*self.options(), f"--trainer.epochs={epochs}"]
             words = [option for option in own if option.partition("=")[0] not in given] + words
         if not given & {"--help", "-h", "--dry-run", "--resume"}:
