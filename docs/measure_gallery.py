@@ -1,7 +1,7 @@
 """Run methods of the gallery, and note what came of them for the page: ``python -m docs.measure_gallery [NAME ...]``.
 
-One after the other in one process, on the digits; give names to measure some alone. ``python -m docs.make_gallery`` then
-writes the page.
+One after the other in one process, on the digits; give names to measure some alone. Then write the page by
+``python -m docs.make_gallery``.
 """
 
 import datetime
@@ -38,9 +38,9 @@ def main(names: list[str]) -> None:
             results["methods"][name] = measure(name, Path(folder))
         results |= {
             "date": datetime.date.today().isoformat(),
-            "hardware": f"{torch.get_num_threads()} thread(s) of a CPU ({platform.machine()}), torch {torch.__version__}",
+            "hardware": f"{torch.get_num_threads()} CPU thread(s), {platform.machine()}, torch {torch.__version__}",
             "command": COMMAND,
-            "note": "The digits at 32x32 pixels, 1,297 for training; one run each, which says nothing of how methods compare.",
+            "note": "The digits at 32x32 pixels; one run each, which says nothing of how methods compare.",
         }
         RESULTS.write_text(yaml.safe_dump(results, sort_keys=True, width=120))
 

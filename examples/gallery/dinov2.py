@@ -40,7 +40,7 @@ METHOD = Method(
     class_token=True,
     views=True,
     num_local=2,
-    base_lr=1e-3,
+    base_lr=2e-3,
 )
 
 if __name__ == "__main__":

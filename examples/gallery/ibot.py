@@ -35,7 +35,7 @@ METHOD = Method(
     build,
     class_token=True,
     views=True,
-    base_lr=1e-3,
+    base_lr=2e-3,
 )
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ class Method:
     looks: bool = False
     draw_looks: bool = False
     pixel_tokens: bool = False
-    base_lr: float = 2e-3
+    base_lr: float = 4e-3
 
     @property
     def name(self) -> str:
@@ -131,7 +131,7 @@ class Method:
         ]
         given = {word.partition("=")[0] for word in words}
         if "--resume" not in given or {"--name"} & given:
-            epochs = 3 if any("imagefolder:" in word or "cifar" in word for word in words) else 20
+            epochs = 1 if any("imagefolder:" in word or "cifar" in word for word in words) else 10
             own = [*self.options(), f"--trainer.epochs={epochs}"]
             words = [option for option in own if option.partition("=")[0] not in given] + words
         if not given & {"--help", "-h", "--dry-run", "--resume"}:
