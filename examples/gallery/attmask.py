@@ -45,7 +45,7 @@ def build(encoder: sb.encoders.TimmViT, tokenizer: sb.PatchTokenizer) -> sb.Segm
     )
 
 
-METHOD = Method(build, class_token=True, draw_looks=True, base_lr=1e-3)
+METHOD = Method(build, class_token=True, draw_looks=True, base_lr=2e-3)
 
 if __name__ == "__main__":
     raise SystemExit(METHOD.main())

@@ -28,7 +28,7 @@ def build(encoder: sb.encoders.TimmViT, tokenizer: sb.PatchTokenizer) -> sb.Segm
     )
 
 
-METHOD = Method(build, base_lr=1e-3)
+METHOD = Method(build, base_lr=2e-3)
 
 if __name__ == "__main__":
     raise SystemExit(METHOD.main())

@@ -29,7 +29,7 @@ def build(encoder: sb.encoders.TimmViT, tokenizer: sb.PatchTokenizer) -> sb.Obje
     )
 
 
-METHOD = Method(build, base_lr=1e-3)
+METHOD = Method(build, base_lr=2e-3)
 
 if __name__ == "__main__":
     raise SystemExit(METHOD.main())

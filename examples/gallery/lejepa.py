@@ -48,7 +48,6 @@ METHOD = Method(
     build,
     views=True,
     num_local=2,
-    no_leak_test="embeddings of whole views are compared, and nothing of them is hidden",
 )
 
 if __name__ == "__main__":

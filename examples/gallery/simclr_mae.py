@@ -35,7 +35,6 @@ def build(encoder: sb.encoders.TimmViT, tokenizer: sb.PatchTokenizer) -> sb.Weig
 METHOD = Method(
     build,
     views=True,
-    no_leak_test="embeddings of whole views are compared, of which nothing is hidden; MAE is checked by itself",
 )
 
 if __name__ == "__main__":

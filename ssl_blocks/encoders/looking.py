@@ -36,7 +36,7 @@ class _Noted(TorchFunctionMode):
 @torch.no_grad()
 def attention_weights(
     encoder: TokenEncoder,
-    images: Float[Tensor, "b c h w"],
+    images: Float[Tensor, "b c *s"],
     *,
     layer: int = -1,
     mask: Bool[Tensor, "_ 1 s s"] | None = None,
@@ -48,7 +48,7 @@ def attention_weights(
 
     Args:
         encoder: any token encoder whose blocks call torch's ``scaled_dot_product_attention``.
-        images: ``[B, C, H, W]``.
+        images: ``[B, C, ...]``.
         layer: number of the block; negative ones count from the last.
         mask: who may attend to whom, as for ``encode``.
 

@@ -78,7 +78,7 @@ class BlockPrediction(Objective):
         """Predict every block.
 
         Args:
-            images: ``[B, C, H, W]``.
+            images: ``[B, C, ...]``.
             draw: the random choices; ``None`` makes them here.
 
         Returns:

@@ -1,5 +1,6 @@
 """Several blocks of an image that are predicted one by one, and may overlap, from what none of them covers."""
 
+import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -40,11 +41,12 @@ class RectangleSampler:
 
     As many tokens are given as are left where no two rectangles overlap, so that shapes are the same in every draw and
     a compiled objective is one graph. Where they do overlap, the tokens in excess are neither given nor predicted, as
-    I-JEPA leaves out what exceeds the smallest context of a batch. I-JEPA draws the size for every batch.
+    I-JEPA leaves out what exceeds the smallest context of a batch. I-JEPA draws the size for every batch. On grids of
+    other than two axes they are boxes of as many.
 
     Args:
         count: rectangles of an image.
-        size: their height and width in tokens.
+        size: their height and width in tokens; one number for each axis of the grid.
 
     Raises:
         ValueError: if a number is below 1, or (when called) rectangles do not fit the grid or leave nothing to give.
@@ -55,7 +57,7 @@ class RectangleSampler:
         (torch.Size([2, 28]), torch.Size([2, 4, 9]))
     """
 
-    def __init__(self, *, count: int = 4, size: tuple[int, int]) -> None:
+    def __init__(self, *, count: int = 4, size: tuple[int, ...]) -> None:
         if count < 1 or min(size) < 1:
             raise ValueError(f"count={count} and size={size} must be at least 1")
         self.count, self.size = count, size
@@ -65,14 +67,16 @@ class RectangleSampler:
     ) -> TargetBlocks:
         """Draw the rectangles anew for every image."""
         check_generator(generator, images.device)
-        (height, width), device, batch = self.size, images.device, len(images)
-        free = grid.num_tokens - self.count * height * width
-        if height > grid.height or width > grid.width or free < 1:
+        device, batch, volume = images.device, len(images), math.prod(self.size)
+        free = grid.num_tokens - self.count * volume
+        fits = len(self.size) == grid.ndim and all(a <= b for a, b in zip(self.size, grid.sizes, strict=True))
+        if not fits or free < 1:
             raise ValueError(f"count={self.count} rectangles of size={self.size} must leave tokens of the {grid} grid")
-        chance = torch.rand(2, batch, self.count, 1, 1, generator=generator, device=device)
-        top = (chance[0] * (grid.height - height + 1)).long() + torch.arange(height, device=device)[:, None]
-        left = (chance[1] * (grid.width - width + 1)).long() + torch.arange(width, device=device)
-        asked = (top * grid.width + left).flatten(2)
+        chance = torch.rand(grid.ndim, batch, self.count, 1, generator=generator, device=device)
+        asked = torch.zeros(batch, self.count, volume, dtype=torch.int64, device=device)
+        inside = Grid(*self.size).coordinates(device)
+        for along, length, extent, some in zip(inside, grid.sizes, self.size, chance, strict=True):
+            asked = asked * length + (some * (length - extent + 1)).long() + along
         rank = torch.rand(batch, grid.num_tokens, generator=generator, device=device)
         given = rank.scatter_add(1, asked.flatten(1), torch.ones_like(asked.flatten(1), dtype=rank.dtype)).argsort(1)
         return TargetBlocks(given=given[:, :free], asked=asked)

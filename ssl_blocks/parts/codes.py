@@ -81,6 +81,6 @@ class ClusterTarget(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "b c *s"]) -> Float[Tensor, "b n k"]:
-        """Return one-hot targets ``[B, N, K]`` of images ``[B, C, H, W]``."""
+        """Return one-hot targets ``[B, N, K]`` of images."""
         values = self.base(images)
         return F.one_hot(nearest(values, self.centers.to(values.dtype)), self.dim).to(values.dtype)

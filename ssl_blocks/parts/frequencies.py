@@ -1,5 +1,7 @@
 """Frequencies of patches as targets."""
 
+import functools
+import itertools
 import math
 
 import torch
@@ -25,14 +27,14 @@ def dct_matrix(size: int) -> Float[Tensor, "n n"]:
 
 
 class DCTTarget:
-    """Predict the lowest frequencies of each patch: its two-dimensional discrete cosine transform, as in JPEG.
+    """Predict the lowest frequencies of each patch: its discrete cosine transform along every axis, as in JPEG.
 
-    Coefficients whose frequencies add up to less than ``lowest`` are kept, channel by channel. All of them hold what
-    the pixels hold, since the transform is orthonormal.
+    Coefficients whose frequencies along the axes add up to less than ``lowest`` are kept, channel by channel. All of
+    them hold what the pixels hold, since the transform is orthonormal.
 
     Args:
         tokenizer: cuts the images.
-        lowest: sums of the two frequencies that are kept lie below this; ``None``: all.
+        lowest: sums of the frequencies of what is kept lie below this; ``None``: all.
 
     Raises:
         ValueError: if nothing would be kept.
@@ -46,26 +48,25 @@ class DCTTarget:
     """
 
     def __init__(self, tokenizer: Tokenizer, *, lowest: int | None = None) -> None:
-        height, width = tokenizer.patch
-        sums = [(y + x, y * width + x) for y in range(height) for x in range(width)]
-        kept = [place for total, place in sums if lowest is None or total < lowest]
+        waves = itertools.product(*(range(size) for size in tokenizer.patch))
+        kept = [place for place, wave in enumerate(waves) if lowest is None or sum(wave) < lowest]
         if not kept:
             raise ValueError(f"lowest={lowest} must be at least 1, so that a frequency is kept")
         self.tokenizer, self.dim = tokenizer, tokenizer.channels * len(kept)
-        basis = torch.kron(*(dct_matrix(size).cpu() for size in tokenizer.patch))  # [frequencies, pixels of a patch]
+        with torch.device("cpu"):  # numbers, also where models are built without
+            basis = functools.reduce(torch.kron, map(dct_matrix, tokenizer.patch))  # [frequencies, pixels of a patch]
         self._basis = basis[kept].tolist()  # plain numbers: no device to follow
 
     def _matrix(self, like: Tensor) -> Float[Tensor, "k p"]:
         return torch.tensor(self._basis, dtype=like.dtype, device=like.device)
 
-    def __call__(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n p"]:
-        """Return coefficients ``[B, N, C * k]`` of images ``[B, C, H, W]``."""
+    def __call__(self, images: Float[Tensor, "b c *s"]) -> Float[Tensor, "b n p"]:
+        """Return coefficients ``[B, N, C * k]`` of images."""
         return (self.tokenizer(images).flatten(3) @ self._matrix(images).T).flatten(2)
 
     def to_pixels(
-        self, predictions: Float[Tensor, "b n p"], images: Float[Tensor, "b c h w"]
-    ) -> Float[Tensor, "b c h w"]:
+        self, predictions: Float[Tensor, "b n p"], images: Float[Tensor, "b c *s"]
+    ) -> Float[Tensor, "b c *s"]:
         """Put together what the kept frequencies show; others count as 0."""
-        channels, (height, width) = self.tokenizer.channels, self.tokenizer.patch
-        values = rearrange(predictions, "b n (c k) -> b n c k", c=channels) @ self._matrix(predictions)
-        return self.tokenizer.untokenize(rearrange(values, "b n c (p q) -> b n c p q", p=height, q=width))
+        values = rearrange(predictions, "b n (c k) -> b n c k", c=self.tokenizer.channels) @ self._matrix(predictions)
+        return self.tokenizer.untokenize(values.reshape(*values.shape[:3], *self.tokenizer.patch))

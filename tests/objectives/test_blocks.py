@@ -36,11 +36,21 @@ def test_every_place_of_a_rectangle_and_every_given_token_comes_up():
     assert len(blocks.given.unique()) == 24
 
 
+def test_boxes_of_a_volume_and_stretches_of_a_signal():
+    blocks = RectangleSampler(count=2, size=(1, 2, 2))(blank(4), sb.Grid(2, 3, 4))
+    grid = torch.arange(24).reshape(2, 3, 4)
+    boxes = [grid[z, y : y + 2, x : x + 2].flatten().tolist() for z in range(2) for y in range(2) for x in range(3)]
+    assert all(block in boxes for image in blocks.asked.tolist() for block in image)
+    stretch = RectangleSampler(count=1, size=(3,))(blank(4), sb.Grid(8)).asked
+    assert torch.equal(stretch, stretch[..., :1] + torch.arange(3))
+
+
 @pytest.mark.parametrize(
     ("count", "size", "message"),
     [
         (0, (1, 1), "must be at least 1"),
         (1, (0, 1), "must be at least 1"),
+        (1, (2,), r"size=\(2,\) must leave tokens of the 4x6 grid"),
         (1, (5, 1), r"size=\(5, 1\) must leave tokens of the 4x6 grid"),
         (4, (2, 3), r"count=4 rectangles of size=\(2, 3\) must leave tokens"),
     ],

@@ -48,7 +48,7 @@ PARTITIONERS = {
     "subsets of squares": sb.SubsetPartitioner(hidden=(0.3, 0.3), side=2),
     "blocks": sb.BlockSubsetPartitioner(hidden=0.5),
     "grid": sb.GridSubsetPartitioner(period=2),
-    "superpixels": sb.parts.SuperpixelPartitioner(shape=(3, 2)),
+    "superpixels": sb.parts.SuperpixelPartitioner(shape=2),
     "shuffled": sb.ShuffledPartitioner(base=sb.BlobPartitioner(counts=(5, 2))),
     "tubes": sb.TubePartitioner(base=sb.SubsetPartitioner(hidden=0.75, side=2)),
 }

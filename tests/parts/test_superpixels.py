@@ -48,7 +48,8 @@ def test_they_follow_the_edge_and_places_count():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"shape": (0, 2)}, r"shape=\(0, 2\) must name at least one centre a side"),
+        ({"shape": (0, 2)}, r"shape=\(0, 2\) must name from 1 to \(8, 12\) centres, one number an axis"),
+        ({"shape": (2,)}, r"shape=\(2,\) must name"),
         ({"shape": (2, 13)}, r"shape=\(2, 13\)"),
         ({"shape": (2, 2), "compactness": 0.0}, r"compactness=0.0 must be above 0"),
         ({"shape": (2, 2), "iterations": 0}, "iterations=0 at least 1"),
@@ -62,3 +63,14 @@ def test_wrong_numbers_are_refused(options, message):
 def test_the_grid_divides_the_picture():
     with pytest.raises(ValueError, match="images of 8x12 pixels must be a multiple of the grid 3x6"):
         SuperpixelPartitioner(shape=(2, 2))(pictures(), sb.Grid(3, 6))
+
+
+def test_any_number_of_axes_and_one_number_for_all():
+    flat = pictures()
+    deep = flat[:, :, None].expand(-1, -1, 4, -1, -1)  # the same picture in every layer
+    found = SuperpixelPartitioner(shape=(1, 2, 2))(deep, sb.Grid(2, 4, 6)).levels[0].reshape(2, 2, 24)
+    expected = SuperpixelPartitioner(shape=2)(flat, sb.Grid(4, 6)).levels[0]
+    assert torch.equal(found, expected[:, None].expand(-1, 2, -1))
+    line = torch.cat([torch.zeros(1, 1, 6), torch.full((1, 1, 6), 5.0)], dim=-1)
+    ids = SuperpixelPartitioner(shape=2)(line, sb.Grid(6)).levels[0]
+    assert ids.tolist() == [[0, 0, 0, 1, 1, 1]]
