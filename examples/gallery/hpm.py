@@ -56,7 +56,8 @@ class Judge(nn.Module):
         index = torch.arange(n, device=images.device).expand(len(images), -1)
         memory = torch.ones(1, 1, n, prefix + n, dtype=torch.bool, device=images.device)
         masks = sb.AttentionMasks(source=None, target=memory[..., prefix:], memory=memory)
-        return self.head(self.reader(self.encoder, self.encoder.embed(images), index, index, masks))[..., -1]
+        read: Tensor = self.reader(self.encoder, self.encoder.embed(images), index, index, masks)
+        return self.head(read)[..., -1]  # type: ignore[no-any-return]
 
 
 class HardPartitioner:

@@ -125,8 +125,8 @@ def _changes(case: LeakCase) -> Iterator[_Change]:
     for image in batch.tolist():
         own = batch == image
         where = tuple(own.reshape(-1, *[1] * (x.ndim - 1)).expand_as(x) for x in case.pixels)
-        name = f"pixels of image {image} in the same batch"
-        yield _Change(lambda _, name=name: name, where, own[:, None] | nothing, nothing)  # type: ignore[misc]
+        whole = f"pixels of image {image} in the same batch"
+        yield _Change(lambda _, whole=whole: whole, where, own[:, None] | nothing, nothing)  # type: ignore[misc]
     kind = torch.stack([_kinds(case, image) for image in batch.tolist()])
     for number in range(int(kind.max()) + 1):
         changed = kind == number
@@ -143,7 +143,8 @@ def _kinds(case: LeakCase, image: int) -> Tensor:
     """A number for every position, by its step and the rows that may and must see it."""
     rows = case.out.is_target[image]
     sees = torch.cat([case.step_of[image, None], case.may[image, rows].long(), case.must[image, rows].long()])
-    return torch.unique(sees.T, dim=0, return_inverse=True)[1]
+    kinds: Tensor = torch.unique(sees.T, dim=0, return_inverse=True)[1]
+    return kinds
 
 
 def check_places(case: LeakCase, tolerance: float) -> None:

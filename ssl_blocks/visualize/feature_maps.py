@@ -35,7 +35,7 @@ def principal_colors(features: Tensor) -> Tensor:
     colors = torch.nn.functional.pad(flat @ axes, (0, 3 - axes.shape[1]))
     low, high = colors.amin(0), colors.amax(0)
     shown = (colors - low) / torch.where(high > low, high - low, 1.0)
-    return shown.to(features.dtype).unflatten(0, features.shape[:2])
+    return shown.to(features.dtype).reshape(*features.shape[:2], 3)
 
 
 def draw_features(
