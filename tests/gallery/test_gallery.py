@@ -115,4 +115,4 @@ def test_the_command_trains_and_goes_on(tmp_path, capsys, monkeypatch):
     assert re.search(r"loss \d+\.\d+ -> \d+\.\d+; kNN .+% -> .+% in \d+ s", printed)
     assert method("simmim").main(["--resume", str(tmp_path / "runs" / "gallery_simmim")]) == 0
     assert "is complete" in capsys.readouterr().out
-    assert method("simmim").main([*small, "--data.nam=x"]) == 2
+    assert method("simmim").main([*small, "--data.nosuch=x"]) == 2
