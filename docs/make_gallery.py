@@ -78,7 +78,8 @@ def leak_checked(text: str) -> str:
     """Whether `assert_no_leak` has something to look at: whole views that are compared hide nothing."""
     if "views=True" not in text:
         return "yes"
-    return "yes, MAE's part" if "sb.mae(" in text else "does not apply"
+    looked_at = {"sb.mae(": "yes, MAE's part", "DistilledTokens(": "yes, iBOT's part"}
+    return next((found for part, found in looked_at.items() if part in text), "does not apply")
 
 
 def overview() -> str:

@@ -114,7 +114,7 @@ class Method:
         """Prove that nothing leaks, or say why that is no question."""
         objective, images = self.tiny()
         try:
-            report = assert_no_leak(objective, images.images[0] if self.views else images)
+            report = assert_no_leak(objective, images)
         except ValueError as reason:
             print(f"no leak test: {reason}")
             return

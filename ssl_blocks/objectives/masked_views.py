@@ -3,7 +3,8 @@
 The parts of iBOT and DINOv2: give them to a `WeightedSum` with ``shared=MaskedViews(...)``.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,6 +18,7 @@ from ssl_blocks.parts.average import MovingAverage, cosine_momentum
 from ssl_blocks.parts.embedding_loss import koleo
 from ssl_blocks.parts.gather import gathered
 from ssl_blocks.parts.partition import SegmentPartitioner
+from ssl_blocks.parts.tokenize import PatchTokenizer
 from ssl_blocks.values import ObjectiveOutput, Progress, Views
 
 
@@ -82,8 +84,7 @@ class MaskedViews(nn.Module):
     def forward(self, images: Views, draw: Bool[Tensor, "b g n"]) -> ViewPass:
         """Run the student over all views, and the teacher over the global ones."""
         large = images.images[: images.num_global]
-        with torch.no_grad():
-            teacher = [_states(self.teacher.copy, view, None, None) for view in large]  # type: ignore[arg-type]
+        teacher = self.taught(images)
         student = [
             _states(self.encoder, view, hidden, self.mask_token)
             for view, hidden in zip(large, draw.unbind(1), strict=True)
@@ -93,10 +94,16 @@ class MaskedViews(nn.Module):
         return ViewPass(
             views=torch.stack([*(x[:, 0] for x in student), *small], dim=1),
             tokens=torch.stack([x[:, prefix:] for x in student], dim=1),
-            teacher_views=torch.stack([x[:, 0] for x in teacher], dim=1),
-            teacher_tokens=torch.stack([x[:, prefix:] for x in teacher], dim=1),
+            teacher_views=teacher[:, :, 0],
+            teacher_tokens=teacher[:, :, prefix:],
             is_hidden=draw,
         )
+
+    @torch.no_grad()
+    def taught(self, images: Views) -> Float[Tensor, "b g s d"]:
+        """What the teacher makes of whole global views, prefix first, ``[B, G, P+N, D]``."""
+        large = images.images[: images.num_global]
+        return torch.stack([_states(self.teacher.copy, view, None, None) for view in large], 1)  # type: ignore[arg-type]
 
 
 def _states(encoder: TokenEncoder, view: Tensor, hidden: Tensor | None, token: Tensor | None) -> Tensor:
@@ -173,18 +180,22 @@ class _Distilled(_ReadsViews):
         super().before_step(progress)
         self.teacher_temperature.fill_(self.schedule.temperature_at(progress.epoch))
 
-    def _entropies(self, student: Float[Tensor, "*b d"], wanted: Float[Tensor, "*b k"]) -> Float[Tensor, "*b"]:
-        logits = self.head(student.flatten(0, -2)).float() / self.student_temperature
-        entropies: Tensor = -(wanted * logits.log_softmax(-1).reshape(wanted.shape)).sum(-1)
-        return entropies
+    def _logits(self, student: Float[Tensor, "*b d"]) -> Float[Tensor, "*b k"]:
+        logits: Tensor = self.head(student.flatten(0, -2)).float() / self.student_temperature
+        return logits.reshape(*student.shape[:-1], -1)
 
     @torch.no_grad()
-    def _wanted(self, teacher: Float[Tensor, "*b d"]) -> Float[Tensor, "*b k"]:
+    def _wanted(self, teacher: Float[Tensor, "*b d"], *, note: bool) -> Float[Tensor, "*b k"]:
         logits: Tensor = self.teacher_head.copy(teacher.flatten(0, -2)).float()
-        if self.training:
+        if note:
             self.center.note(logits)
         sharpened = ((logits - self.center.value) / self.teacher_temperature).softmax(-1)
         return sharpened.reshape(*teacher.shape[:-1], -1)
+
+
+def _entropies(logits: Float[Tensor, "*b k"], wanted: Float[Tensor, "*b k"]) -> Float[Tensor, "*b"]:
+    entropies: Tensor = -(wanted * logits.log_softmax(-1)).sum(-1)
+    return entropies
 
 
 class DistilledViews(_Distilled):
@@ -202,17 +213,19 @@ class DistilledViews(_Distilled):
     def forward(self, images: Views, draw: None = None, *, shared: ViewPass | None = None) -> ObjectiveOutput:
         """Return a row per pair of views: its cross-entropy, beside 0."""
         shared = _given(shared)
-        wanted = self._wanted(shared.teacher_views)
+        wanted = self._wanted(shared.teacher_views, note=self.training)
         pairs = [(v, q) for q in range(wanted.shape[1]) for v in range(shared.views.shape[1]) if v != q]
         if not pairs:
             raise ValueError("images must be Views of at least two crops: a view is never compared with itself")
         ours = torch.stack([shared.views[:, v] for v, _ in pairs], dim=1)
-        rows = self._entropies(ours, torch.stack([wanted[:, q] for _, q in pairs], dim=1))
+        rows = _entropies(self._logits(ours), torch.stack([wanted[:, q] for _, q in pairs], dim=1))
         return self._output(rows.mean(), rows)
 
 
 class DistilledTokens(_Distilled):
     """Say of every hidden patch what the teacher, who sees it, says of it: iBOT on a shared pass (iBOT, Sec. 3.2).
+
+    Rows are patches, view after view, so that `assert_no_leak` tells whether the student sees what is hidden.
 
     Args:
         views: the shared pass.
@@ -223,13 +236,27 @@ class DistilledTokens(_Distilled):
         center_momentum: of the centre.
     """
 
+    def __init__(self, views: MaskedViews, head: nn.Module, out_dim: int, **options: Any) -> None:
+        super().__init__(views, head, out_dim, **options)
+        encoder = views.encoder
+        size = tuple(cells * pixels for cells, pixels in zip(encoder.grid.sizes, encoder.patch, strict=True))
+        self.tokenizer = PatchTokenizer(image_size=size, patch_size=encoder.patch, channels=encoder.channels)
+
+    def target(self, images: Views) -> Float[Tensor, "b n k"]:
+        """What the teacher says of every patch of the global views, view after view, ``[B, G*N, K]``."""
+        views = self._views[0]
+        taught = views.taught(images)[:, :, views.encoder.num_prefix :]
+        return self._wanted(taught, note=False).flatten(1, 2)
+
     def forward(self, images: Views, draw: None = None, *, shared: ViewPass | None = None) -> ObjectiveOutput:
-        """Return a row per patch of a global view: its cross-entropy, beside 0; those count that are hidden."""
+        """Return a row per patch of a global view: its logits, beside the teacher's classes; hidden ones count."""
         shared = _given(shared)
-        rows = self._entropies(shared.tokens, self._wanted(shared.teacher_tokens)).flatten(1)
+        logits = self._logits(shared.tokens).flatten(1, 2)
+        wanted = self._wanted(shared.teacher_tokens, note=self.training).flatten(1, 2)
         hidden = shared.is_hidden.flatten(1)
+        rows = _entropies(logits, wanted)
         loss = torch.where(hidden, rows, 0.0).sum() / hidden.sum().clamp(min=1)
-        return self._output(loss, rows, hidden)
+        return replace(self._output(loss, rows, hidden), predictions=logits, targets=wanted)
 
 
 class SpreadViews(_ReadsViews):

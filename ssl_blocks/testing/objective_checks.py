@@ -106,6 +106,13 @@ class _Case(Role):
             self.part.train(mode)
             self._check_fields(self.part(self.images, self._draw()), " in training mode" if mode else "")
 
+    @property
+    def _num_cut(self) -> int:
+        """Views through which positions are counted: those of the first one's size."""
+        if not isinstance(self.images, Views) or not self.part.takes_views:
+            return 1
+        return sum(view.shape == self.images.images[0].shape for view in self.images.images)
+
     def _check_fields(self, out: Any, when: str) -> None:
         if not isinstance(out, ObjectiveOutput):
             self.fail("an ObjectiveOutput", type(out).__name__)
@@ -122,7 +129,7 @@ class _Case(Role):
             self.expect_shape(name, getattr(out, name), wanted, dtype)
         tokenizer = self.part.tokenizer
         if tokenizer is not None:
-            n = tokenizer.grid.num_tokens
+            n = tokenizer.grid.num_tokens * self._num_cut
             if out.given is not None:
                 by_row = rows[1:] if out.given.ndim == 3 else ()
                 self.expect_shape("given [B, N] or [B, t, N]", out.given, (self.batch, *by_row, n), torch.bool)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 import ssl_blocks as sb
 from ssl_blocks.objectives import DistilledTokens, DistilledViews, JointEmbedding, MaskedViews, SpreadViews
 from ssl_blocks.parts import koleo
+from ssl_blocks.testing import LeakError, assert_no_leak, check_objective
 from tests.recipes import images
 
 
@@ -106,6 +107,20 @@ def test_losses_written_out():
     assert out.divisor == len(terms) == 48
     spread = SpreadViews(shared)(whole, shared=seen).loss
     torch.testing.assert_close(spread, (koleo(seen.views[:, 0]) + koleo(seen.views[:, 1])) / 2)
+
+
+def test_patches_that_the_student_does_not_see_are_proven_to_be_hidden():
+    shared = pass_of()
+    of_views, of_tokens = parts(shared)
+    both = sb.WeightedSum({"views": of_views, "tokens": of_tokens}, shared=shared)
+    report = assert_no_leak(both, views(), generator=torch.Generator().manual_seed(0))
+    assert report.passed == ("tokens",)
+    assert list(report.not_applicable) == ["views"]
+    check_objective(both, views(), whole_batch=True)
+    hidden = type(shared.encoder)._embedded
+    shared.encoder._embedded = lambda tokens: hidden(shared.encoder, tokens + tokens.mean(1, keepdim=True))
+    with pytest.raises(LeakError, match=r"^tokens: by gradient: .* depends on position"):
+        assert_no_leak(both, views(), generator=torch.Generator().manual_seed(0))
 
 
 def test_centres_follow_the_teacher_and_the_temperature_its_schedule():
