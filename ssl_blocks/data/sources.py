@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ssl_blocks.data.augment import channel_statistics
 from ssl_blocks.data.files import read_shape
+from ssl_blocks.data.generated import GENERATED, NUM_TEST, NUM_TRAIN
 from ssl_blocks.data.imagefolder import list_folder
 from ssl_blocks.data.reading import Listed, SplitReader, Storage, some_images
 from ssl_blocks.data.splits import Corrupt, ImageData, ImageShape, shuffled_ranks
@@ -37,10 +38,12 @@ def load(
     """Load a data set by name.
 
     Args:
-        name: ``digits`` (8x8 grey digits that come with scikit-learn); ``cifar10``, ``cifar100``, ``stl10`` (its
-            unlabelled images are for training, too) or ``fashion-mnist``, which torchvision downloads; ``imagenet``
-            (ImageNet's archives in ``root``, as torchvision reads them); or ``imagefolder:PATH``: class folders
-            below PATH or below PATH/train and PATH/test (or val), or a flat folder of images without labels.
+        name: ``digits`` (8x8 grey digits that come with scikit-learn); ``volumes``, ``waves`` or ``cells``, made by
+            formulas (a volume's slices as channels, waves as images of one row, cells in four stains); ``cifar10``,
+            ``cifar100``, ``stl10`` (its unlabelled images are for training, too) or ``fashion-mnist``, which
+            torchvision downloads; ``imagenet`` (ImageNet's archives in ``root``, as torchvision reads them); or
+            ``imagefolder:PATH``: class folders below PATH or below PATH/train and PATH/test (or val), or a flat folder
+            of images without labels.
             Labelled data without a test split has 10 % held out, but never the last image of a class.
         image_size: side in pixels; images are resized until they cover the square, then the centre is cropped.
             ``None`` keeps the size of the data.
@@ -133,6 +136,18 @@ def _digits(root: Path) -> _Found:
     return train, test, tuple(str(digit) for digit in range(10))
 
 
+def _generated(name: str) -> Callable[[Path], _Found]:
+    """Data that is made when it is asked for."""
+
+    def find(root: Path) -> _Found:
+        make, class_names, _ = GENERATED[name]
+        generator = torch.Generator().manual_seed(0)  # the same for everyone, whatever the seed
+        train, test = (Listed(*make(count, generator)) for count in (NUM_TRAIN, NUM_TEST))
+        return train, test, class_names
+
+    return find
+
+
 def _torchvision(name: str, class_name: str, splits: Sequence[dict[str, Any]]) -> Callable[[Path], _Found]:
     """A data set of torchvision that comes as one array and is downloaded where it is missing."""
 
@@ -195,6 +210,7 @@ SOURCES: dict[str, Callable[[Path], _Found]] = {
     "stl10": _torchvision("stl10", "STL10", ({"split": "train+unlabeled"}, {"split": "test"})),
     "fashion-mnist": _torchvision("fashion-mnist", "FashionMNIST", _TRAIN_AND_TEST),
     "imagenet": _imagenet,
+    **{name: _generated(name) for name in GENERATED},
 }
 SHAPES = {
     "digits": ImageShape(1, 8, 8),
@@ -202,6 +218,7 @@ SHAPES = {
     "cifar100": ImageShape(3, 32, 32),
     "stl10": ImageShape(3, 96, 96),
     "fashion-mnist": ImageShape(1, 28, 28),
+    **{name: ImageShape(*shape) for name, (_, _, shape) in GENERATED.items()},
 }
 
 

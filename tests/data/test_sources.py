@@ -10,6 +10,7 @@ from sklearn.datasets import load_digits
 from torchvision.transforms.v2 import functional as TF
 
 from ssl_blocks.data import ImageData, ImageSplit, load
+from ssl_blocks.data.sources import find_shape
 
 
 def assert_equal(a: ImageData, b: ImageData) -> None:
@@ -76,6 +77,24 @@ class TestDigits:
         before = torch.get_rng_state()
         load("digits", max_train=20)
         assert torch.equal(torch.get_rng_state(), before)
+
+
+class TestGenerated:
+    @pytest.mark.parametrize(("name", "classes"), [("volumes", 5), ("waves", 5), ("cells", 4)])
+    def test_it_is_the_same_for_everyone_in_equal_classes_that_differ(self, name: str, classes: int) -> None:
+        data, again = load(name, seed=1), load(name, seed=2)
+        assert_equal(data, again)
+        assert data.shape == find_shape(name)
+        assert len(data.class_names) == classes
+        assert data.test is not None
+        assert data.train.labels is not None
+        assert data.train.labels.bincount().tolist() == [2000 // classes] * classes
+        assert not torch.equal(data.train.images[: len(data.test)], data.test.images)
+        images, labels = data.train.images.flatten(1).float(), data.train.labels
+        spread = torch.stack([images[labels == label].std(0).mean() for label in range(classes)])
+        assert spread.min() > 5  # images of a class differ
+        means = torch.stack([images[labels == label].mean(0) for label in range(classes)])
+        assert torch.pdist(means).min() > 50  # and classes do
 
 
 class TestCifar10:
