@@ -35,6 +35,7 @@ class JointEmbedding(Objective):
     encoder: RegionEncoder
     tokenizer = None
     takes_views = True
+    per_part = True
 
     def __init__(
         self, *, encoder: RegionEncoder, loss: Callable[..., Float[Tensor, ""]], head: nn.Module | None = None

@@ -265,6 +265,8 @@ class SpreadViews(_ReadsViews):
     Distances are taken within each global view, over the images of all processes.
     """
 
+    per_part = True
+
     def forward(self, images: Views, draw: None = None, *, shared: ViewPass | None = None) -> ObjectiveOutput:
         """Return a row per global view: the loss of its class tokens, beside 0."""
         large = gathered(_given(shared).views[:, : images.num_global])

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from rich.console import Console
 
+import ssl_blocks as sb
 from ssl_blocks import (
     BlobPartitioner,
     Objective,
@@ -332,3 +333,10 @@ def test_what_batch_statistics_mean_is_told_where_it_is_not_what_one_process_mea
     remark = "batch statistics of Contrast, SyncBatchNorm are of {} images each, not of the 8"
     assert check(objective).remarks(2) == []
     assert check(objective, accumulate=2).remarks(2) == [remark.format(4)]
+
+
+def test_a_joint_embedding_says_that_accumulated_parts_are_batches_of_their_own() -> None:
+    encoder = sb.encoders.TokenRegions(small_objective().encoder)
+    objective = sb.objectives.JointEmbedding(encoder=encoder, loss=sb.parts.nt_xent)
+    module = PretrainModule(objective, some_data(), some_config(accumulate=2))
+    assert module.remarks(2) == ["batch statistics of JointEmbedding are of 4 images each, not of the 8"]

@@ -8,6 +8,7 @@ from torch import nn
 
 import ssl_blocks as sb
 from ssl_blocks.testing import LeakError, assert_no_leak
+from ssl_blocks.testing.leak_case import visible
 from ssl_blocks.values import gather_tokens
 from tests.recipes import DIM, build, images
 
@@ -268,3 +269,17 @@ def test_an_index_of_no_position_is_one_error():
     objective.register_forward_hook(lambda module, args, out: dataclasses.replace(out, index=out.index + 8))
     with pytest.raises(ValueError, match=r"index must name positions from 0 to 15, got 8\.\.|index must name"):
         check(objective, images(2, 8))
+
+
+def test_a_position_that_is_predicted_twice_is_seen_after_the_last_time():
+    index, step = torch.tensor([[0, 1, 0, 2, 3]]), torch.tensor([[1, 2, 3, 4, 5]])
+    rows = torch.zeros(1, 5, 1)
+    is_target = torch.tensor([[True, True, True, True, False]])  # position 3 is given
+    out = sb.ObjectiveOutput(torch.tensor(0.0), rows, rows, index, step, is_target, None)
+    step_of, may, must = visible(out, 4, 1)
+    assert step_of.tolist() == [[3, 2, 4, -1]]
+    assert [row.nonzero().flatten().tolist() for row in may[0, :4]] == [[3], [3], [1, 3], [0, 1, 3]]
+    assert torch.equal(may, must)
+    given = torch.tensor([[False, False, False, True]])
+    assert torch.equal(visible(dataclasses.replace(out, given=given), 4, 1)[1], may)
+    assert visible(dataclasses.replace(out, given=~given | given.roll(1)), 4, 1)[0].tolist() == [[3, 2, 4, 2**40]]
