@@ -41,6 +41,16 @@ class ViewsConfig(RunConfig):
         return sb.data.MultiCrop(size, half, **options)  # type: ignore[arg-type]
 
 
+Encoding = tuple[sb.encoders.TokenEncoder, sb.parts.Tokenizer]
+
+
+def plain_patches(shape: sb.data.ImageShape, sizes: EncoderConfig) -> Encoding:
+    """A vision transformer of timm, and patches of pictures."""
+    size = (shape.height, shape.width)
+    encoder = sizes.build(image_size=size, channels=shape.channels)
+    return encoder, sb.PatchTokenizer(image_size=size, patch_size=encoder.patch, channels=shape.channels)
+
+
 @dataclass(frozen=True)
 class Method:
     """A published method as user code: what builds it, and how it is tried.
@@ -55,6 +65,10 @@ class Method:
         draw_looks: whether drawing looks at images or weights.
         pixel_tokens: every pixel is a token, of images that are shrunk to 8x8.
         base_lr: learning rate per 256 images.
+        encode: makes encoder and tokenizer for images of a shape, where these are no plain patches of pictures.
+        configuration: kind of configuration, where it is one of the method's own.
+        tried_on: options of the command that choose other data than pictures.
+        tiny_shape: of the images of checks, where these are no pictures.
     """
 
     build: Callable[..., sb.Objective]
@@ -65,6 +79,10 @@ class Method:
     draw_looks: bool = False
     pixel_tokens: bool = False
     base_lr: float = 4e-3
+    encode: Callable[[sb.data.ImageShape, EncoderConfig], Encoding] = plain_patches
+    configuration: type[RunConfig] | None = None
+    tried_on: tuple[str, ...] = ()
+    tiny_shape: tuple[int, int, int] | None = None
 
     @property
     def name(self) -> str:
@@ -74,7 +92,7 @@ class Method:
     @property
     def config(self) -> type[RunConfig]:
         """The kind of configuration."""
-        return ViewsConfig if self.views else RunConfig
+        return self.configuration or (ViewsConfig if self.views else RunConfig)
 
     @property
     def recipe(self) -> Recipe[RunConfig]:
@@ -83,9 +101,7 @@ class Method:
 
     def assemble(self, config: RunConfig, data: sb.data.ImageData) -> sb.Objective:
         """Put the objective together as configured."""
-        size = (data.shape.height, data.shape.width)
-        encoder = config.encoder.build(image_size=size, channels=data.shape.channels)
-        tokenizer = sb.PatchTokenizer(image_size=size, patch_size=encoder.patch, channels=data.shape.channels)
+        encoder, tokenizer = self.encode(data.shape, config.encoder)
         build = partial(self.build, encoder=encoder, tokenizer=tokenizer)
         return build(images=training_images(data)) if self.looks else build()
 
@@ -93,15 +109,16 @@ class Method:
         """Options that belong to the method."""
         own = [f"--preset={PRESET}", f"--name=gallery_{self.name}", f"--optimizer.base_lr={self.base_lr}"]
         own += ["--encoder.class_token=true"] if self.class_token else []
-        own += ["--data.image_size=8", "--encoder.patch_size=1"] if self.pixel_tokens else []
-        return own + ([f"--num_local={self.num_local}"] if self.num_local else [])
+        own += ["--encoder.patch_size=1"] if self.pixel_tokens else []
+        own += self.tried_on or [f"--data.image_size={8 if self.pixel_tokens else 32}"]
+        return [*own, *([f"--num_local={self.num_local}"] if self.num_local else [])]
 
     def tiny(self, channels: int = 3) -> tuple[sb.Objective, Any]:
         """The objective on a grid of 4x4 tokens, and four images or views that it takes: for checks."""
         patch = 1 if self.pixel_tokens else 4
         data = CroppedDataConfig(name="noise")
         encoder = EncoderConfig(patch_size=patch, width=16, depth=2, heads=2, class_token=self.class_token)
-        shape = sb.data.ImageShape(channels, 4 * patch, 4 * patch)
+        shape = sb.data.ImageShape(*(self.tiny_shape or (channels, 4 * patch, 4 * patch)))
         config = self.config(name="tiny", data=data, encoder=encoder)
         objective = self.assemble(config, sb.data.ImageData.stand_in(shape))
         generator = seeded_generator("cpu", 1)

@@ -90,11 +90,9 @@ class TestGenerated:
         assert data.train.labels is not None
         assert data.train.labels.bincount().tolist() == [2000 // classes] * classes
         assert not torch.equal(data.train.images[: len(data.test)], data.test.images)
-        images, labels = data.train.images.flatten(1).float(), data.train.labels
-        spread = torch.stack([images[labels == label].std(0).mean() for label in range(classes)])
-        assert spread.min() > 5  # images of a class differ
-        means = torch.stack([images[labels == label].mean(0) for label in range(classes)])
-        assert torch.pdist(means).min() > 50  # and classes do
+        train, test = (split.images.flatten(1).float() for split in (data.train, data.test))
+        guessed = data.train.labels[torch.cdist(test, train).argmin(1)]
+        assert (guessed == data.test.labels).float().mean() > 1.8 / classes  # the nearest one tells something
 
 
 class TestCifar10:
