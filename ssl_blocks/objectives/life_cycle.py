@@ -76,18 +76,27 @@ class _Parts:
     def still_holds(self) -> bool:
         """Whether every part lies where it was; what holds none, such as sums of a step, may come and go."""
         try:
-            if self._sizes != list(map(len, self._sized)):
-                return False
-            if all(map(is_, map(getitem, self._containers, self._keys), self._values)):
+            if self._sizes == list(map(len, self._sized)) and all(
+                map(is_, map(getitem, self._containers, self._keys), self._values)
+            ):
                 return True
+            return self._only_bare_moved()
         except (KeyError, IndexError):
             return False
+
+    def _only_bare_moved(self) -> bool:
+        """Note what changed, if nothing of it is a part or could hold one."""
         for number, (container, key, old) in enumerate(zip(self._containers, self._keys, self._values, strict=True)):
             new = container[key]
             if new is not old:
                 if not (_is_bare(old) and _is_bare(new)):
                     return False
                 self._values[number] = new
+        for number, container in enumerate(self._sized):
+            if len(container) != self._sizes[number]:
+                if not _is_bare(container):
+                    return False
+                self._sizes[number] = len(container)
         return True
 
     def _walk(self, owner: nn.Module) -> None:

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-import torch
-
 import ssl_blocks as sb
 from ssl_blocks.pretrain.config import RunConfig
 
@@ -46,6 +44,8 @@ class Recipe(Generic[C]):
 
 def build(config: C, assemble: Assemble[C], data: sb.data.ImageData) -> sb.Objective:
     """Assemble the objective with weights that depend on the configuration's seed alone."""
+    import torch  # not above: --help would wait for it
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return assemble(config, data)

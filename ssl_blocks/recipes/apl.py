@@ -19,7 +19,6 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 import ssl_blocks as sb
 from ssl_blocks.engine import StrictModel, section
-from ssl_blocks.parts.tokenize import pair
 from ssl_blocks.pretrain import Recipe, RunConfig
 
 
@@ -34,6 +33,8 @@ class OriginalEncoder(StrictModel):
 
     def build(self, tokenizer: sb.PatchTokenizer) -> sb.encoders.PostNormTransformer:
         """Build the encoder of these patches."""
+        from ssl_blocks.parts.tokenize import pair  # not above: --help would wait for torch
+
         grid, patch = (tokenizer.grid.height, tokenizer.grid.width), pair(tokenizer.patch)
         return sb.encoders.PostNormTransformer(
             grid=grid,
@@ -58,6 +59,8 @@ class ViTEncoder(StrictModel):
 
     def build(self, tokenizer: sb.PatchTokenizer) -> sb.encoders.TimmViT:
         """Build the encoder of these patches, as they are left by the crop."""
+        from ssl_blocks.parts.tokenize import pair  # not above: --help would wait for torch
+
         grid, patch = tokenizer.grid, pair(tokenizer.patch)
         sizes: dict[str, Any] = {"embed_dim": self.width, "depth": self.depth, "num_heads": self.heads}
         return sb.encoders.timm_vit(
