@@ -17,7 +17,7 @@ import yaml
 
 from docs.make_gallery import RESULTS, files
 
-COMMAND = "python examples/gallery/NAME.py"
+COMMAND = "python -m docs.measure_gallery NAME"
 
 
 def measure(name: str, folder: Path) -> dict[str, float]:

@@ -4,7 +4,6 @@ The parts of iBOT and DINOv2: give them to a `WeightedSum` with ``shared=MaskedV
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -236,8 +235,24 @@ class DistilledTokens(_Distilled):
         center_momentum: of the centre.
     """
 
-    def __init__(self, views: MaskedViews, head: nn.Module, out_dim: int, **options: Any) -> None:
-        super().__init__(views, head, out_dim, **options)
+    def __init__(
+        self,
+        views: MaskedViews,
+        head: nn.Module,
+        out_dim: int,
+        *,
+        schedule: TeacherSchedule | None = None,
+        student_temperature: float = 0.1,
+        center_momentum: float = 0.9,
+    ) -> None:
+        super().__init__(
+            views,
+            head,
+            out_dim,
+            schedule=schedule,
+            student_temperature=student_temperature,
+            center_momentum=center_momentum,
+        )
         encoder = views.encoder
         size = tuple(cells * pixels for cells, pixels in zip(encoder.grid.sizes, encoder.patch, strict=True))
         self.tokenizer = PatchTokenizer(image_size=size, patch_size=encoder.patch, channels=encoder.channels)
