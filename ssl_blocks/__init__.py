@@ -6,6 +6,7 @@ from ssl_blocks.lazy import lazily
 
 if TYPE_CHECKING:
     from ssl_blocks import data, encoders, objectives, parts, values
+    from ssl_blocks.grid import Grid
     from ssl_blocks.objectives import (
         Objective,
         PatchPuzzle,
@@ -45,16 +46,7 @@ if TYPE_CHECKING:
     from ssl_blocks.parts.serialize import OrderedSerializer, RandomSerializer
     from ssl_blocks.parts.target import EncoderTarget, PixelTarget, PositionTarget
     from ssl_blocks.parts.tokenize import ChannelTokenizer, PatchTokenizer
-    from ssl_blocks.values import (
-        AttentionMasks,
-        Encoded,
-        Grid,
-        ObjectiveOutput,
-        Progress,
-        Segments,
-        Serialization,
-        Views,
-    )
+    from ssl_blocks.values import AttentionMasks, Encoded, ObjectiveOutput, Progress, Segments, Serialization, Views
 else:
     __getattr__, __dir__ = lazily(__name__, __file__)
 

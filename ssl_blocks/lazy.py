@@ -14,7 +14,7 @@ def lazily(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], 
     A package that uses it reads like any other, and names everything once::
 
         if TYPE_CHECKING:
-            from ssl_blocks.values import Grid as Grid
+            from ssl_blocks.grid import Grid as Grid
         else:
             __getattr__, __dir__ = lazily(__name__, __file__)
 
@@ -39,9 +39,10 @@ def lazily(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], 
 def shown_imports(source: str) -> dict[str, str]:
     """Names that a module imports for type checkers alone, and the module that each comes from.
 
-    Examples:
-        >>> shown_imports("if TYPE_CHECKING:\\n    from ssl_blocks.values import Grid, Views")
-        {'Grid': 'ssl_blocks.values', 'Views': 'ssl_blocks.values'}
+        Examples:
+            >>> shown_imports("if TYPE_CHECKING:\\n    from ssl_blocks.grid import Grid
+    from ssl_blocks.values import Views"
+            {'Grid': 'ssl_blocks.values', 'Views': 'ssl_blocks.values'}
     """
     shown = [
         statement

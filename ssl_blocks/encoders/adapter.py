@@ -11,8 +11,8 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ssl_blocks.grid import Grid
 from ssl_blocks.parts.position import resample_positions
-from ssl_blocks.values import Grid
 
 M = TypeVar("M", bound=nn.Module)
 Size = int | tuple[int, ...]

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from ssl_blocks.encoders.adapter import DescribedAdapter, Description, Size, grid_for, resampled
 from ssl_blocks.encoders.tokens import TokenAdapter, number_layers
+from ssl_blocks.grid import Grid
 from ssl_blocks.parts.layers import check_sizes, init_linear
 from ssl_blocks.parts.position import sincos_table
 from ssl_blocks.parts.query_block import QueryBlock
 from ssl_blocks.parts.tokenize import PatchTokenizer
-from ssl_blocks.values import Grid
 
 
 class PatchStem(nn.Module):

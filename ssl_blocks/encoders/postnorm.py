@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ssl_blocks.encoders.adapter import DescribedAdapter, Description, Size, grid_for
 from ssl_blocks.encoders.tokens import TokenAdapter, are_images, number_layers
+from ssl_blocks.grid import Grid
 from ssl_blocks.parts.tokenize import pair
-from ssl_blocks.values import Grid
 
 
 class PostNormTransformer(DescribedAdapter["PostNormTransformer"], TokenAdapter["PostNormTransformer"]):

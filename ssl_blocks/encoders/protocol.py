@@ -5,7 +5,8 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ssl_blocks.values import Encoded, Grid, Regions
+from ssl_blocks.grid import Grid
+from ssl_blocks.values import Encoded, Regions
 
 
 @runtime_checkable

@@ -17,8 +17,9 @@ from ssl_blocks.encoders.pooled import adapter_of
 from ssl_blocks.encoders.protocol import TokenEncoder
 from ssl_blocks.encoders.timm_building import check_name
 from ssl_blocks.encoders.timm_models import TimmStored, load_timm, refusals_named
+from ssl_blocks.grid import Grid
 from ssl_blocks.parts.tokenize import pair
-from ssl_blocks.values import Grid, Regions
+from ssl_blocks.values import Regions
 
 
 class TimmRegions(TimmStored[nn.Module]):

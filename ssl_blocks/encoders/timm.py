@@ -13,9 +13,9 @@ from ssl_blocks.encoders.adapter import Size
 from ssl_blocks.encoders.timm_building import as_saved, build_model, create_pretrained, prepared, rebuilding
 from ssl_blocks.encoders.timm_models import TimmAdapter, require_fit
 from ssl_blocks.encoders.tokens import refuse_relative_positions
+from ssl_blocks.grid import Grid
 from ssl_blocks.parts.position import sincos_table
 from ssl_blocks.parts.query_block import QueryBlock
-from ssl_blocks.values import Grid
 
 
 class TimmViT(TimmAdapter[VisionTransformer]):

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from ssl_blocks.encoders.adapter import Adapter, M, Size, grid_for, resampled
 from ssl_blocks.encoders.tokens import TokenAdapter, refuse_stem
+from ssl_blocks.grid import Grid
 from ssl_blocks.parts.tokenize import pair
 from ssl_blocks.quiet import quiet
-from ssl_blocks.values import Grid
 
 POSITIONS_AND_PREFIX = {"pos_embed", "cls_token", "reg_token", "dist_token"}
 

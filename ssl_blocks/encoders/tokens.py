@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ssl_blocks.encoders.adapter import Adapter, M
+from ssl_blocks.grid import Grid
 from ssl_blocks.parts.attention import run_block
-from ssl_blocks.values import Encoded, Grid
+from ssl_blocks.values import Encoded
 
 
 class TokenAdapter(Adapter[M]):

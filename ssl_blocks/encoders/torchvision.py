@@ -25,7 +25,7 @@ from ssl_blocks.encoders.tokens import (
     require_plain_stem,
     self_attention,
 )
-from ssl_blocks.values import Grid
+from ssl_blocks.grid import Grid
 
 _TABLE = "encoder.pos_embedding"
 

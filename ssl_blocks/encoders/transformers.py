@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from ssl_blocks.encoders.adapter import Size, grid_for, resampled
 from ssl_blocks.encoders.tokens import TokenAdapter, number_layers, refuse_relative_positions, require_plain_stem
+from ssl_blocks.grid import Grid
 from ssl_blocks.modes import modes_kept
 from ssl_blocks.parts.tokenize import pair
-from ssl_blocks.values import Grid
 
 # what model_type stands for: the only classes that are taken, or that a folder can name
 MODELS = {

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from ssl_blocks.data.augment import to_float
 from ssl_blocks.encoders import FeatureEncoder, TokenEncoder
+from ssl_blocks.grid import Grid
 from ssl_blocks.modes import modes_kept
 from ssl_blocks.parts.mask import SegmentCausalMask
 from ssl_blocks.parts.tokenize import Tokenizer
-from ssl_blocks.values import Grid, Serialization
+from ssl_blocks.values import Serialization
 
 Attention = Literal["bidirectional", "causal"]
 

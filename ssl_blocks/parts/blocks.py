@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ssl_blocks.grid import Grid
 from ssl_blocks.randomness import check_generator
-from ssl_blocks.values import Grid
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,10 +10,11 @@ from timm.layers import Mlp
 from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 
+from ssl_blocks.grid import Grid
 from ssl_blocks.parts.attention import can_be_looked_at, run_block, split_empty_rows
 from ssl_blocks.parts.layers import check_sizes, init_linear
 from ssl_blocks.parts.position import PositionTable
-from ssl_blocks.values import AttentionMasks, Grid
+from ssl_blocks.values import AttentionMasks
 
 Memories = tuple[Float[Tensor, "b s m"], ...]
 

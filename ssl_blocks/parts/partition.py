@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ssl_blocks.grid import Grid, axis_names
 from ssl_blocks.randomness import check_generator, random_ranks
-from ssl_blocks.values import Grid, Segments, axis_names, gather_tokens
+from ssl_blocks.values import Segments, gather_tokens
 
 Images = Float[Tensor, "b c *s"]
 

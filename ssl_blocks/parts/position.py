@@ -6,7 +6,7 @@ from jaxtyping import Float, Int
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from ssl_blocks.values import Grid
+from ssl_blocks.grid import Grid
 
 
 def sincos_table(grid: Grid, dim: int) -> Float[Tensor, "n d"]:

@@ -8,11 +8,12 @@ from jaxtyping import Float, Int
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from ssl_blocks.grid import Grid
 from ssl_blocks.parts.attention import run_block, split_empty_rows
 from ssl_blocks.parts.decode import Memories, position_module
 from ssl_blocks.parts.layers import check_sizes, init_linear
 from ssl_blocks.parts.query_block import QueryBlock
-from ssl_blocks.values import AttentionMasks, Grid
+from ssl_blocks.values import AttentionMasks
 
 
 @runtime_checkable

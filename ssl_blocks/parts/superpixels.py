@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ssl_blocks.grid import Grid
 from ssl_blocks.parts.partition import Images
 from ssl_blocks.randomness import check_generator
-from ssl_blocks.values import Grid, Segments
+from ssl_blocks.values import Segments
 
 
 def slic(

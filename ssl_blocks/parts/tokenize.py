@@ -7,7 +7,7 @@ from einops import rearrange
 from jaxtyping import Shaped
 from torch import Tensor
 
-from ssl_blocks.values import Grid, axis_names
+from ssl_blocks.grid import Grid, axis_names
 
 Sizes = int | tuple[int, ...]
 

@@ -12,6 +12,7 @@ from ssl_blocks.data import Augmentation, ImageData, ImageShape, find_shape
 from ssl_blocks.data.imagefolder import list_folder
 from ssl_blocks.engine.parallel import count_processes
 from ssl_blocks.engine.settings import section
+from ssl_blocks.grid import Grid
 from ssl_blocks.objectives import Objective
 from ssl_blocks.pretrain.config import RunConfig
 from ssl_blocks.pretrain.estimate import (
@@ -25,7 +26,7 @@ from ssl_blocks.pretrain.estimate import (
 from ssl_blocks.pretrain.recipe import Assemble, C, build
 from ssl_blocks.pretrain.resume import is_free
 from ssl_blocks.randomness import seeded_generator
-from ssl_blocks.values import Grid, Serialization
+from ssl_blocks.values import Serialization
 
 NUM_IMAGES = {  # in the train splits of data sets that are not counted cheaply
     "digits": 1_297,

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ssl_blocks.grid import Grid
 from ssl_blocks.parts.partition import (
     BlobPartitioner,
     SegmentPartitioner,
@@ -28,7 +29,7 @@ from ssl_blocks.testing.role_case import (
     same,
     seeded,
 )
-from ssl_blocks.values import Grid, Segments, Serialization, gather_tokens
+from ssl_blocks.values import Segments, Serialization, gather_tokens
 
 
 def check_partitioner(

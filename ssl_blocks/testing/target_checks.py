@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ssl_blocks.grid import Grid
 from ssl_blocks.parts.loss import Loss
 from ssl_blocks.parts.target import Target
 from ssl_blocks.testing.role_case import Role, RoleReport, apart, default_state, noise, require_several, same
-from ssl_blocks.values import Grid
 
 
 def check_target(target: Target, images: Float[Tensor, "b c *s"], grid: Grid, *, tolerance: float = 1e-4) -> RoleReport:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ssl_blocks.values import Grid
+from ssl_blocks.grid import Grid
 from ssl_blocks.visualize.panels import check_shape, make_panels, spread, to_pictures
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ssl_blocks.values import Grid
+from ssl_blocks.grid import Grid
 from ssl_blocks.visualize.panels import HUES, INK, check_shape, to_pictures
 
 if TYPE_CHECKING:

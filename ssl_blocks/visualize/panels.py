@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor  # plain in the signatures: shapes are checked here, with messages of their own
 
 from ssl_blocks.files import atomically
-from ssl_blocks.values import Grid, Serialization
+from ssl_blocks.grid import Grid
+from ssl_blocks.values import Serialization
 
 if TYPE_CHECKING:
     import matplotlib.figure

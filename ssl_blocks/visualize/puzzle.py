@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_blocks.values import Grid
+from ssl_blocks.grid import Grid
 from ssl_blocks.visualize.panels import ALLOWED, LEGEND, PAPER, SIGNAL, Array, check_shape, make_panels, to_pictures
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
 from ssl_blocks.files import atomically
-from ssl_blocks.values import Grid, Serialization
+from ssl_blocks.grid import Grid
+from ssl_blocks.values import Serialization
 from ssl_blocks.visualize.panels import SIGNAL, UNREAD, UNREAD_EDGE, Array, check_shape, spread, steps_of, to_pictures
 
 GIF_SIDE, CAPTION_HEIGHT = 256, 26

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_blocks.values import Grid, Serialization
+from ssl_blocks.grid import Grid
+from ssl_blocks.values import Serialization
 from ssl_blocks.visualize.panels import (
     LEGEND,
     PAPER,

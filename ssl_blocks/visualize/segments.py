@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from ssl_blocks.values import Grid, Segments
+from ssl_blocks.grid import Grid
+from ssl_blocks.values import Segments
 from ssl_blocks.visualize.panels import HUES, INK, PAPER, Array, check_shape, make_panels, outline, spread, to_pictures
 
 if TYPE_CHECKING:

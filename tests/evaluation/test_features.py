@@ -9,7 +9,7 @@ from ssl_blocks import encoders
 from ssl_blocks.data import to_float
 from ssl_blocks.evaluation import Extractor, FeatureError
 from ssl_blocks.evaluation.extract import raster_causal_mask
-from ssl_blocks.values import Grid
+from ssl_blocks.grid import Grid
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ssl_blocks.encoders.timm import is_sincos
+from ssl_blocks.grid import Grid
 from ssl_blocks.parts.position import resample_positions
-from ssl_blocks.values import Grid
 
 # beginnings of names in an objective
 ENCODER, DECODER, HEAD = "encoder.module.", "reader.decoder.", "head."

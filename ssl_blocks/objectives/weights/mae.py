@@ -8,7 +8,7 @@ from torch import nn
 
 from ssl_blocks.encoders.weights.filling import DECODER, HEAD, TABLES, fill, translated
 from ssl_blocks.encoders.weights.state import read_state
-from ssl_blocks.values import Grid
+from ssl_blocks.grid import Grid
 
 # beginnings of names in MAE's files, and in the objective
 NAMES = {

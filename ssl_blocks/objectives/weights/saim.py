@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ssl_blocks.encoders.weights.filling import DECODER, HEAD, TABLES, fill, own_tensors, translated
 from ssl_blocks.encoders.weights.state import read_state
-from ssl_blocks.values import Grid
+from ssl_blocks.grid import Grid
 
 QUERIES, PREDICTION, LAYERS = "query_blocks.", "prediction_head.", f"{DECODER}layers."
 FIXED = ("gaussian_blur.weight",)  # the target's kernel, which is no weight
