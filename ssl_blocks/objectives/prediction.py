@@ -139,9 +139,9 @@ class SegmentPrediction(Objective):
         content = self.encoder.embed(draw.take(patches, encoded))
         predictions = self.head(self.reader(self.encoder, content, draw.order[:, encoded], index, masks))
         whole = self.target(images)
-        if whole.shape[1:] != (draw.num_tokens, predictions.shape[-1]):
+        if whole.shape[1:] != (patches.shape[1], predictions.shape[-1]):
             raise ValueError(
-                f"target {type(self.target).__name__} must give [B, N, P] with {draw.num_tokens} positions of "
+                f"target {type(self.target).__name__} must give [B, N, P] with {patches.shape[1]} positions of "
                 f"{predictions.shape[-1]} values, as the grid and the head have them, got shape {tuple(whole.shape)}"
             )
         targets = draw.take(whole, predicted)

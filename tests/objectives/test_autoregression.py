@@ -429,7 +429,7 @@ def test_a_shared_table_is_one_parameter():
 
 
 def test_state_loads_strictly_into_a_twin_with_other_squares():
-    ours, twin = make("squares M=2"), build(SQUARES(sides=(4,)), seed=1)
+    ours, twin = make("squares M=2"), build(SQUARES(sides=(4,)), depth=2, seed=1)
     twin.load_state_dict(ours.state_dict(), strict=True)
     batch = images()
     draw = ours.draw(batch)
@@ -500,7 +500,7 @@ def test_images_of_another_shape_are_refused(objective, shape):
 
 def test_router_and_decoder_of_different_depth_are_refused():
     objective = make("squares M=2")
-    objective.reader.router = sb.LearnedSkipRouter(encoder_depth=3, decoder_depth=3)
+    objective.reader.router = sb.LearnedSkipRouter(encoder_depth=2, decoder_depth=3)
     with pytest.raises(ValueError, match="depth=2 needs one memory per layer, got 3"):
         objective(images())
 
@@ -508,5 +508,5 @@ def test_router_and_decoder_of_different_depth_are_refused():
 def test_router_and_encoder_of_different_depth_are_refused():
     objective = make("squares M=2")
     objective.reader.router = sb.LearnedSkipRouter(encoder_depth=5, decoder_depth=2)
-    with pytest.raises(ValueError, match="encoder_depth=5 must be the encoder's depth, 3"):
+    with pytest.raises(ValueError, match="encoder_depth=5 must be the encoder's depth, 2"):
         objective(images())

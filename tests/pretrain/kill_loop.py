@@ -10,6 +10,7 @@ import random
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 import torch
@@ -74,7 +75,11 @@ def child(folder: Path, operation: int | None) -> None:
 
 def main(folder: Path, kills: int, seed: int) -> None:
     torch.set_num_threads(1)
-    prepare(folder / "never begun")
+    began = time.monotonic()
+    prepare(folder / "timed").fit()  # imports everything, too
+    began, took = time.monotonic(), time.monotonic() - began
+    prepare(folder / "timed again").fit()
+    took = min(took, time.monotonic() - began)
     chance = random.Random(seed)
     for kill in range(kills + 1):
         operation = chance.randrange(16) if kill % 2 and kill < kills else None
@@ -86,7 +91,7 @@ def main(folder: Path, kills: int, seed: int) -> None:
                 code = 0
             finally:
                 os._exit(code)
-        timer = threading.Timer(chance.uniform(0.1, 1.2), os.kill, (pid, signal.SIGKILL))
+        timer = threading.Timer(chance.uniform(0.1, 0.7) * took, os.kill, (pid, signal.SIGKILL))
         if operation is None and kill < kills:
             timer.start()
         _, status = os.waitpid(pid, 0)
@@ -95,8 +100,9 @@ def main(folder: Path, kills: int, seed: int) -> None:
         print(f"{kill}: operation {operation}: {how}, {[p.name for p in list_checkpoints(folder / 'run')]}", flush=True)
         if how not in ("signal 9", "exit 0"):
             raise SystemExit(1)
-        # trained to the end: often begin another run, so that kills meet the training of one more often than not
-        if kill < kills and (folder / "run" / "checkpoints" / LAST).is_file() and chance.random() < 0.7:
+        # at its end, or killed after training: begin another run, or, after some kills, let this one write its results
+        ended = (folder / "run" / "checkpoints" / LAST).is_file()
+        if kill < kills and ended and (how == "exit 0" or chance.random() < 0.7):
             (folder / "run").rename(folder / f"finished-{kill}")
 
 
