@@ -39,10 +39,9 @@ def lazily(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], 
 def shown_imports(source: str) -> dict[str, str]:
     """Names that a module imports for type checkers alone, and the module that each comes from.
 
-        Examples:
-            >>> shown_imports("if TYPE_CHECKING:\\n    from ssl_blocks.grid import Grid
-    from ssl_blocks.values import Views"
-            {'Grid': 'ssl_blocks.values', 'Views': 'ssl_blocks.values'}
+    Examples:
+        >>> shown_imports("if TYPE_CHECKING:\\n    from ssl_blocks.values import Views")
+        {'Views': 'ssl_blocks.values'}
     """
     shown = [
         statement
