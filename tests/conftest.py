@@ -20,11 +20,31 @@ ROOT = Path(__file__).parents[1]
 # fixtures that one worker makes for the whole suite
 SHARED = {"divided": "two processes", "compiled": "compile checks", "bare": "bare processes"}
 
+# what takes long although it may start no process; `make quick` does not even collect it
+LONG = (
+    *("tests/benchmarks", "tests/evaluate", "tests/gallery", "tests/pretrain", "tests/test_custom_objective.py"),
+    *(f"tests/encoders/test_{name}.py" for name in ("card", "eva", "pretrained", "regions", "resizing", "storage")),
+    *(f"tests/encoders/test_{name}.py" for name in ("tracing", "transformers", "untrained")),
+    *(f"tests/evaluation/test_{name}.py" for name in ("dense", "finetune", "linear", "segmentation")),
+    *(f"tests/objectives/test_{name}.py" for name in ("distillation", "puzzle", "saim", "two_stream")),
+    "tests/test_docs.py",
+)
+
 torch.set_num_threads(1)
 gc.disable()  # what imports and collection make stays to the end: no use in looking through it again and again
 
 settings.register_profile("ssl_blocks", deadline=None, derandomize=True, max_examples=40, database=None)
 settings.load_profile("ssl_blocks")
+
+
+def takes_long(path: Path) -> bool:
+    """Whether a file or folder is one of those that `make quick` leaves out."""
+    return any(path.is_relative_to(ROOT / name) for name in LONG)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out what takes long where that is asked for."""
+    return True if config.option.markexpr == "not process" and takes_long(collection_path) else None
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are selected by mark, and before xdist reads groups
@@ -33,7 +53,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     groups: dict[str, list[pytest.Item]] = {}
     for item in items:
         shared = [name for name in SHARED if name in getattr(item, "fixturenames", ())]
-        if shared:
+        if shared or takes_long(item.path):
             item.add_marker("process")
         groups.setdefault(SHARED[shared[0]] if shared else str(item.path.relative_to(ROOT)), []).append(item)
     for name, members in groups.items():

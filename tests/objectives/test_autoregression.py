@@ -69,6 +69,7 @@ def objective(request):
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
+@pytest.mark.process  # takes long
 class TestEveryAblation:
     def test_takes_an_optimizer_step(self, name):
         objective = make(name)
