@@ -130,7 +130,8 @@ def test_views_are_counted_by_a_dry_run(capsys: pytest.CaptureFixture[str], tmp_
     assert "teacher" in printed.out
     line = next(line for line in printed.out.splitlines() if "training step" in line)
     config, shape = configure(tmp_path, *MAP, "--crops.num_local=0"), ImageShape(1, 16, 16)
-    fewer = count_flops(RECIPE.assemble(config, ImageData.stand_in(shape)), shape, config.augmentation(shape, (0.5,), (1.0,)))
+    objective = RECIPE.assemble(config, ImageData.stand_in(shape))
+    fewer = count_flops(objective, shape, config.augmentation(shape, (0.5,), (1.0,)))
     work = (fewer.forward + fewer.backward) / 1e9
     assert 1.1 * work < float(line.split()[-2]) < 2 * work
     assert not list(tmp_path.iterdir())
