@@ -34,15 +34,7 @@ def encode(shape: sb.data.ImageShape, sizes: EncoderConfig) -> Encoding:
 def build(encoder: sb.encoders.TokenEncoder, tokenizer: sb.parts.Tokenizer) -> sb.SegmentPrediction:
     """Put the objective together."""
     decoder = sb.MaskTokenDecoder(grid=encoder.grid, dim=48, depth=1, num_heads=4, memory_dim=encoder.dim)
-    return sb.SegmentPrediction(
-        encoder=encoder,
-        tokenizer=tokenizer,
-        partitioner=sb.SubsetPartitioner(hidden=0.75),
-        serializer=sb.OrderedSerializer(),  # what is visible comes first
-        mask=sb.FullMask(),
-        reader=sb.DecoderReader(sb.LastLayerRouter(decoder_depth=1), decoder),
-        target=sb.PixelTarget(tokenizer, normalize=True),
-    )
+    return sb.mae(encoder=encoder, tokenizer=tokenizer, decoder=decoder)
 
 
 METHOD = Method(build, encode=encode, tried_on=("--data.name=volumes",), tiny_shape=(8, 8, 8))

@@ -6,7 +6,7 @@ broken promise. Where images are told from each other, a single one is a ``Value
 
 from ssl_blocks.testing.draw_checks import check_partitioner, check_serializer
 from ssl_blocks.testing.encoders import check_token_encoder
-from ssl_blocks.testing.leak_case import LeakError
+from ssl_blocks.testing.leak_case import LeakError, NotApplicableError
 from ssl_blocks.testing.leaks import assert_no_leak
 from ssl_blocks.testing.mask_checks import check_mask_builder
 from ssl_blocks.testing.objective_checks import check_objective
@@ -16,6 +16,7 @@ from ssl_blocks.testing.target_checks import check_loss, check_target
 
 __all__ = [
     "LeakError",
+    "NotApplicableError",
     "RoleError",
     "RoleReport",
     "assert_no_leak",

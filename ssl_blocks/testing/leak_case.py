@@ -18,6 +18,10 @@ Images = Float[Tensor, "b c *s"] | Views
 Pixels = tuple[Tensor, ...]  # one ``[B, C, H, W]`` per view; of plain images there is one
 
 
+class NotApplicableError(ValueError):
+    """Nothing here hides pixels from a prediction, so there is no leak to look for; the message says why."""
+
+
 class LeakError(AssertionError):
     """A prediction sees pixels that it must not, or misses pixels that it must see."""
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ssl_blocks.objectives.combine import WeightedSum
-from ssl_blocks.testing.leak_case import Images, LeakError, Subject, make_case
+from ssl_blocks.testing.leak_case import Images, LeakError, NotApplicableError, Subject, make_case
 from ssl_blocks.testing.leak_checks import check_gradients, check_loss, check_noise, check_places, check_targets
 from ssl_blocks.testing.role_case import RoleReport
 
@@ -53,7 +53,8 @@ def assert_no_leak(
 
     Raises:
         LeakError: (an ``AssertionError``) naming the first image, step and kind of dependence that is wrong.
-        ValueError: if the check applies to nothing here, with the reason, or nothing is predicted in this draw.
+        NotApplicableError: (a ``ValueError``) if the check applies to nothing here, with the reason.
+        ValueError: if nothing is predicted in this draw, or images do not fit.
 
     Examples:
         >>> import ssl_blocks as sb
@@ -79,7 +80,7 @@ def assert_no_leak(
             raise LeakError(f"{name}: {leak}" if name else str(leak)) from None
         passed.append(found.name)
     if not passed:
-        raise ValueError(next(iter(left_out.values())))
+        raise NotApplicableError(next(iter(left_out.values())))
     return RoleReport(tuple(passed), left_out)
 
 

@@ -69,6 +69,13 @@ def test_it_leaks_nothing_or_says_why_that_is_no_question(name, capsys):
     assert ("no leak in" in printed) == (leak_checked((FOLDER / f"{name}.py").read_text()) != "does not apply")
 
 
+def test_what_goes_wrong_in_a_leak_test_is_no_excuse_for_none(monkeypatch):
+    objective, images = tiny("simmim")
+    monkeypatch.setattr(type(method("simmim")), "tiny", lambda _: (objective, images[..., :-1]))
+    with pytest.raises(ValueError, match="do not fit this tokenizer"):
+        method("simmim").check()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_it_keeps_what_a_training_loop_relies_on(name):
     objective, images = tiny(name)
