@@ -15,7 +15,11 @@ def choose_device(wanted: str, precision: str, *, section: str = "") -> tuple[st
     device = "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
     if precision == "auto":
         precision = "bf16" if _has_bf16(device) else "fp32"
-    return device, torch.bfloat16 if precision == "bf16" else None
+    if precision == "bf16-pure" and device == "cuda" and not _has_bf16(device):
+        raise ValueError(f"{section}precision='bf16-pure' needs a GPU that computes in bfloat16; use fp32")
+    if precision == "tf32" and device != "cuda":
+        raise ValueError(f"{section}precision='tf32' needs a CUDA GPU, and the device is the CPU; use fp32")
+    return device, torch.bfloat16 if precision in ("bf16", "bf16-pure") else None
 
 
 def _has_bf16(device: str) -> bool:

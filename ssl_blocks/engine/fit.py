@@ -80,21 +80,20 @@ def train(
     if there and not resume:
         raise FileExistsError(f"folder={str(folder)!r} holds checkpoints already: give another, or resume=True")
     checkpoint = resume if isinstance(resume, Path) else next(iter(there), None)
-    loop = Loop(task, folder=folder, world_size=machine.processes.world_size)
+    loop = Loop(task, machine, folder=folder)
     if checkpoint is not None:
         loop.continue_from(check_checkpoint(checkpoint), checkpoint)
     callbacks = [] if title is None else [RichRunProgress(Console(quiet=not is_rank_zero()), title)]
     record = None if folder is None else Record(folder)
     gpus = [torch.device(machine.device)] if torch.device(machine.device).type == "cuda" else []
     with ending_in_order(folder), modes_kept(task.model, training=True), torch.random.fork_rng(devices=gpus):
-        fit(loop, machine, record=record, checkpoint=checkpoint, callbacks=callbacks)
+        fit(loop, record=record, checkpoint=checkpoint, callbacks=callbacks)
     task.model.to(machine.device)
     return tuple(loop.losses)
 
 
 def fit(
     loop: Loop,
-    machine: Machine,
     *,
     record: Record | None = None,
     checkpoint: Path | None = None,
@@ -104,7 +103,6 @@ def fit(
 
     Args:
         loop: knows the checkpoint already: see `Loop.continue_from`.
-        machine: where.
         record: what is written; ``None``: nothing.
         checkpoint: from which the run goes on; ``None`` starts at the beginning.
         callbacks: called before a checkpoint is saved.
@@ -112,14 +110,16 @@ def fit(
     if checkpoint is not None and not loop.steps_left:
         loop.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
         return
-    if machine.processes.world_size == 1:
+    if loop.world == 1:
         rank_zero_only.rank = 0  # type: ignore[attr-defined]  # whatever rank was left over in the environment
-    with _quiet_lightning():
-        trainer = _trainer(loop, machine, record, callbacks)
+    with _quiet_lightning(), _matmul_precision("high" if loop.machine.tf32 else "highest"):
+        trainer = _trainer(loop, record, callbacks)
         try:
             trainer.fit(loop, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=True)
         except SystemExit as end:  # what Lightning makes of Ctrl-C
             raise (KeyboardInterrupt if isinstance(end.__context__, KeyboardInterrupt) else end) from None
+        finally:
+            loop.give_back_weights()
 
 
 @contextmanager
@@ -141,8 +141,9 @@ def ending_in_order(folder: Path | None, *, advice: str = "") -> Iterator[None]:
         raise stop from error
 
 
-def _trainer(loop: Loop, machine: Machine, record: Record | None, callbacks: Sequence[pl.Callback]) -> pl.Trainer:
-    plan, device = loop.task.plan, torch.device(machine.device)
+def _trainer(loop: Loop, record: Record | None, callbacks: Sequence[pl.Callback]) -> pl.Trainer:
+    plan, machine = loop.task.plan, loop.machine
+    device = torch.device(machine.device)
     loggers: list[Any] = []
     before: list[pl.Callback] = []
     after: list[pl.Callback] = []
@@ -167,7 +168,6 @@ def _trainer(loop: Loop, machine: Machine, record: Record | None, callbacks: Seq
         plugins=[AtomicCheckpointIO(), *environment_plugins()],
         precision=PRECISIONS[machine.autocast_dtype],
         accumulate_grad_batches=plan.accumulate,
-        gradient_clip_val=plan.clip_grad,
         logger=loggers,
         callbacks=[*before, *callbacks, *after],
         log_every_n_steps=1,  # StepLog decides
@@ -176,6 +176,17 @@ def _trainer(loop: Loop, machine: Machine, record: Record | None, callbacks: Seq
         enable_model_summary=False,
         use_distributed_sampler=False,  # batches are dealt out already
     )
+
+
+@contextmanager
+def _matmul_precision(name: str) -> Iterator[None]:
+    """Let products of float32 matrices be rounded, or not, and put back what was chosen before."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(name)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @contextmanager
@@ -190,6 +201,8 @@ def _quiet_lightning() -> Iterator[None]:
             ".*does not have many workers.*",
             ".*LeafSpec.*is deprecated.*",
             ".*module\\(s\\) in eval mode at the start of training.*",  # a teacher is
+            ".*`training_step` returned `None`.*",  # where it has done the whole step
+            ".*constructed with capturable=True.*",  # steps before one is captured
             ".*your dataloader is not resumable.*",  # it starts at the step at which the run stands
         ):
             warnings.filterwarnings("ignore", message=message)

@@ -2,20 +2,24 @@
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssl_blocks.engine.checkpoints import FORMAT_VERSION, MARK
+from ssl_blocks.engine.graph import StepGraph
+from ssl_blocks.engine.masters import MasterAdamW
 from ssl_blocks.engine.optimizers import cosine_weight_decay, warmup_cosine
-from ssl_blocks.engine.parallel import one_for_none, shard, sum_over_processes
+from ssl_blocks.engine.parallel import Machine, one_for_none, shard, sum_over_processes
 from ssl_blocks.engine.task import Moment, Portion, Task
 from ssl_blocks.engine.watch import LossWatch
-from ssl_blocks.randomness import mix_seed, seeded_generator
+from ssl_blocks.randomness import mix_seed
+
+HERE = Machine()
 
 
 class Loop(pl.LightningModule):
@@ -25,19 +29,36 @@ class Loop(pl.LightningModule):
     the uninterrupted one would have drawn. Losses are averaged over what counts in a whole step: in all processes,
     in all accumulated batches.
 
+    Where `Machine.graph` asks for it, a step is one function of tensors from batch to new weights, which a GPU captures
+    (`StepGraph`); else Lightning calls its parts. Both compute the same.
+
     Args:
         task: what is trained; its model is registered as ``model``.
+        machine: where.
         folder: where the run's checkpoints lie; ``None`` where it keeps none.
-        world_size: number of processes.
+        tell: called with a line for the user.
     """
 
-    def __init__(self, task: Task, *, folder: Path | None = None, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        task: Task,
+        machine: Machine = HERE,
+        *,
+        folder: Path | None = None,
+        tell: Callable[[str], None] = print,
+    ) -> None:
         super().__init__()
-        self.task, self.model, self.world = task, task.model, world_size
+        self.task, self.model, self.machine, self.tell = task, task.model, machine, tell
+        self.world = machine.processes.world_size
         self.watch = LossWatch(folder, task.advice)
         self.resumed_step = 0
         self._seconds_before: float = 0.0
         self._started: float | None = None
+        self.graph: StepGraph | None = None
+        self._generator: torch.Generator | None = None  # seeded anew for every batch
+        self._rates: list[Tensor] = []  # of groups, and what decay leaves: places on a GPU that kernels read
+        self._kept: Tensor | float = 1.0  # by weight decay, where that follows a schedule
+        self.lr = 0.0
         self.counted: Tensor | None = None  # of the step under way: summed loss, what it is to be divided by
         self.unit = torch.ones(())  # mean count of the first part of the step in all processes
         self.parts_done = 0
@@ -78,8 +99,25 @@ class Loop(pl.LightningModule):
         return self._seconds_before + (time.perf_counter() - self._started if self._started is not None else 0.0)
 
     def on_train_start(self) -> None:
-        """Look at the clock."""
+        """Look at the clock, and see whether steps can be captured."""
         self._started = time.perf_counter()
+        reason = self._why_not_captured()
+        if self.machine.graph != "off" and reason is None:
+            self.graph = StepGraph(
+                self._whole_step, self.device, generators=[self._seeded()], baked=self.task.baked, tell=self.tell
+            )
+        elif self.machine.graph == "on" or (self.machine.graph == "auto" and self.device.type == "cuda"):
+            self.tell(f"note: steps are not captured as a CUDA graph: {reason}")
+
+    def _why_not_captured(self) -> str | None:
+        """What stands in the way of steps as one function, if anything."""
+        if self.machine.graph == "auto" and self.device.type != "cuda":
+            return f"device {self.device} has none"
+        if self.world > 1:
+            return f"{self.world} processes talk to each other amid a step"
+        if self.task.plan.accumulate > 1:
+            return f"a step has {self.task.plan.accumulate} parts"
+        return None if self.task.baked() is not None else f"{type(self.task).__name__} does not name what it bakes in"
 
     def on_train_end(self) -> None:
         """Look at the clock again."""
@@ -102,8 +140,8 @@ class Loop(pl.LightningModule):
             Portion(self.trainer.global_step, self.global_rank, self.world, local_size, self.device)
         )
 
-    def training_step(self, batch: Any, batch_index: int) -> Tensor:
-        """Compute the loss: a sum for now, see `on_before_optimizer_step`."""
+    def training_step(self, batch: Any, batch_index: int) -> Tensor | None:
+        """Compute the loss: a sum for now, see `on_before_optimizer_step`; or do the whole step, and return nothing."""
         step, plan = self.global_step, self.task.plan
         number = batch_index % plan.accumulate
         if number == 0:
@@ -112,52 +150,116 @@ class Loop(pl.LightningModule):
         self.parts_done = number + 1
         key = (plan.seed, self.global_rank, step * plan.accumulate + number)
         torch.manual_seed(mix_seed(*key, 1))  # dropout knows no generator
-        moment = Moment(step, number * self.world + self.global_rank, seeded_generator(self.device, *key))
+        moment = Moment(step, number * self.world + self.global_rank, self._seeded(*key))
+        if self.graph is None:
+            return self._part(batch, moment)
+        self.counted, self.latest = self.graph(batch)
+        self._note()
+        return None
+
+    def _seeded(self, *key: int) -> torch.Generator:
+        """The generator for a batch: always the same one, for a captured step reads its seed from there."""
+        if self._generator is None:
+            self._generator = torch.Generator(self.device)
+        return self._generator.manual_seed(mix_seed(*key))
+
+    def _part(self, batch: Any, moment: Moment) -> Tensor:
+        """Loss of a part of a step, as a share of the sum over the step."""
         out = self.task.loss(batch, moment)
         count = out.count.detach().to(out.mean.dtype)
-        if number == 0:
-            self.unit = one_for_none(sum_over_processes(count.clone()) / self.world)
-        counted = torch.stack([out.mean.detach() * count, count])
-        self.counted = counted if self.counted is None else self.counted + counted
         self.latest = dict(out.metrics)
-        loss: Tensor = out.mean * (count / self.unit)
-        return loss
+        counted = torch.stack([out.mean.detach() * count, count])
+        if self.counted is None:
+            self.counted = counted
+            if self._has_parts:
+                self.unit = one_for_none(sum_over_processes(count.clone()) / self.world)
+        else:
+            self.counted = self.counted + counted
+        return out.mean * (count / self.unit) if self._has_parts else out.mean
+
+    @property
+    def _has_parts(self) -> bool:
+        """Whether a step is more than one batch of one process: else its loss is divided already."""
+        return self.world * self.task.plan.accumulate > 1
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Divide by what counts in the whole step, known only now; see to it that the loss is a number."""
+        """Finish the gradients, and see to it that the loss is a number."""
+        self._finish_gradients()
+        self._note()
+
+    def _finish_gradients(self) -> None:
+        """Divide by what counts in the whole step, known only now; clip; and let weights decay by the schedule."""
+        optimizer, plan = self._optimizer, self.task.plan
+        if isinstance(optimizer, MasterAdamW):
+            optimizer.take_gradients()
+        groups = [[p for p in group["params"] if p.grad is not None] for group in optimizer.param_groups]
+        parameters = [parameter for group in groups for parameter in group]
         assert self.counted is not None
-        plan = self.task.plan
-        total, count = sum_over_processes(self.counted)
+        if self._has_parts:
+            # gradients are means over processes and accumulated batches of sums: exactly 1 where parts count alike
+            self.counted = sum_over_processes(self.counted)
+            scale = self.unit * self.world * plan.accumulate / one_for_none(self.counted[1])
+            torch._foreach_mul_([_local(parameter.grad) for parameter in parameters], scale)
+        if plan.clip_grad is not None:
+            nn.utils.clip_grad_norm_(parameters, plan.clip_grad)
+        if plan.weight_decay_end is not None and groups[0]:
+            with torch.no_grad():
+                torch._foreach_mul_([_local(parameter) for parameter in groups[0]], self._kept)
+
+    def _note(self) -> None:
+        """Remember what the step came to."""
+        assert self.counted is not None
+        plan, (total, count) = self.task.plan, self.counted
         self.watch.see(total, self.global_step)
-        # gradients are means over processes and accumulated batches of sums: exactly 1 where parts count alike
-        count = one_for_none(count)
-        scale = self.unit * self.world * plan.accumulate / count
-        for parameter in self.parameters():
-            if parameter.grad is not None:
-                grad = parameter.grad
-                (grad.to_local() if hasattr(grad, "to_local") else grad).mul_(scale.to(grad.dtype))
-        loss = total / count
+        loss = total / one_for_none(count)
         self._epoch_loss = self._epoch_loss + loss.double()
         if (self.global_step + 1) % plan.steps_per_epoch == 0:
             self.losses.append(float(self._epoch_loss) / plan.steps_per_epoch)
             self._epoch_loss = 0.0
-        self.latest = {
-            "loss": loss,
-            "lr": max(group["lr"] for group in optimizer.param_groups),
-            "epoch": (self.global_step + 1) / plan.steps_per_epoch,
-            **self.latest,
-        }
+        epoch = (self.global_step + 1) / plan.steps_per_epoch
+        self.latest = {"loss": loss, "lr": self.lr, "epoch": epoch, **self.latest}
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
         """Step, then let the task follow the new weights."""
-        self._set_weight_decay()
-        super().optimizer_step(*args, **kwargs)
-        self.task.after_step()
+        self._set_rates()
+        if self.graph is None:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+            self.task.after_step()
+        elif optimizer_closure is not None:
+            optimizer_closure()  # does all of it
+
+    def _whole_step(self, batch: Any) -> tuple[Tensor, dict[str, Any]]:
+        """What Lightning does one after the other, in one function: from a batch to new weights."""
+        optimizer = self._optimizer
+        optimizer.zero_grad()
+        self.counted = None
+        loss = self._part(batch, Moment(self.global_step, 0, self._generator))  # type: ignore[arg-type]
+        with torch.autocast(self.device.type, enabled=False):
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._finish_gradients()
+            optimizer.step()
+            self.task.after_step()
+        assert self.counted is not None
+        return self.counted, self.latest
+
+    @property
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return self.trainer.optimizers[0]
 
     def configure_optimizers(self) -> Any:
         """AdamW, fused where the parameters lie on a GPU, with warm-up and cosine."""
         plan, on_gpu = self.task.plan, all(p.is_cuda for p in self.model.parameters())
-        optimizer = torch.optim.AdamW(self.task.groups(), lr=plan.lr, betas=plan.betas, fused=on_gpu)
+        groups = self.task.groups()
+        if plan.weight_decay_end is not None:
+            groups[0]["weight_decay"] = 0.0  # a kernel of the optimizer would take a number that never changes
+        kind = MasterAdamW if self.machine.pure else torch.optim.AdamW
+        captured = on_gpu and self.machine.graph != "off"
+        optimizer = kind(groups, lr=plan.lr, betas=plan.betas, fused=on_gpu, capturable=captured)
+        if on_gpu and self.world == 1:
+            self._rates = [torch.zeros((), device=self.device) for _ in groups]
+            self._kept = torch.ones((), device=self.device)
         schedule = warmup_cosine(
             optimizer,
             num_steps=plan.num_steps,
@@ -167,6 +269,20 @@ class Loop(pl.LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def _set_rates(self) -> None:
+        """Follow the schedules: numbers on CPU, and on a GPU places that are filled without waiting for it."""
+        plan, groups = self.task.plan, self._optimizer.param_groups
+        rates = [group["lr"] for group in groups]
+        self.lr = max(rates)
+        if plan.weight_decay_end is not None:
+            decay = cosine_weight_decay(
+                plan.weight_decay, plan.weight_decay_end, step=self.global_step, num_steps=plan.num_steps
+            )
+            kept = 1 - rates[0] * decay
+            self._kept = self._kept.fill_(kept) if isinstance(self._kept, Tensor) else kept
+        for group, place, rate in zip(groups, self._rates, rates, strict=False):
+            group["lr"] = place.fill_(rate)
+
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Set the rate of the step to come."""
         scheduler.step_update(self.global_step)
@@ -174,6 +290,8 @@ class Loop(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Mark the checkpoint as ours; never save weights that a bad loss has spoilt."""
         self.watch.check()
+        if isinstance(self._optimizer, MasterAdamW):
+            checkpoint["state_dict"] = self._optimizer.whole(checkpoint["state_dict"])
         checkpoint[MARK] = {
             "format_version": FORMAT_VERSION,
             "step": self.global_step,
@@ -183,14 +301,17 @@ class Loop(pl.LightningModule):
             "facts": self.task.facts(),
         }
 
-    def _set_weight_decay(self) -> None:
-        """Follow the schedule, which knows the step alone, in the group that decays: the first one."""
-        plan = self.task.plan
-        if plan.weight_decay_end is not None:
-            decay = cosine_weight_decay(
-                plan.weight_decay, plan.weight_decay_end, step=self.global_step, num_steps=plan.num_steps
-            )
-            self.trainer.optimizers[0].param_groups[0]["weight_decay"] = decay
+    def give_back_weights(self) -> None:
+        """Leave the weights in the precision in which they came."""
+        for optimizer in self.trainer.optimizers:
+            if isinstance(optimizer, MasterAdamW):
+                optimizer.give_back()
+
+
+def _local(values: Any) -> Tensor:
+    """A process's own share of values that are dealt out."""
+    found: Tensor = values.to_local() if hasattr(values, "to_local") else values
+    return found
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -36,12 +36,18 @@ class Machine:
         autocast_dtype: precision under autocast; ``None`` switches autocast off.
         processes: how many train together.
         strategy: of several processes: whole copies of the model, or its blocks in shards.
+        pure: whether the weights, too, are of 16 bits, see `MasterAdamW`.
+        tf32: whether products of float32 matrices may be rounded to TF32 on a GPU.
+        graph: whether steps are captured as a CUDA graph: ``auto`` where it can be.
     """
 
     device: torch.device | str = "cpu"
     autocast_dtype: torch.dtype | None = None
     processes: Processes = Processes()
     strategy: Literal["ddp", "fsdp"] = "ddp"
+    pure: bool = False
+    tf32: bool = False
+    graph: Literal["auto", "on", "off"] = "off"
 
 
 def started_processes() -> Processes:
@@ -74,6 +80,10 @@ def count_processes(trainer: TrainerConfig, settings: OptimizerConfig) -> Proces
         raise ValueError(
             f"optimizer.batch_size={settings.batch_size} must be a multiple of processes x optimizer.accumulate = "
             f"{found.world_size} x {settings.accumulate}"
+        )
+    if trainer.precision == "bf16-pure" and found.world_size > 1:
+        raise ValueError(
+            f"trainer.precision='bf16-pure' trains in one process, but there are {found.world_size}: use bf16"
         )
     if trainer.strategy == "fsdp" and found.world_size == 1:
         raise ValueError("trainer.strategy='fsdp' needs at least two processes: give trainer.devices, or use torchrun")

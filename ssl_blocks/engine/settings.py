@@ -128,7 +128,11 @@ class TrainerConfig(StrictModel):
     """How long, how precisely and on what."""
 
     epochs: PositiveInt = Field(100, description="passes over the training images")
-    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the hardware has it")
+    precision: Literal["auto", "bf16", "bf16-pure", "fp32", "tf32"] = Field(
+        "auto",
+        description="auto: bf16 where the hardware has it, else fp32; bf16-pure: weights in 16 bits, too, with masters "
+        "in 32; tf32: fp32 with products in TF32",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
     devices: PositiveInt | None = Field(None, description="processes on this machine; default: torchrun's, else 1")
     num_nodes: PositiveInt | None = Field(None, description="machines; default: torchrun's, else 1")
@@ -136,9 +140,28 @@ class TrainerConfig(StrictModel):
         "ddp", description="several processes: whole copies of the model (ddp), or its blocks in shards (fsdp)"
     )
     compile: bool = Field(False, description="compile the objective (worth it on a GPU)")
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = Field(
+        "default", description="torch.compile's mode; those with CUDA graphs of their own need graph=off"
+    )
+    graph: Literal["auto", "on", "off"] = Field(
+        "auto", description="capture whole steps as a CUDA graph; auto: on a GPU, where it can be done"
+    )
     knn_every: PositiveInt | None = Field(None, description="kNN on the test images every so many epochs")
     knn_bank: PositiveInt = Field(5000, description="training images that kNN while training looks at")
     score: bool = Field(True, description="score raw pixels, and the encoder before and after training")
     figures: bool = Field(True, description="draw pictures when all else is done")
     checkpoint_every: PositiveFloat = Field(1.0, description="epochs between checkpoints; 0.5 is twice an epoch")
     keep_checkpoints: PositiveInt = Field(2, description="how many of the newest checkpoints are kept")
+
+    @model_validator(mode="after")
+    def _one_kind_of_graphs(self) -> "TrainerConfig":
+        if self.graph == "on" and self.captures_itself:
+            raise ValueError(
+                f"trainer.compile_mode={self.compile_mode} makes CUDA graphs of its own: use trainer.graph=off or auto"
+            )
+        return self
+
+    @property
+    def captures_itself(self) -> bool:
+        """Whether compiled code makes CUDA graphs of its own."""
+        return self.compile and self.compile_mode in ("reduce-overhead", "max-autotune")

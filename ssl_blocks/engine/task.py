@@ -1,7 +1,7 @@
 """What a training loop is told: what to compute of a batch, and how long and how fast to train."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -138,6 +138,14 @@ class Task(ABC):
 
     def after_step(self) -> None:  # noqa: B027
         """Update what follows the weights; called after every optimizer step."""
+
+    def baked(self) -> tuple[Hashable, ...] | None:
+        """Plain values, besides tensors, that the arithmetic of a step depends on; ``None``: they are not known.
+
+        A step captured as a CUDA graph is captured anew where they change. Of the moment, its loss may then read the
+        generator alone.
+        """
+        return None
 
     def facts(self) -> dict[str, Any]:
         """Plain values that must be the same where a run goes on, by what the user calls them."""

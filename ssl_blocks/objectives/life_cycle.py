@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+HOOKS = ("before_step", "after_step")
 KNOWN = "_known_parts"  # attribute in which an objective remembers its parts; no copy and no file takes it along
 
 _PLAIN = (bool, int, float, str)
@@ -33,6 +34,12 @@ def tell(objective: nn.Module, hook: str, *args: Any) -> None:
         if id(part) not in told:
             told.add(id(part))
             getattr(part, hook)(*args)
+
+
+def followers(owner: nn.Module) -> list[object]:
+    """Parts that are told of steps."""
+    known = _known(owner)
+    return list({id(part): part for hook in HOOKS for part in known.with_hook(hook)}.values())
 
 
 def find_parts(owner: nn.Module) -> Iterator[object]:

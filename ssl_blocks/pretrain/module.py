@@ -1,6 +1,6 @@
 """An objective and its data as a task of the training loop."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Hashable, Iterable
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +12,7 @@ from ssl_blocks.data import ImageData, share_of_cores, to_float, train_loader
 from ssl_blocks.engine.task import CountedLoss, Moment, Plan, Portion, Task
 from ssl_blocks.modes import modes_kept
 from ssl_blocks.objectives import Objective
-from ssl_blocks.objectives.life_cycle import find_parts
+from ssl_blocks.objectives.life_cycle import find_parts, followers
 from ssl_blocks.objectives.objective import seen_by
 from ssl_blocks.pretrain.config import RunConfig
 from ssl_blocks.randomness import seeded_generator
@@ -34,8 +34,11 @@ class PretrainModule(Task):
         self.objective = self.model = objective
         self.data, self.config = data, config
         self.augment = config.augmentation(data.shape, data.mean, data.std)
-        if config.trainer.compile:
-            objective.compile()  # in place: a compiled copy would be registered, and be saved, a second time
+        trainer = config.trainer
+        # where it is trained, and not where it is tried, scored and drawn: those have other devices and shapes
+        self.compute: Any = (
+            torch.compile(objective, dynamic=False, mode=trainer.compile_mode) if trainer.compile else objective
+        )
 
     def check(self) -> None:
         """Try everything once on two images, on CPU.
@@ -53,11 +56,10 @@ class PretrainModule(Task):
         generator = seeded_generator("cpu", self.config.seed)
         images = seen_by(self.objective, self.augment(plain, generator=generator))
         draw = self.objective.draw(images, generator=generator)
-        with torch.compiler.set_stance("force_eager"):  # it is compiled where it is trained
-            # in evaluation mode, for statistics of norms are for training images
-            unused = self._without_gradient(images, draw, training=False)
-            if unused:  # what dropped layers and the like leave out may differ
-                unused &= self._without_gradient(images, draw, training=True)
+        # in evaluation mode, for statistics of norms are for training images
+        unused = self._without_gradient(images, draw, training=False)
+        if unused:  # what dropped layers and the like leave out may differ
+            unused &= self._without_gradient(images, draw, training=True)
         if unused:
             names = [name for name, _ in self.objective.named_parameters() if name in unused]
             shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
@@ -138,7 +140,7 @@ class PretrainModule(Task):
         plain = to_float(batch, self.data.mean, self.data.std)
         augment = self.augment.finish if self.data.is_streamed else self.augment
         images = seen_by(self.objective, augment(plain, generator=moment.generator))
-        out = self.objective(images, self.objective.draw(images, generator=moment.generator))
+        out = self.compute(images, self.objective.draw(images, generator=moment.generator))
         return CountedLoss(out.loss, torch.as_tensor(out.divisor, device=out.loss.device), out.metrics)
 
     def no_weight_decay(self) -> Collection[str]:
@@ -152,6 +154,15 @@ class PretrainModule(Task):
     def after_step(self) -> None:
         """Tell the objective."""
         self.objective.after_step()
+
+    def baked(self) -> tuple[Hashable, ...]:
+        """Plain attributes of the parts that follow schedules or weights."""
+        return tuple(
+            f"{type(part).__name__}.{name}={value}"
+            for part in followers(self.objective)
+            for name, value in vars(part).items()
+            if isinstance(value, bool | int | float | str)
+        )
 
     def facts(self) -> dict[str, Any]:
         """What images a run saw: schedule and statistics depend on them."""

@@ -24,6 +24,8 @@ FREE = {
     "trainer.num_nodes",
     "trainer.strategy",
     "trainer.compile",
+    "trainer.compile_mode",
+    "trainer.graph",
     "trainer.knn_every",
     "trainer.knn_bank",
     "trainer.score",

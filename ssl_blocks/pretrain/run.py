@@ -80,10 +80,18 @@ class Run(Generic[C]):
         module.check()
         from ssl_blocks.engine.loop import Loop  # Lightning takes seconds to load: mistakes are told before
 
-        loop = Loop(module, folder=config.folder, world_size=processes.world_size)
+        machine = Machine(
+            device,
+            autocast_dtype,
+            processes,
+            config.trainer.strategy,
+            pure=config.trainer.precision == "bf16-pure",
+            tf32=config.trainer.precision == "tf32",
+            graph="off" if config.trainer.captures_itself else config.trainer.graph,
+        )
+        loop = Loop(module, machine, folder=config.folder)
         if checkpoint is not None:
             loop.continue_from(check_checkpoint(checkpoint), checkpoint)
-        machine = Machine(device, autocast_dtype, processes, config.trainer.strategy)
         return cls(config, data, module, loop, machine, checkpoint, assemble)
 
     def fit(self) -> Path:
@@ -157,7 +165,7 @@ class Run(Generic[C]):
         )
         progress = RichRunProgress(console, "pretraining", str if knn is None else knn.remark)
         callbacks = [progress] if knn is None else [knn, progress]
-        fit(self.loop, self.machine, record=record, checkpoint=self.checkpoint, callbacks=callbacks)
+        fit(self.loop, record=record, checkpoint=self.checkpoint, callbacks=callbacks)
 
     def _draw(self, folder: Path, scores: list[Scores], console: Console) -> list[Path]:
         """Draw what there is to see; a picture that fails is one line."""

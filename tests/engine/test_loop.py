@@ -10,6 +10,7 @@ from ssl_blocks.engine import CountedLoss, Machine, Moment, Plan, Portion, Task
 from ssl_blocks.engine.batches import load_parts
 from ssl_blocks.engine.fit import train
 from ssl_blocks.engine.loop import Loop
+from ssl_blocks.engine.parallel import Processes
 
 PLAN = Plan(steps_per_epoch=3, epochs=4, lr=0.1, seed=0, batch_size=4)
 NUM = 14
@@ -97,7 +98,7 @@ def test_every_process_step_and_part_draws_for_itself(monkeypatch: pytest.Monkey
     for rank in range(2):
         monkeypatch.setattr(Loop, "global_rank", rank)
         task = Weighed(accumulate=2)
-        loop = Loop(task, world_size=2)
+        loop = Loop(task, Machine(processes=Processes(2)))
         with torch.random.fork_rng(devices=[]):
             for number, batch in enumerate(list(task.batches(portion()))[:2]):
                 loop.training_step(batch, number)

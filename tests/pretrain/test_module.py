@@ -20,7 +20,7 @@ from ssl_blocks import (
     SquarePartitioner,
 )
 from ssl_blocks.data import RandomResizedCropFlip
-from ssl_blocks.engine import CroppedDataConfig, Machine, OptimizerConfig, TrainerConfig, fit as engine
+from ssl_blocks.engine import CroppedDataConfig, OptimizerConfig, TrainerConfig, fit as engine
 from ssl_blocks.engine.loop import Loop
 from ssl_blocks.engine.progress import RichRunProgress
 from ssl_blocks.pretrain import PretrainModule, RunConfig
@@ -108,7 +108,7 @@ def fit(objective, *callbacks: pl.Callback, config: RunConfig | None = None) -> 
 
 
 def fit_loop(loop: Loop, *callbacks: pl.Callback) -> None:
-    engine.fit(loop, Machine(), callbacks=callbacks)
+    engine.fit(loop, callbacks=callbacks)
 
 
 def small_objective() -> SegmentPrediction:

@@ -1,0 +1,188 @@
+"""A step as one function, and weights in 16 bits with masters: the same training as the plain one."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ssl_blocks.engine import CountedLoss, Machine, Moment, Plan, Portion, Task
+from ssl_blocks.engine.batches import load_parts
+from ssl_blocks.engine.checkpoints import list_checkpoints, read_checkpoint
+from ssl_blocks.engine.fit import fit, train
+from ssl_blocks.engine.graph import StepGraph
+from ssl_blocks.engine.loop import Loop
+from ssl_blocks.engine.masters import MasterAdamW
+
+
+class Drawing(Task):
+    """Two layers with dropout, a target drawn anew in every step, and an average that follows by a schedule."""
+
+    def __init__(self, **plan: Any) -> None:
+        sizes = {"steps_per_epoch": 4, "epochs": 2, "lr": 0.05, "seed": 3, "batch_size": 4}
+        self.plan = Plan(**{**sizes, **plan})
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.3), nn.LayerNorm(8), nn.Linear(8, 1))
+        self.average = self.model[0].weight.detach().clone()
+        self.momentum = 0.0
+
+    def batches(self, portion: Portion):
+        data = torch.randn(16, 3, generator=torch.Generator().manual_seed(1))
+        return load_parts(lambda index, *_: data[index], self.plan, portion, num_images=16, key=(0,))
+
+    def loss(self, batch: Tensor, moment: Moment) -> CountedLoss:
+        wanted = torch.rand(len(batch), 1, generator=moment.generator)
+        return CountedLoss((self.model(batch) - wanted).square().mean(), torch.tensor(float(len(batch))))
+
+    def before_step(self, progress) -> None:
+        self.momentum = progress.step / progress.num_steps
+
+    def after_step(self) -> None:
+        self.average.lerp_(self.model[0].weight.detach().float(), 1 - self.momentum)
+
+    def baked(self) -> tuple[float]:
+        return (self.momentum,)
+
+
+def trained(machine: Machine, **plan: Any) -> dict[str, Tensor]:
+    task = Drawing(**plan)
+    losses = train(task, machine)
+    return {**task.model.state_dict(), "average": task.average, "losses": torch.tensor(losses)}
+
+
+SCHEDULES = {"clip_grad": 0.05, "weight_decay": 0.1, "weight_decay_end": 0.5, "warmup_steps": 2}
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("plan", [{}, SCHEDULES])
+def test_a_whole_step_leaves_the_bits_of_the_plain_one(plan: dict[str, Any], dtype: torch.dtype | None) -> None:
+    plain = trained(Machine(autocast_dtype=dtype), **plan)
+    whole = trained(Machine(autocast_dtype=dtype, graph="on"), **plan)
+    assert all(torch.equal(plain[name], whole[name]) for name in plain)
+    assert not torch.equal(plain["average"], trained(Machine(autocast_dtype=dtype), seed=4, **plan)["average"])
+
+
+@pytest.mark.parametrize("machine", [Machine(graph="on"), Machine(autocast_dtype=torch.bfloat16, pure=True)])
+def test_a_run_goes_on_with_the_same_bits(machine: Machine, tmp_path) -> None:
+    class StoppedError(Exception):
+        pass
+
+    class Stopping(Drawing):
+        def before_step(self, progress) -> None:
+            if progress.step == 4:
+                raise StoppedError
+            super().before_step(progress)
+
+    whole = trained(machine, **SCHEDULES)
+    first = Stopping(**SCHEDULES)
+    with pytest.raises(StoppedError):
+        train(first, machine, folder=tmp_path)
+    second = Drawing(**SCHEDULES)
+    second.average = first.average
+    train(second, machine, folder=tmp_path, resume=True)
+    assert all(torch.equal(whole[name], value) for name, value in second.model.state_dict().items())
+    assert torch.equal(second.average, whole["average"])
+
+
+def test_steps_of_parts_or_of_unknown_numbers_run_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    class Unknown(Drawing):
+        def baked(self) -> None:  # type: ignore[override]
+            return None
+
+    for task, reason in (
+        (Drawing(accumulate=2), "a step has 2 parts"),
+        (Unknown(), "Unknown does not name what it bakes in"),
+    ):
+        plain, told = type(task)(**vars(task.plan)), []
+        train(plain, Machine())
+        fit(Loop(task, Machine(graph="on"), tell=told.append))
+        assert told == [f"note: steps are not captured as a CUDA graph: {reason}"]
+        assert all(map(torch.equal, plain.model.state_dict().values(), task.model.state_dict().values()))
+    fit(Loop(Unknown(), Machine(graph="auto")))  # without a GPU nobody expects one
+    assert capsys.readouterr().out == ""
+
+
+def test_gradients_are_clipped_to_the_norm() -> None:
+    norms = []
+
+    class Watching(Drawing):
+        def after_step(self) -> None:
+            norms.append(torch.stack([p.grad.norm() for p in self.model.parameters()]).norm().item())
+
+    train(Watching(), Machine())
+    free, clipped = list(norms), SCHEDULES["clip_grad"]
+    norms.clear()
+    train(Watching(clip_grad=clipped), Machine())
+    assert min(free) > clipped
+    assert norms == pytest.approx([clipped] * 8, rel=1e-4)
+
+
+@pytest.mark.parametrize("machine", [Machine(), Machine(pure=True), Machine(graph="on")])
+def test_weight_decay_follows_half_a_cosine_in_the_group_that_decays(machine: Machine) -> None:
+    found = []
+
+    class Decaying(Drawing):
+        def loss(self, batch: Tensor, moment: Moment) -> CountedLoss:
+            return CountedLoss(sum(p.sum() for p in self.model.parameters()) * 0.0, torch.tensor(1.0))
+
+        def after_step(self) -> None:
+            found.append((self.model[0].weight[0, 0].item(), self.model[0].bias[0].item()))
+
+    task = Decaying(weight_decay=0.04, weight_decay_end=0.4)
+    weight, bias = (parameter.detach().flatten()[0].item() for parameter in (task.model[0].weight, task.model[0].bias))
+    loop = Loop(task, machine)
+    fit(loop)
+    rates = [0.05 / 2 * (1 + math.cos(math.pi * step / 8)) for step in range(8)]
+    for step, (rate, (decayed, spared)) in enumerate(zip(rates, found, strict=True)):
+        weight *= 1 - rate * (0.4 - 0.36 / 2 * (1 + math.cos(math.pi * step / 8)))
+        assert decayed == pytest.approx(weight, rel=0.005 if machine.pure else 1e-5)
+        assert spared == pytest.approx(bias, rel=0.005 if machine.pure else 1e-6)
+
+
+def test_masters_keep_what_sixteen_bits_would_lose() -> None:
+    layer = nn.Linear(2, 1, bias=False)
+    nn.init.ones_(layer.weight)
+    optimizer = MasterAdamW([{"params": list(layer.parameters())}], lr=1e-4, weight_decay=0.0)
+    for _ in range(100):
+        layer(torch.ones(3, 2, dtype=torch.bfloat16)).sum().backward()
+        optimizer.take_gradients()
+        assert layer.weight.grad is None
+        optimizer.step()
+        assert torch.equal(layer.weight, optimizer.masters[0].bfloat16())
+        optimizer.zero_grad()
+        assert optimizer.masters[0].grad is None
+    expected = torch.full((1, 2), 0.99)
+    torch.testing.assert_close(optimizer.masters[0].detach(), expected)  # 1 - 1e-4 is 1 in bfloat16
+    assert torch.equal(optimizer.whole(layer.state_dict())["weight"], optimizer.masters[0])
+    optimizer.give_back()
+    assert layer.weight.dtype == torch.float32
+    torch.testing.assert_close(layer.weight.detach(), expected)
+
+
+def test_pure_weights_are_of_16_bits_in_training_and_whole_before_and_after(tmp_path) -> None:
+    seen = []
+
+    class Watching(Drawing):
+        def loss(self, batch: Tensor, moment: Moment) -> CountedLoss:
+            seen.append({p.dtype for p in self.model.parameters()})
+            return super().loss(batch, moment)
+
+    task = Watching()
+    train(task, Machine(autocast_dtype=torch.bfloat16, pure=True), folder=tmp_path)
+    assert seen == [{torch.bfloat16}] * 8
+    state = read_checkpoint(list_checkpoints(tmp_path)[0])["state_dict"]
+    for name, value in task.model.state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(state[f"model.{name}"], value)
+    assert not torch.equal(task.model[0].weight, task.model[0].weight.bfloat16().float())
+    mixed = trained(Machine(autocast_dtype=torch.bfloat16))
+    torch.testing.assert_close(task.model[0].weight, mixed["0.weight"], rtol=0.05, atol=0.02)
+
+
+def test_without_a_gpu_a_step_graph_calls_the_step() -> None:
+    calls = []
+    graph = StepGraph(lambda batch: calls.append(batch) or batch + 1, torch.device("cpu"))
+    assert [graph(number) for number in range(5)] == [1, 2, 3, 4, 5]
+    assert calls == [0, 1, 2, 3, 4]
