@@ -87,7 +87,7 @@ class StepGraph:
         if self.refused or self.seen[key] <= WARM_UP:
             return False
         graph, place = torch.cuda.CUDAGraph(), tree_map(torch.clone, batch)
-        for generator in self.generators:
+        for generator in self.generators if torch.__version__ < "2.14" else ():  # later ones are found by themselves
             graph.register_generator_state(generator)
         try:
             # other threads may go on: they pin memory and write checkpoints

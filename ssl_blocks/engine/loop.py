@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ssl_blocks.engine.checkpoints import FORMAT_VERSION, MARK
 from ssl_blocks.engine.graph import StepGraph
-from ssl_blocks.engine.masters import MasterAdamW
+from ssl_blocks.engine.masters import MasterAdamW, rounded_weights
 from ssl_blocks.engine.optimizers import cosine_weight_decay, warmup_cosine
 from ssl_blocks.engine.parallel import Machine, one_for_none, shard, sum_over_processes
 from ssl_blocks.engine.task import Moment, Portion, Task
@@ -106,12 +106,17 @@ class Loop(pl.LightningModule):
             self.graph = StepGraph(
                 self._whole_step, self.device, generators=[self._seeded()], baked=self.task.baked, tell=self.tell
             )
-        elif self.machine.graph == "on" or (self.machine.graph == "auto" and self.device.type == "cuda"):
+        elif self.global_rank == 0 and (self.machine.graph == "on" or (self.machine.graph == "auto" and self.on_gpu)):
             self.tell(f"note: steps are not captured as a CUDA graph: {reason}")
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether this process computes on one."""
+        return self.device.type == "cuda"
 
     def _why_not_captured(self) -> str | None:
         """What stands in the way of steps as one function, if anything."""
-        if self.machine.graph == "auto" and self.device.type != "cuda":
+        if self.machine.graph == "auto" and not self.on_gpu:
             return f"device {self.device} has none"
         if self.world > 1:
             return f"{self.world} processes talk to each other amid a step"
@@ -254,9 +259,13 @@ class Loop(pl.LightningModule):
         groups = self.task.groups()
         if plan.weight_decay_end is not None:
             groups[0]["weight_decay"] = 0.0  # a kernel of the optimizer would take a number that never changes
-        kind = MasterAdamW if self.machine.pure else torch.optim.AdamW
         captured = on_gpu and self.machine.graph != "off"
-        optimizer = kind(groups, lr=plan.lr, betas=plan.betas, fused=on_gpu, capturable=captured)
+        settings: dict[str, Any] = {"lr": plan.lr, "betas": plan.betas, "fused": on_gpu, "capturable": captured}
+        optimizer = (
+            MasterAdamW(groups, rounded_weights(self.model), **settings)
+            if self.machine.pure
+            else torch.optim.AdamW(groups, **settings)
+        )
         if on_gpu and self.world == 1:
             self._rates = [torch.zeros((), device=self.device) for _ in groups]
             self._kept = torch.ones((), device=self.device)

@@ -1,26 +1,35 @@
 """Weights in bfloat16 that are trained in single precision."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+
+def rounded_weights(model: nn.Module) -> list[nn.Parameter]:
+    """Trained weights of linear maps and convolutions: those that autocast rounds in every step."""
+    kinds = (nn.Linear, _ConvNd)
+    found = [p for part in model.modules() if isinstance(part, kinds) for p in part.parameters(recurse=False)]
+    return [parameter for parameter in dict.fromkeys(found) if parameter.requires_grad]
 
 
 class MasterAdamW(torch.optim.AdamW):
-    """AdamW on float32 copies of the weights ("masters"), whose bfloat16 roundings the model computes with.
+    """AdamW whose weights of linear maps are bfloat16, rounded from float32 copies ("masters") that it updates.
 
-    Gradients are rounded to bfloat16 as the model leaves them; moments, masters and updates are float32, so that small
-    updates are not lost. The given parameters become bfloat16 in place, until `give_back`. Mixed precision training
-    with a master copy (Micikevicius et al., 2018, Sec. 3.1), without loss scaling, which bfloat16 does not need.
+    Under autocast the forward pass computes what it computes of float32 weights, which it would round in every step.
+    Moments, masters and updates are float32, so that small updates are not lost (Micikevicius et al., 2018, Sec. 3.1;
+    bfloat16 needs no loss scaling). The weights become bfloat16 in place, until `give_back`.
 
     Args:
         groups: as for AdamW, of float32 parameters.
+        rounded: those of them that become bfloat16, see `rounded_weights`; the others are trained as they are.
         **settings: AdamW's.
 
     Examples:
         >>> layer = nn.Linear(2, 1)
-        >>> optimizer = MasterAdamW([{"params": list(layer.parameters())}], lr=1e-3)
+        >>> optimizer = MasterAdamW([{"params": list(layer.parameters())}], rounded_weights(layer), lr=1e-3)
         >>> layer.weight.dtype, optimizer.masters[0].dtype
         (torch.bfloat16, torch.float32)
         >>> optimizer.give_back()
@@ -28,16 +37,16 @@ class MasterAdamW(torch.optim.AdamW):
         torch.float32
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], **settings: Any) -> None:
-        groups = [dict(group) for group in groups]
-        self.weights: list[nn.Parameter] = [weight for group in groups for weight in group["params"]]
-        for group in groups:
-            group["params"] = [nn.Parameter(weight.detach().clone()) for weight in group["params"]]
-        self.masters: list[nn.Parameter] = [master for group in groups for master in group["params"]]
+    def __init__(self, groups: Iterable[dict[str, Any]], rounded: Collection[nn.Parameter], **settings: Any) -> None:
+        self.weights = list(rounded)
+        self.masters = [nn.Parameter(weight.detach().clone()) for weight in self.weights]
+        master_of = {id(weight): master for weight, master in zip(self.weights, self.masters, strict=True)}
         for weight in self.weights:
             weight.grad = None
             weight.data = weight.data.bfloat16()
-        super().__init__(groups, **settings)
+        super().__init__(
+            [{**group, "params": [master_of.get(id(p), p) for p in group["params"]]} for group in groups], **settings
+        )
 
     def take_gradients(self) -> None:
         """Move the weights' gradients to the masters, in float32: call it after ``backward``."""

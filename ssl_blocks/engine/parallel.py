@@ -36,7 +36,7 @@ class Machine:
         autocast_dtype: precision under autocast; ``None`` switches autocast off.
         processes: how many train together.
         strategy: of several processes: whole copies of the model, or its blocks in shards.
-        pure: whether the weights, too, are of 16 bits, see `MasterAdamW`.
+        pure: whether weights of linear maps are of 16 bits, see `MasterAdamW`.
         tf32: whether products of float32 matrices may be rounded to TF32 on a GPU.
         graph: whether steps are captured as a CUDA graph: ``auto`` where it can be.
     """

@@ -130,8 +130,8 @@ class TrainerConfig(StrictModel):
     epochs: PositiveInt = Field(100, description="passes over the training images")
     precision: Literal["auto", "bf16", "bf16-pure", "fp32", "tf32"] = Field(
         "auto",
-        description="auto: bf16 where the hardware has it, else fp32; bf16-pure: weights in 16 bits, too, with masters "
-        "in 32; tf32: fp32 with products in TF32",
+        description="auto: bf16 where the hardware has it, else fp32; bf16-pure: the same, with linear "
+        "maps kept in 16 bits and updated in 32; tf32: fp32 with products in TF32",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
     devices: PositiveInt | None = Field(None, description="processes on this machine; default: torchrun's, else 1")

@@ -95,7 +95,7 @@ WRONG = {
     "no boolean": ((*FRESH, "--data.flip", "perhaps"), ("data.flip='perhaps' must be true or false",)),
     "precision": (
         (*FRESH, "--trainer.precision", "bf17"),
-        ("trainer.precision='bf17' must be 'auto', 'bf16' or 'fp32'", "did you mean 'bf16'?"),
+        ("trainer.precision='bf17' must be 'auto', 'bf16', 'bf16-pure', 'fp32' or 'tf32'", "did you mean 'bf16'?"),
     ),
     "device": ((*FRESH, "--trainer.device", "gpu"), ("trainer.device='gpu' must be 'auto', 'cpu' or 'cuda'",)),
     "no GPU": ((*FRESH, "--trainer.device", "cuda"), ("trainer.device='cuda' needs a CUDA GPU",)),
@@ -144,6 +144,22 @@ WRONG = {
         ("optimizer.batch_size=64 must be a multiple", "optimizer.accumulate", "1 x 7"),
     ),
     "batch in processes": ((*FRESH, "--trainer.devices", "3"), ("optimizer.batch_size=64 must be a multiple", "3 x 1")),
+    "TF32 on CPU": (
+        (*FRESH, "--trainer.precision", "tf32", "--trainer.device=cpu"),
+        ("trainer.precision='tf32' needs a CUDA GPU",),
+    ),
+    "pure in processes": (
+        (*FRESH, "--trainer.precision", "bf16-pure", "--trainer.devices", "2"),
+        ("trainer.precision='bf16-pure' trains in one process, but there are 2",),
+    ),
+    "compile mode": (
+        (*FRESH, "--trainer.compile_mode", "reduce-overheads"),
+        ("trainer.compile_mode='reduce-overheads' must be", "did you mean 'reduce-overhead'?"),
+    ),
+    "two kinds of graphs": (
+        (*FRESH, "--trainer.compile", "true", "--trainer.compile_mode=reduce-overhead", "--trainer.graph", "on"),
+        ("trainer.compile_mode=reduce-overhead makes CUDA graphs of its own", "trainer.graph=off"),
+    ),
     "fsdp alone": ((*FRESH, "--trainer.strategy", "fsdp"), ("trainer.strategy='fsdp' needs at least two processes",)),
     "warm-up": (
         (*FRESH, "--optimizer.warmup_epochs", "60"),

@@ -1,0 +1,120 @@
+"""Every recipe trains the same where a step is one function, compiled or with weights of 16 bits."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ssl_blocks.cli import load_config
+from ssl_blocks.data import ImageData
+from ssl_blocks.engine import Machine
+from ssl_blocks.engine.fit import fit
+from ssl_blocks.engine.loop import Loop
+from ssl_blocks.pretrain import PretrainModule, RunConfig
+from ssl_blocks.pretrain.recipe import build
+from ssl_blocks.recipes import RECIPES
+from tests.pretrain.test_module import Recorder, small_objective, some_config
+from tests.recipes import some_data
+
+pytestmark = pytest.mark.process  # takes long
+
+TINY = ("--encoder.depth=2", "--encoder.width=16", "--encoder.heads=2", "--encoder.patch_size=4")
+VIEWS = ("--crops.num_local=1", "--crops.local_size=8", "--crops.blur_sigma=[0.1,0.5]")
+HEADS = ("--head.out_dim=16", "--head.hidden=16", "--head.bottleneck=8", "--head.freeze_epochs=1")
+OPTIONS = {
+    "randsac": (*TINY, "--decoder.depth=1", "--decoder.heads=2"),
+    "mae": (*TINY, "--decoder.depth=1", "--decoder.width=8", "--decoder.heads=2"),
+    "saim": (*TINY, "--query_depth=2"),
+    "apl": ("--encoder.kind=original", "--encoder.depth=2", "--encoder.heads=3", "--grid=2"),
+    "esvit": (*TINY, *VIEWS, *HEADS, "--encoder.kind=vit", "--optimizer.clip_grad=0.5"),
+    "combined": (*TINY, "--decoder.depth=1", "--decoder.heads=2"),
+}
+STEPS = ("--optimizer.batch_size=16", "--optimizer.warmup_epochs=1", "--trainer.epochs=2", "--optimizer.base_lr=0.05")
+
+
+def configure(name: str, *more: str) -> RunConfig:
+    return load_config(RECIPES[name], ["--name=x", "--data.image_size=16", *OPTIONS[name], *STEPS, *more])
+
+
+def trained(name: str, machine: Machine, data: ImageData, *more: str) -> tuple[list[float], dict[str, Any]]:
+    config = configure(name, "--optimizer.weight_decay_end=0.5", *more)
+    module = PretrainModule(build(config, RECIPES[name].assemble, data), data, config)
+    module.check()
+    loop = Loop(module, machine)
+    fit(loop)
+    return loop.losses, {key: value.clone() for key, value in module.objective.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_leaves_the_same_bits_and_nearly_the_same_in_pure_16_bits(name: str) -> None:
+    data, dtype = some_data(), torch.bfloat16
+    losses, plain = trained(name, Machine(autocast_dtype=dtype), data)
+    same, whole = trained(name, Machine(autocast_dtype=dtype, graph="on"), data)
+    assert losses == same
+    assert [key for key in plain if not torch.equal(plain[key], whole[key])] == []
+    near, pure = trained(name, Machine(autocast_dtype=dtype, pure=True), data)
+    assert near == pytest.approx(losses, rel=5e-3)  # autocast rounds the same weights, but adds gradients up in 32 bits
+    assert {key: value.dtype for key, value in pure.items()} == {key: value.dtype for key, value in plain.items()}
+    ours, theirs = (torch.cat([x.flatten().double() for x in state.values()]) for state in (pure, plain))
+    assert (ours - theirs).norm() < 0.01 * theirs.norm()
+
+
+def test_what_is_compiled_is_the_step_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, ran = [], []
+
+    def compiling(model: torch.nn.Module, **options: Any) -> Any:
+        asked.append(options)
+        return lambda *args: (ran.append(len(args[0])), model(*args))[1]
+
+    monkeypatch.setattr(torch, "compile", compiling)  # what it makes of objectives: tests/objectives/test_compile.py
+    config = some_config()
+    trainer = config.trainer.model_copy(update={"compile": True, "compile_mode": "max-autotune-no-cudagraphs"})
+    plain, objective = small_objective(), small_objective()
+    fit(Loop(PretrainModule(plain, some_data(), config)))
+    assert asked == []
+    module = PretrainModule(objective, some_data(), config.model_copy(update={"trainer": trainer}))
+    module.check()
+    assert ran == []  # it tries two images, of another shape and maybe on another device
+    fit(Loop(module))
+    assert asked == [{"dynamic": False, "mode": "max-autotune-no-cudagraphs"}]
+    assert ran == [8] * 10
+    assert objective(torch.zeros(2, 3, 16, 16)).loss.isfinite()
+    assert len(ran) == 10
+    assert all(map(torch.equal, plain.parameters(), objective.parameters()))
+
+
+def test_plain_numbers_of_the_parts_that_follow_a_schedule_are_named() -> None:
+    class Growing(Recorder):
+        def before_step(self, progress) -> None:
+            super().before_step(progress)
+            self.factor = float(progress.epoch)
+
+    module = PretrainModule(Growing(small_objective()), some_data(), some_config())
+    found = []
+    for step in (0, 1, 5):
+        module.before_step(module.plan.progress(step))
+        found.append(module.baked())
+    assert "Growing.factor=0.0" in found[0]
+    assert found[0] == found[1] != found[2]
+
+
+def test_a_run_is_told_of_what_its_options_choose(tmp_path: Path) -> None:
+    from ssl_blocks.pretrain import Run
+
+    options = [
+        f"--output_dir={tmp_path}",
+        "--data.name=digits",
+        "--data.image_size=16",
+        "--data.max_train=64",
+        "--data.max_test=8",
+    ]
+    for more, expected in (
+        ((), (False, "auto")),
+        (("--trainer.precision=bf16-pure",), (True, "auto")),
+        (("--trainer.graph=on",), (False, "on")),
+        (("--trainer.compile=true", "--trainer.compile_mode=reduce-overhead"), (False, "off")),
+    ):
+        config = load_config(RECIPES["randsac"], ["--name=x", *options, *OPTIONS["randsac"], *STEPS, *more])
+        machine = Run.prepare(config, RECIPES["randsac"].assemble).loop.machine
+        assert (machine.pure, machine.graph) == expected
