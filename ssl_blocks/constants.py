@@ -12,7 +12,7 @@ _MADE: dict[
 
 
 def constant(
-    values: Sequence[float], *, like: Tensor, dtype: torch.dtype | None = None
+    values: Sequence[float] | Sequence[int], *, like: Tensor, dtype: torch.dtype | None = None
 ) -> Shaped[Tensor, "{len(values)}"]:
     """Return Python numbers as a tensor on the device of another one, made once for each device.
 

@@ -78,7 +78,9 @@ class _Noted(TorchFunctionMode):
         if "generator" in kwargs:
             if any(isinstance(value, Tensor) for value in args):
                 name = getattr(func, "__name__", func)
-                raise ValueError(f"{name} draws into or from a tensor: only torch.rand and the like can be drawn before")
+                raise ValueError(
+                    f"{name} draws into or from a tensor: only torch.rand and the like can be drawn before"
+                )
             self.calls.append((func, args, {name: value for name, value in kwargs.items() if name != "generator"}))
         return func(*args, **kwargs)
 
