@@ -1,9 +1,10 @@
-"""Training and evaluation mode, for a while."""
+"""Modes of modules and of torch, for a while."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -29,3 +30,8 @@ def modes_kept(model: nn.Module, *, training: bool | None = None) -> Iterator[No
     finally:
         for part, mode in modes:
             part.training = mode
+
+
+def full_precision(like: Tensor) -> AbstractContextManager[None]:
+    """Leave autocast on the device of a tensor; the meta device knows none."""
+    return nullcontext() if like.is_meta else torch.autocast(like.device.type, enabled=False)

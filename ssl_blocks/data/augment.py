@@ -7,8 +7,10 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from ssl_blocks.constants import constant
 from ssl_blocks.data.files import Box
 from ssl_blocks.data.resample import resample
+from ssl_blocks.modes import full_precision
 from ssl_blocks.randomness import check_generator
 
 NUM_ATTEMPTS = 10
@@ -80,7 +82,7 @@ class RandomResizedCropFlip:
             sign -= 2 * (torch.rand(batch, generator=generator, device=images.device) < 0.5).float()
         # half precision cannot name the pixels of a large image
         wide = images if images.dtype in (torch.float32, torch.float64) else images.float()
-        with torch.autocast(images.device.type, enabled=False):  # affine_grid would round its product to 16 bits
+        with full_precision(images):  # affine_grid would round its product to 16 bits
             return resample(wide, boxes, sign, self.size).to(images.dtype)
 
     def file_crop(self, size: tuple[int, int]) -> "RandomResizedCropFlip":
@@ -121,7 +123,7 @@ class RandomResizedCropFlip:
         top = torch.minimum((u_top * (height - h + 1)).floor(), height - h)
         left = torch.minimum((u_left * (width - w + 1)).floor(), width - w)
         drawn = torch.stack((top, left, h, w), dim=1)
-        central = torch.tensor(self._central_box(height, width), device=device)
+        central = constant(self._central_box(height, width), like=u)
         return torch.where(fits.any(1, keepdim=True), drawn, central)
 
     def _central_box(self, height: int, width: int) -> tuple[float, float, float, float]:
@@ -184,7 +186,7 @@ def _per_channel(images: Tensor, mean: Sequence[float], std: Sequence[float]) ->
     if min(std) <= 0:
         raise ValueError(f"std={tuple(std)} must be above 0")
     shape = (channels, *[1] * (images.ndim - 2))
-    center, spread = (torch.tensor(tuple(x), device=images.device).reshape(shape) for x in (mean, std))
+    center, spread = (constant(numbers, like=images).reshape(shape) for numbers in (mean, std))
     return center, spread
 
 

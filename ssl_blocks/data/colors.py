@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ssl_blocks.constants import constant
+
 LUMINANCE = (0.2989, 0.587, 0.114)  # torchvision's
 
 
@@ -19,7 +21,7 @@ def luminance(images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 h w"]:
     """
     if images.shape[1] != 3:
         return images.mean(1, keepdim=True)
-    weights = torch.tensor(LUMINANCE, dtype=images.dtype, device=images.device)
+    weights = constant(LUMINANCE, like=images, dtype=images.dtype)
     return (images * weights[:, None, None]).sum(1, keepdim=True)
 
 
@@ -45,7 +47,7 @@ def adjust_hue(images: Float[Tensor, "b 3 h w"], shift: Float[Tensor, " b"]) -> 
     by = torch.where(chroma > 0, chroma, 1)
     of_rest = torch.where(value == green, 2 + (blue - red) / by, 4 + (red - green) / by)
     sixths = torch.where(value == red, (green - blue) / by, of_rest) + 6 * shift[:, None, None]
-    offsets = torch.tensor((5, 3, 1), dtype=images.dtype, device=images.device)
+    offsets = constant((5, 3, 1), like=images, dtype=images.dtype)
     place = (offsets[:, None, None] + sixths[:, None]).remainder(6)
     return value[:, None] - chroma[:, None] * torch.minimum(place, 4 - place).clamp(0, 1)
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -80,18 +81,16 @@ class RunSampler(Sampler[list[Place]]):
         self.rank, self.world_size, self.accumulate = rank, world_size, accumulate
         self.steps_per_epoch = num_images // batch_size
         self.first_step, self.num_steps = first_step, self.steps_per_epoch * epochs
-        self.order = order or self._order
+        self.order = lru_cache(maxsize=1)(order or self._order)  # the epoch under way is asked for several times
 
     def __len__(self) -> int:
         """Batches of the whole run, those done already included."""
         return self.num_steps * self.accumulate
 
     def __iter__(self) -> Iterator[list[Place]]:
-        epoch, order = -1, torch.empty(0)
         for step in range(self.first_step, self.num_steps):
-            if step // self.steps_per_epoch != epoch:
-                epoch = step // self.steps_per_epoch
-                order = self.order(epoch)
+            epoch = step // self.steps_per_epoch
+            order = self.order(epoch)
             start = step % self.steps_per_epoch * self.batch_size
             slots = torch.arange(start, start + self.batch_size)
             for part in slots.tensor_split(self.accumulate):
@@ -105,13 +104,15 @@ class RunSampler(Sampler[list[Place]]):
 
 
 class _Picks(Dataset[Tensor]):
-    """Whole batches out of memory."""
+    """Whole batches out of memory, picked by an order that is copied to its device once an epoch."""
 
-    def __init__(self, images: Tensor) -> None:
+    def __init__(self, images: Tensor, order: Callable[[int], Tensor]) -> None:
         self.images = images
+        self.order = lru_cache(maxsize=1)(lambda epoch: order(epoch).to(images.device))
 
     def __getitem__(self, places: list[Place]) -> Tensor:
-        return self.images[torch.tensor([place.image for place in places], device=self.images.device)]
+        # a process's slots of a batch lie side by side
+        return self.images[self.order(places[0].epoch)[places[0].slot : places[-1].slot + 1]]
 
 
 class _Crops(Dataset[Any]):
@@ -176,7 +177,7 @@ def train_loader(
     """
     sampler = RunSampler(len(split), seed=seed, **run)
     if isinstance(split, ImageSplit):
-        return DataLoader(_Picks(split.images.to(device)), sampler=sampler, batch_size=None)
+        return DataLoader(_Picks(split.images.to(device), sampler.order), sampler=sampler, batch_size=None)
     return RaisingLoader(
         _Crops(split, crop, seed),
         batch_sampler=sampler,

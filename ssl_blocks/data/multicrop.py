@@ -7,8 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ssl_blocks.constants import constant
 from ssl_blocks.data import colors
 from ssl_blocks.data.augment import RandomResizedCropFlip, denormalize, normalize
+from ssl_blocks.modes import full_precision
 from ssl_blocks.values import Views
 
 
@@ -138,7 +140,7 @@ class MultiCrop:
         """Change the colours of view ``number``."""
         if self.colors is None:
             return view
-        with torch.autocast(view.device.type, enabled=False):  # convolutions would blur in 16 bits
+        with full_precision(view):  # convolutions would blur in 16 bits
             x = denormalize(view.float(), self.mean, self.std).clamp(0, 1)
             x = _change(x, self.colors, number, generator)
             return normalize(x, self.mean, self.std).to(view.dtype)
@@ -157,8 +159,8 @@ def _change(x: Tensor, how: ColorChanges, number: int, generator: torch.Generato
     def draw(*shape: int) -> Tensor:
         return torch.rand(len(x), *shape, generator=generator, device=x.device)
 
-    strengths = x.new_tensor((how.brightness, how.contrast, how.saturation, how.hue))
-    factors = (2 * draw(4) - 1) * strengths + x.new_tensor((1, 1, 1, 0))
+    strengths = constant((how.brightness, how.contrast, how.saturation, how.hue), like=x, dtype=x.dtype)
+    factors = (2 * draw(4) - 1) * strengths + constant((1, 1, 1, 0), like=x, dtype=x.dtype)
     jittered = colors.jitter(x, factors, draw(4).argsort(1))
     x = colors.choose(draw() < how.jitter, jittered, x)
     if x.shape[1] == 3:

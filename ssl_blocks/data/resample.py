@@ -6,6 +6,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
+from ssl_blocks.constants import constant
+
 
 def resample(
     images: Float[Tensor, "b c h w"],
@@ -60,8 +62,8 @@ def _weights(
 
 def _interpolate(images: Tensor, boxes: Tensor, sign: Tensor, size: tuple[int, int]) -> Tensor:
     batch, channels, height, width = images.shape
-    whole = torch.tensor((width, height), device=images.device)
-    start, extent = boxes[:, [1, 0]], boxes[:, [3, 2]]  # x before y, as grid_sample has it
+    whole = constant((width, height), like=boxes)
+    start, extent = boxes[:, :2].flip(1), boxes[:, 2:].flip(1)  # x before y, as grid_sample has it
     scale = extent / whole
     theta = torch.diag_embed(scale * torch.stack((sign, torch.ones_like(sign)), dim=1))
     theta = torch.cat((theta, ((2 * start + extent) / whole - 1)[:, :, None]), dim=2)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ssl_blocks.constants import constant
 from ssl_blocks.encoders.protocol import RegionEncoder
 from ssl_blocks.objectives.heads import LastLayerGate, dino_head
 from ssl_blocks.objectives.objective import Objective
@@ -135,13 +136,13 @@ class ViewRegionDistillation(Objective):
         if self.region_weight:
             region_loss, of_regions = self._compare_regions(student, teacher, pairs)
             loss, rows = loss + region_loss, rows + self.region_weight * of_regions
-        index = torch.tensor(pairs, device=rows.device).T[:, None].expand(2, views.batch, -1)
+        step, index = (constant(numbers, like=rows, dtype=torch.int64) for numbers in zip(*pairs, strict=True))
         return ObjectiveOutput(
             loss=loss,
             predictions=rows[..., None],
             targets=torch.zeros_like(rows)[..., None],
-            index=index[1],
-            step=index[0],
+            index=index.expand(views.batch, -1),
+            step=step.expand(views.batch, -1),
             is_target=torch.ones_like(rows, dtype=torch.bool),
             draw=None,
             metrics=spread,
@@ -160,9 +161,8 @@ class ViewRegionDistillation(Objective):
         of_pairs = _per_pair(entropies, sizes, batch, pairs)
         with torch.no_grad():
             logits = teacher.views.to(of_pairs.dtype)
-            entropy = (
-                torch.special.entr(((logits - self.center.value) / self.teacher_temperature).softmax(1)).sum(1).mean()
-            )
+            wanted = ((logits - self.center.value) / self.teacher_temperature).softmax(1)
+            entropy = -torch.xlogy(wanted, wanted).sum(1).mean()
             unit = nn.functional.normalize(teacher.pooled.to(of_pairs.dtype), dim=-1)
             spread = unit.view(num_global, batch, -1).std(1, correction=0).mean() * self.encoder.dim**0.5
         return (

@@ -87,7 +87,7 @@ class Center(nn.Module):
         if self._seen is None:
             return
         total, count = self._seen
-        both = torch.cat([total, total.new_tensor([count])])
+        both = torch.cat([total, total.new_full((1,), count)])
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(both)
         self.value.mul_(self.momentum).add_(both[:-1] / both[-1], alpha=1 - self.momentum)

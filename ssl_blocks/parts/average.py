@@ -1,11 +1,11 @@
 """A part that follows another one slowly: the teacher of self-distillation."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssl_blocks.values import Progress
@@ -22,6 +22,10 @@ class MovingAverage(nn.Module):
         of: the module to follow.
         momentum: of the average, in [0, 1]: a number, or what gives it for a step.
 
+    Attributes:
+        rate: 1 - momentum of the step under way, a scalar on the module's device. Where the momentum follows a schedule
+            kernels read it, so that a captured CUDA graph follows, too.
+
     Raises:
         ValueError: if a number lies outside [0, 1].
 
@@ -36,13 +40,16 @@ class MovingAverage(nn.Module):
     """
 
     copy: nn.Module
+    rate: Tensor
 
     def __init__(self, of: nn.Module, momentum: float | Callable[[Progress], float]) -> None:
         super().__init__()
         self.schedule = momentum if callable(momentum) else None
-        self.momentum = None if callable(momentum) else float(momentum)
-        if self.momentum is not None and not 0 <= self.momentum <= 1:
+        if not callable(momentum) and not 0 <= momentum <= 1:
             raise ValueError(f"momentum={momentum} must be at least 0 and at most 1")
+        self.register_buffer("rate", torch.tensor(torch.nan if callable(momentum) else 1 - momentum), persistent=False)
+        self._fixed_rate = None if callable(momentum) else 1 - momentum
+        self._is_told = not callable(momentum)
         self._of = (of,)  # in a tuple nn.Module does not register it
         self.copy = copy.deepcopy(of).requires_grad_(False)
         self.train()
@@ -58,24 +65,43 @@ class MovingAverage(nn.Module):
     def before_step(self, progress: Progress) -> None:
         """Set the momentum of the step to come."""
         if self.schedule is not None:
-            self.momentum = self.schedule(progress)
+            self.rate.fill_(1 - self.schedule(progress))
+            self._is_told = True
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Move towards the module.
+        """Move towards the module, in single precision at least.
 
         Raises:
             RuntimeError: if the momentum follows a schedule and ``before_step`` was never called.
         """
         (of,) = self._of
-        if self.momentum is None:
+        if not self._is_told:
             raise RuntimeError("the momentum follows a schedule: call before_step(progress) before after_step()")
-        for mine, its in zip(self.copy.parameters(), of.parameters(), strict=True):
-            mine.mul_(self.momentum).add_(its, alpha=1 - self.momentum)
-        for part, other in zip(self.copy.modules(), of.modules(), strict=True):
-            if not isinstance(part, _BatchNorm):
-                for held, shown in zip(part.buffers(recurse=False), other.buffers(recurse=False), strict=True):
-                    held.copy_(shown)
+        pairs = list(zip(self.copy.parameters(), of.parameters(), strict=True))
+        if pairs:
+            self._move(pairs)
+        buffers = [
+            pair
+            for part, other in zip(self.copy.modules(), of.modules(), strict=True)
+            if not isinstance(part, _BatchNorm)
+            for pair in zip(part.buffers(recurse=False), other.buffers(recurse=False), strict=True)
+        ]
+        if buffers:
+            torch._foreach_copy_([held for held, _ in buffers], [shown for _, shown in buffers])
+
+    def _move(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+        wide = [mine.to(torch.promote_types(mine.dtype, torch.float32)) for mine, _ in pairs]  # most are themselves
+        theirs = [its.to(mine.dtype) for mine, (_, its) in zip(wide, pairs, strict=True)]
+        if self._fixed_rate is not None:
+            torch._foreach_lerp_(wide, theirs, self._fixed_rate)
+        else:
+            steps = torch._foreach_sub(theirs, wide)
+            torch._foreach_mul_(steps, self.rate)
+            torch._foreach_add_(wide, steps)
+        for (mine, _), moved in zip(pairs, wide, strict=True):
+            if mine is not moved:
+                mine.copy_(moved)
 
 
 def cosine_momentum(start: float) -> Callable[[Progress], float]:

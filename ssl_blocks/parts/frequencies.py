@@ -7,7 +7,7 @@ import math
 import torch
 from einops import rearrange
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssl_blocks.parts.tokenize import Tokenizer
 
@@ -26,7 +26,7 @@ def dct_matrix(size: int) -> Float[Tensor, "n n"]:
     return table.to(torch.get_default_dtype())
 
 
-class DCTTarget:
+class DCTTarget(nn.Module):
     """Predict the lowest frequencies of each patch: its discrete cosine transform along every axis, as in JPEG.
 
     Coefficients whose frequencies along the axes add up to less than ``lowest`` are kept, channel by channel. All of
@@ -47,26 +47,26 @@ class DCTTarget:
         (torch.Size([2, 4, 18]), torch.Size([2, 3, 8, 8]))
     """
 
+    basis: Tensor
+
     def __init__(self, tokenizer: Tokenizer, *, lowest: int | None = None) -> None:
+        super().__init__()
         waves = itertools.product(*(range(size) for size in tokenizer.patch))
         kept = [place for place, wave in enumerate(waves) if lowest is None or sum(wave) < lowest]
         if not kept:
             raise ValueError(f"lowest={lowest} must be at least 1, so that a frequency is kept")
         self.tokenizer, self.dim = tokenizer, tokenizer.channels * len(kept)
-        with torch.device("cpu"):  # numbers, also where models are built without
-            basis = functools.reduce(torch.kron, map(dct_matrix, tokenizer.patch))  # [frequencies, pixels of a patch]
-        self._basis = basis[kept].tolist()  # plain numbers: no device to follow
+        basis = functools.reduce(torch.kron, map(dct_matrix, tokenizer.patch))  # [frequencies, pixels of a patch]
+        self.register_buffer("basis", basis[kept], persistent=False)
 
-    def _matrix(self, like: Tensor) -> Float[Tensor, "k p"]:
-        return torch.tensor(self._basis, dtype=like.dtype, device=like.device)
-
-    def __call__(self, images: Float[Tensor, "b c *s"]) -> Float[Tensor, "b n p"]:
+    def forward(self, images: Float[Tensor, "b c *s"]) -> Float[Tensor, "b n p"]:
         """Return coefficients ``[B, N, C * k]`` of images."""
-        return (self.tokenizer(images).flatten(3) @ self._matrix(images).T).flatten(2)
+        return (self.tokenizer(images).flatten(3) @ self.basis.to(images.dtype).T).flatten(2)
 
     def to_pixels(
         self, predictions: Float[Tensor, "b n p"], images: Float[Tensor, "b c *s"]
     ) -> Float[Tensor, "b c *s"]:
         """Put together what the kept frequencies show; others count as 0."""
-        values = rearrange(predictions, "b n (c k) -> b n c k", c=self.tokenizer.channels) @ self._matrix(predictions)
+        values = rearrange(predictions, "b n (c k) -> b n c k", c=self.tokenizer.channels)
+        values = values @ self.basis.to(predictions.dtype)
         return self.tokenizer.untokenize(values.reshape(*values.shape[:3], *self.tokenizer.patch))

@@ -93,11 +93,44 @@ def test_the_momentum_follows_its_schedule():
     teacher = sb.MovingAverage(student, momentum=lambda progress: progress.step / 10)
     with pytest.raises(RuntimeError, match="call before_step"):
         teacher.after_step()
-    teacher.before_step(sb.Progress(step=3, epoch=0, num_steps=10, steps_per_epoch=5))
+    teacher.before_step(STEP)
     before = teacher.copy[0].weight.clone()
     move(student)
     teacher.after_step()
     torch.testing.assert_close(teacher.copy[0].weight, 0.3 * before + 0.7 * student[0].weight)
+
+
+STEP = sb.Progress(step=3, epoch=0, num_steps=10, steps_per_epoch=5)
+
+
+@pytest.mark.parametrize("momentum", [0.9, lambda _: 0.9], ids=["fixed", "scheduled"])
+@pytest.mark.parametrize("average", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("followed", [torch.float32, torch.bfloat16])
+def test_weights_of_any_two_types_are_averaged_in_single_precision_at_least(momentum, average, followed):
+    student = net().to(followed)
+    teacher = sb.MovingAverage(student, momentum=momentum)
+    teacher.copy.to(average)
+    before = teacher.copy[0].weight.clone()
+    move(student)
+    teacher.before_step(STEP)
+    teacher.after_step()
+    expected = 0.9 * before.double() + 0.1 * student[0].weight.double()
+    assert teacher.copy[0].weight.dtype == average
+    assert student[0].weight.dtype == followed
+    torch.testing.assert_close(teacher.copy[0].weight, expected.to(average), rtol=1e-6, atol=1e-7)
+
+
+def test_a_scheduled_rate_stays_where_a_graph_reads_it():
+    teacher = sb.MovingAverage(net(), momentum=lambda progress: progress.step / 10)
+    place = teacher.rate.data_ptr()
+    teacher.before_step(STEP)
+    assert teacher.rate.data_ptr() == place
+    assert teacher.rate.item() == pytest.approx(0.7)
+    assert teacher.to("meta").rate.is_meta
+
+
+def test_what_has_no_weights_can_be_followed():
+    sb.MovingAverage(nn.Identity(), momentum=0.9).after_step()
 
 
 @pytest.mark.parametrize("momentum", [-0.1, 1.1])
