@@ -1,6 +1,8 @@
-"""Numbers read off a GPU without making it wait: copied when they are due, used a step later."""
+"""What is read off a GPU without making it wait: copied when it is due, used later."""
 
 from collections.abc import Callable, Mapping
+from copy import copy
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,3 +69,38 @@ class Later:
         while self._waiting:
             readout, then = self._waiting.pop(0)
             then(readout.read())
+
+
+class Snapshot:
+    """Nested dicts, lists and tuples of tensors and plain values as they are at this point, whatever later steps do.
+
+    Tensors are copied: those of a GPU into pinned memory beside its work, which `content` waits for. Tensors that are
+    one in memory stay one.
+    """
+
+    def __init__(self, content: Any) -> None:
+        self._copies: dict[Any, Tensor] = {}
+        self._content = self._copy(content)
+        self._event = None
+        if any(device.type == "cuda" for device, *_ in self._copies):
+            self._event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            self._event.record()
+
+    def content(self) -> Any:
+        """The same, on the CPU."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._content
+
+    def _copy(self, given: Any) -> Any:
+        if isinstance(given, Tensor):
+            place = (given.device, given.dtype, given.data_ptr(), given.shape, given.stride())
+            if place not in self._copies:
+                # pinned where it comes from a GPU, since it does not block
+                self._copies[place] = given.detach().to("cpu", non_blocking=True, copy=True)
+            return self._copies[place]
+        if isinstance(given, dict):
+            copied = copy(given)  # of its kind, and with what it knows besides
+            copied.update({name: self._copy(value) for name, value in given.items()})
+            return copied
+        return type(given)(map(self._copy, given)) if isinstance(given, list | tuple) else given

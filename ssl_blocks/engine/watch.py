@@ -1,5 +1,6 @@
 """Seeing to it that the loss is a number."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,12 +18,16 @@ class LossWatch:
 
     The message names the last checkpoint in the folder, if there is one, and what may help. ``every`` is the number of
     steps between two looks; ``None``: 1 on a CPU, and on a GPU some.
+
+    Attributes:
+        before_telling: is called before the message names a file: one may be under way.
     """
 
     def __init__(self, folder: Path | None, advice: str, *, every: int | None = None) -> None:
         self.folder, self.advice, self.every = folder, advice, every
         self._losses: Tensor | None = None  # since the last look
         self._num, self._next_step = 0, 0
+        self.before_telling: Callable[[], None] = lambda: None
         self._later = Later()
 
     def see(self, loss: Tensor, step: int) -> None:
@@ -52,6 +57,7 @@ class LossWatch:
     def _judge(self, first_bad: dict[str, float]) -> None:
         if first_bad["step"] == float("inf"):
             return
+        self.before_telling()
         raise RunStopped(
             f"the loss was not a finite number in step {int(first_bad['step'])} (counted from 0), the run stops; "
             f"{last_good(self.folder)}. {self.advice}"
