@@ -78,6 +78,22 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
+@pytest.fixture
+def numbers_come_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no number there at once, as on a GPU: it has its value, but has to be asked for later."""
+    from ssl_blocks.engine import late
+
+    class NotYet(late.Readout):
+        def __init__(self, numbers: late.Numbers) -> None:
+            super().__init__(numbers)
+            self.known, self.is_there = super().read(), False
+
+        def read(self) -> dict[str, float]:
+            return self.known
+
+    monkeypatch.setattr(late, "Readout", NotYet)
+
+
 @pytest.fixture(scope="session")
 def compiled() -> dict[str, Any]:
     """What came of compiling: all cases in one process, for it is the start that takes long."""

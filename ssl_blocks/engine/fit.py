@@ -145,6 +145,7 @@ def _trainer(loop: Loop, record: Record | None, callbacks: Sequence[pl.Callback]
     plan, machine = loop.task.plan, loop.machine
     device = torch.device(machine.device)
     loggers: list[Any] = []
+    plugins = environment_plugins()
     before: list[pl.Callback] = []
     after: list[pl.Callback] = []
     if record is not None:
@@ -153,7 +154,10 @@ def _trainer(loop: Loop, record: Record | None, callbacks: Sequence[pl.Callback]
             purge = loop.resumed_step or None
             loggers.append(TensorBoardLogger(record.folder, name="", version="tensorboard", purge_step=purge))
         every = max(1, round(record.checkpoint_every * plan.steps_per_epoch))
-        checkpoints = Checkpoints(record.folder, every=every, keep=record.keep)
+        files = AtomicCheckpointIO(record.keep, beside=device.type == "cuda")
+        loop.watch.before_telling = files.join
+        plugins.append(files)
+        checkpoints = Checkpoints(record.folder, files, every=every)
         before.append(StepLog(max(1, min(50, plan.steps_per_epoch))))
         after += [checkpoints, StopOnSignal(checkpoints, record.hint)]
     alone = machine.processes.world_size == 1
@@ -165,7 +169,7 @@ def _trainer(loop: Loop, record: Record | None, callbacks: Sequence[pl.Callback]
         devices=[device.index] if alone and device.index is not None else machine.processes.devices,
         num_nodes=machine.processes.num_nodes,
         strategy=choose_strategy(machine),
-        plugins=[AtomicCheckpointIO(), *environment_plugins()],
+        plugins=plugins,
         precision=PRECISIONS[machine.autocast_dtype],
         accumulate_grad_batches=plan.accumulate,
         logger=loggers,

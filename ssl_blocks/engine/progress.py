@@ -2,12 +2,15 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ssl_blocks.engine.late import Later
 from ssl_blocks.engine.loop import Loop
 
 
@@ -20,28 +23,54 @@ class StepLog(pl.Callback):
 
     def __init__(self, every: int) -> None:
         self.every = every
+        self._later = Later()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Log where it is due; reading the values makes a GPU wait."""
+        """Log where it is due: values of a GPU a step later."""
         assert isinstance(pl_module, Loop)
+        self._later.catch_up()
         if pl_module.step_is_done and trainer.global_step % self.every == 0:
-            values = {name: float(value) for name, value in pl_module.latest.items()}
-            for logger in trainer.loggers:
-                logger.log_metrics(values, trainer.global_step - 1)
+            self._later.use(pl_module.latest, partial(_log, trainer, trainer.global_step - 1))
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Write what a run that goes on from this checkpoint will not log again."""
+        self._later.catch_up()
+        for logger in trainer.loggers:
+            logger.save()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log what is left."""
+        self._later.catch_up()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Log what is left, unless it is the GPU that failed."""
+        with suppress(RuntimeError):
+            self._later.catch_up()
+
+
+def _log(trainer: pl.Trainer, step: int, values: dict[str, float]) -> None:
+    for logger in trainer.loggers:
+        logger.log_metrics(values, step)
 
 
 class RichRunProgress(pl.Callback):
     """One line for the whole run: steps, loss, learning rate, images per second, time left, and what ``remark`` tells.
 
-    Where the output is no terminal, a plain line is printed per tenth of the run instead.
+    Where the output is no terminal, a plain line is printed every so many steps instead: ``None`` means per tenth of
+    the run.
     """
 
-    def __init__(self, console: Console, title: str, remark: Callable[[], str] = str) -> None:
-        self.console, self.title, self.remark = console, title, remark
+    def __init__(
+        self, console: Console, title: str, remark: Callable[[], str] = str, *, every: int | None = None
+    ) -> None:
+        self.console, self.title, self.remark, self.every = console, title, remark, every
         self.bar: Progress | None = None
         self.task: Any = None
         self.started = 0.0
         self.first_step = 0
+        self._later = Later()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Open the line."""
@@ -65,22 +94,30 @@ class RichRunProgress(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Refresh now and then: reading the loss makes a GPU wait."""
+        """Refresh now and then, with values of a GPU a step later."""
         assert isinstance(pl_module, Loop)
-        step, total = trainer.global_step, pl_module.task.plan.num_steps
-        if not pl_module.step_is_done:
+        self._later.catch_up()
+        step, plan = trainer.global_step, pl_module.task.plan
+        if not pl_module.step_is_done or not self._is_due(step, plan.num_steps):
             return
-        if self.bar is not None and (step % 20 == 0 or step == total):
-            self.bar.update(self.task, completed=step, state=self._state(trainer, pl_module))
-        elif self.bar is None and (step * 10 // total > (step - 1) * 10 // total or step == total):
-            left = (time.perf_counter() - self.started) / (step - self.first_step) * (total - step)
-            self.console.print(f"step {step}/{total}  {self._state(trainer, pl_module)}  left {left:.0f} s")
+        pace = (time.perf_counter() - self.started) / (step - self.first_step)
+        numbers = {name: pl_module.latest[name] for name in ("loss", "lr")}
+        show = partial(self._show, step, plan.num_steps, plan.batch_size / pace, pace * (plan.num_steps - step))
+        self._later.use(numbers, show)
 
-    def _state(self, trainer: pl.Trainer, loop: Loop) -> str:
-        shown = {name: float(loop.latest[name]) for name in ("loss", "lr")}
-        seen = (trainer.global_step - self.first_step) * loop.task.plan.batch_size
-        speed = seen / (time.perf_counter() - self.started)
-        return f"loss {shown['loss']:.4f}  lr {shown['lr']:.1e}  {speed:,.0f} images/s{self.remark()}"
+    def _is_due(self, step: int, total: int) -> bool:
+        if step == total:
+            return True
+        if self.bar is not None:
+            return step % 20 == 0
+        return step % self.every == 0 if self.every else step * 10 // total > (step - 1) * 10 // total
+
+    def _show(self, step: int, total: int, speed: float, left: float, now: dict[str, float]) -> None:
+        state = f"loss {now['loss']:.4f}  lr {now['lr']:.1e}  {speed:,.0f} images/s{self.remark()}"
+        if self.bar is not None:
+            self.bar.update(self.task, completed=step, state=state)
+        else:
+            self.console.print(f"step {step}/{total}  {state}  left {left:.0f} s")
 
     def _close(self) -> None:
         if self.bar is not None:
@@ -88,7 +125,8 @@ class RichRunProgress(pl.Callback):
             self.bar = None
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Close the line."""
+        """Show the last step, and close the line."""
+        self._later.catch_up()
         self._close()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:

@@ -1,5 +1,6 @@
 """Seeing to it that the loss is a number."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -7,32 +8,57 @@ from torch import Tensor
 
 from ssl_blocks.engine.checkpoints import last_good
 from ssl_blocks.engine.errors import RunStopped
+from ssl_blocks.engine.late import Later
 
-LOOK_EVERY = 25  # steps between two looks at a value on a GPU, which has to wait for each
+LOOK_EVERY = 25  # steps between two looks at the losses on a GPU
 
 
 class LossWatch:
-    """Remember, without making a GPU wait, the first step whose loss was no finite number.
+    """Find, without making a GPU wait, the first step whose loss was no finite number.
 
-    The message names the last checkpoint in the folder, if there is one, and what may help.
+    The message names the last checkpoint in the folder, if there is one, and what may help. ``every`` is the number of
+    steps between two looks; ``None``: 1 on a CPU, and on a GPU some.
+
+    Attributes:
+        before_telling: is called before the message names a file: one may be under way.
     """
 
-    def __init__(self, folder: Path | None, advice: str) -> None:
-        self.folder, self.advice = folder, advice
-        self.first_bad: Tensor | None = None
+    def __init__(self, folder: Path | None, advice: str, *, every: int | None = None) -> None:
+        self.folder, self.advice, self.every = folder, advice, every
+        self._losses: Tensor | None = None  # since the last look
+        self._num, self._next_step = 0, 0
+        self.before_telling: Callable[[], None] = lambda: None
+        self._later = Later()
 
     def see(self, loss: Tensor, step: int) -> None:
         """Note the loss of step ``step``, the same in all processes."""
-        here = torch.where(loss.isfinite(), torch.inf, float(step))
-        self.first_bad = here if self.first_bad is None else torch.minimum(self.first_bad, here)
-        if loss.device.type == "cpu" or step % LOOK_EVERY == 0:
-            self.check()
+        self._later.catch_up()
+        if self._losses is None:
+            every = self.every or (1 if loss.device.type == "cpu" else LOOK_EVERY)
+            self._losses = torch.empty(every, device=loss.device)
+        self._losses[self._num].copy_(loss.detach())
+        self._num, self._next_step = self._num + 1, step + 1
+        if self._num == len(self._losses):
+            self._look()
 
     def check(self) -> None:
-        """Stop the run if any loss so far was bad: call before weights are saved."""
-        if self.first_bad is None or not self.first_bad.isfinite():
+        """Stop the run if any loss so far was bad: call before weights are saved, for it makes a GPU wait."""
+        self._look()
+        self._later.catch_up()
+
+    def _look(self) -> None:
+        if self._losses is None or not self._num:
             return
+        losses = self._losses[: self._num]
+        steps = torch.arange(self._next_step - self._num, self._next_step, device=losses.device)
+        self._num = 0
+        self._later.use({"step": torch.where(losses.isfinite(), torch.inf, steps).min()}, self._judge)
+
+    def _judge(self, first_bad: dict[str, float]) -> None:
+        if first_bad["step"] == float("inf"):
+            return
+        self.before_telling()
         raise RunStopped(
-            f"the loss was not a finite number in step {int(self.first_bad)} (counted from 0), the run stops; "
+            f"the loss was not a finite number in step {int(first_bad['step'])} (counted from 0), the run stops; "
             f"{last_good(self.folder)}. {self.advice}"
         )
