@@ -1,8 +1,7 @@
 """A whole training step as one CUDA graph: captured once for each shape of batch, then replayed by one call."""
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
@@ -18,11 +17,53 @@ class _Kind(NamedTuple):
     plain: tuple[Hashable, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class _Captured:
-    """A graph, where it reads its batch, and where it leaves what the step returned."""
+@runtime_checkable
+class Capture(Protocol):
+    """How steps are recorded."""
 
-    graph: torch.cuda.CUDAGraph
+    def aside(self, run: Callable[[], Any]) -> Any:
+        """Run what will be recorded later, as it is, and return what it returns."""
+
+    def record(self, step: Callable[[Any], Any], batch: Any) -> tuple[Callable[[], object], Any]:
+        """Record a step of the batch that lies at these places: what replays it, and where it leaves its results."""
+
+
+class CudaCapture:
+    """Records steps as CUDA graphs.
+
+    Args:
+        device: the GPU.
+        generators: that steps draw from, besides torch's own; they may be seeded anew between steps.
+    """
+
+    def __init__(self, device: torch.device, generators: Sequence[torch.Generator] = ()) -> None:
+        self.generators = generators
+        self.stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def aside(self, run: Callable[[], Any]) -> Any:
+        """Run on the stream that is recorded later: what autograd remembers of streams must be of that one."""
+        now = torch.cuda.current_stream(self.stream.device)
+        self.stream.wait_stream(now)
+        with torch.cuda.stream(self.stream):
+            results = run()
+        now.wait_stream(self.stream)
+        return results
+
+    def record(self, step: Callable[[Any], Any], batch: Any) -> tuple[Callable[[], object], Any]:
+        """Capture the kernels of a step, none of which runs yet."""
+        graph = torch.cuda.CUDAGraph()
+        for generator in self.generators if torch.__version__ < "2.14" else ():  # later ones are found by themselves
+            graph.register_generator_state(generator)
+        # other threads may go on: they pin memory and write checkpoints
+        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+            results = step(batch)
+        return graph.replay, results
+
+
+class _Recorded(NamedTuple):
+    """A step, where it reads its batch, and where it leaves what it returned."""
+
+    replay: Callable[[], object]
     batch: Any
     results: Any
 
@@ -31,13 +72,12 @@ class StepGraph:
     """Run a step; after the first few, replay what they did.
 
     A replay launches the same kernels on the same places in memory. So a step must read what changes from tensors
-    (batch, rates, generators), and Python numbers that change make another graph: ``baked`` names them. Where a step
-    cannot be captured it runs as it is, and ``tell`` is told why, once.
+    (batch, rates, generators), and plain numbers that change make another graph: ``baked`` names them. Where a step
+    cannot be recorded it runs as it is, and ``tell`` is told why, once.
 
     Args:
         step: of a batch, any nest of tensors; returns a nest of tensors.
-        device: where the batches lie; elsewhere than on CUDA every step runs as it is.
-        generators: that the step draws from, besides torch's own; they may be seeded anew between steps.
+        capture: records it; ``None`` runs every step as it is.
         baked: plain values that the step's arithmetic depends on.
         tell: called with one line.
     """
@@ -45,63 +85,46 @@ class StepGraph:
     def __init__(
         self,
         step: Callable[[Any], Any],
-        device: torch.device,
+        capture: Capture | None,
         *,
-        generators: Sequence[torch.Generator] = (),
         baked: Callable[[], tuple[Hashable, ...] | None] = tuple,
         tell: Callable[[str], None] = print,
     ) -> None:
-        self.step, self.generators, self.baked, self.tell = step, generators, baked, tell
-        self.stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        self.refused = self.stream is None
+        self.step, self.capture, self.baked, self.tell = step, capture, baked, tell
         self.seen: dict[_Kind, int] = {}  # steps of each kind
-        self.captured: dict[_Kind, _Captured] = {}
+        self.recorded: dict[_Kind, _Recorded] = {}
 
     def __call__(self, batch: Any) -> Any:
         """Do the step of a batch; what it returns is overwritten by the next step."""
-        if self.refused:
+        if self.capture is None:
             return self.step(batch)
         shapes = tuple((tuple(leaf.shape), leaf.dtype) for leaf in tree_leaves(batch))
-        key = _Kind(shapes, self.baked() or ())
-        if key not in self.captured and not self._capture(key, batch):
-            return self._aside(lambda: self.step(batch))
-        found = self.captured[key]
+        kind = _Kind(shapes, self.baked() or ())
+        if kind not in self.recorded and not self._record(kind, batch, self.capture):
+            return self.step(batch) if self.capture is None else self.capture.aside(lambda: self.step(batch))
+        found = self.recorded[kind]
         tree_map(lambda place, value: place.copy_(value, non_blocking=True), found.batch, batch)
-        found.graph.replay()
+        found.replay()
         return found.results
 
-    def _aside(self, run: Callable[[], Any]) -> Any:
-        """Run on the stream that is captured later: what autograd remembers of streams must be of that one."""
-        now = torch.cuda.current_stream(self.stream.device)
-        self.stream.wait_stream(now)
-        with torch.cuda.stream(self.stream):
-            results = run()
-        now.wait_stream(self.stream)
-        return results
-
-    def _capture(self, key: "_Kind", batch: Any) -> bool:
-        """Capture the step where it is time for it; tell whether there is a graph now."""
-        self.seen[key] = self.seen.get(key, 0) + 1
+    def _record(self, kind: _Kind, batch: Any, capture: Capture) -> bool:
+        """Record the step where it is time for it; tell whether there is something to replay now."""
+        self.seen[kind] = self.seen.get(kind, 0) + 1
         if len(self.seen) > MOST:
-            self._refuse(f"batches or plain numbers of the step change: {_difference(*list(self.seen)[-2:])}")
-        if self.refused or self.seen[key] <= WARM_UP:
-            return False
-        graph, place = torch.cuda.CUDAGraph(), tree_map(torch.clone, batch)
-        for generator in self.generators if torch.__version__ < "2.14" else ():  # later ones are found by themselves
-            graph.register_generator_state(generator)
-        try:
-            # other threads may go on: they pin memory and write checkpoints
-            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-                results = self.step(place)
-        except Exception as error:  # whatever the step does that a graph cannot hold
-            self._refuse(" ".join(str(error).split())[:200])
-            return False
-        self.captured[key] = _Captured(graph, place, results)
-        return True
+            self._give_up(f"batches or plain numbers of the step change: {_difference(*list(self.seen)[-2:])}")
+        elif self.seen[kind] > WARM_UP:
+            place = tree_map(torch.clone, batch)
+            try:
+                replay, results = capture.record(self.step, place)
+            except Exception as error:  # whatever the step does that a graph cannot hold
+                self._give_up(" ".join(str(error).split())[:200])
+            else:
+                self.recorded[kind] = _Recorded(replay, place, results)
+        return kind in self.recorded
 
-    def _refuse(self, reason: str) -> None:
-        self.refused = True
-        self.captured.clear()
+    def _give_up(self, reason: str) -> None:
+        self.capture = None
+        self.recorded.clear()
         self.tell(f"note: steps are not captured as a CUDA graph, and run one kernel after the other: {reason}")
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_blocks.engine.checkpoints import FORMAT_VERSION, MARK
-from ssl_blocks.engine.graph import StepGraph
+from ssl_blocks.engine.graph import Capture, CudaCapture, StepGraph
 from ssl_blocks.engine.masters import MasterAdamW, rounded_weights
 from ssl_blocks.engine.optimizers import cosine_weight_decay, warmup_cosine
 from ssl_blocks.engine.parallel import Machine, one_for_none, shard, sum_over_processes
@@ -103,11 +103,13 @@ class Loop(pl.LightningModule):
         self._started = time.perf_counter()
         reason = self._why_not_captured()
         if self.machine.graph != "off" and reason is None:
-            self.graph = StepGraph(
-                self._whole_step, self.device, generators=[self._seeded()], baked=self.task.baked, tell=self.tell
-            )
+            self.graph = StepGraph(self._whole_step, self.capture(), baked=self.task.baked, tell=self.tell)
         elif self.global_rank == 0 and (self.machine.graph == "on" or (self.machine.graph == "auto" and self.on_gpu)):
             self.tell(f"note: steps are not captured as a CUDA graph: {reason}")
+
+    def capture(self) -> Capture | None:
+        """What records steps: nothing on a CPU."""
+        return CudaCapture(self.device, [self._seeded()]) if self.on_gpu else None
 
     @property
     def on_gpu(self) -> bool:
@@ -255,18 +257,17 @@ class Loop(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW, fused where the parameters lie on a GPU, with warm-up and cosine."""
-        plan, on_gpu = self.task.plan, all(p.is_cuda for p in self.model.parameters())
-        groups = self.task.groups()
+        plan, groups = self.task.plan, self.task.groups()
         if plan.weight_decay_end is not None:
             groups[0]["weight_decay"] = 0.0  # a kernel of the optimizer would take a number that never changes
-        captured = on_gpu and self.machine.graph != "off"
-        settings: dict[str, Any] = {"lr": plan.lr, "betas": plan.betas, "fused": on_gpu, "capturable": captured}
+        settings: dict[str, Any] = {"lr": plan.lr, "betas": plan.betas, "fused": self.fused}
+        settings["capturable"] = self.on_gpu and self.machine.graph != "off"
         optimizer = (
             MasterAdamW(groups, rounded_weights(self.model), **settings)
             if self.machine.pure
             else torch.optim.AdamW(groups, **settings)
         )
-        if on_gpu and self.world == 1:
+        if self.fused and self.world == 1:
             self._rates = [torch.zeros((), device=self.device) for _ in groups]
             self._kept = torch.ones((), device=self.device)
         schedule = warmup_cosine(
@@ -277,6 +278,11 @@ class Loop(pl.LightningModule):
             warmup_start=plan.warmup_start,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    @property
+    def fused(self) -> bool:
+        """Whether AdamW is one kernel, and reads its rates from tensors."""
+        return all(parameter.is_cuda for parameter in self.model.parameters())
 
     def _set_rates(self) -> None:
         """Follow the schedules: numbers on CPU, and on a GPU places that are filled without waiting for it."""

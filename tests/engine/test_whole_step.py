@@ -11,9 +11,10 @@ from ssl_blocks.engine import CountedLoss, Machine, Moment, Plan, Portion, Task
 from ssl_blocks.engine.batches import load_parts
 from ssl_blocks.engine.checkpoints import list_checkpoints, read_checkpoint
 from ssl_blocks.engine.fit import fit, train
-from ssl_blocks.engine.graph import StepGraph
+from ssl_blocks.engine.graph import WARM_UP, StepGraph
 from ssl_blocks.engine.loop import Loop
 from ssl_blocks.engine.masters import MasterAdamW, rounded_weights
+from tests.engine.tape import FusedLoop, Tape, TapeLoop
 
 
 class Drawing(Task):
@@ -34,7 +35,7 @@ class Drawing(Task):
 
     def loss(self, batch: Tensor, moment: Moment) -> CountedLoss:
         wanted = torch.rand(len(batch), 1, generator=moment.generator)
-        return CountedLoss((self.model(batch) - wanted).square().mean(), torch.tensor(float(len(batch))))
+        return CountedLoss((self.model(batch) - wanted).square().mean(), torch.full((), float(len(batch))))
 
     def before_step(self, progress) -> None:
         self.momentum = progress.step / progress.num_steps
@@ -125,7 +126,7 @@ def test_weight_decay_follows_half_a_cosine_in_the_group_that_decays(machine: Ma
 
     class Decaying(Drawing):
         def loss(self, batch: Tensor, moment: Moment) -> CountedLoss:
-            return CountedLoss(sum(p.sum() for p in self.model.parameters()) * 0.0, torch.tensor(1.0))
+            return CountedLoss(sum(p.sum() for p in self.model.parameters()) * 0.0, torch.ones(()))
 
         def after_step(self) -> None:
             found.append((self.model[0].weight[0, 0].item(), self.model[0].bias[0].item()))
@@ -182,8 +183,63 @@ def test_pure_weights_are_of_16_bits_in_training_and_whole_before_and_after(tmp_
     torch.testing.assert_close(task.model[0].weight.detach(), mixed["0.weight"], rtol=1e-5, atol=1e-6)
 
 
-def test_without_a_gpu_a_step_graph_calls_the_step() -> None:
-    calls = []
-    graph = StepGraph(lambda batch: calls.append(batch) or batch + 1, torch.device("cpu"))
-    assert [graph(number) for number in range(5)] == [1, 2, 3, 4, 5]
-    assert calls == [0, 1, 2, 3, 4]
+def test_a_replayed_step_leaves_the_bits_of_the_plain_one() -> None:
+    class Steady(Drawing):
+        def before_step(self, progress) -> None:
+            self.momentum = torch.tensor(0.5)
+
+        def baked(self) -> tuple[()]:
+            return ()
+
+    for plan in ({}, SCHEDULES):
+        plain, taped, told = Steady(**plan), Steady(**plan), []
+        loops = [FusedLoop(plain), TapeLoop(taped, Machine(graph="on"), tell=told.append)]
+        for loop in loops:
+            fit(loop)
+        assert (loops[1].tapes, loops[1].replays, told) == (1, 8 - WARM_UP, [])
+        assert loops[0].losses == loops[1].losses
+        assert all(map(torch.equal, plain.model.state_dict().values(), taped.model.state_dict().values()))
+        assert torch.equal(plain.average, taped.average)
+
+
+def steps(graph: StepGraph, batches: list[Tensor]) -> list[float]:
+    return [float(graph(batch)) for batch in batches]
+
+
+def test_a_step_graph_records_each_kind_of_step_once_and_gives_up_where_kinds_are_many() -> None:
+    number, told = [2.0], []
+
+    def step(batch: Tensor) -> Tensor:
+        return batch.sum() * number[0]
+
+    tape = Tape()
+    graph = StepGraph(step, tape, baked=lambda: (number[0],), tell=told.append)
+    ones = [torch.full((3,), float(i)) for i in range(5)]
+    assert steps(graph, ones) == [6.0 * i for i in range(5)]
+    assert (tape.tapes, tape.replays) == (1, 2)
+    number[0] = 3.0
+    assert steps(graph, ones) == [9.0 * i for i in range(5)]
+    assert steps(graph, [torch.ones(2)] * 4) == [6.0] * 4
+    assert (tape.tapes, tape.replays, told) == (3, 5, [])
+    number[0] = 2.0
+    assert steps(graph, ones) == [6.0 * i for i in range(5)]  # that one is still there
+    assert (tape.tapes, tape.replays) == (3, 10)
+    number[0] = 4.0
+    assert steps(graph, ones[:1]) == [0.0]
+    assert steps(graph, [torch.ones(4)]) == [16.0]
+    assert len(told) == 1
+    assert told[0].startswith("note: steps are not captured as a CUDA graph")
+    assert "batches or plain numbers of the step change: [[3]] and [[4]]" in told[0]
+    number[0] = 5.0
+    assert steps(graph, ones) == [15.0 * i for i in range(5)]
+    assert (tape.tapes, tape.replays, len(told)) == (3, 10, 1)
+
+
+def test_a_step_that_cannot_be_recorded_runs_as_it_is_and_says_why() -> None:
+    told: list[str] = []
+    graph = StepGraph(lambda batch: batch * float(batch.sum()), Tape(), tell=told.append)
+    assert steps(graph, [torch.tensor([2.0])] * 6) == [4.0] * 6
+    assert told == [
+        "note: steps are not captured as a CUDA graph, and run one kernel after the other: "
+        "a recorded step reads a number: _local_scalar_dense"
+    ]
