@@ -56,7 +56,7 @@ class Tape:
 
         def replay() -> None:
             self.replays += 1
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast("cpu", enabled=False):  # casts are recorded
                 for function, args, kwargs, places in recording.calls:
                     made = [leaf for leaf in tree_leaves(function(*args, **kwargs)) if isinstance(leaf, Tensor)]
                     for place, value in zip(places, made, strict=False):

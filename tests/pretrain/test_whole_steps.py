@@ -11,9 +11,12 @@ from ssl_blocks.data import ImageData
 from ssl_blocks.engine import Machine
 from ssl_blocks.engine.fit import fit
 from ssl_blocks.engine.loop import Loop
+from ssl_blocks.objectives import prediction
+from ssl_blocks.parts import attention, decode, serialize
 from ssl_blocks.pretrain import PretrainModule, RunConfig
 from ssl_blocks.pretrain.recipe import build
 from ssl_blocks.recipes import RECIPES
+from tests.engine.tape import FusedLoop, TapeLoop
 from tests.pretrain.test_module import Recorder, small_objective, some_config
 from tests.recipes import some_data
 
@@ -37,12 +40,18 @@ def configure(name: str, *more: str) -> RunConfig:
     return load_config(RECIPES[name], ["--name=x", "--data.image_size=16", *OPTIONS[name], *STEPS, *more])
 
 
-def trained(name: str, machine: Machine, data: ImageData, *more: str) -> tuple[list[float], dict[str, Any]]:
-    config = configure(name, "--optimizer.weight_decay_end=0.5", *more)
+def trained(
+    name: str, machine: Machine, data: ImageData, kind: type[Loop] = Loop
+) -> tuple[list[float], dict[str, Any]]:
+    config = configure(name, "--optimizer.weight_decay_end=0.5")
     module = PretrainModule(build(config, RECIPES[name].assemble, data), data, config)
     module.check()
-    loop = Loop(module, machine)
+    told: list[str] = []
+    loop = kind(module, machine, tell=told.append)
     fit(loop)
+    assert told == []
+    if isinstance(loop, TapeLoop):
+        assert loop.replays > 0
     return loop.losses, {key: value.clone() for key, value in module.objective.state_dict().items()}
 
 
@@ -58,6 +67,17 @@ def test_a_recipe_leaves_the_same_bits_and_nearly_the_same_in_pure_16_bits(name:
     assert {key: value.dtype for key, value in pure.items()} == {key: value.dtype for key, value in plain.items()}
     ours, theirs = (torch.cat([x.flatten().double() for x in state.values()]) for state in (pure, plain))
     assert (ours - theirs).norm() < 0.01 * theirs.norm()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_leaves_the_same_bits_where_its_steps_are_replayed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (attention, serialize, prediction, decode):  # as on a GPU
+        monkeypatch.setattr(module, "can_be_looked_at", lambda _: False)
+    data, dtype = some_data(160), torch.bfloat16
+    losses, plain = trained(name, Machine(autocast_dtype=dtype), data, FusedLoop)
+    same, taped = trained(name, Machine(autocast_dtype=dtype, graph="on"), data, TapeLoop)
+    assert losses == same
+    assert [key for key in plain if not torch.equal(plain[key], taped[key])] == []
 
 
 def test_what_is_compiled_is_the_step_alone(monkeypatch: pytest.MonkeyPatch) -> None:
