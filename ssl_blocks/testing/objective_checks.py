@@ -215,15 +215,6 @@ class _Case(Role):
             if number != 1:
                 self.fail(f"{hook} to reach {path} once in a step", f"{number} calls")
 
-    def no_waits(self) -> None:
-        def step(objective: Objective, images: Any, draw: Any) -> None:
-            objective.train()
-            objective.before_step(_PROGRESS)
-            objective(images, objective.draw(images) if draw is None else draw).loss.backward()
-            objective.after_step()
-
-        check_waits(self, step, self.part, self.images, self._draw() if self.looks else None)
-
     def compilation(self) -> str | None:
         if not self.compiles:
             return "not asked for"
@@ -237,6 +228,15 @@ class _Case(Role):
             self.fail("forward to compile in one graph", str(error).strip().partition("\n")[0])
         self.expect_equal("the same loss when compiled", found, expected, self.tolerance)
         return None
+
+    def no_waits(self) -> None:
+        def step(objective: Objective, images: Any, draw: Any) -> None:
+            objective.train()
+            objective.before_step(_PROGRESS)
+            objective(images, objective.draw(images) if draw is None else draw).loss.backward()
+            objective.after_step()
+
+        check_waits(self, step, self.part, self.images, self._draw() if self.looks else None)
 
 
 def _count(part: Any, hook: str, calls: dict[tuple[str, str], int], key: tuple[str, str]) -> None:

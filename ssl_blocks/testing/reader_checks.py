@@ -199,7 +199,7 @@ class _Case(Role):
     def no_waits(self) -> None:
         def step(reader: Any, encoder: Any, patches: Tensor, draw: Serialization) -> None:
             case = replace(self, part=reader, encoder=encoder, patches=patches, draw=draw)
-            case._read(case._inputs()).sum().backward()
+            case._read(case._inputs()).sum().backward()  # type: ignore[no-untyped-call]
 
         check_waits(self, step, self.part, self.encoder, self.patches, self.draw)
 

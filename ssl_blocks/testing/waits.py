@@ -51,7 +51,7 @@ def assert_no_wait(step: Callable[..., object], *args: Any) -> None:
     there = _on_meta(args)
     try:
         step(*there)
-        with _Copies(), _CopiesOfPython():
+        with _Copies(), _CopiesOfPython():  # type: ignore[no-untyped-call]
             step(*there)
     except (RuntimeError, TypeError, NotImplementedError) as error:
         reason = re.split(r"[.,;!]?\s*\n|[.,;!] ", str(error))[0]
@@ -113,7 +113,7 @@ def _holds_list(index: Any) -> bool:
     )
 
 
-class _Copies(TorchDispatchMode):
+class _Copies(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Refuses operations on tensors of the host and of the device, and writing through a mask."""
 
     def __torch_dispatch__(
