@@ -6,9 +6,8 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-_MADE: dict[
-    tuple[tuple[float, ...], torch.device, torch.dtype], Tensor
-] = {}  # never emptied: a CUDA graph reads a table at the address at which it was captured
+# never emptied: a CUDA graph reads a table at the address that it had when it was captured
+_MADE: dict[tuple[tuple[float, ...], torch.device, torch.dtype], Tensor] = {}
 
 
 def constant(
@@ -29,19 +28,17 @@ def constant(
         tensor([1., 2.])
     """
     numbers, dtype = tuple(values), torch.get_default_dtype() if dtype is None else dtype
-    if torch.compiler.is_compiling() or type(like) is not Tensor or _captures(like.device):
-        return _filled(numbers, like.device, dtype)  # what a trace or a capture makes belongs to it alone
+    if torch.compiler.is_compiling() or type(like) is not Tensor:
+        return _filled(numbers, like.device, dtype)  # what a trace makes belongs to it alone
     key = (numbers, like.device, dtype)
     if key not in _MADE:
+        if like.is_cuda and torch.cuda.is_current_stream_capturing():
+            return _filled(numbers, like.device, dtype)  # as does what a capture makes
         with torch.inference_mode(False):  # a backward pass may need it later
             _MADE[key] = torch.tensor(numbers, dtype=dtype, device=like.device)
     return _MADE[key]
 
 
-def _filled(numbers: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+def _filled(numbers: tuple[float, ...] | tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
     """Without a copy from the host."""
     return torch.stack([torch.full((), number, dtype=dtype, device=device) for number in numbers])
-
-
-def _captures(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()

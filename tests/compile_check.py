@@ -1,7 +1,7 @@
-"""Compile objectives and encoders in one graph, and print what came of it as JSON. Run by the fixture ``compiled``.
+"""Compile objectives, encoders and draws in one graph, and print what came of it as JSON.
 
-A process of its own: shape checks on every call are no part of what is compiled. Tracing costs about as much as there
-are blocks, so there are as few as show their wiring.
+Run by the fixture ``compiled``. A process of its own: shape checks on every call are no part of what is compiled.
+Tracing costs about as much as there are blocks, so there are as few as show their wiring.
 """
 
 import json
@@ -13,6 +13,9 @@ import torch
 import torch._dynamo.utils
 
 import ssl_blocks as sb
+from ssl_blocks.data import MultiCrop, RandomResizedCropFlip
+from ssl_blocks.noise import Pure
+from ssl_blocks.testing.role_case import same
 from tests.encoders.compile_check import encoders
 from tests.gallery.compile_check import methods
 from tests.recipes import build, images
@@ -164,6 +167,43 @@ def objectives() -> dict[str, dict[str, float]]:
     return found
 
 
+def pure(function: Any, batch: torch.Tensor) -> dict[str, Any]:
+    """What draws, compiled as a function of its noise."""
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    split = Pure(function)
+    compiled: Any = torch.compile(split, fullgraph=True, backend="eager", dynamic=False)
+    found = []
+    for seed in range(2):
+        ours, theirs = (torch.Generator().manual_seed(seed) for _ in range(2))
+        noise = split.noise(batch, generator=ours)
+        found.append(same(compiled(noise, batch), function(batch, generator=theirs)))
+    return {
+        "same": all(found),
+        "draws": len(noise),
+        "graphs": torch._dynamo.utils.counters["stats"]["unique_graphs"],
+    }
+
+
+def pure_functions() -> dict[str, dict[str, Any]]:
+    """Augmentations, and draws of objectives: partitioners, serializers, sums."""
+    mean = std = (0.5, 0.5, 0.5)
+    partitioners: dict[str, sb.parts.SegmentPartitioner] = {
+        "blobs": sb.ShuffledPartitioner(base=sb.BlobPartitioner(counts=(7, 3))),
+        "squares": sb.SquarePartitioner(sides=(2, 4)),
+        "blocks": sb.BlockSubsetPartitioner(hidden=0.5),
+        "superpixels": sb.parts.SuperpixelPartitioner(shape=2),
+    }
+    functions: dict[str, Any] = {
+        "crop": RandomResizedCropFlip(8),
+        "views": MultiCrop(8, 6, num_local=1, mean=mean, std=std),
+        **{name: build(partitioner, depth=1).draw for name, partitioner in partitioners.items()},
+        "sum": combined().draw,
+    }
+    return {name: pure(function, images(2)) for name, function in functions.items()}
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(json.dumps({"objectives": objectives(), "encoders": encoders(), "gallery": methods()}))
+    found = {"objectives": objectives(), "encoders": encoders(), "gallery": methods(), "pure": pure_functions()}
+    print(json.dumps(found))

@@ -13,13 +13,16 @@ from ssl_blocks.testing.objective_checks import check_objective
 from ssl_blocks.testing.reader_checks import check_reader
 from ssl_blocks.testing.role_case import RoleError, RoleReport
 from ssl_blocks.testing.target_checks import check_loss, check_target
+from ssl_blocks.testing.waits import WaitError, assert_no_wait
 
 __all__ = [
     "LeakError",
     "NotApplicableError",
     "RoleError",
     "RoleReport",
+    "WaitError",
     "assert_no_leak",
+    "assert_no_wait",
     "check_loss",
     "check_mask_builder",
     "check_objective",

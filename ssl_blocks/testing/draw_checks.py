@@ -29,6 +29,7 @@ from ssl_blocks.testing.role_case import (
     same,
     seeded,
 )
+from ssl_blocks.testing.waits import check_waits
 from ssl_blocks.values import Segments, Serialization, gather_tokens
 
 
@@ -94,6 +95,8 @@ class _PartitionerCase(Role):
     def randomness(self) -> None:
         device = self.images.device
         draws = check_sampling(self, lambda g, where: self._draw(self.images.to(where), g), device, looks=self.looks)
+        if not self.looks:
+            check_waits(self, self._draw, self.images)
         twins = self.images[:1].expand_as(self.images)
         drawn = [self._draw(twins, seeded(device, seed)) for seed in range(8)] if draws else []
         if draws and all(torch.equal(ids, ids[:1].expand_as(ids)) for one in drawn for ids in one.levels):
@@ -146,6 +149,7 @@ class _SerializerCase(Role):
             return [self.part(one, generator=generator) for one in moved]
 
         check_sampling(self, sample, self.given[0].levels[0].device, looks=False)
+        check_waits(self, lambda given: list(map(self.part, given)), list(self.given))
 
     def images_in_a_batch(self) -> str | None:
         return next(filter(None, map(self._alone, self.given)), None)

@@ -14,6 +14,7 @@ from ssl_blocks.parts.read import joint_mask
 from ssl_blocks.parts.serialize import OrderedSerializer
 from ssl_blocks.testing.draw_checks import some_segments
 from ssl_blocks.testing.role_case import Role, RoleReport, mapped, same
+from ssl_blocks.testing.waits import check_waits
 from ssl_blocks.values import AttentionMasks, Serialization
 
 _PREFIXES = (0, 2)
@@ -102,6 +103,7 @@ class _Case(Role):
             self.fail("the same masks in a second call", "others")
         meta = torch.device("meta")
         self.expect_device("masks", self.build(mapped(self.draw, lambda x: x.to(meta))), meta)
+        check_waits(self, self.build, self.draw)
 
     def check_seen(self) -> bool:
         """Whether some query that is predicted sees content."""

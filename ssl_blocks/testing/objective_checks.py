@@ -24,6 +24,7 @@ from ssl_blocks.testing.role_case import (
     seeded,
     shake,
 )
+from ssl_blocks.testing.waits import check_waits
 from ssl_blocks.values import ObjectiveOutput, Progress, Views
 
 _PROGRESS = Progress(step=0, epoch=0, num_steps=10, steps_per_epoch=5)
@@ -44,7 +45,8 @@ def check_objective(
     the output is the same in every call and nothing more is drawn. Shapes, types and values are as `ObjectiveOutput`
     has them, in training mode, too. An image alone has the rows that it has in a batch; the loss times ``divisor`` is
     the sum of that over images, so that the loss was divided by it. A gradient reaches every trained parameter. A state
-    dict that is loaded brings everything back. ``before_step`` and ``after_step`` reach every part once.
+    dict that is loaded brings everything back. ``before_step`` and ``after_step`` reach every part once. Nothing in a
+    training step makes an accelerator wait, see `assert_no_wait`.
 
     Args:
         objective: the objective; small ones take seconds.
@@ -226,6 +228,15 @@ class _Case(Role):
             self.fail("forward to compile in one graph", str(error).strip().partition("\n")[0])
         self.expect_equal("the same loss when compiled", found, expected, self.tolerance)
         return None
+
+    def no_waits(self) -> None:
+        def step(objective: Objective, images: Any, draw: Any) -> None:
+            objective.train()
+            objective.before_step(_PROGRESS)
+            objective(images, objective.draw(images) if draw is None else draw).loss.backward()
+            objective.after_step()
+
+        check_waits(self, step, self.part, self.images, self._draw() if self.looks else None)
 
 
 def _count(part: Any, hook: str, calls: dict[tuple[str, str], int], key: tuple[str, str]) -> None:

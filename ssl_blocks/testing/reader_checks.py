@@ -16,6 +16,7 @@ from ssl_blocks.parts.serialize import OrderedSerializer
 from ssl_blocks.parts.tokenize import PatchTokenizer
 from ssl_blocks.testing.mask_checks import reachable
 from ssl_blocks.testing.role_case import Role, RoleReport, apart, noise, rows_of, seeded, shake
+from ssl_blocks.testing.waits import check_waits
 from ssl_blocks.values import AttentionMasks, Serialization
 
 _BATCH = 3
@@ -194,6 +195,13 @@ class _Case(Role):
             rows = slice(i, i + 1)
             expected = f"image {i} alone to be read as in a batch"
             self._expect(expected, self._read(rows_of(given, rows, _BATCH)), together[rows])
+
+    def no_waits(self) -> None:
+        def step(reader: Any, encoder: Any, patches: Tensor, draw: Serialization) -> None:
+            case = replace(self, part=reader, encoder=encoder, patches=patches, draw=draw)
+            case._read(case._inputs()).sum().backward()  # type: ignore[no-untyped-call]
+
+        check_waits(self, step, self.part, self.encoder, self.patches, self.draw)
 
     def gradients(self) -> str | None:
         theirs = {id(p) for p in self.encoder.module.parameters()}

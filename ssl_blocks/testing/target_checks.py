@@ -11,6 +11,7 @@ from ssl_blocks.grid import Grid
 from ssl_blocks.parts.loss import Loss
 from ssl_blocks.parts.target import Target
 from ssl_blocks.testing.role_case import Role, RoleReport, apart, default_state, noise, require_several, same
+from ssl_blocks.testing.waits import check_waits
 
 
 def check_target(target: Target, images: Float[Tensor, "b c *s"], grid: Grid, *, tolerance: float = 1e-4) -> RoleReport:
@@ -30,7 +31,7 @@ def check_target(target: Target, images: Float[Tensor, "b c *s"], grid: Grid, *,
         >>> import ssl_blocks as sb
         >>> target = sb.PixelTarget(sb.PatchTokenizer(image_size=8, patch_size=2))
         >>> check_target(target, torch.rand(2, 3, 8, 8), sb.Grid(4, 4)).passed
-        ('values', 'determinism', 'images in a batch', 'gradients', 'pictures')
+        ('values', 'determinism', 'images in a batch', 'gradients', 'no waits', 'pictures')
     """
     require_several(len(images))
     target = copy.deepcopy(target)
@@ -78,6 +79,9 @@ class _TargetCase(Role):
         if self.part(self.images.detach()).requires_grad:
             self.fail("values without a gradient to the target's own weights", "values that require one")
 
+    def no_waits(self) -> None:
+        check_waits(self, lambda target, images: target(images), self.part, self.images)
+
     def pictures(self) -> str | None:
         to_pixels, images = getattr(self.part, "to_pixels", None), self.images
         if to_pixels is None:
@@ -105,7 +109,7 @@ def check_loss(loss: Loss, *, dim: int = 5, tolerance: float = 1e-5) -> RoleRepo
     Examples:
         >>> from ssl_blocks import predicted_l1
         >>> check_loss(predicted_l1).passed
-        ('mean', 'other rows', 'nothing that counts')
+        ('mean', 'other rows', 'no waits', 'nothing that counts')
     """
     cpu = torch.device("cpu")
     predictions = noise(cpu, 3, 6, dim).requires_grad_()
@@ -143,6 +147,12 @@ class _LossCase(Role):
         difference = apart(found, self.part(self.predictions, self.targets, self.is_target), 0.0)
         if difference or not bool(found.isfinite()):
             self.fail("rows that do not count to have no say", f"{found.item()} where they hold NaN")
+
+    def no_waits(self) -> None:
+        def step(predictions: Tensor, targets: Tensor, is_target: Tensor) -> None:
+            self.part(predictions.detach().requires_grad_(), targets, is_target).backward()
+
+        check_waits(self, step, self.predictions.detach(), self.targets, self.is_target)
 
     def nothing_that_counts(self) -> None:
         found = self.part(self.predictions, self.targets, torch.zeros_like(self.is_target))
