@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic
 
@@ -24,6 +23,7 @@ from ssl_blocks.pretrain.recipe import Assemble, C, build
 from ssl_blocks.pretrain.report import print_report
 from ssl_blocks.pretrain.resume import starting_point
 from ssl_blocks.pretrain.scoring import has_labels, measure_objective, score_encoder, score_pixels
+from ssl_blocks.program import VERSION
 
 if TYPE_CHECKING:
     from ssl_blocks.engine.loop import Loop
@@ -238,5 +238,5 @@ class Run(Generic[C]):
             "name": type(self.config).__name__.removesuffix("Config"),
             "objective": type(self.module.objective).__name__,
             "train_images": len(self.data.train),
-            "version": version("ssl_blocks"),
+            "version": VERSION,
         }
