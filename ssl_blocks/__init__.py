@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from ssl_blocks.lazy import lazily
+from ssl_blocks.program import VERSION
 
 if TYPE_CHECKING:
     from ssl_blocks import data, encoders, objectives, parts, values
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 else:
     __getattr__, __dir__ = lazily(__name__, __file__)
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "AttentionMasks",

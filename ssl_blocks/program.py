@@ -1,8 +1,10 @@
-"""How the user started this process, so that messages can name commands that work for them."""
+"""Which program this is, and how the user started it, so that messages can name commands that work for them."""
 
 import shutil
 import sys
 from pathlib import Path
+
+VERSION = "0.1.0"  # of the package, as pyproject.toml has it: a source tree that was never installed knows it, too
 
 
 def as_typed() -> str:

@@ -4,12 +4,15 @@ import ast
 import json
 import subprocess
 import sys
+import tomllib
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+import ssl_blocks
 from ssl_blocks.lazy import shown_imports
+from ssl_blocks.program import VERSION
 
 PACKAGE = Path(__file__).parents[1] / "ssl_blocks"
 MODULES = {
@@ -102,6 +105,13 @@ def test_values_import_nothing_of_the_package_but_grids():
 def test_only_the_package_itself_is_free_to_gather_names():
     assert "ssl_blocks.objectives" in set(imported("ssl_blocks"))  # the reader of imports sees something
     assert not any(name == "ssl_blocks" for m in MODULES for name in imported(m))
+
+
+def test_a_source_tree_that_was_never_installed_knows_its_version():
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    assert ssl_blocks.__version__ == VERSION == project["version"]
+    asking = [name for name, path in MODULES.items() if "importlib.metadata" in path.read_text()]
+    assert not asking, f"{asking} would end a run where the package is not installed"
 
 
 def test_names_used_of_the_whole_package_count_as_imports():

@@ -88,7 +88,8 @@ def _scores(results: Mapping[str, Any]) -> Iterator[str]:
     """The run's own scores, and the latest evaluation by each protocol and on each data."""
     own: Sequence[Mapping[str, Any]] = results.get("scores", [])
     if own:
-        yield from ["At the end of the run, on the test images of its data:", ""]
+        images = "{num_test:,} test images by {num_train:,} training images".format(**own[0])
+        yield from [f"At the end of the run, on {images} of its data:", ""]
         yield f"| features | kNN | linear probe, {own[0]['shots']} labels a class |"
         yield "|---|---|---|"
         for row in own:

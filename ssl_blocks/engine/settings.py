@@ -148,7 +148,13 @@ class TrainerConfig(StrictModel):
     )
     knn_every: PositiveInt | None = Field(None, description="kNN on the test images every so many epochs")
     knn_bank: PositiveInt = Field(5000, description="training images that kNN while training looks at")
+    log_every: PositiveInt | None = Field(
+        None, description="steps between two lines where the output is no terminal; default: a tenth of the run"
+    )
     score: bool = Field(True, description="score raw pixels, and the encoder before and after training")
+    score_bank: PositiveInt | None = Field(
+        None, description="training images that these scores look at; default: all, or what takes about 5% of the run"
+    )
     figures: bool = Field(True, description="draw pictures when all else is done")
     checkpoint_every: PositiveFloat = Field(1.0, description="epochs between checkpoints; 0.5 is twice an epoch")
     keep_checkpoints: PositiveInt = Field(2, description="how many of the newest checkpoints are kept")

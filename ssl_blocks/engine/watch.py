@@ -1,6 +1,7 @@
 """Seeing to it that the loss is a number."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -49,16 +50,15 @@ class LossWatch:
     def _look(self) -> None:
         if self._losses is None or not self._num:
             return
-        losses = self._losses[: self._num]
-        steps = torch.arange(self._next_step - self._num, self._next_step, device=losses.device)
-        self._num = 0
-        self._later.use({"step": torch.where(losses.isfinite(), torch.inf, steps).min()}, self._judge)
+        bad = self._losses[: self._num].isfinite().logical_not().int()
+        first, self._num = self._next_step - self._num, 0
+        self._later.use({"any": bad.max(), "place": bad.argmax()}, partial(self._judge, first))
 
-    def _judge(self, first_bad: dict[str, float]) -> None:
-        if first_bad["step"] == float("inf"):
+    def _judge(self, first_step: int, found: dict[str, float]) -> None:
+        if not found["any"]:
             return
         self.before_telling()
         raise RunStopped(
-            f"the loss was not a finite number in step {int(first_bad['step'])} (counted from 0), the run stops; "
-            f"{last_good(self.folder)}. {self.advice}"
+            f"the loss was not a finite number in step {first_step + int(found['place'])} (counted from 0), the run "
+            f"stops; {last_good(self.folder)}. {self.advice}"
         )

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from ssl_blocks.evaluation.protocol import Protocol, Score
 from ssl_blocks.evaluation.protocols import PROTOCOLS
 from ssl_blocks.evaluation.sharing import Share, connected, share_of_torchrun
 from ssl_blocks.evaluation.subject import Subject, find_subject, run_of
+from ssl_blocks.program import VERSION
 
 MOST_PIXEL_VALUES = 2**30  # 4 GiB in single precision
 
@@ -202,7 +202,7 @@ def make_entry(setup: Setup, wish: Wish, rows: Rows, *, seconds: float) -> dict[
         "settings": {"seed": setup.config.seed, **own},
         "device": str(subject.extractor.device),
         "autocast_dtype": None if dtype is None else str(dtype),
-        "versions": {"ssl_blocks": version("ssl_blocks"), "torch": torch.__version__, "timm": timm.__version__},
+        "versions": {"ssl_blocks": VERSION, "torch": torch.__version__, "timm": timm.__version__},
         "seconds": round(seconds, 1),
         "scores": [{"name": name, **scores} for name, scores in rows.items()],
     }

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -19,12 +20,16 @@ class Scores(Result):
         knn: accuracy of nearest neighbours with all training labels, 0..1.
         fewshot: accuracy of a linear probe on few labels per class; ``None`` where a class has too few.
         shots: labels per class of that probe.
+        num_train: training images that neighbours and labels come from.
+        num_test: test images that are classified.
     """
 
     name: str
     knn: float
     fewshot: ProbeScore | None
     shots: int
+    num_train: int
+    num_test: int
 
 
 def score_features(
@@ -35,12 +40,14 @@ def score_features(
     test_labels: Int[Tensor, " m"],
     *,
     shots: int = 10,
+    device: torch.device | str = "cpu",
 ) -> Scores:
     """Score features of training and test images, ``[N, D]`` and ``[M, D]``, by kNN and a few-shot probe.
 
-    kNN looks at 20 neighbours, or at all where the training set has fewer.
+    kNN looks at 20 neighbours, or at all where the training set has fewer; they are looked for on ``device``.
     """
-    knn = knn_accuracy(train, train_labels, test, test_labels, k=min(20, len(train)))
+    there = [x.to(device) for x in (train, train_labels, test, test_labels)]
+    knn = knn_accuracy(*there, k=min(20, len(train)))
     enough = int(train_labels.bincount().min()) >= shots
     probe = fewshot_probe(train, train_labels, test, test_labels, shots=shots) if enough else None
-    return Scores(name=name, knn=knn, fewshot=probe, shots=shots)
+    return Scores(name, knn, probe, shots, num_train=len(train), num_test=len(test))

@@ -5,11 +5,10 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from ssl_blocks.data import ImageData, ImageSplit
 from ssl_blocks.engine.loop import Loop
 from ssl_blocks.engine.parallel import whole_weights
-from ssl_blocks.evaluation import Extractor, knn_accuracy
 from ssl_blocks.objectives import Objective
+from ssl_blocks.pretrain.scoring import Features, Sample
 
 
 class OnlineKnn(pl.Callback):
@@ -17,16 +16,15 @@ class OnlineKnn(pl.Callback):
 
     Args:
         objective: whose encoder is watched.
-        data: in memory, with labels in both splits.
+        sample: labelled images.
         every: optimizer steps between two looks; there is one after the last step, too.
-        autocast_dtype: precision of the encoder.
     """
 
-    def __init__(
-        self, objective: Objective, data: ImageData, *, every: int, autocast_dtype: torch.dtype | None
-    ) -> None:
-        self.objective, self.data, self.every, self.autocast_dtype = objective, data, every, autocast_dtype
+    def __init__(self, objective: Objective, sample: Sample, *, every: int) -> None:
+        self.objective, self.sample, self.every = objective, sample, every
         self.latest: float | None = None
+        self.features: Features | None = None
+        self.step = -1
 
     def remark(self) -> str:
         """The latest score, for a line of progress."""
@@ -42,19 +40,16 @@ class OnlineKnn(pl.Callback):
         if trainer.is_global_zero or pl_module.device_mesh is not None:
             with whole_weights(self.objective):
                 self.latest = self.score(pl_module.device)
+            self.step = step
             for logger in trainer.loggers:
                 epoch = step / pl_module.task.plan.steps_per_epoch
                 logger.log_metrics({"knn": self.latest, "epoch": epoch}, step - 1)
 
     def score(self, device: torch.device | str) -> float:
         """KNN accuracy of the encoder as it stands, on ``device``."""
-        encoder = self.objective.export_encoder()
-        train, test = self.data.train, self.data.test
-        assert isinstance(train, ImageSplit)
-        assert isinstance(test, ImageSplit)
-        assert train.labels is not None
-        assert test.labels is not None
-        place = (device, self.autocast_dtype)
-        extractor = Extractor(encoder, self.data.mean, self.data.std, self.objective.tokenizer, *place)
-        bank, queries = extractor(train.images), extractor(test.images)
-        return knn_accuracy(bank, train.labels, queries, test.labels, k=min(20, len(bank)))
+        self.features = self.sample.of_encoder(self.objective, device)
+        return self.features.knn(device)
+
+    def found(self, sample: Sample, step: int) -> Features | None:
+        """Features of a sample after a step, where these are the latest that were looked at."""
+        return self.features if sample is self.sample and step == self.step else None

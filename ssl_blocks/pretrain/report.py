@@ -1,6 +1,8 @@
-"""What a run prints at its end."""
+"""What a run prints beside the progress of training."""
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -9,6 +11,15 @@ from rich.table import Table
 from ssl_blocks.evaluation import Scores
 from ssl_blocks.pretrain.config import RunConfig
 from ssl_blocks.program import evaluation_as_typed
+
+
+@contextmanager
+def stage(console: Console, what: str) -> Iterator[None]:
+    """Show in a terminal that something is being done, and print how long it took."""
+    began = time.perf_counter()
+    with console.status(f"{what} ..."):
+        yield
+    console.print(f"{what}: {time.perf_counter() - began:.1f} s", soft_wrap=True)
 
 
 def print_report(
@@ -38,7 +49,8 @@ def print_report(
 
 def scores_table(title: str, scores: Sequence[Scores]) -> Table:
     """Arrange scores as a table."""
-    table = Table(title=f"{title}: accuracy on test images")
+    images = f"{scores[0].num_test:,} test images by {scores[0].num_train:,} training images"
+    table = Table(title=f"{title}: accuracy on {images}")
     table.add_column("features")
     table.add_column("kNN", justify="right")
     table.add_column(f"linear probe, {scores[0].shots} labels a class", justify="right")

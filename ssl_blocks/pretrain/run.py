@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic
 
@@ -21,9 +20,10 @@ from ssl_blocks.evaluation import Scores
 from ssl_blocks.files import TEMPORARY_SUFFIX, atomically
 from ssl_blocks.pretrain.module import PretrainModule
 from ssl_blocks.pretrain.recipe import Assemble, C, build
-from ssl_blocks.pretrain.report import print_report
+from ssl_blocks.pretrain.report import print_report, stage
 from ssl_blocks.pretrain.resume import starting_point
-from ssl_blocks.pretrain.scoring import has_labels, measure_objective, score_encoder, score_pixels
+from ssl_blocks.pretrain.scoring import Sample, has_labels, measure_objective, num_scored
+from ssl_blocks.program import VERSION
 
 if TYPE_CHECKING:
     from ssl_blocks.engine.loop import Loop
@@ -75,7 +75,8 @@ class Run(Generic[C]):
             resume = True  # the first process has looked, and may have begun to write
         checkpoint = starting_point(config, resume)
         device, autocast_dtype = choose_device(config.trainer.device, config.trainer.precision, section="trainer.")
-        data = config.load_data()
+        with stage(Console(quiet=not is_rank_zero()), "loading the data"):
+            data = config.load_data()
         module = PretrainModule(build(config, assemble, data), data, config)
         module.check()
         from ssl_blocks.engine.loop import Loop  # Lightning takes seconds to load: mistakes are told before
@@ -112,22 +113,22 @@ class Run(Generic[C]):
 
     def _fit(self, folder: Path, console: Console) -> None:
         # where weights are dealt out, every process has to help with scoring while training
-        sample = self._sample() if is_rank_zero() or self.machine.strategy == "fsdp" else None
-        scores: list[Scores] = []
+        helps = is_rank_zero() or self.machine.strategy == "fsdp"
+        images = self._images_for_scores(console) if helps else None
+        sample, scores = self._sample(images), list[Scores]()
         if is_rank_zero():
-            assert sample is not None
             self._open(folder, console)
             for remark in self.module.remarks(self.machine.processes.world_size):
                 console.print(f"note: {remark}", soft_wrap=True)
-            scores += self._score(sample, "raw pixels") + self._score(sample, "random encoder")
-        self._train(folder, console, sample)
+            scores += self._score("raw pixels", sample, console) + self._score("random encoder", sample, console)
+        knn = self._train(folder, console, sample)
         if not is_rank_zero():
             return
-        assert sample is not None
+        assert images is not None
         self._take_final_weights()
-        scores += self._score(sample, "pretrained encoder")
+        scores += self._score("pretrained encoder", sample, console, knn)
         objective, device, autocast_dtype = self.module.objective, self.machine.device, self.machine.autocast_dtype
-        measured = measure_objective(objective, sample, device=str(device), autocast_dtype=autocast_dtype)
+        measured = measure_objective(objective, images, device=str(device), autocast_dtype=autocast_dtype)
         export_encoder(
             objective.export_encoder(),
             folder / "encoder",
@@ -151,7 +152,7 @@ class Run(Generic[C]):
         if self.data.skipped:
             console.print(f"{len(self.data.skipped)} unreadable images were skipped, {self.data.skipped[0]} first")
 
-    def _train(self, folder: Path, console: Console, sample: ImageData | None) -> None:
+    def _train(self, folder: Path, console: Console, sample: Sample | None) -> "OnlineKnn | None":
         from ssl_blocks.engine.fit import Record, fit
         from ssl_blocks.engine.progress import RichRunProgress
 
@@ -163,9 +164,11 @@ class Run(Generic[C]):
             keep=settings.keep_checkpoints,
             tensorboard=True,
         )
-        progress = RichRunProgress(console, "pretraining", str if knn is None else knn.remark)
+        remark = str if knn is None else knn.remark
+        progress = RichRunProgress(console, "pretraining", remark, every=settings.log_every)
         callbacks = [progress] if knn is None else [knn, progress]
         fit(self.loop, record=record, checkpoint=self.checkpoint, callbacks=callbacks)
+        return knn
 
     def _draw(self, folder: Path, scores: list[Scores], console: Console) -> list[Path]:
         """Draw what there is to see; a picture that fails is one line."""
@@ -201,27 +204,31 @@ class Run(Generic[C]):
                 f"going on from {self.checkpoint}, step {self.loop.resumed_step}/{self.module.plan.num_steps}"
             )
 
-    def _sample(self) -> ImageData:
-        """The labelled images for scores: all that are in memory, or so many of those that are not."""
+    def _images_for_scores(self, console: Console) -> ImageData:
+        """Images in memory: all that are there, or some of those that are in files."""
         if not self.data.is_streamed:
             return self.data.sample()
-        return self.data.sample(self.config.trainer.knn_bank, NUM_TEST)
+        settings = self.config.trainer
+        with stage(console, "reading images for scores"):
+            return self.data.sample(settings.score_bank or settings.knn_bank, NUM_TEST)
 
-    def _knn(self, console: Console, sample: ImageData | None) -> "OnlineKnn | None":
+    def _sample(self, images: ImageData | None) -> Sample | None:
+        """What scores look at; nothing where there are no labels."""
+        if images is None or not has_labels(images):
+            return None
+        return Sample(images, autocast_dtype=self.machine.autocast_dtype)
+
+    def _knn(self, console: Console, sample: Sample | None) -> "OnlineKnn | None":
         from ssl_blocks.pretrain.callbacks import OnlineKnn
 
-        settings = self.config.trainer
-        if settings.knn_every is None or sample is None:
+        settings, steps = self.config.trainer, self.module.plan.steps_per_epoch
+        if settings.knn_every is None:
             return None
-        if not has_labels(sample):
+        if sample is None:
             console.print("trainer.knn_every has no effect: there are no labels, or no test images")
             return None
-        return OnlineKnn(
-            self.module.objective,
-            sample.sample(settings.knn_bank, NUM_TEST),
-            every=settings.knn_every * self.module.plan.steps_per_epoch,
-            autocast_dtype=self.machine.autocast_dtype,
-        )
+        part = sample.part(settings.knn_bank, NUM_TEST)
+        return OnlineKnn(self.module.objective, part, every=settings.knn_every * steps)
 
     def _take_final_weights(self) -> None:
         """Have the trained objective in this process, whole and on CPU."""
@@ -232,13 +239,22 @@ class Run(Generic[C]):
         self.module = PretrainModule(build(self.config, self.assemble, self.data), self.data, self.config)
         type(self.loop)(self.module).load_state_dict(state)
 
-    def _score(self, sample: ImageData, name: str) -> list[Scores]:
-        if not self.config.trainer.score:
+    def _score(
+        self, name: str, sample: Sample | None, console: Console, knn: "OnlineKnn | None" = None
+    ) -> list[Scores]:
+        """Score raw pixels or the encoder as it stands, which ends up on CPU; what kNN has just looked at is known."""
+        settings, plan, device = self.config.trainer, self.module.plan, self.machine.device
+        if not settings.score or sample is None:
             return []
-        if name == "raw pixels":
-            return score_pixels(sample)
-        device, autocast_dtype = str(self.machine.device), self.machine.autocast_dtype
-        return score_encoder(name, self.module.objective, sample, device=device, autocast_dtype=autocast_dtype)
+        part = sample.part(*num_scored(sample, settings.score_bank, images_seen=plan.num_steps * plan.batch_size))
+        with stage(console, f"scoring {name} on {part}"):
+            known = None if knn is None else knn.found(part, plan.num_steps)
+            if name == "raw pixels":
+                known = part.of_pixels()
+            elif known is None:
+                known = part.of_encoder(self.module.objective, device)
+                self.module.objective.export_encoder().module.to("cpu")
+            return [known.scores(name, device)]
 
     def _recipe(self) -> dict[str, Any]:
         """What the model card says of where the encoder comes from."""
@@ -246,5 +262,5 @@ class Run(Generic[C]):
             "name": type(self.config).__name__.removesuffix("Config"),
             "objective": type(self.module.objective).__name__,
             "train_images": len(self.data.train),
-            "version": version("ssl_blocks"),
+            "version": VERSION,
         }

@@ -181,7 +181,7 @@ def test_curves_compare_with_untrained_features(tmp_path: Path, monkeypatch: pyt
     run.mkdir()
     (run / "metrics.csv").write_text("step,epoch,loss,knn\n0,1.0,0.9,0.25\n")
     names = ("raw pixels", "random encoder", "pretrained encoder")
-    scores = [Scores(name=name, knn=i / 10, shots=10, fewshot=None) for i, name in enumerate(names)]
+    scores = [Scores(name, knn=i / 10, shots=10, fewshot=None, num_train=9, num_test=9) for i, name in enumerate(names)]
     assert figures.write_curves(run, scores).stat().st_size > 0
     assert asked == {"runs": {"mine": run / "metrics.csv"}, "references": {"raw pixels": 0.0, "random encoder": 0.1}}
 

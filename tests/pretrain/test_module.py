@@ -25,6 +25,7 @@ from ssl_blocks.engine.loop import Loop
 from ssl_blocks.engine.progress import RichRunProgress
 from ssl_blocks.pretrain import PretrainModule, RunConfig
 from ssl_blocks.pretrain.callbacks import OnlineKnn
+from ssl_blocks.pretrain.scoring import Sample
 from ssl_blocks.randomness import seeded_generator
 from tests.pretrain.small import Untouched
 from tests.recipes import build, some_data
@@ -158,6 +159,15 @@ def test_progress_prints_plain_lines_where_there_is_no_terminal() -> None:
         assert word in lines[-1]
 
 
+@pytest.mark.usefixtures("numbers_come_late")
+@pytest.mark.parametrize(("every", "steps"), [(4, [4, 8, 10]), (None, list(range(1, 11)))])
+def test_progress_prints_the_numbers_of_the_steps_that_were_asked_for(every: int | None, steps: list[int]) -> None:
+    text, recorder = io.StringIO(), Losses()
+    fit(small_objective(), RichRunProgress(Console(file=text, width=120), "training", every=every), recorder)
+    shown = [(line.split()[1], line.split()[3]) for line in text.getvalue().splitlines()]
+    assert shown == [(f"{step}/10", f"{recorder.losses[step - 1]:.4f}") for step in steps]
+
+
 def test_progress_draws_a_bar_in_a_terminal() -> None:
     text = io.StringIO()
     fit(small_objective(), RichRunProgress(Console(file=text, width=160, force_terminal=True), "pretraining"))
@@ -171,7 +181,7 @@ def test_online_knn_equals_knn_of_the_features_afterwards() -> None:
 
     data = some_data()
     objective = small_objective()
-    knn = OnlineKnn(objective, data, every=10, autocast_dtype=None)
+    knn = OnlineKnn(objective, Sample(data, autocast_dtype=None), every=10)
     fit(objective, knn)
     encoder = objective.encoder
     with torch.no_grad():
@@ -183,7 +193,7 @@ def test_scoring_leaves_every_module_in_its_mode() -> None:
     data, objective = some_data(), small_objective()
     objective.train()
     objective.encoder.module.norm.eval()  # frozen by the user, say
-    OnlineKnn(objective, data, every=1, autocast_dtype=None).score("cpu")
+    OnlineKnn(objective, Sample(data, autocast_dtype=None), every=1).score("cpu")
     modes = {name: part.training for name, part in objective.encoder.module.named_modules()}
     assert modes.pop("norm") is False
     assert all(modes.values())

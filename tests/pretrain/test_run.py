@@ -11,12 +11,13 @@ import timm
 import torch
 import yaml
 from PIL import Image
+from rich.console import Console
 
 import ssl_blocks as sb
 from ssl_blocks.cli import load_config
 from ssl_blocks.data import ImageData, ImageSplit, load, to_float
 from ssl_blocks.pretrain import Run, RunConfig, figures
-from ssl_blocks.pretrain.scoring import score_encoder
+from ssl_blocks.pretrain.scoring import Sample
 from ssl_blocks.recipes.randsac import RECIPE, assemble
 from tests.pretrain.small import arguments
 
@@ -83,7 +84,7 @@ def test_each_row_scores_its_own_encoder(finished: Run, tmp_path: Path) -> None:
     found = {s["name"]: s for s in json.loads((finished.config.folder / "results.json").read_text())["scores"]}
     fresh = Run.prepare(load_config(RECIPE, options(tmp_path)), assemble)
     expected = {
-        name: score_encoder(name, objective, fresh.data, device="cpu", autocast_dtype=None)[0].as_dict()
+        name: Sample(fresh.data, autocast_dtype=None).of_encoder(objective, "cpu").scores(name, "cpu").as_dict()
         for name, objective in (
             ("random encoder", fresh.module.objective),
             ("pretrained encoder", finished.module.objective),
@@ -209,7 +210,7 @@ def test_unlabelled_images_train_but_are_not_scored(tmp_path: Path) -> None:
     labels[::2] = -1
     train = ImageSplit(whole.train.images, labels)
     prepared.data = prepared.module.data = replace(whole, train=train)
-    sample = prepared._sample()
+    sample = prepared._sample(prepared._images_for_scores(Console()))
     assert len(sample.train) == len(train) // 2
     assert sample.train.labels.min() == 0
     assert len(prepared.module.data.train) == len(train)
