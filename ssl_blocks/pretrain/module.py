@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ssl_blocks.data import ImageData, share_of_cores, to_float, train_loader
 from ssl_blocks.engine.task import CountedLoss, Moment, Plan, Portion, Task
 from ssl_blocks.modes import modes_kept
+from ssl_blocks.noise import Pure
 from ssl_blocks.objectives import Objective
 from ssl_blocks.objectives.life_cycle import find_parts, followers
 from ssl_blocks.objectives.objective import seen_by
@@ -34,11 +35,15 @@ class PretrainModule(Task):
         self.objective = self.model = objective
         self.data, self.config = data, config
         self.augment = config.augmentation(data.shape, data.mean, data.std)
-        trainer = config.trainer
-        # where it is trained, and not where it is tried, scored and drawn: those have other devices and shapes
-        self.compute: Any = (
-            torch.compile(objective, dynamic=False, mode=trainer.compile_mode) if trainer.compile else objective
-        )
+        self.compute: Any = objective
+        self.prepare: Any = self._prepare
+        if config.trainer.compile:
+            # as it is trained, and not as it is tried, scored and drawn: on other devices and in other shapes
+            how: Any = {"dynamic": False, "mode": config.trainer.compile_mode}
+            self.compute = torch.compile(objective, **how)
+            pure = Pure(self._prepare)
+            prepare = torch.compile(pure.__call__, **how)
+            self.prepare = lambda batch, *, generator: prepare(pure.noise(batch, generator=generator), batch)
 
     def check(self) -> None:
         """Try everything once on two images, on CPU.
@@ -137,11 +142,16 @@ class PretrainModule(Task):
 
     def loss(self, batch: UInt8[Tensor, "b c h w"], moment: Moment) -> CountedLoss:
         """Augment, draw, and compute the loss."""
+        images, draw = self.prepare(batch, generator=moment.generator)
+        out = self.compute(images, draw)
+        return CountedLoss(out.loss, torch.as_tensor(out.divisor, device=out.loss.device), out.metrics)
+
+    def _prepare(self, batch: UInt8[Tensor, "b c h w"], *, generator: torch.Generator | None = None) -> tuple[Any, Any]:
+        """What the objective sees of a batch, and its choices."""
         plain = to_float(batch, self.data.mean, self.data.std)
         augment = self.augment.finish if self.data.is_streamed else self.augment
-        images = seen_by(self.objective, augment(plain, generator=moment.generator))
-        out = self.compute(images, self.objective.draw(images, generator=moment.generator))
-        return CountedLoss(out.loss, torch.as_tensor(out.divisor, device=out.loss.device), out.metrics)
+        images = seen_by(self.objective, augment(plain, generator=generator))
+        return images, self.objective.draw(images, generator=generator)
 
     def no_weight_decay(self) -> Collection[str]:
         """What the objective names."""
