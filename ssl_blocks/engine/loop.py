@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ssl_blocks.engine.checkpoints import FORMAT_VERSION, MARK
 from ssl_blocks.engine.graph import Capture, CudaCapture, StepGraph
+from ssl_blocks.engine.late import Later
 from ssl_blocks.engine.masters import MasterAdamW, rounded_weights
 from ssl_blocks.engine.optimizers import cosine_weight_decay, warmup_cosine
 from ssl_blocks.engine.parallel import Machine, one_for_none, shard, sum_over_processes
@@ -64,6 +65,7 @@ class Loop(pl.LightningModule):
         self.parts_done = 0
         self.latest: dict[str, Any] = {}  # what the last step is worth logging for
         self.losses: list[float] = []  # mean of every epoch that is over
+        self._later = Later()  # an epoch's mean, which is read when the GPU has got there
         self._epoch_loss: Tensor | float = 0.0  # sum over the steps of the epoch under way
 
     @property
@@ -128,6 +130,7 @@ class Loop(pl.LightningModule):
 
     def on_train_end(self) -> None:
         """Look at the clock again."""
+        self._later.catch_up()
         self._seconds_before, self._started = self.seconds, None
 
     @property
@@ -221,7 +224,9 @@ class Loop(pl.LightningModule):
         loss = total / one_for_none(count)
         self._epoch_loss = self._epoch_loss + loss.double()
         if (self.global_step + 1) % plan.steps_per_epoch == 0:
-            self.losses.append(float(self._epoch_loss) / plan.steps_per_epoch)
+            self._later.catch_up()
+            steps = plan.steps_per_epoch
+            self._later.use({"sum": self._epoch_loss}, lambda found: self.losses.append(found["sum"] / steps))
             self._epoch_loss = 0.0
         epoch = (self.global_step + 1) / plan.steps_per_epoch
         self.latest = {"loss": loss, "lr": self.lr, "epoch": epoch, **self.latest}
@@ -305,6 +310,7 @@ class Loop(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Mark the checkpoint as ours; never save weights that a bad loss has spoilt."""
         self.watch.check()
+        self._later.catch_up()
         if isinstance(self._optimizer, MasterAdamW):
             checkpoint["state_dict"] = self._optimizer.whole(checkpoint["state_dict"])
         checkpoint[MARK] = {
