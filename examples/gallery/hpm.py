@@ -60,21 +60,25 @@ class Judge(nn.Module):
         return self.head(read)[..., -1]  # type: ignore[no-any-return]
 
 
-class HardPartitioner:
+class HardPartitioner(nn.Module):
     """Hide what the teacher finds hardest, and others at random; the share of the former grows from step to step."""
 
+    share: Tensor
+
     def __init__(self, teacher: sb.MovingAverage) -> None:
-        self.teacher, self.share = teacher, 0.0
+        super().__init__()
+        self._teacher = (teacher,)  # the objective's, and registered there
+        self.register_buffer("share", torch.zeros(()), persistent=False)  # where a captured CUDA graph reads it
 
     def before_step(self, progress: sb.Progress) -> None:
-        self.share = LARGEST_SHARE * progress.step / progress.num_steps
+        self.share.fill_(LARGEST_SHARE * progress.step / progress.num_steps)
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, grid: sb.Grid, *, generator: torch.Generator | None = None) -> sb.Segments:
+    def forward(self, images: Tensor, grid: sb.Grid, *, generator: torch.Generator | None = None) -> sb.Segments:
         check_generator(generator, images.device)
         n, hidden = grid.num_tokens, int(grid.num_tokens * HIDDEN)
         chance = torch.rand(len(images), n, generator=generator, device=images.device)
-        rank = self.teacher.copy(images).argsort(1, descending=True).argsort(1)  # 0: the hardest
+        rank = self._teacher[0].copy(images).argsort(1, descending=True).argsort(1)  # 0: the hardest
         order = torch.where(rank < self.share * hidden, -1.0, chance).argsort(1).argsort(1)
         return sb.Segments(levels=((order < hidden).long(),), counts=(2,), step_sizes=(n - hidden, hidden))
 
