@@ -12,6 +12,8 @@ from ssl_blocks.evaluation.checks import check_splits
 from ssl_blocks.evaluation.sweep import SweepScore, accuracy, check_candidates, hold_out
 from ssl_blocks.randomness import seeded_generator
 
+MOST_UNKNOWNS, MOST_ENTRIES = 1536, 2**24  # up to which Newton's method is faster
+
 
 def logistic_probe(
     train: Float[Tensor, "n d"],
@@ -119,14 +121,15 @@ def fit_logistic(
 ) -> tuple[Float[Tensor, "k d"], Float[Tensor, " k"]]:
     """Minimise scikit-learn's ``C * sum of cross entropies + |weight|² / 2``; the bias is free of the penalty.
 
-    More features than images cost no more than as many.
+    More features than images cost no more than as many. Small problems are solved by Newton's method, in a few steps;
+    others by LBFGS.
 
     Args:
         features: ``[N, D]``, best in float64.
         labels: ``[N]`` class indices.
         num_classes: ``K``.
         c: inverse strength of the penalty.
-        max_iterations: of LBFGS; a warning tells where they do not suffice.
+        max_iterations: of either; a warning tells where they do not suffice.
         tolerance: largest entry of the gradient of the objective, divided by ``C * N``, at which it counts as solved.
 
     Returns:
@@ -140,6 +143,64 @@ def fit_logistic(
         return weight @ span.T, bias
     # for two classes scikit-learn penalises one weight, half the difference of ours: twice as much
     strength = (2 if num_classes == 2 else 1) / (c * len(features))
+    weight, bias = (_by_newton if _is_small(features, num_classes) else _by_lbfgs)(
+        features, labels, num_classes, strength, max_iterations, tolerance
+    )
+    steepest = _steepest(features, labels, weight, bias, strength)
+    if steepest > 10 * tolerance:
+        warnings.warn(
+            f"logistic regression with c={c} is not at its optimum after {max_iterations} iterations "
+            f"(gradient {steepest:.1e})",
+            stacklevel=2,
+        )
+    return weight, bias
+
+
+def _is_small(features: Tensor, num_classes: int) -> bool:
+    """Whether a system of equations in all weights at once is worth its time and memory."""
+    unknowns = num_classes * (features.shape[1] + 1)
+    return unknowns <= MOST_UNKNOWNS and unknowns * len(features) <= MOST_ENTRIES and features.dtype == torch.float64
+
+
+def _by_newton(
+    features: Tensor, labels: Tensor, num_classes: int, strength: float, max_iterations: int, tolerance: float
+) -> tuple[Tensor, Tensor]:
+    """Weight and bias at the optimum, by steps that solve for all of them at once."""
+    count, k, wide = len(features), num_classes, features.shape[1] + 1
+    rows = torch.cat([features, features.new_ones(count, 1)], 1)  # the bias is a weight of its own
+    penalty = torch.full_like(rows[:1], strength).index_fill(1, torch.tensor([wide - 1], device=rows.device), 0.0)
+    truth = F.one_hot(labels, k).to(rows.dtype)
+    weight, each = rows.new_zeros(k, wide), torch.arange(k, device=rows.device)
+
+    def loss(weight: Tensor) -> Tensor:
+        return F.cross_entropy(rows @ weight.T, labels) + (penalty * weight.square()).sum() / 2
+
+    for _ in range(max_iterations):
+        shares = (rows @ weight.T).softmax(1)
+        slope = (shares - truth).T @ rows / count + penalty * weight
+        if float(slope.abs().max()) <= tolerance:
+            break
+        spread = (shares[:, :, None] * rows[:, None]).flatten(1)
+        bend = (-(spread.T @ spread) / count).view(k, wide, k, wide)
+        bend[each, :, each] += torch.einsum("nk,nd,ne->kde", shares, rows, rows) / count
+        bend[:, -1, :, -1] += 1 / k  # the same added to every bias changes nothing: it stays as it is
+        bend = bend.view(k * wide, k * wide)
+        bend.diagonal().add_(penalty.expand(k, wide).flatten())
+        factor, failed = torch.linalg.cholesky_ex(bend)
+        if failed:  # flat but for rounding
+            return _by_lbfgs(features, labels, num_classes, strength, max_iterations, tolerance)
+        step = torch.cholesky_solve(slope.reshape(-1, 1), factor).view(k, wide)
+        now, fall, size = loss(weight), (slope * step).sum(), 1.0
+        while size > 1e-8 and loss(weight - size * step) > now - 1e-4 * size * fall + 1e-13:
+            size /= 2
+        weight = weight - size * step
+    return weight[:, :-1], weight[:, -1]
+
+
+def _by_lbfgs(
+    features: Tensor, labels: Tensor, num_classes: int, strength: float, max_iterations: int, tolerance: float
+) -> tuple[Tensor, Tensor]:
+    """Weight and bias close to the optimum, in memory that grows with their number alone."""
     root, steepening = _inverse_root(features, strength)
     # the same objective in other coordinates: its curvature is at most about 1 in every direction, so that features
     # which say nearly the same do not need thousands of steps
@@ -165,15 +226,7 @@ def fit_logistic(
         return loss
 
     optimizer.step(objective)  # type: ignore[no-untyped-call]
-    weight = turned.detach() @ root
-    steepest = _steepest(features, labels, weight, bias.detach(), strength)
-    if steepest > 10 * tolerance:
-        warnings.warn(
-            f"logistic regression with c={c} is not at its optimum after {max_iterations} iterations "
-            f"(gradient {steepest:.1e})",
-            stacklevel=2,
-        )
-    return weight, bias.detach()
+    return turned.detach() @ root, bias.detach()
 
 
 def _inverse_root(features: Tensor, strength: float) -> tuple[Tensor, float]:

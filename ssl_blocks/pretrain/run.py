@@ -244,9 +244,10 @@ class Run(Generic[C]):
     ) -> list[Scores]:
         """Score raw pixels or the encoder as it stands, which ends up on CPU; what kNN has just looked at is known."""
         settings, plan, device = self.config.trainer, self.module.plan, self.machine.device
+        bank, images_seen = settings.score_bank, plan.num_steps * plan.batch_size
         if not settings.score or sample is None:
             return []
-        part = sample.part(*num_scored(sample, settings.score_bank, images_seen=plan.num_steps * plan.batch_size))
+        part = sample.part(*num_scored(sample, bank, images_seen=images_seen))
         with stage(console, f"scoring {name} on {part}"):
             known = None if knn is None else knn.found(part, plan.num_steps)
             if name == "raw pixels":

@@ -6,7 +6,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from ssl_blocks.evaluation import logistic_probe
+from ssl_blocks.evaluation import logistic, logistic_probe
 from ssl_blocks.evaluation.logistic import fit_logistic
 
 
@@ -16,6 +16,17 @@ def draw(count: int, seed: int, classes: int = 4, noise: float = 1.5, dim: int =
     return 2 * torch.eye(classes, dim)[labels] + noise * torch.randn(count, dim, generator=generator), labels
 
 
+@pytest.fixture(params=["newton", "lbfgs"])
+def solver(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Solve by either method, and by no other."""
+    if request.param == "lbfgs":
+        monkeypatch.setattr(logistic, "MOST_UNKNOWNS", 0)
+    else:
+        monkeypatch.setattr(logistic, "_by_lbfgs", None)
+    return str(request.param)
+
+
+@pytest.mark.usefixtures("solver")
 @pytest.mark.parametrize("c", [0.01, 1.0, 100.0])
 @pytest.mark.parametrize("classes", [2, 3, 4])
 def test_probabilities_are_those_of_scikit_learn(c: float, classes: int) -> None:
@@ -27,6 +38,7 @@ def test_probabilities_are_those_of_scikit_learn(c: float, classes: int) -> None
     assert ours.std() > 0.02
 
 
+@pytest.mark.usefixtures("solver")
 def test_more_features_than_images_have_the_same_optimum() -> None:
     x, y = draw(30, 0, dim=100)
     weight, bias = fit_logistic(x.double(), y, num_classes=4, c=0.1)
@@ -47,6 +59,7 @@ def alike(count: int, width: int, classes: int) -> tuple[Tensor, Tensor]:
     return (x - x.mean(0)) / x.std(0, correction=0), labels
 
 
+@pytest.mark.usefixtures("solver")
 def test_features_that_say_nearly_the_same_need_few_steps() -> None:
     x, y = alike(2000, 64, 5)
     weight, bias = fit_logistic(x, y, num_classes=5, c=1.0, max_iterations=150)  # a warning would fail the test
@@ -66,6 +79,7 @@ def test_probe_equals_scikit_learn_on_standardised_features() -> None:
     assert score.validation == ()
 
 
+@pytest.mark.usefixtures("solver")
 def test_constant_features_do_no_harm() -> None:
     (x, y), (test, test_labels) = draw(60, 0), draw(40, 1)
     same = logistic_probe(x, y, test, test_labels)
@@ -86,6 +100,26 @@ def test_strength_is_chosen_without_the_test_images() -> None:
     assert score.accuracy == logistic_probe(x, y, *draw(40, 1), cs=(score.chosen,)).accuracy
 
 
+def test_classes_that_lie_apart_are_fitted_in_a_few_steps() -> None:
+    x, y = draw(100, 0, classes=10, noise=0.1, dim=64)
+    for c in (1.0, 1e4):
+        weight, bias = fit_logistic(x.double(), y, num_classes=10, c=c, max_iterations=30)  # no warning
+        assert torch.equal((x.double() @ weight.T + bias).argmax(1), y)
+
+
+def test_what_newton_cannot_solve_goes_to_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = draw(60, 0)
+    expected = fit_logistic(x.double(), y, num_classes=4, c=1.0)[0]
+    asked = []
+    monkeypatch.setattr(
+        torch.linalg, "cholesky_ex", lambda bend: (asked.append(bend.shape), (bend, torch.tensor(1)))[1]
+    )
+    found = fit_logistic(x.double(), y, num_classes=4, c=1.0)[0]
+    assert asked == [(28, 28)]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("solver")
 def test_a_fit_that_is_cut_short_says_so() -> None:
     x, y = draw(60, 0)
     with pytest.warns(UserWarning, match=r"c=1\.0 is not at its optimum after 1 iterations"):

@@ -58,7 +58,8 @@ def test_a_part_is_drawn_once_and_class_by_class() -> None:
     assert str(part) == "30 training and 30 test images"
 
 
-def test_scores_say_what_they_were_computed_on() -> None:
+def test_scores_say_what_they_were_computed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "SHOTS", 1000)
     scores = sample().part(48, 30).of_pixels().scores("raw pixels", "cpu")
     assert (scores.num_train, scores.num_test) == (48, 30)
     assert "30 test images by 48 training images" in scores_table("a", [scores]).title
