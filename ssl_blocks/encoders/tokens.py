@@ -141,7 +141,8 @@ def run_blocks(
 ) -> tuple[Float[Tensor, "b s d"], ...]:
     """Run blocks that take ``attn_mask`` and keep the residual stream after each."""
     recompute = checkpointing and torch.is_grad_enabled()
-    bias, hidden = additive(mask, x), []
+    bias = None if mask is None else additive(mask, x)
+    hidden = []
     for block in blocks:
         if recompute:
             # Dynamo can enter no function mode inside a checkpoint, so there attention stays with torch

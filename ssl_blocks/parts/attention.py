@@ -79,7 +79,7 @@ def split_empty_rows(mask: Bool[Tensor, "*b q k"]) -> tuple[Bool[Tensor, "*b q k
     return mask | empty, empty
 
 
-def additive(mask: Bool[Tensor, "*b q k"] | None, x: Float[Tensor, "b s d"]) -> Float[Tensor, "*b q k"] | None:
+def additive(mask: Bool[Tensor, "*b q k"], x: Float[Tensor, "b s d"]) -> Float[Tensor, "*b q k"]:
     """What is added to the scores of blocks that get ``x``: 0 where a query may attend, and minus infinity elsewhere.
 
     Kernels turn a bool mask into this one by themselves, anew in every layer, and keep each for the backward pass.
@@ -88,8 +88,6 @@ def additive(mask: Bool[Tensor, "*b q k"] | None, x: Float[Tensor, "b s d"]) -> 
         >>> additive(torch.tensor([[True, False]]), torch.zeros(1, 1, 1))
         tensor([[0., -inf]])
     """
-    if mask is None:
-        return None
     # the meta device knows no autocast
     device = x.device.type
     is_cast = not x.is_meta and torch.is_autocast_enabled(device)
