@@ -7,7 +7,6 @@ wide, three quarters hidden, targets not normalised (lightly's example has it so
 """
 
 import argparse
-import statistics
 import warnings
 
 import timm
@@ -16,16 +15,7 @@ from lightly.models import utils
 from lightly.models.modules import MAEDecoderTIMM, MaskedVisionTransformerTIMM
 from torch import Tensor, nn
 
-from examples.benchmarks.measure import (
-    DTYPES,
-    alternate,
-    compared,
-    forward_flops,
-    machine,
-    matmul_rate,
-    share_of_rate,
-    step_ms,
-)
+from examples.benchmarks.measure import add_dtypes, compare_steps, machine
 from examples.benchmarks.models import MAESize, mae
 
 
@@ -72,7 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=15, help="timed steps of each, after two to warm up")
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES), help="bf16 means autocast")
+    add_dtypes(parser)
     args = parser.parse_args()
     warnings.filterwarnings("ignore", message=".*deprecated.*")
     torch.set_num_threads(1)
@@ -91,16 +81,8 @@ def main() -> None:
         f"MAE ViT-T/{size.patch}, {size.image} px, batch {args.batch}, one training step, median of {args.rounds} "
         f"(min-max); trained: ours {counts[0]:,}, lightly {counts[1]:,}"
     )
-    flops = forward_flops(ours)
-    for name in args.dtypes:
-        dtype = DTYPES[name]
-        ways = {
-            "ours": lambda dtype=dtype: step_ms(objective, ours, dtype, device),
-            "lightly": lambda dtype=dtype: step_ms(lightly, lambda: lightly(images), dtype, device),
-        }
-        times = alternate(ways, args.rounds)
-        share = share_of_rate(flops, statistics.median(times["ours"]), matmul_rate(device, dtype))
-        print(f"{name}: {compared(times)}; ours at {share}")
+    ways = {"ours": (objective, ours), "lightly": (lightly, lambda: lightly(images))}
+    compare_steps(ways, args.dtypes, args.rounds, device)
 
 
 if __name__ == "__main__":

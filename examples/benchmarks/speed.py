@@ -4,25 +4,16 @@
 
 CIFAR size: ViT-T (12 layers, 192 wide, 3 heads), 4x4 patches of 32x32 images, 4 decoder layers, squares of 2x2
 tokens. Both get the same images and draw an order of their own in every step; runs alternate, so that a machine
-that slows down slows both. Run from the repository root.
+that slows down slows both. On one thread of a CPU milliseconds are those that the process got of it. Run from the
+repository root.
 """
 
 import argparse
-import statistics
 
 import torch
 from torch import Tensor
 
-from examples.benchmarks.measure import (
-    DTYPES,
-    alternate,
-    compared,
-    forward_flops,
-    machine,
-    matmul_rate,
-    share_of_rate,
-    step_ms,
-)
+from examples.benchmarks.measure import add_dtypes, compare_steps, machine
 from examples.benchmarks.models import RandSACSize, check_equal, pseudocode, randsac
 
 
@@ -31,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=15, help="timed steps of each, after two to warm up")
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES), help="bf16 means autocast")
+    add_dtypes(parser)
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -57,16 +48,7 @@ def main() -> None:
         f"RandSAC ViT-T/{size.patch}, {size.image} px, batch {args.batch}, one training step, median of {args.rounds} "
         "(min-max)"
     )
-    flops = forward_flops(ours)
-    for name in args.dtypes:
-        dtype = DTYPES[name]
-        ways = {
-            "ours": lambda dtype=dtype: step_ms(objective, ours, dtype, device),
-            "pseudocode": lambda dtype=dtype: step_ms(twin, theirs, dtype, device),
-        }
-        times = alternate(ways, args.rounds)
-        share = share_of_rate(flops, statistics.median(times["ours"]), matmul_rate(device, dtype))
-        print(f"{name}: {compared(times)}; ours at {share}")
+    compare_steps({"ours": (objective, ours), "pseudocode": (twin, theirs)}, args.dtypes, args.rounds, device)
 
 
 if __name__ == "__main__":

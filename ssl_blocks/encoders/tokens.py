@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ssl_blocks.encoders.adapter import Adapter, M
 from ssl_blocks.grid import Grid
-from ssl_blocks.parts.attention import run_block
+from ssl_blocks.parts.attention import additive, run_block
 from ssl_blocks.values import Encoded
 
 
@@ -141,14 +141,15 @@ def run_blocks(
 ) -> tuple[Float[Tensor, "b s d"], ...]:
     """Run blocks that take ``attn_mask`` and keep the residual stream after each."""
     recompute = checkpointing and torch.is_grad_enabled()
+    bias = None if mask is None else additive(mask, x)
     hidden = []
     for block in blocks:
         if recompute:
             # Dynamo can enter no function mode inside a checkpoint, so there attention stays with torch
             run = block if torch.compiler.is_compiling() else partial(run_block, block)
-            x = checkpoint(run, x, attn_mask=mask, use_reentrant=False)
+            x = checkpoint(run, x, attn_mask=bias, use_reentrant=False)
         else:
-            x = run_block(block, x, attn_mask=mask)
+            x = run_block(block, x, attn_mask=bias)
         hidden.append(x)
     return tuple(hidden)
 
@@ -208,9 +209,9 @@ def refuse_relative_positions(module: nn.Module) -> None:
 
 
 def self_attention(
-    attention: nn.MultiheadAttention, x: Float[Tensor, "b s d"], mask: Bool[Tensor, "_ 1 s s"] | None
+    attention: nn.MultiheadAttention, x: Float[Tensor, "b s d"], mask: Shaped[Tensor, "_ 1 s s"] | None
 ) -> Float[Tensor, "b s d"]:
-    """Attend as ``attention(x, x, x)`` would, but with one mask per image, ``True`` = may attend.
+    """Attend as ``attention(x, x, x)`` would, but with one mask per image: of bools, or added to the scores.
 
     The module's own call inverts masks, wants one per head, and is answered as a whole wherever attention is
     replaced by another kernel.

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from ssl_blocks.encoders.adapter import (
@@ -199,7 +199,7 @@ class TorchEncoder(DescribedAdapter[nn.Module], TokenAdapter[nn.Module]):
 
 
 def _run(
-    layer: nn.TransformerEncoderLayer, x: Float[Tensor, "b s d"], attn_mask: Bool[Tensor, "_ 1 s s"] | None
+    layer: nn.TransformerEncoderLayer, x: Float[Tensor, "b s d"], attn_mask: Shaped[Tensor, "_ 1 s s"] | None
 ) -> Float[Tensor, "b s d"]:
     if layer.norm_first:
         x = x + layer.dropout1(self_attention(layer.self_attn, layer.norm1(x), attn_mask))

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torchvision.models.vision_transformer import EncoderBlock, VisionTransformer
 
@@ -148,7 +148,7 @@ class TorchvisionViT(DescribedAdapter[VisionTransformer], TokenAdapter[VisionTra
 
 
 def _run(
-    block: EncoderBlock, x: Float[Tensor, "b s d"], attn_mask: Bool[Tensor, "_ 1 s s"] | None
+    block: EncoderBlock, x: Float[Tensor, "b s d"], attn_mask: Shaped[Tensor, "_ 1 s s"] | None
 ) -> Float[Tensor, "b s d"]:
     x = x + block.dropout(self_attention(block.self_attention, block.ln_1(x), attn_mask))
     out: Tensor = x + block.mlp(block.ln_2(x))

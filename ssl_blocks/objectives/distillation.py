@@ -210,6 +210,7 @@ class ViewRegionDistillation(Objective):
             pairings,
             student_temperature=self.student_temperature,
             teacher_temperature=self.teacher_temperature,
+            overwrite=_made_by_a_product(student),
         )
 
     def before_step(self, progress: Progress) -> None:
@@ -255,6 +256,11 @@ class _Student(nn.Module):
         head = self.region_head
         regions = None if head is None else head(torch.cat([features.flatten(0, 1) for features in maps]))
         return _Look(len(images[0]), maps, joined, self.view_head(joined), regions)
+
+
+def _made_by_a_product(logits: Tensor) -> bool:
+    """Whether the head ends in a matrix product, whose gradient does not need what it gave."""
+    return not torch.compiler.is_compiling() and type(logits.grad_fn).__name__ in ("MmBackward0", "AddmmBackward0")
 
 
 def _pairings(sizes: list[int], batch: int, pairs: list[tuple[int, int]], weight: float) -> tuple[Pairing, ...]:

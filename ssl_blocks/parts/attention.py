@@ -79,6 +79,22 @@ def split_empty_rows(mask: Bool[Tensor, "*b q k"]) -> tuple[Bool[Tensor, "*b q k
     return mask | empty, empty
 
 
+def additive(mask: Bool[Tensor, "*b q k"], x: Float[Tensor, "b s d"]) -> Float[Tensor, "*b q k"]:
+    """What is added to the scores of blocks that get ``x``: 0 where a query may attend, and minus infinity elsewhere.
+
+    Kernels turn a bool mask into this one by themselves, anew in every layer, and keep each for the backward pass.
+
+    Examples:
+        >>> additive(torch.tensor([[True, False]]), torch.zeros(1, 1, 1))
+        tensor([[0., -inf]])
+    """
+    # the meta device knows no autocast
+    device = x.device.type
+    is_cast = not x.is_meta and torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if is_cast else x.dtype
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, float("-inf"))
+
+
 class _ExplicitOnCpu(TorchFunctionMode):
     """While active, bfloat16 attention on CPU runs as plain operations; every call is counted."""
 

@@ -11,7 +11,7 @@ from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 
 from ssl_blocks.grid import Grid
-from ssl_blocks.parts.attention import can_be_looked_at, run_block, split_empty_rows
+from ssl_blocks.parts.attention import additive, can_be_looked_at, run_block, split_empty_rows
 from ssl_blocks.parts.layers import check_sizes, init_linear
 from ssl_blocks.parts.position import PositionTable
 from ssl_blocks.values import AttentionMasks
@@ -173,8 +173,9 @@ class SegmentDecoder(nn.Module):
         x = self.positions(query_index)
         if self.mask_token is not None:
             x = x + self.mask_token
+        target_mask, memory_mask = additive(masks.target, x), additive(memory_mask, x)
         for layer, memory in zip(self.layers, memories, strict=True):
-            x = run_block(layer, x, self.memory_proj(memory), masks.target, memory_mask, empty)
+            x = run_block(layer, x, self.memory_proj(memory), target_mask, memory_mask, empty)
         out: Tensor = self.norm(x)
         return out
 

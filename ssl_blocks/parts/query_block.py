@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 
@@ -42,7 +42,7 @@ class QueryBlock(nn.Module):
         self,
         x: Float[Tensor, "b t d"],
         memory: Float[Tensor, "b s d"],
-        mask: Bool[Tensor, "_ 1 t s"],
+        mask: Shaped[Tensor, "_ 1 t s"],
         empty: Bool[Tensor, "_ 1 t 1"],
     ) -> Float[Tensor, "b t d"]:
         """Move the queries on by one block.
@@ -50,7 +50,7 @@ class QueryBlock(nn.Module):
         Args:
             x: the query stream, ``[B, t, D]``.
             memory: the content stream, not normalised, ``[B, s, D]``.
-            mask: ``[1|B, 1, t, s]``, ``True`` = may attend; no row is all ``False``.
+            mask: ``[1|B, 1, t, s]``, ``True`` = may attend, or what is added to the scores; every row may attend.
             empty: ``[1|B, 1, t, 1]``, ``True`` where the attention of a query yields 0.
         """
         block = self.block

@@ -9,7 +9,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from ssl_blocks.grid import Grid
-from ssl_blocks.parts.attention import run_block, split_empty_rows
+from ssl_blocks.parts.attention import additive, run_block, split_empty_rows
 from ssl_blocks.parts.decode import Memories, position_module
 from ssl_blocks.parts.layers import check_sizes, init_linear
 from ssl_blocks.parts.query_block import QueryBlock
@@ -143,6 +143,7 @@ class QueryStreamDecoder(nn.Module):
             raise ValueError(f"dim={self.dim} must be the width of the memories, {memories[0].shape[-1]}")
         mask, empty = split_empty_rows(masks.memory)
         x = self.positions(query_index)
+        mask = additive(mask, x)
         for layer, memory in zip(self.layers if self._shared is None else self._shared, memories, strict=True):
             x = run_block(layer, x, memory, mask, empty)
         out: Tensor = self._norm[0](x)

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-# values of a chunk: on a CPU a few of them should stay in the cache, an accelerator wants large ones
-CHUNK_CPU, CHUNK_ACCELERATOR = 1 << 18, 1 << 25
+# bytes of all that a chunk of rows needs: on a CPU it should stay in the cache, an accelerator wants large ones
+CHUNK_BYTES_CPU, CHUNK_BYTES_ACCELERATOR = 4 << 20, 64 << 20
+BUFFERS = 4  # of a chunk's size that live at once: logits, slope, probabilities, and what an operation makes in passing
 
 
 @dataclass(frozen=True)
@@ -67,29 +69,34 @@ def paired_cross_entropy(
     *,
     student_temperature: float,
     teacher_temperature: Float[Tensor, ""] | float,
+    overwrite: bool = False,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "n g"]]:
     """Weighted sum of the cross-entropies of student rows with the teacher rows that match them.
 
     The cross-entropy of ``p = softmax((t - center) / T_t)`` with ``log_softmax(s / T_s)`` is
     ``logsumexp(s / T_s) - p · s / T_s``, and its gradient ``(softmax(s / T_s) - p) / T_s``. Both are computed together,
-    in single precision at least and in chunks of rows that stay in the cache, so that no table of probabilities is
-    ever held: what is kept is one gradient of the size and type of the student's logits. The backward pass scales it
-    in place, so it can run only once. No gradient reaches teacher or centre.
+    in single precision at least and in chunks of rows of a fixed number of bytes, so that no table of probabilities is
+    ever held: what is kept is one gradient of the size and type of the student's logits. With ``overwrite`` it takes
+    the place of the logits, and nothing is kept besides. The backward pass scales it in place, so it can run only once,
+    and there is no second derivative. No gradient reaches teacher or centre.
 
     Args:
         student: logits ``[n, K]``, view after view.
         teacher: logits ``[m, K]`` of all its views.
         center: subtracted from the teacher's logits, ``[K]``.
         match: for each student row and teacher view the teacher's row, ``[n, G]``; what no pairing names is ignored.
-        pairings: which rows are compared with which teacher views, and their weight.
+        pairings: which rows are compared with which teacher views, and their weight; they name every row once.
         student_temperature: ``T_s``.
         teacher_temperature: ``T_t``.
+        overwrite: write the gradient into ``student``, whose values are lost wherever a gradient is asked for; not
+            while a pass is compiled. Another operation that needs the logits for its own gradient refuses to go on.
 
     Returns:
         The weighted sum; and every single cross-entropy ``[n, G]`` without gradient, 0 where there is no pair.
     """
+    overwrite = overwrite and torch.is_grad_enabled() and not torch.compiler.is_compiling()
     loss, entropies = _PairedCrossEntropy.apply(
-        student, teacher, center, match, pairings, student_temperature, teacher_temperature
+        student, teacher, center, match, pairings, student_temperature, teacher_temperature, overwrite
     )
     return loss, entropies
 
@@ -105,28 +112,29 @@ class _PairedCrossEntropy(torch.autograd.Function):
         pairings: tuple[Pairing, ...],
         student_temperature: float,
         teacher_temperature: Tensor | float,
+        overwrite: bool,
     ) -> tuple[Tensor, Tensor]:
         dtype = torch.promote_types(student.dtype, torch.float32)
-        gradient = torch.empty_like(student) if ctx.needs_input_grad[0] else None
+        gradient = None
+        if ctx.needs_input_grad[0]:
+            gradient = student.detach() if overwrite else torch.empty_like(student)
         entropies = torch.zeros(match.shape, dtype=dtype, device=student.device)
         loss = torch.zeros((), dtype=dtype, device=student.device)
-        size = CHUNK_CPU if student.device.type == "cpu" else CHUNK_ACCELERATOR
-        step = max(1, size // student.shape[1])
+        step = _rows_of_a_chunk(student, dtype)
         for pairing in pairings:
             for start in range(pairing.start, pairing.stop, step):
                 rows = slice(start, min(start + step, pairing.stop))
                 scaled = student[rows].to(dtype) / student_temperature
-                total = scaled.logsumexp(1)
-                slope = None
-                if gradient is not None:
-                    slope = (scaled - total[:, None]).exp_().mul_(len(pairing.teachers))
+                slope = scaled.softmax(1)
+                # one pass of exponentials serves for both: the largest probability is exp(0) over their sum
+                total = scaled.amax(1) - slope.amax(1).log()
+                slope.mul_(len(pairing.teachers))
                 for view in pairing.teachers:
-                    probabilities = teacher[match[rows, view]].to(dtype).sub_(center).div_(teacher_temperature)
-                    probabilities = probabilities.softmax(1)
-                    entropies[rows, view] = total - (probabilities * scaled).sum(1)
-                    if slope is not None:
-                        slope.sub_(probabilities)
-                if gradient is not None and slope is not None:
+                    wanted = teacher.index_select(0, match[rows, view]).to(dtype).sub_(center)
+                    wanted = wanted.div_(teacher_temperature).softmax(1)
+                    slope.sub_(wanted)
+                    entropies[rows, view] = total - wanted.mul_(scaled).sum(1)
+                if gradient is not None:
                     gradient[rows] = slope.mul_(pairing.weight / student_temperature)
             for view in pairing.teachers:
                 loss = loss + pairing.weight * entropies[pairing.start : pairing.stop, view].sum()
@@ -136,6 +144,13 @@ class _PairedCrossEntropy(torch.autograd.Function):
         return loss, entropies
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *outgoing: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient.mul_(outgoing[0]), None, None, None, None, None, None
+        return gradient.mul_(outgoing[0]), *(None,) * 7
+
+
+def _rows_of_a_chunk(logits: Tensor, dtype: torch.dtype) -> int:
+    """As many as a chunk's bytes hold, in the precision that is computed in."""
+    size = CHUNK_BYTES_CPU if logits.device.type == "cpu" else CHUNK_BYTES_ACCELERATOR
+    return max(1, size // (BUFFERS * logits.shape[1] * dtype.itemsize))

@@ -20,10 +20,11 @@ def inputs(classes: int = 7) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return noise(9, classes).requires_grad_(), noise(6, classes, seed=1), noise(classes, seed=2), match
 
 
-def fast(student: Tensor, teacher: Tensor, center: Tensor, match: Tensor) -> tuple[Tensor, Tensor]:
-    return paired_cross_entropy(
-        student, teacher, center, match, PAIRINGS, student_temperature=0.1, teacher_temperature=0.04
-    )
+def fast(
+    student: Tensor, teacher: Tensor, center: Tensor, match: Tensor, *, overwrite: bool = False
+) -> tuple[Tensor, Tensor]:
+    temperatures = {"student_temperature": 0.1, "teacher_temperature": 0.04}
+    return paired_cross_entropy(student, teacher, center, match, PAIRINGS, **temperatures, overwrite=overwrite)
 
 
 def slow(student: Tensor, teacher: Tensor, center: Tensor, match: Tensor) -> Tensor:
@@ -36,9 +37,9 @@ def slow(student: Tensor, teacher: Tensor, center: Tensor, match: Tensor) -> Ten
     return total
 
 
-@pytest.mark.parametrize("chunk", [1, 14, 1000])
-def test_loss_and_gradient_equal_the_slow_twin(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(region_loss, "CHUNK_CPU", chunk)
+@pytest.mark.parametrize("rows", [0, 1, 2, 1000])
+def test_loss_and_gradient_equal_the_slow_twin(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(region_loss, "CHUNK_BYTES_CPU", rows * region_loss.BUFFERS * 7 * 8)
     student, *rest = inputs()
     expected = slow(student, *rest)
     (wanted,) = torch.autograd.grad(expected, student)
@@ -50,6 +51,44 @@ def test_loss_and_gradient_equal_the_slow_twin(chunk: int, monkeypatch: pytest.M
     weighted = sum(p.weight * entropies[p.start : p.stop, list(p.teachers)].sum() for p in PAIRINGS)
     torch.testing.assert_close(weighted, expected.detach())
     assert torch.equal(entropies[:3, 0], torch.zeros(3, dtype=torch.float64))  # a view is not compared with itself
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_overwritten_logits_hold_the_gradient_that_others_get_beside_them(dtype: torch.dtype) -> None:
+    student, teacher, center, match = inputs()
+    weight = noise(7, 7, seed=5, dtype=dtype).requires_grad_()
+    found = []
+    for overwrite in (False, True):
+        features = student.detach().to(dtype).requires_grad_()
+        logits = features @ weight
+        before = logits.detach().clone()
+        loss, _ = fast(logits, teacher.to(dtype), center.to(torch.promote_types(dtype, torch.float32)), match,
+                       overwrite=overwrite)  # fmt: skip
+        assert torch.equal(logits, before) != overwrite  # positive control: it does write
+        gradients = torch.autograd.grad(loss, (features, weight))
+        found.append((loss, *gradients))
+    for plain, over in zip(*found, strict=True):
+        assert torch.equal(plain, over)
+
+
+def test_logits_that_are_needed_again_or_not_differentiated_are_not_lost_unnoticed() -> None:
+    student, *rest = inputs()
+    needed = student.sigmoid()  # whose gradient is computed from its result
+    loss, _ = fast(needed, *rest, overwrite=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    before = student.detach().clone()
+    with torch.no_grad():
+        fast(student, *rest, overwrite=True)
+    assert torch.equal(student, before)
+
+
+def test_there_is_no_second_derivative() -> None:
+    student, *rest = inputs()
+    loss, _ = fast(student, *rest)
+    (gradient,) = torch.autograd.grad(loss * student.sum(), student, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
 
 
 def test_gradient_equals_finite_differences() -> None:
