@@ -1,7 +1,7 @@
 """Types and shapes in signatures, checked in every call while tests run.
 
-jaxtyping's import hook, which pyproject.toml sets up, decorates all functions to compare their axes. Most have none, and
-keeping books of axes takes many times as long as looking at types, so those are only looked at for their types.
+jaxtyping's import hook, which pyproject.toml sets up, decorates all functions to compare their axes. Most name none,
+and keeping books of axes takes many times as long as a look at types, so these get the look alone.
 """
 
 import inspect
