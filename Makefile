@@ -1,6 +1,7 @@
 # Every target installs what it needs into .venv first; nothing else has to be set up.
 PYTHON ?= python3
 BIN := .venv/bin
+unexport PYTHONDONTWRITEBYTECODE # tests start many processes, and each would compile the package anew
 # in two workers; the slowest tests and the whole time are printed at the end
 IN_TWO := -n 2 --dist loadgroup --no-loadscope-reorder --durations 15 --durations-min 2
 

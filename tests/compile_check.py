@@ -4,6 +4,7 @@ Run by the fixture ``compiled``. A process of its own: shape checks on every cal
 Tracing costs about as much as there are blocks, so there are as few as show their wiring.
 """
 
+import gc
 import json
 from collections.abc import Callable
 from functools import partial
@@ -49,16 +50,16 @@ def combined() -> sb.WeightedSum:
 
 def query_stream(*, share: bool) -> sb.SegmentPrediction:
     """SAIM, with weights of its own or shared ones."""
-    base = build(sb.TokenPartitioner(), class_token=True, depth=4)
-    encoder, own = base.encoder, {"dim": base.encoder.dim, "depth": 2, "num_heads": 2, "norm": base.encoder.norm}
+    base = build(sb.TokenPartitioner(), class_token=True, depth=2)
+    encoder, own = base.encoder, {"dim": base.encoder.dim, "depth": 1, "num_heads": 2, "norm": base.encoder.norm}
     return sb.SegmentPrediction(
         encoder=encoder,
         tokenizer=base.tokenizer,
         partitioner=base.partitioner,
         target=sb.PixelTarget(base.tokenizer, normalize=True, blur=(9, 1.0)),
         reader=sb.DecoderReader(
-            sb.MatchedRouter(encoder_depth=4, decoder_depth=2),
-            sb.QueryStreamDecoder.sharing(encoder, depth=2)
+            sb.MatchedRouter(encoder_depth=2, decoder_depth=1),
+            sb.QueryStreamDecoder.sharing(encoder, depth=1)
             if share
             else sb.QueryStreamDecoder(grid=encoder.grid, **own),
         ),
@@ -205,5 +206,6 @@ def pure_functions() -> dict[str, dict[str, Any]]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    gc.freeze()  # what imports made is no garbage: no use in looking through it again and again
     found = {"objectives": objectives(), "encoders": encoders(), "gallery": methods(), "pure": pure_functions()}
     print(json.dumps(found))

@@ -113,11 +113,11 @@ class Method:
         own += self.tried_on or [f"--data.image_size={8 if self.pixel_tokens else 32}"]
         return [*own, *([f"--num_local={self.num_local}"] if self.num_local else [])]
 
-    def tiny(self, channels: int = 3) -> tuple[sb.Objective, Any]:
+    def tiny(self, channels: int = 3, depth: int = 2) -> tuple[sb.Objective, Any]:
         """The objective on a grid of 4x4 tokens, and four images or views that it takes: for checks."""
         patch = 1 if self.pixel_tokens else 4
         data = CroppedDataConfig(name="noise")
-        encoder = EncoderConfig(patch_size=patch, width=16, depth=2, heads=2, class_token=self.class_token)
+        encoder = EncoderConfig(patch_size=patch, width=16, depth=depth, heads=2, class_token=self.class_token)
         shape = sb.data.ImageShape(*(self.tiny_shape or (channels, 4 * patch, 4 * patch)))
         config = self.config(name="tiny", data=data, encoder=encoder)
         objective = self.assemble(config, sb.data.ImageData.stand_in(shape))

@@ -17,10 +17,10 @@ def method(name: str) -> Method:
     return found
 
 
-def tiny(name: str):
+def tiny(name: str, depth: int = 2):
     """The method at tiny size, its weights always the same, and four images or views."""
     torch.manual_seed(0)
-    return method(name).tiny()
+    return method(name).tiny(depth=depth)
 
 
 def draw(objective, images, seed=0):

@@ -2,7 +2,7 @@
 
 Arguments: folder of runs, number of kills, seed. A process is forked off a parent that has imported everything,
 because it has prepared a run itself, so that most of a process's life is training. Half of the kills come after a
-random time; the other half at a random file operation, halfway through writing a checkpoint, say.
+random time; the other half at file operations spread over two checkpoints, halfway through writing one, say.
 """
 
 import os
@@ -19,6 +19,7 @@ import torch.utils.tensorboard  # imported by the parent, once
 from ssl_blocks.engine.checkpoints import checkpoint_path, list_checkpoints
 from tests.pretrain.small import NUM_STEPS, prepare
 
+NUM_OPERATIONS = 16  # of two checkpoints
 LAST = checkpoint_path(Path(), NUM_STEPS).name
 
 
@@ -82,7 +83,7 @@ def main(folder: Path, kills: int, seed: int) -> None:
     took = min(took, time.monotonic() - began)
     chance = random.Random(seed)
     for kill in range(kills + 1):
-        operation = chance.randrange(16) if kill % 2 and kill < kills else None
+        operation = kill * NUM_OPERATIONS // kills if kill % 2 and kill < kills else None
         pid = os.fork()
         if pid == 0:
             code = 1

@@ -3,8 +3,10 @@
 It trains and exports, and neither scores nor draws, which would take longer: a test of these asks for them.
 """
 
+from functools import cache
 from pathlib import Path
 
+import sklearn.datasets
 import torch
 
 from ssl_blocks.cli import load_config
@@ -12,6 +14,8 @@ from ssl_blocks.data import ImageData, RandomResizedCropFlip
 from ssl_blocks.engine.checkpoints import list_checkpoints, read_checkpoint
 from ssl_blocks.pretrain import Run
 from ssl_blocks.recipes.randsac import RECIPE, RandSACConfig, assemble
+
+sklearn.datasets.load_digits = cache(sklearn.datasets.load_digits)  # a table of text, parsed anew for every run
 
 BARE = ("--trainer.score=false", "--trainer.figures=false")
 SMALL = [

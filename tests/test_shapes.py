@@ -1,0 +1,17 @@
+"""What signatures say is checked while tests run: axes where they are named, types everywhere."""
+
+import pytest
+import torch
+
+from ssl_blocks.randomness import seeded_generator
+from ssl_blocks.values import gather_tokens
+
+
+def test_axes_that_differ_are_an_error() -> None:
+    with pytest.raises(TypeError, match="Type-check error"):
+        gather_tokens(torch.zeros(2, 3, 4), torch.zeros(3, 1, dtype=torch.int64))
+
+
+def test_another_type_is_an_error_where_no_axes_are_named() -> None:
+    with pytest.raises(TypeError, match="key='0' violates type hint"):
+        seeded_generator("cpu", "0")  # type: ignore[arg-type]
