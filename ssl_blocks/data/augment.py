@@ -96,10 +96,17 @@ class RandomResizedCropFlip:
         return images
 
     def draw_box(self, height: int, width: int, *, generator: torch.Generator) -> Box:
-        """Draw the box of one image on CPU, of the same distribution."""
-        box = self._draw_boxes(1, height, width, generator, torch.device("cpu"))[0].tolist()
+        """Draw the box of one image on CPU, of the same distribution; in plain numbers, as workers draw one by one."""
+        draws = torch.rand(4, NUM_ATTEMPTS, generator=generator).T.tolist()
         mirror = self.flip and torch.rand((), generator=generator).item() < 0.5
-        top, left, h, w = (int(length) for length in box)
+        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
+        for u_area, u_ratio, u_top, u_left in draws:
+            area = height * width * (self.scale[0] + (self.scale[1] - self.scale[0]) * u_area)
+            ratio = math.exp(low + (high - low) * u_ratio)
+            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 1 <= w <= width and 1 <= h <= height:
+                return Box(int(u_top * (height - h + 1)), int(u_left * (width - w + 1)), h, w, mirror)
+        top, left, h, w = (int(length) for length in self._central_box(height, width))
         return Box(top, left, h, w, mirror)
 
     def _keeps(self, height: int, width: int) -> bool:

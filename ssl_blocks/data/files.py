@@ -98,11 +98,11 @@ def read_crop(file: Path, choose: BoxChooser, size: tuple[int, int], *, channels
             array = _read_array(file, channels)
             box = choose(array.shape[1], array.shape[2])
             part = array[:, box.top : box.top + box.height, box.left : box.left + box.width]
-            crop: Tensor = TF.resize(part, list(size), antialias=True)
         else:
             with _open(file) as picture:
-                crop, box = _crop(picture, choose, size, mode)
-    return crop.flip(-1) if box.mirror else crop
+                part, box = _cut(picture, choose, size, mode)
+    crop: Tensor = TF.resize(part, list(size), antialias=True)
+    return crop.flip(-1) if box.mirror else crop.contiguous()
 
 
 def read_shape(file: Path, *, channels: int | None) -> tuple[int, int, int]:
@@ -174,7 +174,8 @@ def _turn(picture: Image.Image) -> Image.Image:
     return picture if picture.getexif().get(ORIENTATION, 1) == 1 else ImageOps.exif_transpose(picture)
 
 
-def _crop(picture: Image.Image, choose: BoxChooser, size: tuple[int, int], mode: str) -> tuple[Tensor, Box]:
+def _cut(picture: Image.Image, choose: BoxChooser, size: tuple[int, int], mode: str) -> tuple[Tensor, Box]:
+    """The part of a picture, of which no more detail is decoded than ``size`` needs."""
     width, height = _upright_size(picture)
     box = choose(height, width)
     _draft(picture, max(size[0] / box.height, size[1] / box.width))
@@ -182,9 +183,7 @@ def _crop(picture: Image.Image, choose: BoxChooser, size: tuple[int, int], mode:
     x, y = upright.size[0] / width, upright.size[1] / height
     edges = (box.left * x, box.top * y, (box.left + box.width) * x, (box.top + box.height) * y)
     left, top, right, bottom = (math.floor(edge + 0.5) for edge in edges)
-    # cut first: resize(box=...) would look at what is around the box, and conversion has less to do
-    part = _convert(upright.crop((left, top, right, bottom)), mode)
-    return _to_tensor(part.resize((size[1], size[0]), Image.Resampling.BILINEAR)), box
+    return _to_tensor(_convert(upright.crop((left, top, right, bottom)), mode)), box
 
 
 def _convert(picture: Image.Image, mode: str) -> Image.Image:
@@ -199,8 +198,9 @@ def _convert(picture: Image.Image, mode: str) -> Image.Image:
 
 
 def _to_tensor(picture: Image.Image) -> UInt8[Tensor, "c h w"]:
-    pixels = np.array(picture)
-    return torch.from_numpy(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1).copy())
+    # channels last in memory: torch resizes such images with all of a vector unit
+    pixels = torch.from_numpy(np.array(picture))
+    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
 
 def _read_array(file: Path, channels: int | None) -> UInt8[Tensor, "c h w"]:
