@@ -67,7 +67,7 @@ def from_files(folder: Path, rounds: int) -> None:
     """Photographs in files: decode, random crop to 224 pixels."""
     split = load(f"imagefolder:{folder}", image_size=SIZE, storage="stream").train
     assert isinstance(split, FileSplit)
-    files = [split.path(i) for i in range(min(64, len(split)))]
+    files = [Path(str(split.source[i])) for i in range(min(64, len(split)))]
     crop = RandomResizedCropFlip(SIZE)
 
     def box(number: int) -> Callable[[int, int], Box]:

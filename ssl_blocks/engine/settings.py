@@ -48,10 +48,17 @@ AreaShares = Annotated[tuple[float, float], AfterValidator(_shares)]
 class DataConfig(StrictModel):
     """Where images come from, and how they are varied."""
 
-    name: str = Field("digits", description="data set by name, or imagefolder:PATH")
-    image_size: PositiveInt | None = Field(None, description="side in pixels; default: the images' own")
+    name: str = Field(
+        "digits", description="data set by name; imagefolder:, csv:, zip: or array:PATH; or MODULE:FUNCTION of your own"
+    )
+    image_size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = Field(
+        None, description="side in pixels, or height and width (64,96); default: the images' own"
+    )
     channels: PositiveInt | None = Field(
-        None, description="1 makes images grey; default: the data set's own, 3 for files"
+        None, description="1 makes images grey; default: the data set's own, 3 for pictures of 8 bits in files"
+    )
+    value_range: tuple[float, float] | None = Field(
+        None, description="values that are black and white; default: of 8 bits their own, of other images measured"
     )
     root: Path = Field(Path(".data"), description="folder for downloads")
     max_train: PositiveInt | None = Field(None, description="train on this many images, drawn class by class")
