@@ -55,7 +55,7 @@ def list_folder(path: Path) -> tuple[Listing, Listing | None, PassedOver]:
     Three layouts are known: ``train/`` with ``test/`` or ``val/`` (or neither), each of class folders; class
     folders alone; a flat folder of images without labels. ``train`` beside other class folders is a class. As
     torchvision's ``ImageFolder`` has it, all images at any depth below a class folder are of its class, links are
-    followed, and images beside class folders are passed over. So are hidden files and folders, and those that storage
+    followed, and images beside class folders are passed over. A single class folder holds images without labels. So are hidden files and folders, and those that storage
     devices and other systems leave behind (``@eaDir``, ``__MACOSX``).
 
     Args:
@@ -74,10 +74,10 @@ def list_folder(path: Path) -> tuple[Listing, Listing | None, PassedOver]:
     passed = PassedOver()
     held_out = [path / name for name in ("test", "val") if (path / name).is_dir()]
     if not (path / "train").is_dir() or not (held_out or len(_subfolders(path)) == 1):
-        return _list_split(path, passed), None, passed
+        return _labelled(_list_split(path, passed)), None, passed
     train = _list_split(path / "train", passed)
     if not held_out:
-        return train, None, passed
+        return _labelled(train), None, passed
     # a flat test/ beside a val/ of class folders is ImageNet's: its test images have no labels
     test = _list_split(next((folder for folder in held_out if _has_classes(folder)), held_out[0]), passed)
     if train.class_names != test.class_names:
@@ -87,7 +87,12 @@ def list_folder(path: Path) -> tuple[Listing, Listing | None, PassedOver]:
             f"imagefolder:{path} must have the same class folders for train and test, but only train has "
             f"{only_train} and only test has {only_test}"
         )
-    return train, test, passed
+    return _labelled(train), _labelled(test), passed
+
+
+def _labelled(listing: Listing) -> Listing:
+    """Leave out labels that say nothing: one class is how ImageFolder wants images without labels."""
+    return listing if len(listing.class_names) > 1 else Listing(listing.files, None, ())
 
 
 def _list_split(path: Path, passed: PassedOver) -> Listing:

@@ -17,7 +17,7 @@ from ssl_blocks.evaluation.protocol import Protocol
 from ssl_blocks.evaluation.protocols import PROTOCOLS
 from ssl_blocks.program import as_typed
 
-INHERITED = ("name", "root", "max_train", "max_test", "max_memory_gib", "value_range")  # of a run's data
+INHERITED = ("name", "root", "max_train", "max_test", "max_memory_gib", "corrupt", "value_range")  # of a run's data
 NAMES = ", ".join(protocol.name for protocol in PROTOCOLS)
 
 

@@ -22,6 +22,7 @@ class LabelledDataConfig(StrictModel):
     value_range: tuple[float, float] | None = Field(
         None, description="values that are black and white; default: the run's, else measured where not of 8 bits"
     )
+    corrupt: Literal["error", "skip"] = Field("error", description="what to do about an image that cannot be read")
     max_memory_gib: PositiveFloat = Field(8.0, description="most memory of decoded images; beyond, they are streamed")
 
 

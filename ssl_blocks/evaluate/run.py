@@ -128,6 +128,7 @@ def _load(subject: Subject, config: Any) -> ImageData:
             max_test=settings.max_test,
             seed=config.seed,
             max_bytes=int(settings.max_memory_gib * 2**30),
+            corrupt=settings.corrupt,
             value_range=settings.value_range,
         )
 

@@ -18,6 +18,7 @@ FREE = {
     "note",
     "data.root",
     "data.workers",
+    "data.corrupt",
     "optimizer.accumulate",
     "trainer.precision",
     "trainer.device",

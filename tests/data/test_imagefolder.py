@@ -276,10 +276,10 @@ class TestFoldersAsTheyAre:
         assert (count, data.class_names) == (3, ())
 
     def test_folders_of_storage_devices_are_no_classes(self, tmp_path: Path) -> None:
-        make_classes(tmp_path, {"ant": 3, "@eaDir": 3, "__MACOSX": 3, ".thumbs": 3})
+        make_classes(tmp_path, {"ant": 3, "bee": 1, "@eaDir": 3, "__MACOSX": 3, ".thumbs": 3})
         make_classes(tmp_path / "ant", {"@eaDir": 2, ".cache": 2})
         count, data = self.read(tmp_path)
-        assert (count, data.class_names) == (3, ("ant",))
+        assert (count, data.class_names) == (4, ("ant", "bee"))
 
     def test_what_cannot_be_read_is_counted_by_kind(self, tmp_path: Path) -> None:
         make_classes(tmp_path, {"ant": 4, "bee": 4})
@@ -300,8 +300,8 @@ class TestFoldersAsTheyAre:
         count, data = self.read(tmp_path / "set")
         assert (count, data.class_names) == (4, ("ant", "bee"))
 
-    def test_one_class(self, tmp_path: Path) -> None:
+    def test_one_class_is_no_label(self, tmp_path: Path) -> None:
         make_classes(tmp_path, {"all": 20})
         count, data = self.read(tmp_path)
-        assert (count, data.class_names) == (20, ("all",))
-        assert data.remarks == ("found 20 images in 1 class",)
+        assert (count, data.class_names, data.train.labels) == (20, (), None)
+        assert data.remarks == ("found 20 images",)
