@@ -208,6 +208,25 @@ def _is_hidden(name: str) -> bool:
     return any(part.startswith((".", "__MACOSX", "@eaDir")) for part in name.split("/"))
 
 
+def read_datasets(path: str | Path) -> tuple[DatasetImages, DatasetImages] | DatasetImages:
+    """A data set of Hugging Face that lies on disk: with splits ``train`` and ``test`` (or ``validation``), or one."""
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        raise FileNotFoundError(f"hf:{path} must name a folder that save_to_disk wrote")
+    try:
+        import datasets
+    except ImportError as error:
+        raise ValueError(f"hf:{path} needs the package datasets: install ssl_blocks[datasets]") from error
+    held = datasets.load_from_disk(str(path))
+    if not isinstance(held, datasets.DatasetDict):
+        return DatasetImages(held)
+    if "train" not in held:
+        raise ValueError(f"hf:{path} must have a split 'train', but has {sorted(held)}")
+    test = next((held[name] for name in ("test", "validation") if name in held), None)
+    train = DatasetImages(held["train"])
+    return train if test is None else (train, DatasetImages(test))
+
+
 def read_arrays(path: str | Path) -> ArrayImages:
     """Images of a ``.npy`` file, or ``images`` and ``labels`` of a ``.npz``."""
     path = Path(path).expanduser()

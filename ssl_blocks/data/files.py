@@ -4,6 +4,7 @@ import io
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +33,8 @@ TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {  # what EXIF asks f
 }
 
 
-class Encoded(NamedTuple):
+@dataclass(frozen=True)
+class Encoded:
     """The bytes of an image file that lies in an archive or a table, and what it is called."""
 
     name: str

@@ -55,8 +55,9 @@ def list_folder(path: Path) -> tuple[Listing, Listing | None, PassedOver]:
     Three layouts are known: ``train/`` with ``test/`` or ``val/`` (or neither), each of class folders; class
     folders alone; a flat folder of images without labels. ``train`` beside other class folders is a class. As
     torchvision's ``ImageFolder`` has it, all images at any depth below a class folder are of its class, links are
-    followed, and images beside class folders are passed over. A single class folder holds images without labels. So are hidden files and folders, and those that storage
-    devices and other systems leave behind (``@eaDir``, ``__MACOSX``).
+    followed, and images beside class folders are passed over. A single class folder holds images without labels.
+    Hidden files and folders are passed over, too, and those that storage devices and other systems leave behind
+    (``@eaDir``, ``__MACOSX``).
 
     Args:
         path: the folder.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ssl_blocks.code import import_named, is_code
-from ssl_blocks.data.adapters import CsvFiles, ZipImages, as_found, found_remark, read_arrays
+from ssl_blocks.data.adapters import CsvFiles, ZipImages, as_found, found_remark, read_arrays, read_datasets
 from ssl_blocks.data.arrays import Range, check_range
 from ssl_blocks.data.augment import channel_statistics
 from ssl_blocks.data.files import read_shape
@@ -45,11 +45,12 @@ def load(
             ``cifar100``, ``stl10`` (its unlabelled images are for training, too) or ``fashion-mnist``, which
             torchvision downloads; ``imagenet`` (ImageNet's archives in ``root``, as torchvision reads them);
             ``imagefolder:PATH``: class folders below PATH or below PATH/train and PATH/test (or val), or a flat folder
-            of images without labels; ``csv:PATH`` (a table of files and labels), ``zip:PATH`` (a folder in an archive)
-            or ``array:PATH`` (a ``.npy`` of images, or a ``.npz`` of ``images`` and ``labels``); what
-            `register_source` was told; or ``MODULE:FUNCTION``, a function without arguments in code of your own.
-            In place of a name: a `Source`, a map-style data set of torch, an array ``[N, H, W]`` or ``[N, H, W, C]``, a
-            tensor ``[N, C, H, W]``, or two of these, to train and to test on. A function returns the same.
+            of images without labels; ``csv:PATH`` (a table of files and labels), ``zip:PATH`` (a folder in an archive),
+            ``array:PATH`` (a ``.npy`` of images, or a ``.npz`` of ``images`` and ``labels``) or ``hf:PATH`` (a data set
+            of Hugging Face on disk); what `register_source` was told; or ``MODULE:FUNCTION``, a function without
+            arguments in code of your own. In place of a name: a `Source`, a map-style data set of torch, an array
+            ``[N, H, W]`` or ``[N, H, W, C]``, a tensor ``[N, C, H, W]``, or two of these, to train and to test on; a
+            function returns the same.
             Labelled data without a test split has 10 % held out, but never the last image of a class.
         image_size: height and width in pixels, or the side of a square; images are resized until they cover it, then
             the centre is cropped. ``None`` keeps the size of the data.
@@ -279,6 +280,7 @@ KINDS: dict[str, Callable[[str], Found]] = {
     "csv:": lambda path: as_found(CsvFiles(path)),
     "zip:": lambda path: as_found(ZipImages(path)),
     "array:": lambda path: as_found(read_arrays(path)),
+    "hf:": lambda path: as_found(read_datasets(path)),
 }
 SHAPES = {
     "digits": ImageShape(1, 8, 8),

@@ -41,7 +41,7 @@ def _shares(scale: tuple[float, float]) -> tuple[float, float]:
     return scale
 
 
-NONE = (None, "None", ["None"], ("None",))  # as command lines say it of fields that may be lists
+NONE = (None, "None", [None], ["None"])  # as command lines say it of fields that may be lists
 
 AreaShares = Annotated[tuple[float, float], AfterValidator(_shares)]
 """Smallest and largest area of a random crop, as a share of the image."""
