@@ -15,6 +15,7 @@ from ssl_blocks.data import ImageSplit, RandomResizedCropFlip, UnreadableImageEr
 from ssl_blocks.data.augment import channel_statistics
 from ssl_blocks.data.files import Box, read_crop, read_image
 from ssl_blocks.data.resample import fit_images
+from ssl_blocks.evaluation.mixing import TrainAugment
 
 UINT16 = (0.0, 65535.0)
 
@@ -203,3 +204,12 @@ class TestThinImages:
         top, left = round((cover[0] - 12) / 2), round((cover[1] - 12) / 2)
         expected = whole[:, top : top + 12, left : left + 12]
         assert (fit_images(image, (12, 12)).float() - expected).abs().max() < 10
+
+
+class TestEvaluation:
+    def test_crops_of_deep_images_stay_deep(self) -> None:
+        images = torch.full((4, 5, 8, 8), 40000).to(torch.uint16)
+        varied = TrainAugment((8, 8), mean=(0.5,) * 5, magnitude=None)(images, seed=0)
+        assert (varied.dtype, varied.int().unique().tolist()) == (torch.uint16, [40000])
+        with pytest.raises(ValueError, match="magnitude must be None for images of more than 8 bits"):
+            TrainAugment((8, 8), mean=(0.5,) * 3)(images[:, :3], seed=0)
