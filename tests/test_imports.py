@@ -21,7 +21,7 @@ MODULES = {
 }
 # layers from the ground up: a module may import its own layer and those below
 LAYERS = [
-    {"grid", "values", "constants", "noise", "randomness", "files", "modes", "quiet", "lazy", "program"},
+    {"grid", "values", "constants", "noise", "randomness", "files", "modes", "quiet", "lazy", "program", "code"},
     {"parts"},
     {"encoders"},
     {"objectives"},

@@ -3,25 +3,38 @@
     python -m examples.benchmarks.data --rounds 7
     python -m examples.benchmarks.data --photographs .data/imagenet-sample
 
-One thread, runs alternate, medians. Run from the repository root.
+One thread, runs alternate, medians of the processor's time. Run from the repository root. Where torchcodec is
+installed, its decoder is timed as well.
 """
 
 import argparse
+import importlib.util
 import statistics
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 import torch
+from PIL import Image
+from torch import Tensor
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as TF
 
-from examples.benchmarks.measure import alternate, clocked, machine
+from examples.benchmarks.measure import alternate, machine
 from ssl_blocks.data import FileSplit, RandomResizedCropFlip, load
 from ssl_blocks.data.files import Box, read_crop, read_image
 from ssl_blocks.data.resample import resample
 from ssl_blocks.randomness import seeded_generator
 
 SIZE = 224
+
+
+def clocked(run: Callable[[], object]) -> float:
+    """Milliseconds of processor time, which other processes do not lengthen much."""
+    start = time.process_time()
+    run()
+    return (time.process_time() - start) * 1e3
 
 
 def compare(what: str, count: int, ways: Mapping[str, Callable[[], object]], rounds: int) -> None:
@@ -54,7 +67,7 @@ def from_files(folder: Path, rounds: int) -> None:
     """Photographs in files: decode, random crop to 224 pixels."""
     split = load(f"imagefolder:{folder}", image_size=SIZE, storage="stream").train
     assert isinstance(split, FileSplit)
-    files = [split.path(i) for i in range(min(64, len(split)))]
+    files = [Path(str(split.source[i])) for i in range(min(64, len(split)))]
     crop = RandomResizedCropFlip(SIZE)
 
     def box(number: int) -> Callable[[int, int], Box]:
@@ -69,9 +82,19 @@ def from_files(folder: Path, rounds: int) -> None:
 
     ways = {
         "crop while decoding": lambda: [read_crop(f, box(i), (SIZE, SIZE), channels=3) for i, f in enumerate(files)],
-        "decode, then crop": whole_then_crop,
+        "no more than to decode": lambda: [Image.open(file).load() for file in files],
     }
+    if importlib.util.find_spec("torchcodec"):
+        ways["crop of torchcodec's decoding"] = lambda: [_by_torchcodec(f, box(i)) for i, f in enumerate(files)]
+    ways["decode, then crop"] = whole_then_crop
     compare(f"{len(files)} photographs from files, random crop to {SIZE} pixels", len(files), ways, rounds)
+
+
+def _by_torchcodec(file: Path, choose: Callable[[int, int], Box]) -> Tensor:
+    image = importlib.import_module("torchcodec.decoders").decode_jpeg(file)
+    top, left, height, width, _ = choose(*image.shape[1:])
+    cut: Tensor = TF.resize(image[:, top : top + height, left : left + width], [SIZE, SIZE], antialias=True)
+    return cut.contiguous()
 
 
 def main() -> None:

@@ -5,6 +5,12 @@ from typing import TYPE_CHECKING
 from ssl_blocks.lazy import lazily
 
 if TYPE_CHECKING:
+    from ssl_blocks.data.adapters import (
+        ArrayImages as ArrayImages,
+        CsvFiles as CsvFiles,
+        DatasetImages as DatasetImages,
+        ZipImages as ZipImages,
+    )
     from ssl_blocks.data.augment import (
         RandomResizedCropFlip as RandomResizedCropFlip,
         denormalize as denormalize,
@@ -25,13 +31,13 @@ if TYPE_CHECKING:
         mask_folder as mask_folder,
         voc_images as voc_images,
     )
-    from ssl_blocks.data.protocol import Augmentation as Augmentation
+    from ssl_blocks.data.protocol import Augmentation as Augmentation, Source as Source
     from ssl_blocks.data.shapes import (
         SHAPE_CLASSES as SHAPE_CLASSES,
         ShapeImages as ShapeImages,
         ShapeScene as ShapeScene,
     )
-    from ssl_blocks.data.sources import find_shape as find_shape, load as load
+    from ssl_blocks.data.sources import find_shape as find_shape, load as load, register_source as register_source
     from ssl_blocks.data.splits import (
         FileSplit as FileSplit,
         ImageData as ImageData,

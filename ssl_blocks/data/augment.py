@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, UInt
 from torch import Tensor
 
 from ssl_blocks.constants import constant
@@ -14,6 +14,7 @@ from ssl_blocks.modes import full_precision
 from ssl_blocks.randomness import check_generator
 
 NUM_ATTEMPTS = 10
+HIGHEST = {torch.uint8: 255, torch.uint16: 65535}  # what is 1 on the 0..1 scale
 
 
 class RandomResizedCropFlip:
@@ -96,10 +97,17 @@ class RandomResizedCropFlip:
         return images
 
     def draw_box(self, height: int, width: int, *, generator: torch.Generator) -> Box:
-        """Draw the box of one image on CPU, of the same distribution."""
-        box = self._draw_boxes(1, height, width, generator, torch.device("cpu"))[0].tolist()
+        """Draw the box of one image on CPU, of the same distribution; in plain numbers, as workers draw one by one."""
+        draws = torch.rand(4, NUM_ATTEMPTS, generator=generator).T.tolist()
         mirror = self.flip and torch.rand((), generator=generator).item() < 0.5
-        top, left, h, w = (int(length) for length in box)
+        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
+        for u_area, u_ratio, u_top, u_left in draws:
+            area = height * width * (self.scale[0] + (self.scale[1] - self.scale[0]) * u_area)
+            ratio = math.exp(low + (high - low) * u_ratio)
+            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 1 <= w <= width and 1 <= h <= height:
+                return Box(int(u_top * (height - h + 1)), int(u_left * (width - w + 1)), h, w, mirror)
+        top, left, h, w = (int(length) for length in self._central_box(height, width))
         return Box(top, left, h, w, mirror)
 
     def _keeps(self, height: int, width: int) -> bool:
@@ -136,22 +144,25 @@ class RandomResizedCropFlip:
         return float((height - h) // 2), float((width - w) // 2), float(h), float(w)
 
 
-def to_float(images: UInt8[Tensor, "b c *s"], mean: Sequence[float], std: Sequence[float]) -> Float[Tensor, "b c *s"]:
-    """Normalise uint8 images ``[B, C, *sizes]`` to float32: scale to 0..1, subtract the mean, divide by the deviation.
+def to_float(images: UInt[Tensor, "b c *s"], mean: Sequence[float], std: Sequence[float]) -> Float[Tensor, "b c *s"]:
+    """Normalise images ``[B, C, *sizes]`` to float32: scale to 0..1, subtract the mean, divide by the deviation.
 
     Args:
-        images: uint8.
+        images: uint8, or uint16 for images of more than 8 bits.
         mean: one number per channel on the 0..1 scale.
         std: the same, above 0.
 
     Raises:
+        TypeError: if images are of another type: floating point ones have their scale already, see `normalize`.
         ValueError: if mean and std are not so.
 
     Examples:
         >>> to_float(torch.tensor([[[[0, 255]]]], dtype=torch.uint8), mean=(0.5,), std=(0.5,))
         tensor([[[[-1.,  1.]]]])
     """
-    return normalize(images.float() / 255, mean, std)
+    if images.dtype not in HIGHEST:
+        raise TypeError(f"images of {images.dtype} must be uint8 or uint16: for floats on the 0..1 scale see normalize")
+    return normalize(images.float() / HIGHEST[images.dtype], mean, std)
 
 
 def normalize(images: Float[Tensor, "b c *s"], mean: Sequence[float], std: Sequence[float]) -> Float[Tensor, "b c *s"]:
@@ -190,18 +201,20 @@ def _per_channel(images: Tensor, mean: Sequence[float], std: Sequence[float]) ->
     return center, spread
 
 
-def channel_statistics(images: UInt8[Tensor, "n c *s"]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of uint8 images per channel on the 0..1 scale; a constant channel's deviation reads 1.
+def channel_statistics(images: UInt[Tensor, "n c *s"]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of images of 8 or 16 bits per channel on the 0..1 scale; a constant channel's reads 1.
 
     Examples:
         >>> channel_statistics(torch.full((2, 1, 4, 4), 255, dtype=torch.uint8))
         ((1.0,), (1.0,))
     """
-    values = torch.arange(256, dtype=torch.float64) / 255
-    histogram = torch.zeros(images.shape[1], 256, dtype=torch.float64)
+    highest = HIGHEST[images.dtype]
+    values = torch.arange(highest + 1, dtype=torch.float64) / highest
+    histogram = torch.zeros(images.shape[1], highest + 1, dtype=torch.float64)
     for start in range(0, len(images), 256):  # in parts, as one channel of all images would be a large copy
         for channel, counts in enumerate(histogram):
-            counts += images[start : start + 256, channel].flatten().bincount(minlength=256)
+            levels = images[start : start + 256, channel].flatten()
+            counts += (levels if highest == 255 else levels.int()).bincount(minlength=highest + 1)
     share = histogram / histogram.sum(1, keepdim=True)
     mean = share @ values
     std = (share * (values - mean[:, None]).square()).sum(1).sqrt()

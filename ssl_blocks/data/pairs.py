@@ -15,13 +15,15 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from ssl_blocks.data.files import SUFFIXES, UnreadableImageError, read_image, read_shape
-from ssl_blocks.data.resample import fit_images
+from ssl_blocks.data.items import every
+from ssl_blocks.data.resample import central_part, cover_of, fit_images
 from ssl_blocks.data.shapes import SHAPE_CLASSES, ShapeImages
 from ssl_blocks.randomness import mix_seed
 
 IGNORED = 255  # value of mask pixels that belong to no class
 NUM_SHAPES = (500, 200)  # generated images for training and for testing
 HELD_OUT_SHARE = 0.1
+NUM_LOOKED_AT = 100  # masks of a folder
 
 
 def voc_classes() -> tuple[str, ...]:
@@ -170,9 +172,8 @@ class ImageMaskFiles(Dataset[tuple[Tensor, Tensor]]):
 
 def fit_mask(mask: UInt8[Tensor, "h w"], size: tuple[int, int]) -> UInt8[Tensor, "p q"]:
     """Do to a mask what `fit_images` does to its image, without mixing classes."""
-    height, width = mask.shape
-    factor = max(size[0] / height, size[1] / width)
-    cover = [max(size[0], round(height * factor)), max(size[1], round(width * factor))]
+    mask = central_part(mask, size)
+    cover = list(cover_of(mask.shape, size))
     resized = TF.resize(mask[None], cover, interpolation=InterpolationMode.NEAREST_EXACT)
     fitted: Tensor = TF.center_crop(resized, list(size))[0]
     return fitted
@@ -204,7 +205,23 @@ def mask_folder(path: Path, *, size: tuple[int, int], num_classes: int, channels
         if stem not in images:
             raise ValueError(f"{file} has no image of the same stem in {path / 'images'}")
     paired = [masks[stem] for stem in images]
-    return ImageMaskFiles(list(images.values()), paired, size=size, num_classes=num_classes, channels=channels)
+    found = ImageMaskFiles(list(images.values()), paired, size=size, num_classes=num_classes, channels=channels)
+    _refuse_black_and_white(paired)
+    return found
+
+
+def _refuse_black_and_white(masks: Sequence[Path]) -> None:
+    """Refuse masks in which 255 is meant as a class: nothing but one class would be left to learn."""
+    values: set[int] = set()
+    for place in every(len(masks), NUM_LOOKED_AT):
+        with _open_mask(masks[place]) as picture:
+            values |= set(np.unique(np.array(picture)).tolist())
+    if IGNORED in values and len(values) == 2:
+        only = min(values)
+        raise ValueError(
+            f"{masks[0].parent} must hold at least two classes, but its masks hold {only} and {IGNORED}, which marks "
+            f"pixels of no class: write {1 - only if only < 2 else 0} where {IGNORED} means a class"
+        )
 
 
 def voc_images(

@@ -1,69 +1,92 @@
 """From what a source found to splits: decoded, in the size and channels asked for, or to be decoded later."""
 
-import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from ssl_blocks.data.files import UnreadableImageError, read_shape
+from ssl_blocks.data.arrays import Range, range_of
+from ssl_blocks.data.files import UnreadableImageError, read_extremes, read_shape
+from ssl_blocks.data.items import Joined, Part, every, name_of
+from ssl_blocks.data.protocol import Items
 from ssl_blocks.data.resample import fit_images
 from ssl_blocks.data.splits import Corrupt, FileSplit, ImageShape, ImageSplit, decode_files
 
 CHUNK = 1024  # images resized at a time
 NUM_FOR_STATISTICS = 2000  # images of streamed data
 Storage = Literal["auto", "memory", "stream"]
+Size = int | tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Listed:
-    """A split before it is read: decoded images, or the files that hold them."""
+    """A split before it is read: images of 8 bits in memory, or what is still to be decoded."""
 
-    items: Tensor | list[Path]
+    items: Tensor | Items
     labels: Tensor | None
 
     def take(self, index: Tensor) -> "Listed":
         """Items and labels at these places."""
-        items = self.items[index] if isinstance(self.items, Tensor) else [self.items[i] for i in index.tolist()]
+        items = self.items[index] if isinstance(self.items, Tensor) else Part(self.items, index)
         return Listed(items, None if self.labels is None else self.labels[index])
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a source holds: its parts, class names, what is to be told about it, and files that lead nowhere."""
+
+    train: Listed
+    test: Listed | None
+    class_names: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
+    unread: tuple[Path, ...] = ()
+
+
+def as_pair(image_size: Size | None) -> tuple[int, int] | None:
+    """Height and width; one number means a square."""
+    return (image_size, image_size) if isinstance(image_size, int) else image_size
 
 
 @dataclass(frozen=True)
 class SplitReader:
     """Makes splits of parts; the arguments are those of `ssl_blocks.data.load`."""
 
-    image_size: int | None
+    image_size: tuple[int, int] | None
     channels: int | None
     storage: Storage
     max_bytes: int
     corrupt: Corrupt
+    value_range: Range | None = None
 
-    def read(self, parts: list[Listed]) -> list[ImageSplit | FileSplit]:
+    def read(self, parts: Sequence[Listed]) -> list[ImageSplit | FileSplit]:
         """Make a split of every part."""
         count = sum(len(part.items) for part in parts)
-        listed = [part.items for part in parts if isinstance(part.items, list)]
+        listed = [part.items for part in parts if not isinstance(part.items, Tensor)]
         if not listed:
             return [self._convert(part, count) for part in parts]
-        shape = self._first_shape([file for files in listed for file in files])
-        too_many = _bytes(count, shape) > self.max_bytes and self.image_size is not None
+        shape = self._first_shape(Joined(listed))
+        too_many = self._bytes(count, shape) > self.max_bytes and self.image_size is not None
         if self.storage == "stream" or (self.storage == "auto" and too_many):
             return [self._stream(part, shape) for part in parts]
         self._check_memory(count, shape)
         return self._decode(listed, [part.labels for part in parts], shape)
 
     def _decode(
-        self, listed: list[list[Path]], labels: list[Tensor | None], shape: ImageShape
+        self, listed: list[Items], labels: list[Tensor | None], shape: ImageShape
     ) -> list[ImageSplit | FileSplit]:
         """Decode all parts together, which fills the pool of threads, and take them apart again."""
         images, bad = decode_files(
-            [file for files in listed for file in files],
+            Joined(listed),
             size=None if self.image_size is None else (shape.height, shape.width),
             channels=self.channels,
             corrupt=self.corrupt,
+            value_range=self.value_range,
         )
         splits: list[ImageSplit | FileSplit] = []
         start = 0
@@ -72,40 +95,40 @@ class SplitReader:
             keep = torch.tensor([i for i in range(len(files)) if i not in gone], dtype=torch.int64)
             if not len(keep):
                 raise UnreadableImageError(
-                    f"corrupt='skip' must leave images in every split, but {files[0]} and the {len(files) - 1} other "
-                    "files of its split are all unreadable"
+                    f"corrupt='skip' must leave images in every split, but {name_of(files, 0)} and the "
+                    f"{len(files) - 1} other files of its split are all unreadable"
                 )
             mine, images = images[: len(keep)], images[len(keep) :]
-            skipped = tuple(files[i] for i in sorted(gone))
+            skipped = tuple(Path(name_of(files, i)) for i in sorted(gone))
             splits.append(ImageSplit(mine, None if own_labels is None else own_labels[keep], skipped))
             start += len(files)
         return splits
 
-    def _first_shape(self, files: list[Path]) -> ImageShape:
+    def _first_shape(self, files: Items) -> ImageShape:
         error: UnreadableImageError | None = None
-        for file in files:
+        for place in range(len(files)):
             try:
-                channels, height, width = read_shape(file, channels=self.channels)
+                channels, height, width = read_shape(files[place], channels=self.channels)
             except UnreadableImageError as unreadable:
                 if self.corrupt == "error":
                     raise
                 error = unreadable
                 continue
-            size = (height, width) if self.image_size is None else (self.image_size, self.image_size)
-            return ImageShape(channels, *size)
+            return ImageShape(channels, *(self.image_size or (height, width)))
         raise UnreadableImageError(f"corrupt='skip' must leave at least one image, but none can be read: {error}")
 
     def _stream(self, part: Listed, shape: ImageShape) -> FileSplit:
         if self.image_size is None:
             raise ValueError("storage='stream' needs image_size: images in files may be of any size")
-        files = np.array([os.fsencode(path) for path in part.items])
-        return FileSplit(files, part.labels, (shape.height, shape.width), shape.channels, self.corrupt)
+        assert not isinstance(part.items, Tensor)
+        size = (shape.height, shape.width)
+        return FileSplit(part.items, part.labels, size, shape.channels, self.corrupt, self.value_range)
 
     def _convert(self, part: Listed, count: int) -> ImageSplit:
         images = part.items
         assert isinstance(images, Tensor)
         own, height, width = images.shape[1:]
-        size = (height, width) if self.image_size is None else (self.image_size, self.image_size)
+        size = self.image_size or (height, width)
         self._check_memory(count, ImageShape(self.channels or own, *size))
         if self.channels not in (None, own):
             if (own, self.channels) not in ((1, 3), (3, 1)):
@@ -116,7 +139,7 @@ class SplitReader:
         return ImageSplit(images.contiguous(), part.labels)
 
     def _check_memory(self, count: int, shape: ImageShape) -> None:
-        needed = _bytes(count, shape)
+        needed = self._bytes(count, shape)
         if needed > self.max_bytes:
             raise ValueError(
                 f"max_bytes={self.max_bytes} ({self.max_bytes / 2**30:.3g} GiB) must hold the decoded images, but "
@@ -125,13 +148,43 @@ class SplitReader:
                 "a larger max_bytes (data.max_memory_gib in a recipe)"
             )
 
+    def _bytes(self, count: int, shape: ImageShape) -> int:
+        return count * shape.channels * shape.height * shape.width * (1 if self.value_range is None else 2)
 
-def _bytes(count: int, shape: ImageShape) -> int:
-    return count * shape.channels * shape.height * shape.width
+
+def find_range(part: Listed, channels: int | None) -> tuple[Range, str] | None:
+    """Range of values of images that do not have 8 bits, measured, and what to say about it; ``None`` for 8 bits.
+
+    The first readable image tells the type; where it has 8 bits, others are not looked at.
+    """
+    if isinstance(part.items, Tensor):
+        return None
+    items = part.items
+
+    def look(place: int) -> tuple[np.dtype[Any], Range | None] | None:
+        try:
+            return read_extremes(items[place], channels=channels)
+        except UnreadableImageError:
+            return None
+
+    first = next((seen for seen in map(look, range(len(items))) if seen is not None), None)
+    if first is None or first[0] == np.uint8:
+        return None
+    with ThreadPoolExecutor() as pool:
+        seen = [one for one in pool.map(look, every(len(items), NUM_FOR_STATISTICS)) if one is not None]
+    dtype, measured = first[0], [extremes for _, extremes in seen if extremes is not None]
+    if not measured:
+        return None
+    low, high = range_of(measured, dtype)
+    told = (
+        f"pixels are {dtype}: {low:g} is black and {high:g} is white, by {len(measured):,} images; "
+        f"data.value_range={low:g},{high:g} fixes it"
+    )
+    return (low, high), told
 
 
 def some_images(split: ImageSplit | FileSplit) -> Tensor:
     """Images for statistics: all that are in memory, or an even choice of those that are not."""
     if isinstance(split, ImageSplit):
         return split.images
-    return split.read(torch.linspace(0, len(split) - 1, min(NUM_FOR_STATISTICS, len(split))).long())
+    return split.read(torch.tensor(every(len(split), NUM_FOR_STATISTICS)))

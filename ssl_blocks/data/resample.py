@@ -1,8 +1,11 @@
 """Resizing: boxes of a whole batch at once, each image with a box of its own; whole images to one size."""
 
+import math
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, UInt
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
@@ -34,18 +37,46 @@ def resample(
     return rows[:, None] @ images @ columns[:, None].transpose(2, 3)
 
 
-def fit_images(images: UInt8[Tensor, "*batch c h w"], size: tuple[int, int]) -> UInt8[Tensor, "*batch c p q"]:
+def fit_images(images: UInt[Tensor, "*batch c h w"], size: tuple[int, int]) -> UInt[Tensor, "*batch c p q"]:
     """Resize images with antialiasing until they just cover ``size`` (height, width), and crop the centre.
+
+    Of an image of extreme shape only the middle is resized: a row of 20,000 pixels would take gigabytes.
 
     Examples:
         >>> fit_images(torch.zeros(3, 20, 40, dtype=torch.uint8), (10, 10)).shape
         torch.Size([3, 10, 10])
     """
-    height, width = images.shape[-2:]
-    factor = max(size[0] / height, size[1] / width)
-    cover = [max(size[0], round(height * factor)), max(size[1], round(width * factor))]
-    fitted: Tensor = TF.center_crop(TF.resize(images, cover, antialias=True), list(size))
+    images = central_part(images, size)
+    cover = cover_of(images.shape[-2:], size)
+    fitted: Tensor = TF.center_crop(resize(images, cover), list(size))
     return fitted
+
+
+def cover_of(shape: Sequence[int], size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width to which an image is resized so that it just covers ``size``."""
+    factor = max(size[0] / shape[0], size[1] / shape[1])
+    return max(size[0], round(shape[0] * factor)), max(size[1], round(shape[1] * factor))
+
+
+def central_part(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """The middle of images that would be resized to more than four times the side of ``size``; others whole."""
+    shape = images.shape[-2:]
+    factor = max(size[0] / shape[0], size[1] / shape[1])
+    for axis, (length, wanted, cover) in enumerate(zip(shape, size, cover_of(shape, size), strict=True)):
+        if cover > 4 * wanted:
+            keep = math.ceil(wanted / factor) + 4  # with what interpolation looks at beyond the edge
+            keep = min(length, keep + (length - keep) % 2)  # as much on either side
+            images = images.narrow(axis - 2, (length - keep) // 2, keep)
+    return images
+
+
+def resize(images: UInt[Tensor, "*batch c h w"], size: Sequence[int]) -> UInt[Tensor, "*batch c p q"]:
+    """Resize images of 8 or 16 bits with antialiasing."""
+    if images.dtype == torch.uint8:
+        resized: Tensor = TF.resize(images, list(size), antialias=True)
+        return resized
+    wide: Tensor = TF.resize(images.float(), list(size), antialias=True)
+    return wide.round().to(images.dtype)
 
 
 def _weights(

@@ -9,23 +9,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssl_blocks.code import import_named, is_code
+from ssl_blocks.data.adapters import CsvFiles, ZipImages, as_found, found_remark, read_arrays, read_datasets
+from ssl_blocks.data.arrays import Range, check_range
 from ssl_blocks.data.augment import channel_statistics
 from ssl_blocks.data.files import read_shape
 from ssl_blocks.data.generated import GENERATED, NUM_TEST, NUM_TRAIN
 from ssl_blocks.data.imagefolder import list_folder
-from ssl_blocks.data.reading import Listed, SplitReader, Storage, some_images
+from ssl_blocks.data.items import Paths
+from ssl_blocks.data.reading import Found, Listed, Size, SplitReader, Storage, as_pair, find_range, some_images
 from ssl_blocks.data.splits import Corrupt, ImageData, ImageShape, shuffled_ranks
 
 HELD_OUT_SHARE = 0.1
 
 
-_Found = tuple[Listed, Listed | None, tuple[str, ...]]
-
-
 def load(
-    name: str,
+    name: Any,
     *,
-    image_size: int | None = None,
+    image_size: Size | None = None,
     channels: int | None = None,
     root: str | Path = ".data",
     max_train: int | None = None,
@@ -34,21 +35,27 @@ def load(
     storage: Storage = "auto",
     max_bytes: int = 8 * 2**30,
     corrupt: Corrupt = "error",
+    value_range: Range | None = None,
 ) -> ImageData:
-    """Load a data set by name.
+    """Load a data set by name, or prepare one that is given.
 
     Args:
         name: ``digits`` (8x8 grey digits that come with scikit-learn); ``volumes``, ``waves`` or ``cells``, made by
             formulas (a volume's slices as channels, waves as images of one row, cells in four stains); ``cifar10``,
             ``cifar100``, ``stl10`` (its unlabelled images are for training, too) or ``fashion-mnist``, which
-            torchvision downloads; ``imagenet`` (ImageNet's archives in ``root``, as torchvision reads them); or
+            torchvision downloads; ``imagenet`` (ImageNet's archives in ``root``, as torchvision reads them);
             ``imagefolder:PATH``: class folders below PATH or below PATH/train and PATH/test (or val), or a flat folder
-            of images without labels.
+            of images without labels; ``csv:PATH`` (a table of files and labels), ``zip:PATH`` (a folder in an archive),
+            ``array:PATH`` (a ``.npy`` of images, or a ``.npz`` of ``images`` and ``labels``) or ``hf:PATH`` (a data set
+            of Hugging Face on disk); what `register_source` was told; or ``MODULE:FUNCTION``, a function without
+            arguments in code of your own. In place of a name: a `Source`, a map-style data set of torch, an array
+            ``[N, H, W]`` or ``[N, H, W, C]``, a tensor ``[N, C, H, W]``, or two of these, to train and to test on; a
+            function returns the same.
             Labelled data without a test split has 10 % held out, but never the last image of a class.
-        image_size: side in pixels; images are resized until they cover the square, then the centre is cropped.
-            ``None`` keeps the size of the data.
+        image_size: height and width in pixels, or the side of a square; images are resized until they cover it, then
+            the centre is cropped. ``None`` keeps the size of the data.
         channels: 1 makes images grey, 3 makes grey ones RGB; ``None`` keeps the data's own, and means 3 for
-            pictures in files.
+            pictures of 8 bits in files.
         root: folder for downloads.
         max_train: most images of the train split, the same number of each class as far as possible.
         max_test: the same for the test split.
@@ -57,13 +64,17 @@ def load(
             memory if ``max_bytes`` suffices. Data that does not come in files is always in memory.
         max_bytes: the most memory in bytes that the images may take.
         corrupt: what to do about a file that is no readable image: ``"error"`` or ``"skip"``.
+        value_range: the values that are black and white; images are held in 16 bits then. ``None``: images of 8 bits
+            stay as they are, and of others the range is measured (on 2,000 images of the train split at most) and
+            told; values beyond it become its ends.
 
     Returns:
         The images and labels, with mean and std per channel of the train split as loaded (of streamed data: of
-        2,000 images).
+        2,000 images), and remarks on what was found.
 
     Raises:
         FileNotFoundError: if the folder is missing, or a download failed.
+        TypeError: if what is given is no data.
         ValueError: if the name is unknown, a number is out of range, a folder or a file in it cannot be used,
             or the images would need more than ``max_bytes``.
 
@@ -71,9 +82,14 @@ def load(
         >>> data = load("digits", image_size=16, max_train=100)
         >>> data.shape, len(data.train), len(data.test)
         (ImageShape(channels=1, height=16, width=16), 100, 500)
+        >>> load(torch.zeros(20, 5, 8, 8, dtype=torch.uint8), image_size=(4, 8)).shape
+        ImageShape(channels=5, height=4, width=8)
     """
-    _check_numbers(image_size=image_size, channels=channels, max_train=max_train, max_test=max_test)
-    train, test, class_names = _find(name, Path(root))
+    size = as_pair(image_size)
+    _check_numbers(image_size=size, channels=channels, max_train=max_train, max_test=max_test)
+    check_range(value_range)
+    found = _find(name, Path(root))
+    train, test = found.train, found.test
     generator = torch.Generator().manual_seed(seed)
     if test is None and train.labels is not None and len(train.items) > 1:
         num_test = max(1, round(HELD_OUT_SHARE * len(train.items)))
@@ -81,13 +97,21 @@ def load(
         test = test if len(test.items) else None  # one image per class: none to spare
     parts = [_subset(train, max_train, generator)]
     parts += [] if test is None else [_subset(test, max_test, generator)]
-    splits = SplitReader(image_size, channels, storage, max_bytes, corrupt).read(parts)
+    remarks = found.remarks
+    if value_range is None and (measured := find_range(parts[0], channels)) is not None:
+        value_range, told = measured
+        remarks += (told,)
+    splits = SplitReader(size, channels, storage, max_bytes, corrupt, value_range).read(parts)
     mean, std = channel_statistics(some_images(splits[0]))
-    return ImageData(name, splits[0], splits[1] if len(splits) > 1 else None, class_names, mean, std)
+    test_split = splits[1] if len(splits) > 1 else None
+    title = name if isinstance(name, str) else type(name).__name__
+    return ImageData(
+        title, splits[0], test_split, found.class_names, mean, std, value_range, remarks, unread=found.unread
+    )
 
 
 def find_shape(
-    name: str, *, image_size: int | None = None, channels: int | None = None, root: str | Path = ".data"
+    name: Any, *, image_size: Size | None = None, channels: int | None = None, root: str | Path = ".data"
 ) -> ImageShape:
     """Tell the shape of a data set's images; one image is read, and nothing is downloaded.
 
@@ -95,37 +119,69 @@ def find_shape(
         FileNotFoundError: if the data is not there.
         ValueError: if the name is unknown or a number out of range.
     """
-    _check_numbers(image_size=image_size, channels=channels)
-    if name in SHAPES:
+    size = as_pair(image_size)
+    _check_numbers(image_size=size, channels=channels)
+    if isinstance(name, str) and name in SHAPES:
         own = SHAPES[name]
-        size = (own.height, own.width) if image_size is None else (image_size, image_size)
-        return ImageShape(channels or own.channels, *size)
-    part = _find(name, Path(root))[0]
-    assert not isinstance(part.items, Tensor)
-    own = ImageShape(*read_shape(part.items[0], channels=channels))
-    return own if image_size is None else ImageShape(own.channels, image_size, image_size)
+        return ImageShape(channels or own.channels, *(size or (own.height, own.width)))
+    items = _find(name, Path(root)).train.items
+    if isinstance(items, Tensor):
+        own = ImageShape(channels or items.shape[1], *items.shape[2:])
+    else:
+        own = ImageShape(*read_shape(items[0], channels=channels))
+    return ImageShape(own.channels, *(size or (own.height, own.width)))
 
 
-def _check_numbers(**numbers: int | None) -> None:
+def register_source(name: str, find: Callable[[str], Any]) -> None:
+    """Make data known by a name, for ``data.name`` and `load`.
+
+    Args:
+        name: ``word``, or ``word:`` for names that go on with a path or whatever else the source wants.
+        find: called with what follows the colon (``""`` where nothing does); returns what `load` takes in place of a
+            name.
+
+    Raises:
+        ValueError: if the name is taken.
+
+    Examples:
+        >>> register_source("stripes:", lambda width: torch.zeros(4, 1, 8, int(width), dtype=torch.uint8))
+        >>> load("stripes:6").shape
+        ImageShape(channels=1, height=8, width=6)
+    """
+    if name in SOURCES or name in KINDS:
+        raise ValueError(f"name={name!r} must be another one: it is taken")
+    if name.endswith(":"):
+        KINDS[name] = lambda rest: as_found(find(rest))
+    else:
+        SOURCES[name] = lambda root: as_found(find(""))
+
+
+def _check_numbers(**numbers: int | tuple[int, int] | None) -> None:
     for argument, value in numbers.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{argument}={value} must be at least 1, or None")
+        if value is not None and (min(value) if isinstance(value, tuple) else value) < 1:
+            shown = value[0] if isinstance(value, tuple) and len(set(value)) == 1 else value
+            raise ValueError(f"{argument}={shown} must be at least 1, or None")
 
 
-def _find(name: str, root: Path) -> _Found:
-    kind, _, path = name.partition(":")
-    if kind == "imagefolder":
-        if not path:
-            raise ValueError(f"name={name!r} must name a folder: imagefolder:PATH")
-        return _imagefolder(Path(path).expanduser())
-    if name not in SOURCES:
-        names = [*SOURCES, "imagefolder:PATH"]
-        nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
-        raise ValueError(f"name={name!r} must be one of {', '.join(names)}; did you mean {nearest!r}?")
-    return SOURCES[name](root)
+def _find(name: Any, root: Path) -> Found:
+    if not isinstance(name, str):
+        return as_found(name)
+    if name in SOURCES:
+        return SOURCES[name](root)
+    kind, colon, rest = name.partition(":")
+    if kind + ":" in KINDS:
+        if not rest:
+            what = "folder" if kind == "imagefolder" else "file"
+            raise ValueError(f"name={name!r} must name a {what}: {kind}:PATH")
+        return KINDS[kind + ":"](rest)
+    if colon and is_code(name):
+        return as_found(import_named(name)())
+    names = [*SOURCES, *(f"{kind}PATH" for kind in KINDS)]
+    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
+    raise ValueError(f"name={name!r} must be one of {', '.join(names)}, or MODULE:FUNCTION; did you mean {nearest!r}?")
 
 
-def _digits(root: Path) -> _Found:
+def _digits(root: Path) -> Found:
     from sklearn.datasets import load_digits  # slow to import, and needed for this name only
 
     bunch = load_digits()
@@ -133,25 +189,25 @@ def _digits(root: Path) -> _Found:
     part = Listed(images, torch.from_numpy(bunch.target).long())
     # one split for everyone, whatever the seed
     train, test = _hold_out(part, 500, torch.Generator().manual_seed(0))
-    return train, test, tuple(str(digit) for digit in range(10))
+    return Found(train, test, tuple(str(digit) for digit in range(10)))
 
 
-def _generated(name: str) -> Callable[[Path], _Found]:
+def _generated(name: str) -> Callable[[Path], Found]:
     """Data that is made when it is asked for."""
 
-    def find(root: Path) -> _Found:
+    def find(root: Path) -> Found:
         make, class_names, _ = GENERATED[name]
         generator = torch.Generator().manual_seed(0)  # the same for everyone, whatever the seed
         train, test = (Listed(*make(count, generator)) for count in (NUM_TRAIN, NUM_TEST))
-        return train, test, class_names
+        return Found(train, test, class_names)
 
     return find
 
 
-def _torchvision(name: str, class_name: str, splits: Sequence[dict[str, Any]]) -> Callable[[Path], _Found]:
+def _torchvision(name: str, class_name: str, splits: Sequence[dict[str, Any]]) -> Callable[[Path], Found]:
     """A data set of torchvision that comes as one array and is downloaded where it is missing."""
 
-    def find(root: Path) -> _Found:
+    def find(root: Path) -> Found:
         from torchvision import datasets
 
         kind = getattr(datasets, class_name)
@@ -172,12 +228,12 @@ def _torchvision(name: str, class_name: str, splits: Sequence[dict[str, Any]]) -
                 images = images.permute(0, 3, 1, 2)
             labels = torch.as_tensor(np.asarray(split.labels if hasattr(split, "labels") else split.targets))
             parts.append(Listed(images.contiguous(), labels.long()))
-        return parts[0], parts[1], tuple(found[-1].classes)
+        return Found(parts[0], parts[1], tuple(found[-1].classes))
 
     return find
 
 
-def _imagenet(root: Path) -> _Found:
+def _imagenet(root: Path) -> Found:
     from torchvision.datasets import ImageNet
 
     try:
@@ -190,20 +246,27 @@ def _imagenet(root: Path) -> _Found:
             "folders without these archives: name='imagefolder:PATH'"
         ) from error
     parts = [
-        Listed([Path(file) for file, _ in split.samples], torch.tensor([label for _, label in split.samples]))
+        Listed(Paths([Path(file) for file, _ in split.samples]), torch.tensor([label for _, label in split.samples]))
         for split in (train, val)
     ]
-    return parts[0], parts[1], tuple(names[0] for names in train.classes)
+    return Found(parts[0], parts[1], tuple(names[0] for names in train.classes))
 
 
-def _imagefolder(path: Path) -> _Found:
-    train, test = list_folder(path)
-    held_out = None if test is None else Listed(test.files, test.labels)
-    return Listed(train.files, train.labels), held_out, train.class_names
+def _imagefolder(path: str) -> Found:
+    train, test, passed = list_folder(Path(path).expanduser())
+    count = len(train.files) + (0 if test is None else len(test.files))
+    beside = f"; passed over {passed}" if passed.kinds else ""
+    return Found(
+        Listed(Paths(train.files), train.labels),
+        None if test is None else Listed(Paths(test.files), test.labels),
+        train.class_names,
+        (found_remark(count, train.class_names) + beside,),
+        tuple(passed.dangling),
+    )
 
 
 _TRAIN_AND_TEST = ({"train": True}, {"train": False})
-SOURCES: dict[str, Callable[[Path], _Found]] = {
+SOURCES: dict[str, Callable[[Path], Found]] = {
     "digits": _digits,
     "cifar10": _torchvision("cifar10", "CIFAR10", _TRAIN_AND_TEST),
     "cifar100": _torchvision("cifar100", "CIFAR100", _TRAIN_AND_TEST),
@@ -211,6 +274,13 @@ SOURCES: dict[str, Callable[[Path], _Found]] = {
     "fashion-mnist": _torchvision("fashion-mnist", "FashionMNIST", _TRAIN_AND_TEST),
     "imagenet": _imagenet,
     **{name: _generated(name) for name in GENERATED},
+}
+KINDS: dict[str, Callable[[str], Found]] = {
+    "imagefolder:": _imagefolder,
+    "csv:": lambda path: as_found(CsvFiles(path)),
+    "zip:": lambda path: as_found(ZipImages(path)),
+    "array:": lambda path: as_found(read_arrays(path)),
+    "hf:": lambda path: as_found(read_datasets(path)),
 }
 SHAPES = {
     "digits": ImageShape(1, 8, 8),

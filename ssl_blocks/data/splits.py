@@ -1,19 +1,21 @@
 """Images in memory, images in files, and data sets made of them."""
 
 import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Int, UInt8
-from numpy.typing import NDArray
+from jaxtyping import Int, UInt
 from torch import Tensor
 
+from ssl_blocks.data.arrays import Range
+from ssl_blocks.data.augment import HIGHEST
 from ssl_blocks.data.files import BoxChooser, UnreadableImageError, read_crop, read_image
+from ssl_blocks.data.items import Part, name_of
+from ssl_blocks.data.protocol import Items
 
 FILES_PER_JOB = 64
 Corrupt = Literal["error", "skip"]
@@ -32,22 +34,22 @@ class ImageSplit:
     """Images in memory, and their labels where there are any.
 
     Args:
-        images: ``[N, C, H, W]`` uint8.
+        images: ``[N, C, H, W]`` uint8, or uint16 for images of more than 8 bits.
         labels: ``[N]`` int64 class indices, -1 for an image without one; or ``None``.
         skipped: files that were left out because they could not be read.
 
     Raises:
-        TypeError: if the images are not uint8.
+        TypeError: if the images are of another type.
         ValueError: if they are not ``[N, C, H, W]``, or the labels are not one per image.
     """
 
-    images: UInt8[Tensor, "n c h w"]
+    images: UInt[Tensor, "n c h w"]
     labels: Int[Tensor, " n"] | None
     skipped: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8:
-            raise TypeError(f"images of {self.images.dtype} must be uint8, 0..255")
+        if self.images.dtype not in HIGHEST:
+            raise TypeError(f"images of {self.images.dtype} must be uint8, 0..255, or uint16, 0..65535")
         if self.images.ndim != 4:
             raise ValueError(f"images of shape {tuple(self.images.shape)} must be [N, C, H, W]")
         if self.labels is not None and self.labels.shape != self.images.shape[:1]:
@@ -61,7 +63,7 @@ class ImageSplit:
         """Shape of one image."""
         return ImageShape(*self.images.shape[1:])
 
-    def read(self, index: Int[Tensor, " k"]) -> UInt8[Tensor, "k c h w"]:
+    def read(self, index: Int[Tensor, " k"]) -> UInt[Tensor, "k c h w"]:
         """Images at these places."""
         return self.images[index]
 
@@ -75,26 +77,28 @@ class FileSplit:
     """Images in files, decoded anew whenever they are asked for.
 
     Args:
-        files: paths; kept as one array of bytes, which worker processes share.
+        source: images by index: paths, or what else a `Source` holds.
         labels: ``[N]`` int64 class indices, -1 for an image without one; or ``None``.
         size: height and width of what is read, in pixels.
         channels: of what is read.
         corrupt: ``"error"``, or ``"skip"``: the next readable file takes the place of one that is not.
+        value_range: the values that are black and white; ``None``: 8 bits.
     """
 
-    files: NDArray[Any]
+    source: Items
     labels: Int[Tensor, " n"] | None
     size: tuple[int, int]
     channels: int
     corrupt: Corrupt = "error"
+    value_range: Range | None = None
     unreadable: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         # shared, so that the main process knows what its workers met
-        object.__setattr__(self, "unreadable", _shared_flags(len(self.files)))
+        object.__setattr__(self, "unreadable", _shared_flags(len(self.source)))
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.source)
 
     @property
     def shape(self) -> ImageShape:
@@ -104,17 +108,15 @@ class FileSplit:
     @property
     def skipped(self) -> tuple[Path, ...]:
         """Files met so far that could not be read."""
-        return tuple(self.path(i) for i in self.unreadable.nonzero()[:, 0].tolist())
+        return tuple(Path(name_of(self.source, i)) for i in self.unreadable.nonzero()[:, 0].tolist())
 
-    def path(self, index: int) -> Path:
-        """File of an image."""
-        return Path(os.fsdecode(bytes(self.files[index])))
-
-    def crop(self, index: int, box_of: BoxChooser) -> UInt8[Tensor, "c h w"]:
+    def crop(self, index: int, box_of: BoxChooser) -> UInt[Tensor, "c h w"]:
         """Decode a part of an image, resized to ``size``; with ``corrupt="skip"``, of the next one that is readable."""
         for _ in range(len(self)):
             try:
-                return read_crop(self.path(index), box_of, self.size, channels=self.channels)
+                return read_crop(
+                    self.source[index], box_of, self.size, channels=self.channels, value_range=self.value_range
+                )
             except UnreadableImageError:
                 if self.corrupt == "error":
                     raise
@@ -122,7 +124,7 @@ class FileSplit:
                 index = (index + 1) % len(self)
         raise UnreadableImageError("corrupt='skip' must leave at least one image, but none can be read")
 
-    def read(self, index: Int[Tensor, " k"]) -> UInt8[Tensor, "m c h w"]:
+    def read(self, index: Int[Tensor, " k"]) -> UInt[Tensor, "m c h w"]:
         """Decode images, resized and cropped around their centres; fewer where unreadable ones are skipped."""
         return self.take(index).images
 
@@ -130,7 +132,11 @@ class FileSplit:
         """Decode images and keep their labels; unreadable ones are left out, or an error."""
         places = index.tolist()
         images, bad = decode_files(
-            [self.path(i) for i in places], size=self.size, channels=self.channels, corrupt=self.corrupt
+            Part(self.source, index),
+            size=self.size,
+            channels=self.channels,
+            corrupt=self.corrupt,
+            value_range=self.value_range,
         )
         self.unreadable[[places[i] for i in bad]] = True
         keep = torch.tensor([i for i in range(len(places)) if i not in set(bad)], dtype=torch.int64)
@@ -145,7 +151,19 @@ def _shared_flags(count: int) -> Tensor:
 
 @dataclass(frozen=True)
 class ImageData:
-    """A data set: its splits, class names, and per-channel mean and std of train on the 0..1 scale."""
+    """A data set: its splits, class names, and per-channel mean and std of train on the 0..1 scale.
+
+    Args:
+        name: of the data.
+        train: images to train on.
+        test: images to test on, if there are any.
+        class_names: by label.
+        mean: per channel.
+        std: per channel.
+        value_range: which values of the source are 0 and 1 on that scale; ``None``: those of 8 bits.
+        remarks: what was found, in words.
+        unread: files that were found, and could not be read.
+    """
 
     name: str
     train: ImageSplit | FileSplit
@@ -153,6 +171,9 @@ class ImageData:
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    value_range: Range | None = None
+    remarks: tuple[str, ...] = ()
+    unread: tuple[Path, ...] = ()
 
     @property
     def shape(self) -> ImageShape:
@@ -167,7 +188,7 @@ class ImageData:
     @property
     def skipped(self) -> tuple[Path, ...]:
         """Files met so far that could not be read, and were passed over."""
-        return self.train.skipped + (() if self.test is None else self.test.skipped)
+        return self.unread + self.train.skipped + (() if self.test is None else self.test.skipped)
 
     @classmethod
     def stand_in(cls, shape: ImageShape, *, num_train: int = 64) -> "ImageData":
@@ -194,7 +215,7 @@ class ImageData:
             num_test: most images of test; ``None`` means all.
         """
         train, test = _sample(self.train, num_train), None if self.test is None else _sample(self.test, num_test)
-        return ImageData(self.name, train, test, self.class_names, self.mean, self.std)
+        return replace(self, train=train, test=test)
 
 
 def _sample(split: ImageSplit | FileSplit, count: int | None) -> ImageSplit:
@@ -217,35 +238,41 @@ def shuffled_ranks(labels: Tensor, generator: torch.Generator) -> tuple[Tensor, 
 
 
 def decode_files(
-    files: Sequence[Path], *, size: tuple[int, int] | None, channels: int | None, corrupt: Corrupt
-) -> tuple[UInt8[Tensor, "n c h w"], list[int]]:
+    files: Items,
+    *,
+    size: tuple[int, int] | None,
+    channels: int | None,
+    corrupt: Corrupt,
+    value_range: Range | None = None,
+) -> tuple[UInt[Tensor, "n c h w"], list[int]]:
     """Decode image files in a pool of threads.
 
     Args:
-        files: at least one path.
+        files: at least one image.
         size: height and width in pixels to which images are resized and cropped; ``None`` keeps them as they are,
             and then all must have one size.
         channels: see `ssl_blocks.data.files.read_image`.
         corrupt: whether an unreadable file is an error or left out.
+        value_range: see `ssl_blocks.data.files.read_image`.
 
     Returns:
         The images that could be read, and the places of those that could not.
     """
 
-    def decode(file: Path) -> Tensor | UnreadableImageError:
+    def decode(place: int) -> Tensor | UnreadableImageError:
         try:
-            return read_image(file, channels=channels, size=size)
+            return read_image(files[place], channels=channels, size=size, value_range=value_range)
         except UnreadableImageError as error:
             return error
 
     def decode_some(begin: int) -> list[Tensor | UnreadableImageError]:
-        return [decode(file) for file in files[begin : begin + FILES_PER_JOB]]
+        return [decode(place) for place in range(begin, min(begin + FILES_PER_JOB, len(files)))]
 
-    images, first, bad, error = torch.empty(0), files[0], [], None
+    images, first, bad, error = torch.empty(0), 0, [], None
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
         found = chain.from_iterable(pool.map(decode_some, range(0, len(files), FILES_PER_JOB)))
-        for i, (file, image) in enumerate(zip(files, found, strict=True)):
+        for i, image in enumerate(found):
             if not isinstance(image, Tensor):
                 if corrupt == "error":
                     raise image
@@ -253,11 +280,12 @@ def decode_files(
                 error = image
                 continue
             if not len(images):
-                images, first = torch.empty(len(files), *image.shape, dtype=torch.uint8), file
+                images, first = torch.empty(len(files), *image.shape, dtype=image.dtype), i
             if image.shape != images.shape[1:]:
+                own, other = (f"{name_of(files, k)} is {_size(x.shape)}" for k, x in ((first, images[0]), (i, image)))
                 raise ValueError(
-                    f"image_size=None must come with images of one shape, but {first} is {_size(images.shape[1:])} and "
-                    f"{file} is {_size(image.shape)} (channels x height x width): give image_size"
+                    f"image_size=None must come with images of one shape, but {own} and {other} "
+                    "(channels x height x width): give image_size"
                 )
             images[i] = image
     finally:

@@ -41,6 +41,8 @@ def _shares(scale: tuple[float, float]) -> tuple[float, float]:
     return scale
 
 
+NONE = (None, "None", [None], ["None"])  # as command lines say it of fields that may be lists
+
 AreaShares = Annotated[tuple[float, float], AfterValidator(_shares)]
 """Smallest and largest area of a random crop, as a share of the image."""
 
@@ -48,10 +50,17 @@ AreaShares = Annotated[tuple[float, float], AfterValidator(_shares)]
 class DataConfig(StrictModel):
     """Where images come from, and how they are varied."""
 
-    name: str = Field("digits", description="data set by name, or imagefolder:PATH")
-    image_size: PositiveInt | None = Field(None, description="side in pixels; default: the images' own")
+    name: str = Field(
+        "digits", description="data set by name; imagefolder:, csv:, zip: or array:PATH; or MODULE:FUNCTION of your own"
+    )
+    image_size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = Field(
+        None, description="side in pixels, or height and width (64,96); default: the images' own"
+    )
     channels: PositiveInt | None = Field(
-        None, description="1 makes images grey; default: the data set's own, 3 for files"
+        None, description="1 makes images grey; default: the data set's own, 3 for pictures of 8 bits in files"
+    )
+    value_range: tuple[float, float] | None = Field(
+        None, description="values that are black and white; default: of 8 bits their own, of other images measured"
     )
     root: Path = Field(Path(".data"), description="folder for downloads")
     max_train: PositiveInt | None = Field(None, description="train on this many images, drawn class by class")
@@ -65,6 +74,35 @@ class DataConfig(StrictModel):
         None, description="decoding processes of each process; default: its share of cores"
     )
     corrupt: Literal["error", "skip"] = Field("error", description="what to do about an image that cannot be read")
+
+    @field_validator("image_size", mode="before")
+    @classmethod
+    def _sides(cls, given: object) -> object:
+        """One number or two; a command line gives both as a list of words."""
+        if given in NONE:
+            return None
+        sides = list(given) if isinstance(given, (list, tuple)) else [given]
+        try:
+            numbers = [int(str(side)) for side in sides]
+        except ValueError:
+            raise ValueError("must be a whole number, or two: height and width, such as 64,96") from None
+        if len(numbers) not in (1, 2):
+            raise ValueError("must be one side, or height and width, such as 64,96")
+        if min(numbers) < 1:
+            raise ValueError("must be greater than 0")
+        return numbers[0] if len(numbers) == 1 else tuple(numbers)
+
+    @field_validator("value_range", mode="before")
+    @classmethod
+    def _is_left_out(cls, given: object) -> object:
+        return None if given in NONE else given
+
+    @field_validator("value_range")
+    @classmethod
+    def _ascends(cls, given: tuple[float, float] | None) -> tuple[float, float] | None:
+        if given is not None and given[0] >= given[1]:
+            raise ValueError("must be (black, white), of which the second is larger")
+        return given
 
 
 class CroppedDataConfig(DataConfig):

@@ -10,14 +10,14 @@ from typing import Any
 from ssl_blocks.cli.arguments import list_options, pair_options, sub_models
 from ssl_blocks.cli.command import WRONG_WISH, fail, parse_config
 from ssl_blocks.cli.helptext import WIDEST, meaning_of, option_row, option_table
+from ssl_blocks.code import import_named, is_code
 from ssl_blocks.engine.errors import RunStopped
 from ssl_blocks.evaluate.config import GeneralConfig, config_class
-from ssl_blocks.evaluation.code import import_named, is_code
 from ssl_blocks.evaluation.protocol import Protocol
 from ssl_blocks.evaluation.protocols import PROTOCOLS
 from ssl_blocks.program import as_typed
 
-INHERITED = ("name", "root", "max_train", "max_test", "max_memory_gib")  # of a run's data
+INHERITED = ("name", "root", "max_train", "max_test", "max_memory_gib", "corrupt", "value_range")  # of a run's data
 NAMES = ", ".join(protocol.name for protocol in PROTOCOLS)
 
 
@@ -130,7 +130,7 @@ def configure(wish: Wish, word: str) -> Any:
         ValueError: naming every wrong field, its value and what was expected.
     """
     from ssl_blocks.evaluation.subject import run_of
-    from ssl_blocks.pretrain.resume import stored_config
+    from ssl_blocks.pretrain.resume import measured_range, stored_config
 
     overrides = {}
     for name, value in wish.options.items():
@@ -141,6 +141,7 @@ def configure(wish: Wish, word: str) -> Any:
     if run is not None:
         known = stored_config(run)
         data = {name: value for name, value in known.get("data", {}).items() if name in INHERITED}
+        data["value_range"] = data.get("value_range") or measured_range(run)
         if "data.name" in overrides:  # sizes of another data set mean nothing
             data = {name: value for name, value in data.items() if not name.startswith("max_t")}
         base = {"seed": known.get("seed", 0), "data": data}

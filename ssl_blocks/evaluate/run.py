@@ -121,13 +121,15 @@ def _load(subject: Subject, config: Any) -> ImageData:
     with section("data"):
         return load(
             settings.name,
-            image_size=size[0] if size is not None and len(set(size)) == 1 else None,
+            image_size=None if size is None else (size[0], size[1]),
             channels=len(subject.extractor.mean),
             root=settings.root,
             max_train=settings.max_train,
             max_test=settings.max_test,
             seed=config.seed,
             max_bytes=int(settings.max_memory_gib * 2**30),
+            corrupt=settings.corrupt,
+            value_range=settings.value_range,
         )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, UInt
 from torch import Tensor, nn
 
 from ssl_blocks.data.augment import to_float
@@ -73,7 +73,7 @@ class Extractor:
                 f"{type(self.encoder).__name__} is none: leave it bidirectional"
             )
 
-    def __call__(self, images: UInt8[Tensor, "n c *s"]) -> Float[Tensor, "n d"]:
+    def __call__(self, images: UInt[Tensor, "n c *s"]) -> Float[Tensor, "n d"]:
         """Features ``[N, D]``, float32 on the CPU, of images ``[N, C, H, W]`` on any device.
 
         Raises:
@@ -96,7 +96,7 @@ class Extractor:
                 self._check(images.shape[1:])  # if a single blank image does not fit either, it says so
                 raise
 
-    def of_parts(self, parts: Iterable[UInt8[Tensor, "n c *s"]]) -> Float[Tensor, "m d"]:
+    def of_parts(self, parts: Iterable[UInt[Tensor, "n c *s"]]) -> Float[Tensor, "m d"]:
         """Features of images that come in parts; none of no part."""
         return torch.cat([torch.empty(0, self.encoder.dim), *(self(part) for part in parts)])
 
@@ -131,7 +131,7 @@ class Extractor:
         mask = raster_causal_mask(self.encoder.grid, self.encoder.num_prefix, device=x.device)
         return self.encoder.features(given, mask=mask)
 
-    def _extract(self, images: UInt8[Tensor, "n c *s"]) -> Float[Tensor, "n d"]:
+    def _extract(self, images: UInt[Tensor, "n c *s"]) -> Float[Tensor, "n d"]:
         kind, rows = torch.device(self.device).type, []
         with torch.inference_mode(), torch.autocast(kind, dtype=self.dtype, enabled=self.dtype is not None):
             for batch in torch.split(images, self.batch_size):

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, UInt
 from torch import Tensor
 
 from ssl_blocks.data import FileSplit, ImageData, ImageSplit
@@ -74,7 +74,7 @@ class Labelled:
 
 def read_images(
     split: ImageSplit | FileSplit, index: Int[Tensor, " k"], *, chunk: int = CHUNK
-) -> Iterator[UInt8[Tensor, "c channels h w"]]:
+) -> Iterator[UInt[Tensor, "c channels h w"]]:
     """Images at these places, so many at a time; one that is left out is an error, for labels would be out of step."""
     for places in torch.split(index, chunk):
         images = split.read(places)

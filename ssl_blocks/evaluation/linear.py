@@ -86,7 +86,7 @@ def augmented_linear_probe(
     def crops(index: Tensor, epoch: int) -> Iterator[Tensor]:
         for number, images in enumerate(read_images(train, index, chunk=CROPS_AT_A_TIME)):
             generator = seeded_generator("cpu", seed, CROPS, epoch, int(index[0]), number)
-            yield crop(images.cpu().float(), generator=generator).round().to(torch.uint8)
+            yield crop(images.cpu().float(), generator=generator).round().to(images.dtype)
 
     probe = _Probe(settings, extractor.encoder.dim, data.num_classes, data.train_labels, extractor.device, seed)
     probe.fit(lambda index, epoch: extractor.of_parts(crops(index, epoch)), progress=progress)

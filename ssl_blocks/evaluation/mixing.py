@@ -6,13 +6,13 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, UInt
 from PIL import Image
 from timm.data import Mixup
 from timm.data.auto_augment import rand_augment_transform
 from torch import Tensor
 
-from ssl_blocks.data.augment import RandomResizedCropFlip
+from ssl_blocks.data.augment import HIGHEST, RandomResizedCropFlip
 
 MODES = {1: "L", 3: "RGB"}
 MAX_MAGNITUDE = 9.99  # at 10, which noise reaches, no bit would be left of a posterised image, and Pillow refuses that
@@ -87,10 +87,12 @@ class TrainAugment:
             },
         )
 
-    def __call__(self, images: UInt8[Tensor, "b c h w"], *, seed: int) -> UInt8[Tensor, "b c p q"]:
-        """Augment uint8 images ``[B, C, H, W]`` on the CPU, each in its own way; the seed decides all draws."""
+    def __call__(self, images: UInt[Tensor, "b c h w"], *, seed: int) -> UInt[Tensor, "b c p q"]:
+        """Augment images ``[B, C, H, W]`` on the CPU, each in its own way; the seed decides all draws."""
+        if self.transform is not None and images.dtype != torch.uint8:
+            raise ValueError("magnitude must be None for images of more than 8 bits: RandAugment knows bytes only")
         cropped = self.crop(images.float(), generator=torch.Generator().manual_seed(seed))
-        cropped = cropped.round().clamp(0, 255).to(torch.uint8)
+        cropped = cropped.round().clamp(0, HIGHEST[images.dtype]).to(images.dtype)
         if self.transform is None:
             return cropped
         with timm_draws(seed):

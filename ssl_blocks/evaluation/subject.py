@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ssl_blocks.code import ELSEWHERE, import_named, is_code
 from ssl_blocks.data import FileSplit
 from ssl_blocks.encoders import FeatureEncoder, TimmPooled, TimmRegions, TokenEncoder, load_encoder, untrained, wrap
 from ssl_blocks.encoders.timm_models import knows_size
-from ssl_blocks.evaluation.code import ELSEWHERE, import_named, is_code
 from ssl_blocks.evaluation.extract import Attention, Extractor, RawPixels
 from ssl_blocks.evaluation.labelled import Labelled, read_images
 from ssl_blocks.evaluation.protocol import RANDOM

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ssl_blocks.evaluation.code import import_named
+from ssl_blocks.code import import_named
 from ssl_blocks.parts.tokenize import Tokenizer
 
 

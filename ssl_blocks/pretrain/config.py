@@ -165,6 +165,7 @@ class RunConfig(StrictModel):
                 storage=settings.storage,
                 max_bytes=int(settings.max_memory_gib * 2**30),
                 corrupt=settings.corrupt,
+                value_range=settings.value_range,
             )
 
     def augmentation(

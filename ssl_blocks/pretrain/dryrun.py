@@ -105,7 +105,8 @@ def _shape(config: RunConfig) -> tuple[ImageShape, str]:
         raise ValueError(
             f"data.image_size=None needs the data, but {missing}: give --data.image_size for a dry run without it"
         )
-    shape = ImageShape(data.channels or 3, data.image_size, data.image_size)
+    size = data.image_size
+    shape = ImageShape(data.channels or 3, *((size, size) if isinstance(size, int) else size))
     guess = "data.image_size as configured" + ("" if data.channels else " and 3 channels")
     note = f"NOTE: the data was not found; assumed: {guess} ({missing})"
     return shape, "\n" + textwrap.fill(note, 100, initial_indent="  ", subsequent_indent="  ", break_long_words=False)
@@ -180,7 +181,7 @@ def _num_images(config: RunConfig) -> int | None:
     found = NUM_IMAGES.get(name)
     if name.startswith("imagefolder:"):
         try:
-            train, test = list_folder(Path(name.partition(":")[2]).expanduser())
+            train, test, _ = list_folder(Path(name.partition(":")[2]).expanduser())
         except (OSError, ValueError):
             return None
         if test is None and train.labels is not None:

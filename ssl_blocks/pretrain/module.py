@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import UInt
 from torch import Tensor, nn
 
 from ssl_blocks.data import ImageData, share_of_cores, to_float, train_loader
@@ -123,8 +123,8 @@ class PretrainModule(Task):
             clip_grad=settings.clip_grad,
         )
 
-    def batches(self, portion: Portion) -> Iterable[UInt8[Tensor, "b c h w"]]:
-        """Batches of uint8 images."""
+    def batches(self, portion: Portion) -> Iterable[UInt[Tensor, "b c h w"]]:
+        """Batches of images of 8 or 16 bits."""
         settings, workers, shape = self.config.optimizer, self.config.data.workers, self.data.shape
         return train_loader(
             self.data.train,
@@ -140,7 +140,7 @@ class PretrainModule(Task):
             device=portion.device,
         )
 
-    def loss(self, batch: UInt8[Tensor, "b c h w"], moment: Moment) -> CountedLoss:
+    def loss(self, batch: UInt[Tensor, "b c h w"], moment: Moment) -> CountedLoss:
         """Augment, draw, and compute the loss."""
         images, draw = self.prepare(batch, generator=moment.generator)
         out = self.compute(images, draw)

@@ -1,5 +1,6 @@
 """Going on with a run that was interrupted."""
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ FREE = {
     "note",
     "data.root",
     "data.workers",
+    "data.corrupt",
     "optimizer.accumulate",
     "trainer.precision",
     "trainer.device",
@@ -142,3 +144,10 @@ def stored_config(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{file} must hold a mapping of fields to values")
     return values
+
+
+def measured_range(run: Path) -> list[float] | None:
+    """The values that a run found to be black and white; ``None``: those of 8 bits, or it is not complete."""
+    file = run / "results.json"
+    found: list[float] | None = json.loads(file.read_text()).get("value_range") if file.is_file() else None
+    return found

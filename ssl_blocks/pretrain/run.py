@@ -118,7 +118,7 @@ class Run(Generic[C]):
         sample, scores = self._sample(images), list[Scores]()
         if is_rank_zero():
             self._open(folder, console)
-            for remark in self.module.remarks(self.machine.processes.world_size):
+            for remark in [*self.data.remarks, *self.module.remarks(self.machine.processes.world_size)]:
                 console.print(f"note: {remark}", soft_wrap=True)
             scores += self._score("raw pixels", sample, console) + self._score("random encoder", sample, console)
         knn = self._train(folder, console, sample)
@@ -142,6 +142,7 @@ class Run(Generic[C]):
             "scores": [score.as_dict() for score in scores],
             "objective": measured,
             "skipped_images": [str(path) for path in self.data.skipped],
+            "value_range": self.data.value_range,
         }
         with atomically(folder / "results.json") as temporary:
             temporary.write_text(json.dumps(results, indent=2) + "\n")

@@ -54,8 +54,6 @@ def test_palettes_and_grey_and_cmyk_become_rgb(tmp_path: Path) -> None:
     assert read_image(tmp_path / "l.png", channels=None).unique().tolist() == [77]
     Image.new("CMYK", (3, 3), (0, 255, 255, 0)).save(tmp_path / "c.tif")
     assert read_image(tmp_path / "c.tif", channels=None)[:, 0, 0].tolist() == [255, 0, 0]
-    Image.fromarray(np.full((2, 2), 0x7F12, dtype=np.uint16)).save(tmp_path / "i.png")
-    assert read_image(tmp_path / "i.png", channels=None).unique().tolist() == [0x7F]
 
 
 def test_what_is_transparent_is_white_whatever_lies_beneath(tmp_path: Path) -> None:
@@ -128,7 +126,7 @@ def test_truncated_pickled_and_odd_arrays_are_refused(tmp_path: Path) -> None:
     for name, channels, reason in (
         ("half.jpg", None, "truncated|broken|Truncated"),
         ("objects.npy", None, "Python objects"),
-        ("floats.npy", None, r"float64 \(4, 4\), expected uint8"),
+        ("floats.npy", None, "float64, not uint8: data.value_range"),
         ("seven.npy", 3, "7 channels, expected channels=3"),
     ):
         with pytest.raises(UnreadableImageError, match=reason):

@@ -137,7 +137,7 @@ class TestErrors:
     def test_unknown_name(self, name: str, nearest: str) -> None:
         with pytest.raises(
             ValueError,
-            match=f"name='{name}' must be one of digits, .*, imagefolder:PATH; did you mean '{nearest}",
+            match=f"name='{name}' must be one of digits, .*, imagefolder:PATH.*; did you mean '{nearest}",
         ):
             load(name)
 
@@ -153,7 +153,7 @@ class TestErrors:
 
 class TestImageSplit:
     def test_wrong_dtype(self) -> None:
-        with pytest.raises(TypeError, match=r"(?i)uint8"):
+        with pytest.raises(TypeError, match=r"(?i)uint"):
             ImageSplit(torch.zeros(1, 1, 2, 2), None)
 
     def test_wrong_shapes(self) -> None:

@@ -9,7 +9,15 @@ from torch import Tensor
 
 from ssl_blocks import encoders
 from ssl_blocks.data import ImageSplit
-from ssl_blocks.evaluation import Extractor, Labelled, LinearSettings, SweepScore, augmented_linear_probe, linear_probe
+from ssl_blocks.evaluation import (
+    Extractor,
+    Labelled,
+    LinearSettings,
+    RawPixels,
+    SweepScore,
+    augmented_linear_probe,
+    linear_probe,
+)
 from ssl_blocks.evaluation.linear import LinearHeads, _Probe, head_loss, lars
 from ssl_blocks.evaluation.sweep import hold_out
 from tests.reference import lars_step, normalised_columns, warm_cosine
@@ -286,3 +294,13 @@ def test_with_few_images_the_papers_rate_stays_near_the_start() -> None:
     split = (x[:300], labels[:300], x[300:], labels[300:])
     assert linear_probe(*split).accuracy > 0.85
     assert linear_probe(*split, settings=PAPER).accuracy < 0.7
+
+
+def test_augmented_probe_keeps_the_levels_of_deep_images() -> None:
+    labels = torch.arange(40) % 2
+    images = (30000 + 200 * labels)[:, None, None, None].expand(40, 1, 8, 8).contiguous().to(torch.uint16)
+    split = ImageSplit(images, labels)
+    extractor = Extractor(RawPixels(channels=1, size=(8, 8)), (30100 / 65535,), (0.002,))
+    settings = LinearSettings(lrs=(0.1, 10.0), batch_size=20, epochs=20, warmup_epochs=1)
+    score = augmented_linear_probe(extractor, Labelled(split, split), settings=settings)
+    assert score.accuracy == 1  # in bytes the two classes are one

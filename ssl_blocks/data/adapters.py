@@ -1,0 +1,315 @@
+"""Data of other kinds as a `Source`: data sets of torch, arrays, tables of files, archives."""
+
+import csv
+import os
+import threading
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ssl_blocks.data.files import SUFFIXES, Encoded, Raw
+from ssl_blocks.data.items import Paths
+from ssl_blocks.data.protocol import Source
+from ssl_blocks.data.reading import Found, Listed
+
+_ONE_AT_A_TIME = threading.Lock()  # data sets need not bear threads; processes have a lock each
+
+
+class DatasetImages:
+    """A map-style data set of torch: its items are images, tuples that begin with one, or mappings.
+
+    Args:
+        dataset: with ``__len__`` and ``__getitem__``. An image is a PIL image, a path, an array ``[H, W]`` or
+            ``[H, W, C]``, or a tensor ``[C, H, W]``.
+        image: place or key of the image in an item.
+        label: place or key of the label; ``None`` leaves labels out.
+        labels: ``[N]``; ``None`` takes the data set's ``targets`` or ``labels``, and else reads every item once.
+        class_names: by label; ``None`` takes the data set's ``classes``, if it has them.
+
+    Examples:
+        >>> pairs = [(np.zeros((8, 8), np.uint8), 0), (np.ones((8, 8), np.uint8), 1)]
+        >>> DatasetImages(pairs).labels
+        tensor([0, 1])
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        *,
+        image: int | str | None = None,
+        label: int | str | None = "auto",
+        labels: Any = None,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        if not len(dataset):
+            raise ValueError("dataset must hold at least one image, but is empty")
+        self.dataset, first = dataset, dataset[0]
+        self.image = _place(first, ("image", "img", "pixel_values"), 0) if image is None else image
+        if label == "auto":
+            label = _place(first, ("label", "labels", "target"), 1)
+        if labels is None and label is not None:
+            labels = next((getattr(dataset, n) for n in ("targets", "labels") if hasattr(dataset, n)), None)
+            if hasattr(dataset, "column_names"):  # of Hugging Face
+                labels = list(dataset[label])
+                class_names = getattr(dataset.features[label], "names", None) if class_names is None else class_names
+            if labels is None or len(labels) != len(dataset):
+                labels = [dataset[i][label] for i in range(len(dataset))]
+        self.labels = None if labels is None else _as_labels(labels, len(dataset))
+        names = getattr(dataset, "classes", ()) if class_names is None else class_names
+        self.class_names = _class_names(self.labels, names)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Raw:
+        """An image."""
+        with _ONE_AT_A_TIME:
+            item = self.dataset[index]
+        image: Raw = item if self.image is None else item[self.image]
+        return Path(image) if isinstance(image, str) else image
+
+
+def _place(item: Any, keys: Sequence[str], position: int) -> int | str | None:
+    if isinstance(item, Mapping):
+        found = next((key for key in keys if key in item), None)
+        if found is None and position == 0:
+            raise ValueError(f"image must name one of the data set's fields {sorted(map(str, item))}")
+        return found
+    if isinstance(item, (tuple, list)):
+        return position if position < len(item) else None
+    return None
+
+
+class ArrayImages:
+    """Images in memory: an array ``[N, H, W]`` or ``[N, H, W, C]``, or a tensor ``[N, C, H, W]`` or ``[N, H, W]``.
+
+    Args:
+        images: of any real type, all of one size.
+        labels: ``[N]`` class indices, -1 for an image without one.
+        class_names: by label.
+
+    Raises:
+        ValueError: if the images are not so shaped, or labels are not one per image.
+    """
+
+    def __init__(
+        self, images: NDArray[Any] | Tensor, labels: Any = None, class_names: Sequence[str] | None = None
+    ) -> None:
+        if isinstance(images, Tensor):
+            images = images.detach().cpu()
+        if images.ndim not in (3, 4) or 0 in images.shape:
+            kinds = "a tensor [N, C, H, W] or an array [N, H, W, C]"
+            raise ValueError(f"images of shape {tuple(images.shape)} must be {kinds}, or [N, H, W]")
+        self.images = images
+        self.labels = None if labels is None else _as_labels(labels, len(images))
+        self.class_names = _class_names(self.labels, class_names or ())
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Raw:
+        """An image."""
+        return self.images[index]
+
+
+class CsvFiles:
+    """A table of files: a column ``file``, ``path``, ``image`` or ``filename``, and with labels ``label`` or ``class``.
+
+    Labels are sorted names, or whole numbers as they are; an empty one is an image without a label. Paths are relative
+    to the table.
+
+    Args:
+        path: of the table, comma-separated with a header.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the table has no such column, or no rows.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        path = Path(path).expanduser()
+        if not path.is_file():
+            raise FileNotFoundError(f"csv:{path} must name a file")
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            rows = list(csv.DictReader(stream))
+        columns = list(rows[0]) if rows else []
+        file = next((name for name in ("file", "path", "image", "filename") if name in columns), None)
+        if file is None:
+            raise ValueError(f"csv:{path} must have rows and a column file, path, image or filename, not {columns}")
+        label = next((name for name in ("label", "class") if name in columns), None)
+        self.paths = Paths([path.parent / row[file] for row in rows])
+        self.labels: Int[Tensor, " n"] | None = None
+        self.class_names: tuple[str, ...] = ()
+        if label is not None:
+            self.labels, self.class_names = _by_name([row[label] or "" for row in rows])
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Raw:
+        """An image."""
+        return self.paths[index]
+
+
+class ZipImages:
+    """Images in a zip archive, read where they lie; folders are classes, as in ``imagefolder:``.
+
+    One folder around all others is passed through. Of several levels the first counts; images in no folder, of all or
+    some, have no label.
+
+    Args:
+        path: of the archive.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no zip archive, or holds no images.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser()
+        if not self.path.is_file():
+            raise FileNotFoundError(f"zip:{self.path} must name a file")
+        if not zipfile.is_zipfile(self.path):
+            raise ValueError(f"zip:{self.path} must be a zip archive")
+        with zipfile.ZipFile(self.path) as archive:
+            names = [name for name in archive.namelist() if name.lower().endswith(SUFFIXES) and not _is_hidden(name)]
+        self.members = np.array(sorted(names))
+        if not names:
+            raise ValueError(f"zip:{self.path} must hold images ({', '.join(SUFFIXES)})")
+        parts = [str(name).split("/") for name in self.members]
+        while len({part[0] for part in parts}) == 1 and all(len(part) > 2 for part in parts):
+            parts = [part[1:] for part in parts]
+        labels, self.class_names = _by_name([part[0] if len(part) > 1 else "" for part in parts])
+        self.labels = labels if self.class_names else None
+        self._open: tuple[int, zipfile.ZipFile] | None = None
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __getitem__(self, index: int) -> Raw:
+        """An image."""
+        if self._open is None or self._open[0] != os.getpid():  # a file that processes share has one position
+            self._open = os.getpid(), zipfile.ZipFile(self.path)
+        name = str(self.members[index])
+        return Encoded(f"{self.path}/{name}", self._open[1].read(name))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": None}
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith((".", "__MACOSX", "@eaDir")) for part in name.split("/"))
+
+
+def read_datasets(path: str | Path) -> tuple[DatasetImages, DatasetImages] | DatasetImages:
+    """A data set of Hugging Face that lies on disk: with splits ``train`` and ``test`` (or ``validation``), or one."""
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        raise FileNotFoundError(f"hf:{path} must name a folder that save_to_disk wrote")
+    try:
+        import datasets
+    except ImportError as error:
+        raise ValueError(f"hf:{path} needs the package datasets: install ssl_blocks[datasets]") from error
+    held = datasets.load_from_disk(str(path))
+    if not isinstance(held, datasets.DatasetDict):
+        return DatasetImages(held)
+    if "train" not in held:
+        raise ValueError(f"hf:{path} must have a split 'train', but has {sorted(held)}")
+    test = next((held[name] for name in ("test", "validation") if name in held), None)
+    train = DatasetImages(held["train"])
+    return train if test is None else (train, DatasetImages(test))
+
+
+def read_arrays(path: str | Path) -> ArrayImages:
+    """Images of a ``.npy`` file, or ``images`` and ``labels`` of a ``.npz``."""
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"array:{path} must name a file")
+    if path.suffix != ".npz":
+        return ArrayImages(np.load(path, mmap_mode="r", allow_pickle=False))
+    held = np.load(path, allow_pickle=False)
+    if "images" not in held:
+        raise ValueError(f"array:{path} must hold 'images' and may hold 'labels', but has {sorted(held)}")
+    return ArrayImages(held["images"], held.get("labels"))
+
+
+def as_found(data: Any) -> Found:
+    """What `ssl_blocks.data.load` takes in place of a name, as parts to train and to test on.
+
+    Raises:
+        TypeError: if it is no data.
+    """
+    if isinstance(data, Found):
+        return data
+    train, test = data if isinstance(data, tuple) and len(data) == 2 else (data, None)
+    source, held_out = _as_source(train), None if test is None else _as_source(test)
+    count = len(source) + (0 if held_out is None else len(held_out))
+    return Found(
+        _listed(source),
+        None if held_out is None else _listed(held_out),
+        source.class_names,
+        (found_remark(count, source.class_names),),
+    )
+
+
+def found_remark(count: int, class_names: Sequence[str]) -> str:
+    """What was found, in words."""
+    classes = f" in {len(class_names):,} class{'es' * (len(class_names) > 1)}" if class_names else ""
+    return f"found {count:,} images{classes}"
+
+
+def _as_source(data: Any) -> Source:
+    if isinstance(data, Source) and not isinstance(data[0], (tuple, Mapping)):
+        return data
+    if isinstance(data, (np.ndarray, Tensor)):
+        return ArrayImages(data)
+    if hasattr(data, "__len__") and hasattr(data, "__getitem__") and not isinstance(data, (str, bytes, Mapping)):
+        return DatasetImages(data)
+    raise TypeError(
+        f"data of type {type(data).__name__} must be a Source, a map-style data set, an array or tensor of images, or "
+        "two of these to train and to test on"
+    )
+
+
+def _listed(source: Source) -> Listed:
+    if isinstance(source, ArrayImages) and source.images.dtype in (torch.uint8, np.uint8):
+        images = torch.from_numpy(np.array(source.images)) if isinstance(source.images, np.ndarray) else source.images
+        if images.ndim == 3:
+            images = images[:, None]
+        elif isinstance(source.images, np.ndarray):
+            images = images.permute(0, 3, 1, 2)
+        return Listed(images, source.labels)
+    return Listed(source, source.labels)
+
+
+def _as_labels(labels: Any, count: int) -> Int[Tensor, " n"]:
+    found = torch.as_tensor(labels if isinstance(labels, Tensor) else np.asarray(labels))
+    if found.shape != (count,) or found.is_floating_point() or found.is_complex():
+        raise ValueError(f"labels of {found.dtype} {tuple(found.shape)} must be one whole number for each of {count}")
+    return found.long()
+
+
+def _class_names(labels: Tensor | None, names: Sequence[str]) -> tuple[str, ...]:
+    if labels is None:
+        return ()
+    count = int(labels.max()) + 1
+    if names and len(names) < count:
+        raise ValueError(f"class_names must be one for each of {count} classes, got {len(names)}")
+    return tuple(map(str, names)) if names else tuple(map(str, range(count)))
+
+
+def _by_name(names: Sequence[str]) -> tuple[Int[Tensor, " n"], tuple[str, ...]]:
+    """Class index of every name, -1 for an empty one, and the classes: whole numbers count as themselves."""
+    known = sorted({name for name in names if name})
+    if known and all(name.isdecimal() for name in known):
+        labels = torch.tensor([int(name) if name else -1 for name in names])
+        return labels, tuple(map(str, range(int(labels.max()) + 1)))
+    places = {name: place for place, name in enumerate(known)} | {"": -1}
+    return torch.tensor([places[name] for name in names]), tuple(known)

@@ -1,0 +1,72 @@
+"""Images by index: paths that worker processes share, and parts of other sources."""
+
+import os
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssl_blocks.data.files import Encoded, Raw
+from ssl_blocks.data.protocol import Items
+
+
+class Paths:
+    """Files, kept as one array of bytes: a list of millions would be copied in every worker, count by count."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files = np.array([os.fsencode(path) for path in files])
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Path:
+        """The file of an image."""
+        return Path(os.fsdecode(bytes(self.files[index])))
+
+
+class Part:
+    """Images at some places of others."""
+
+    def __init__(self, items: Items, index: Tensor) -> None:
+        self.items: Items = items
+        self.index = index
+        if isinstance(items, Part):  # where images lie is looked up once
+            self.items, self.index = items.items, items.index[index]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, index: int) -> Raw:
+        """An image."""
+        return self.items[int(self.index[index])]
+
+
+class Joined:
+    """Images of several splits, one after the other."""
+
+    def __init__(self, parts: Sequence[Items]) -> None:
+        self.parts, self.ends = parts, list(accumulate(len(part) for part in parts))
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def __getitem__(self, index: int) -> Raw:
+        """An image."""
+        part = bisect_right(self.ends, index)
+        return self.parts[part][index - (self.ends[part - 1] if part else 0)]
+
+
+def name_of(items: Items, index: int) -> str:
+    """What an image is called in messages."""
+    raw = items[index]
+    return str(raw) if isinstance(raw, (Path, Encoded)) else f"image {index}"
+
+
+def every(count: int, most: int) -> list[int]:
+    """At most so many places, evenly chosen."""
+    places: list[int] = torch.linspace(0, count - 1, min(most, count), dtype=torch.float64).long().tolist()
+    return places
