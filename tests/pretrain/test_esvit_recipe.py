@@ -119,7 +119,6 @@ def test_an_interrupted_run_ends_in_the_same_bits(tmp_path: Path) -> None:
     for name in ("center.value", "region_center.value", "teacher.copy.encoder.module.norm.weight"):
         assert stored[f"model.{name}"].any()
     assert run.module.objective.teacher.rate == 0.0
-    assert final(ended)["optimizer_states"][0]["param_groups"][0]["weight_decay"] == pytest.approx(0.4, abs=0.02)
 
 
 @pytest.mark.process
