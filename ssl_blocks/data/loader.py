@@ -107,12 +107,13 @@ class _Picks(Dataset[Tensor]):
     """Whole batches out of memory, picked by an order that is copied to its device once an epoch."""
 
     def __init__(self, images: Tensor, order: Callable[[int], Tensor]) -> None:
-        self.images = images
+        self.images = images.view(torch.int16) if images.dtype == torch.uint16 else images  # which CUDA cannot index
+        self.dtype = images.dtype
         self.order = lru_cache(maxsize=1)(lambda epoch: order(epoch).to(images.device))
 
     def __getitem__(self, places: list[Place]) -> Tensor:
         # a process's slots of a batch lie side by side
-        return self.images[self.order(places[0].epoch)[places[0].slot : places[-1].slot + 1]]
+        return self.images[self.order(places[0].epoch)[places[0].slot : places[-1].slot + 1]].view(self.dtype)
 
 
 class _Crops(Dataset[Any]):
