@@ -84,9 +84,10 @@ def plain(content):
 
 @pytest.mark.usefixtures("beside", "slowly", "numbers_come_late")
 def test_a_run_on_a_gpu_leaves_what_one_on_a_cpu_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fit.train(Line(), Machine(), folder=tmp_path / "late")
+    losses = fit.train(Line(), Machine(), folder=tmp_path / "late")
+    without_folder = fit.train(Line(), Machine())
     monkeypatch.undo()
-    fit.train(Line(), Machine(), folder=tmp_path / "plain")
+    assert losses == without_folder == fit.train(Line(), Machine(), folder=tmp_path / "plain")
     late, at_once = tmp_path / "late", tmp_path / "plain"
     assert names(late) == names(at_once) == ["step-00000009.ckpt", LAST]
     assert (late / "metrics.csv").read_bytes() == (at_once / "metrics.csv").read_bytes()
