@@ -54,8 +54,9 @@ class RecipeSteps:
         trainer = config.trainer.model_copy(update={"compile": compiled})
         config = config.model_copy(update={"trainer": trainer})
         known = next((side for name, side in SMALL.items() if name in config.data.name), 224)
-        side = config.data.image_size or known
-        data = ImageData.stand_in(ImageShape(3, side, side), num_train=self.batch * self.steps)
+        size = config.data.image_size or known
+        sides = (size, size) if isinstance(size, int) else size
+        data = ImageData.stand_in(ImageShape(3, *sides), num_train=self.batch * self.steps)
         return PretrainModule(build(config, self.recipe.assemble, data), data, config)
 
     def run(self, machine: Machine, *callbacks: pl.Callback, compiled: bool = False) -> "Trained":

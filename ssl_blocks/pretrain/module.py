@@ -146,7 +146,7 @@ class PretrainModule(Task):
         out = self.compute(images, draw)
         return CountedLoss(out.loss, torch.as_tensor(out.divisor, device=out.loss.device), out.metrics)
 
-    def _prepare(self, batch: UInt8[Tensor, "b c h w"], *, generator: torch.Generator | None = None) -> tuple[Any, Any]:
+    def _prepare(self, batch: UInt[Tensor, "b c h w"], *, generator: torch.Generator | None = None) -> tuple[Any, Any]:
         """What the objective sees of a batch, and its choices."""
         plain = to_float(batch, self.data.mean, self.data.std)
         augment = self.augment.finish if self.data.is_streamed else self.augment
