@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import UInt
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -152,7 +152,7 @@ def train_loader(
     workers: int | None = None,
     device: torch.device | str = "cpu",
     **run: Any,
-) -> DataLoader[UInt8[Tensor, "b c h w"]]:
+) -> DataLoader[UInt[Tensor, "b c h w"]]:
     """Load the batches of a run from a step on.
 
     Images in memory are moved to ``device`` once and come as they are: augment them there, in batches. Images in
@@ -170,7 +170,7 @@ def train_loader(
             ``world_size``.
 
     Returns:
-        A loader of ``[b, C, H, W]`` uint8 whose length counts the whole run.
+        A loader of ``[b, C, H, W]`` uint8 (or uint16, see `ImageSplit`) whose length counts the whole run.
 
     Raises:
         ValueError: see `RunSampler`.

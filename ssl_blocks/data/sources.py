@@ -90,6 +90,8 @@ def load(
     check_range(value_range)
     found = _find(name, Path(root))
     train, test = found.train, found.test
+    if value_range is not None and isinstance(train.items, Tensor):
+        raise ValueError(f"value_range={value_range} must be None for images of 8 bits in memory")
     generator = torch.Generator().manual_seed(seed)
     if test is None and train.labels is not None and len(train.items) > 1:
         num_test = max(1, round(HELD_OUT_SHARE * len(train.items)))

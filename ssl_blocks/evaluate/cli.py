@@ -142,8 +142,8 @@ def configure(wish: Wish, word: str) -> Any:
         known = stored_config(run)
         data = {name: value for name, value in known.get("data", {}).items() if name in INHERITED}
         data["value_range"] = data.get("value_range") or measured_range(run)
-        if "data.name" in overrides:  # sizes of another data set mean nothing
-            data = {name: value for name, value in data.items() if not name.startswith("max_t")}
+        if "data.name" in overrides:  # sizes and scales of another data set mean nothing
+            data = {name: value for name, value in data.items() if not name.startswith(("max_t", "value_range"))}
         base = {"seed": known.get("seed", 0), "data": data}
     return parse_config(wish.config_class, overrides, base=base, source=f"run {run}")
 

@@ -158,6 +158,8 @@ class TestLoading:
     def test_the_range_may_be_given(self, tmp_path: Path) -> None:
         data = load(self.folder(tmp_path, "int32", -1000, 3000), value_range=(-1000.0, 7000.0))
         assert data.train.images.float().amax() == 32768
+        with pytest.raises(ValueError, match="must be None for images of 8 bits in memory"):
+            load("digits", value_range=(0.0, 16.0))
         with pytest.raises(ValueError, match=r"value_range=\(5.0, 5.0\) must be \(lowest, highest\)"):
             load("digits", value_range=(5.0, 5.0))
 

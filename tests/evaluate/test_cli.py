@@ -225,6 +225,10 @@ def test_a_run_tells_its_data_and_seed(run: Path) -> None:
     assert (other.data.name, other.data.max_train, other.seed) == ("cifar10", None, 3)
     wish = wished("knn")
     assert configure(wish, "vit_tiny_patch16_224").model_dump() == wish.config_class().model_dump()
+    (run / "results.json").write_text('{"value_range": [0, 4095]}')  # as the run measured it
+    assert configure(wished("knn"), str(run)).data.value_range == (0, 4095)
+    assert configure(wished("knn", "--data.value_range=0,9"), str(run)).data.value_range == (0, 9)
+    assert configure(wished("knn", "--data.name=cifar10"), str(run)).data.value_range is None
 
 
 def test_help_names_every_option_and_protocol() -> None:
