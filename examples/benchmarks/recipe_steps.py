@@ -83,6 +83,11 @@ class Trained:
         """Whether all weights are the same bits."""
         return all(torch.equal(value, other.state[name]) for name, value in self.state.items())
 
+    def distance(self, other: "Trained") -> float:
+        """Of the weights, as a share of their norm."""
+        ours, theirs = (torch.cat([x.flatten().double() for x in run.state.values()]) for run in (self, other))
+        return float((ours - theirs).norm() / ours.norm())
+
 
 class _Clock(pl.Callback):
     """Times the second half of the steps together."""

@@ -117,7 +117,8 @@ def option_table(title: str, rows: Any, width: int, *, indent: int = INDENT) -> 
     lines = [title]
     for left, text in rows:
         if len(left) + 4 > indent:
-            lines.append(f"  {left}")
+            wrap = textwrap.TextWrapper(width, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
+            lines += wrap.wrap(left if len(left) + 2 <= width else left.replace(",", ", "))  # lines end behind commas
             left = ""
         body = textwrap.wrap(text, max(20, width - indent)) or [""]
         lines.append((f"  {left}".ljust(indent) + body[0]).rstrip())

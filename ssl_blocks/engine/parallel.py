@@ -39,6 +39,9 @@ class Machine:
         pure: whether weights of linear maps are of 16 bits, see `MasterAdamW`.
         tf32: whether products of float32 matrices may be rounded to TF32 on a GPU.
         graph: whether steps are captured as a CUDA graph: ``auto`` where it can be.
+
+    Raises:
+        ValueError: if ``pure`` is asked for without ``autocast_dtype=torch.bfloat16``.
     """
 
     device: torch.device | str = "cpu"
@@ -48,6 +51,10 @@ class Machine:
     pure: bool = False
     tf32: bool = False
     graph: Literal["auto", "on", "off"] = "off"
+
+    def __post_init__(self) -> None:
+        if self.pure and self.autocast_dtype != torch.bfloat16:
+            raise ValueError(f"pure=True needs autocast_dtype=torch.bfloat16, got {self.autocast_dtype}")
 
 
 def started_processes() -> Processes:

@@ -120,7 +120,7 @@ def test_gradients_are_clipped_to_the_norm() -> None:
     assert norms == pytest.approx([clipped] * 8, rel=1e-4)
 
 
-@pytest.mark.parametrize("machine", [Machine(), Machine(pure=True), Machine(graph="on")])
+@pytest.mark.parametrize("machine", [Machine(), Machine(autocast_dtype=torch.bfloat16, pure=True), Machine(graph="on")])
 def test_weight_decay_follows_half_a_cosine_in_the_group_that_decays(machine: Machine) -> None:
     found = []
 
@@ -160,6 +160,11 @@ def test_masters_keep_what_sixteen_bits_would_lose() -> None:
     optimizer.give_back()
     assert layer.weight.dtype == torch.float32
     torch.testing.assert_close(layer.weight.detach(), expected)
+
+
+def test_pure_weights_need_their_precision() -> None:
+    with pytest.raises(ValueError, match=r"pure=True needs autocast_dtype=torch\.bfloat16, got None"):
+        Machine(pure=True)
 
 
 def test_pure_weights_are_of_16_bits_in_training_and_whole_before_and_after(tmp_path) -> None:

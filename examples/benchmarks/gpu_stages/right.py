@@ -12,10 +12,13 @@ import ssl_blocks as sb
 from examples.benchmarks.gpu_stages.items import Stage
 from examples.benchmarks.gpu_stages.kernels import attention
 from examples.benchmarks.gpu_stages.objectives import KINDS, Pass, distance, images_for, moved, run_pass
+from examples.benchmarks.recipe_steps import RecipeSteps
+from ssl_blocks.engine import Machine
 from ssl_blocks.testing import assert_no_leak
 
 AMID = sb.Progress(step=50, epoch=5, num_steps=100, steps_per_epoch=10)
 PREDICTING = ("squares", "blobs", "mae", "saim", "two streams, blobs", "simmim", "class token, first")
+PRESETS = ("randsac_cifar10", "mae_cifar10", "saim_cifar10", "apl_cifar10", "esvit_cifar_small")
 KERNELS = ("CUDNN_ATTENTION", "EFFICIENT_ATTENTION", "MATH")
 
 
@@ -37,6 +40,8 @@ def run(stage: Stage) -> None:
             what = f"{name}, {kernel.lower()}"
             stage.run(f"bf16 near fp32: {what}", partial(checks.near, name, kernel), needs=2, most=15)
             stage.run(f"no leak, bf16: {what}", partial(checks.sealed_in_bf16, name, kernel), needs=2, most=15)
+    for preset in PRESETS[:1] if stage.tiny else PRESETS:
+        stage.run(f"steps of one graph = steps: {preset}", partial(replayed, preset, stage), needs=6, most=40)
     for name in ("apl, timm",) if stage.tiny else ("squares", "blobs", "mae", "esvit"):
         stage.run(f"compiled = eager, fp32: {name}", partial(checks.compiled, name), needs=12, most=60)
 
@@ -101,6 +106,21 @@ class Checks:
         forward = torch.compile(objective, fullgraph=True, dynamic=False, backend="eager" if self.tiny else "inductor")
         far = distance(run_pass(objective, images, draw, forward=forward), eager)
         return {"ok": far["loss"] < 1e-4 and far["grad"] < 1e-3, **far, "seconds": time.perf_counter() - start}
+
+
+def replayed(preset: str, stage: Stage) -> dict[str, Any]:
+    """Ten steps of a preset leave the same weights, where all but the first are replays of one CUDA graph, too."""
+    dtype = None if stage.tiny else torch.bfloat16
+    steps = RecipeSteps(preset, batch=4 if stage.tiny else 32)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)  # sums of scattered gradients may come in any order
+    try:
+        plain, again, graph = (steps.run(Machine(stage.device, dtype, graph=way)) for way in ("off", "off", "on"))
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+    far, noise = plain.distance(graph), plain.distance(again)
+    same, told = plain.equals(graph), graph.notes
+    return {"ok": (same or far <= 10 * noise) and not told, "same": same, "far": far, "noise": noise, "told": told}
 
 
 def leak(objective: sb.Objective, images: Tensor, draw: sb.Serialization) -> dict[str, Any]:

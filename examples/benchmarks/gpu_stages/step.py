@@ -13,6 +13,8 @@ from examples.benchmarks.gpu_stages.kernels import list_kernels
 from examples.benchmarks.gpu_stages.training import Subject, Training
 from examples.benchmarks.measure import matmul_rate, milliseconds, synchronize
 from examples.benchmarks.models import MAESize, RandSACSize, check_equal, pseudocode, randsac
+from examples.benchmarks.recipe_steps import RecipeSteps
+from ssl_blocks.engine import Machine
 
 TINY = RandSACSize(dim=48, depth=2, decoder_depth=1)
 VIT_T = RandSACSize()
@@ -61,6 +63,7 @@ def run(stage: Stage) -> None:
     rate = matmul_rate(device, dtype, side=8192 if stage.cuda else 128)
     stage.note("rate", tflops=rate / 1e12)
     region_loss(stage)
+    engine(stage)
     listing = stage.settings.out / "kernels.txt"
     listing.write_text("")
     for entry in plan(tiny=stage.tiny):
@@ -77,6 +80,26 @@ def run(stage: Stage) -> None:
         built.clear()
         if stage.cuda:
             torch.cuda.empty_cache()
+
+
+def engine(stage: Stage) -> None:
+    """Steps of the recipe as a run does them, from bytes to new weights, in the ways that its options give."""
+    dtype, batch = (None, 4) if stage.tiny else (torch.bfloat16, 512)
+    steps = RecipeSteps("randsac_cifar10", batch, steps=6 if stage.tiny else 40)
+    plain = Machine(stage.device, dtype)
+    ways: dict[str, tuple[Machine, bool]] = {
+        "eager": (plain, False),
+        "graph": (replace(plain, graph="on"), False),
+        "graph, compiled": (replace(plain, graph="on"), not stage.tiny),
+        "graph, compiled, bf16-pure": (Machine(stage.device, torch.bfloat16, pure=True, graph="on"), not stage.tiny),
+    }
+    for way, (machine, compiled) in ways.items():
+
+        def run(machine: Machine = machine, compiled: bool = compiled) -> dict[str, Any]:
+            done = steps.run(machine, compiled=compiled)
+            return {"ms": done.ms, "images_per_s": batch / done.ms * 1e3, "loss": done.loss, "told": done.notes}
+
+        stage.run(f"randsac_cifar10 by the engine, batch {batch}: {way}", run, needs=60 if compiled else 5, most=150)
 
 
 def twins(size: RandSACSize, device: torch.device) -> dict[str, Any]:
