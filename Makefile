@@ -44,6 +44,8 @@ bench: .venv/installed-dev  ## time a training step, its attention and augmentat
 	$(BIN)/python -m examples.benchmarks.masked
 	$(BIN)/python -m examples.benchmarks.regions
 	$(BIN)/python -m examples.benchmarks.attention
+	$(BIN)/python -m examples.benchmarks.scaling
+	$(BIN)/python -m examples.benchmarks.counts
 	$(BIN)/python -m examples.benchmarks.data
 
 clean:

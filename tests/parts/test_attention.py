@@ -8,7 +8,7 @@ from torch import nn
 
 import ssl_blocks.parts.attention
 from ssl_blocks.parts import explicit_attention
-from ssl_blocks.parts.attention import run_block, split_empty_rows, wants_seam
+from ssl_blocks.parts.attention import additive, run_block, split_empty_rows, wants_seam
 from tests.reference import attend
 
 
@@ -258,3 +258,17 @@ def test_arguments_and_gradients_pass_through_the_seam(generator):
     out.sum().backward()
     assert x.grad.isfinite().all()
     assert x.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_mask_to_be_added_is_what_a_kernel_makes_of_bools(autocast: bool) -> None:
+    query, key, value = torch.randn(3, 2, 2, 5, 8, generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(1, 1, 5, 5, dtype=torch.bool).tril()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        bias = additive(mask, torch.zeros(1, 5, 8))
+        found, wanted, blind = (
+            torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=m) for m in (bias, mask, None)
+        )
+    assert bias.dtype == found.dtype == (torch.bfloat16 if autocast else torch.float32)
+    assert torch.equal(found, wanted)
+    assert not torch.equal(found, blind)  # positive control
