@@ -265,8 +265,7 @@ class Loop(pl.LightningModule):
         plan, groups = self.task.plan, self.task.groups()
         if plan.weight_decay_end is not None:
             groups[0]["weight_decay"] = 0.0  # a kernel of the optimizer would take a number that never changes
-        settings: dict[str, Any] = {"lr": plan.lr, "betas": plan.betas, "fused": self.fused}
-        settings["capturable"] = self.on_gpu and self.machine.graph != "off"
+        settings: dict[str, Any] = {"lr": plan.lr, "betas": plan.betas, **self._kernels()}
         optimizer = (
             MasterAdamW(groups, rounded_weights(self.model), **settings)
             if self.machine.pure
@@ -287,7 +286,17 @@ class Loop(pl.LightningModule):
     @property
     def fused(self) -> bool:
         """Whether AdamW is one kernel, and reads its rates from tensors."""
-        return all(parameter.is_cuda for parameter in self.model.parameters())
+        return torch.device(self.machine.device).type == "cuda"
+
+    def _kernels(self) -> dict[str, bool]:
+        """How AdamW computes, on this machine."""
+        return {"fused": self.fused, "capturable": self.fused and self.machine.graph != "off"}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Compute as this machine does, whatever wrote the checkpoint: groups of an optimizer say how it computed."""
+        for state in checkpoint["optimizer_states"]:
+            for group in state["param_groups"]:
+                group.update(self._kernels())
 
     def _set_rates(self) -> None:
         """Follow the schedules: numbers on CPU, and on a GPU places that are filled without waiting for it."""

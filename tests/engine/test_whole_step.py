@@ -162,6 +162,22 @@ def test_masters_keep_what_sixteen_bits_would_lose() -> None:
     torch.testing.assert_close(layer.weight.detach(), expected)
 
 
+def test_a_run_goes_on_as_another_machine_computes(tmp_path) -> None:
+    first = Drawing(epochs=2, **SCHEDULES)
+    first.plan = Plan(**{**vars(first.plan), "epochs": 1})
+    train(first, Machine(), folder=tmp_path)
+    (path,) = list_checkpoints(tmp_path)
+    second, told = Drawing(**SCHEDULES), []
+    second.before_step = lambda progress: setattr(second, "momentum", 0.5)  # so that one graph will do
+    loop = TapeLoop(second, Machine(graph="on"), folder=tmp_path, tell=told.append)
+    loop.continue_from(read_checkpoint(path), path)
+    seen = []
+    second.after_step = lambda: seen.append([group["fused"] for group in loop.trainer.optimizers[0].param_groups])
+    fit(loop, checkpoint=path)
+    assert set(map(tuple, seen)) == {(True, True)}
+    assert (loop.tapes, told) == (1, [])
+
+
 def test_pure_weights_need_their_precision() -> None:
     with pytest.raises(ValueError, match=r"pure=True needs autocast_dtype=torch\.bfloat16, got None"):
         Machine(pure=True)
