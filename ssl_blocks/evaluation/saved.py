@@ -130,7 +130,10 @@ def _save(
         if not name.startswith(body)
     }
     with atomically(folder / HEAD) as temporary:
+        temporary.touch()  # by which the file gets the permissions that others have
+        mode = temporary.stat().st_mode
         save_file(state, temporary)
+        temporary.chmod(mode)
     with atomically(folder / NOTES) as temporary:
         temporary.write_text(json.dumps(notes | {"mean": list(mean), "std": list(std)}, indent=2) + "\n")
     return folder
