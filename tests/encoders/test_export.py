@@ -136,6 +136,40 @@ def test_files_have_the_permissions_that_others_have(tmp_path: Path, umask: int,
         folder = save(small(), tmp_path / "encoder")
     finally:
         os.umask(before)
-    assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {
-        name: mode for name in ("README.md", "config.json", "model.safetensors")
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+    assert modes == dict.fromkeys(("README.md", "config.json", "model.safetensors"), mode)
+
+
+@pytest.mark.parametrize("make", ["from scratch", "the user's own", "regions"])
+def test_no_weights_are_claimed_that_are_not_there(tmp_path: Path, make: str) -> None:
+    vit = timm.create_model("vit_tiny_patch16_224", num_classes=0, fc_norm=False, img_size=(16, 24), patch_size=(4, 8))
+    kinds = {
+        "from scratch": small,
+        "the user's own": lambda: encoders.TimmViT(vit),
+        "regions": lambda: encoders.TimmRegions(timm.create_model("test_convnext", num_classes=0)),
     }
+    folder = save(kinds[make](), tmp_path / "encoder")
+    config = json.loads((folder / "config.json").read_text())
+    assert config["ssl_blocks"]["origin"] is None
+    assert config["pretrained_cfg"].keys().isdisjoint({"tag", "license", "hf_hub_id", "url"})
+    assert config["pretrained_cfg"]["interpolation"] == "bilinear"
+    card = (folder / "README.md").read_text()
+    assert "license" not in card
+    assert "began with" not in card
+
+
+def test_pretrained_weights_are_named_with_their_license_however_often_saved(tmp_path: Path) -> None:
+    name, weights = "vit_tiny_patch16_224", tmp_path / "weights.pth"
+    torch.save(timm.create_model(name).state_dict(), weights)
+    overlay = {"file": str(weights), "custom_load": False}
+    encoder = encoders.timm_vit(name, image_size=224, pretrained=True, pretrained_cfg_overlay=overlay)
+    first = export_encoder(encoder, tmp_path / "first", tokenizer=None, mean=HALF, std=HALF)
+    second = export_encoder(encoders.load_encoder(first), tmp_path / "second", tokenizer=None, mean=HALF, std=HALF)
+    third = encoders.timm_vit(f"local-dir:{second}", image_size=224, pretrained=True)
+    for folder in (first, second, export_encoder(third, tmp_path / "third", tokenizer=None, mean=HALF, std=HALF)):
+        config, card = json.loads((folder / "config.json").read_text()), (folder / "README.md").read_text()
+        origin = {"name": f"{name}.augreg_in21k_ft_in1k", "license": "apache-2.0"}
+        assert config["ssl_blocks"]["origin"] == origin
+        assert "license: apache-2.0" in card
+        assert f"| began with | the weights of `{origin['name']}` (license apache-2.0) |" in card
+        assert "tag" not in config["pretrained_cfg"]
