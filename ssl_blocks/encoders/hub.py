@@ -137,7 +137,7 @@ def load_encoder(folder: str | Path, *, image_size: Size | None = None) -> Featu
     ``RegionEncoder`` where ``TimmRegions`` or ``TokenRegions`` was saved. Folders that timm or transformers have
     written themselves can be loaded, too. Nothing is fetched from a network, and no code of the folder is run.
 
-    At another ``image_size`` position tables are resampled (bicubically, with antialiasing), fixed tables of sines and
+    At another ``image_size`` position tables are resampled (bicubically), fixed tables of sines and
     cosines like learned ones. Rotary positions follow the grid by themselves, and what has no positions gets the grid
     alone. Windows of Swin follow timm's rules; convolutions take any size and stay as they are.
 
