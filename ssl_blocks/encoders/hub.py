@@ -17,6 +17,7 @@ from ssl_blocks.encoders.card import CARD, plain_card
 from ssl_blocks.encoders.families import rebuild
 from ssl_blocks.encoders.pooled import adapter_of
 from ssl_blocks.encoders.protocol import FeatureEncoder
+from ssl_blocks.files import at_home
 from ssl_blocks.modes import modes_kept
 from ssl_blocks.parts.tokenize import StoredTokenizer, Tokenizer
 
@@ -62,7 +63,7 @@ def export_encoder(
         FileExistsError: if the folder holds anything else; nothing is touched.
         TypeError: if the encoder is of no such kind, or has a part that could not be built again, with the reason.
     """
-    adapter, folder = adapter_of(encoder), Path(folder).expanduser()
+    adapter, folder = adapter_of(encoder), at_home(folder)
     _require_replaceable(folder)
     place = folder.resolve()  # a link stays one
     fresh = place.with_name(f".{place.name}.{os.getpid()}.incomplete")
@@ -163,7 +164,7 @@ def load_encoder(folder: str | Path, *, image_size: Size | None = None) -> Featu
         >>> load_encoder(folder, image_size=(12, 16)).features(torch.rand(2, 3, 12, 16)).shape
         torch.Size([2, 48])
     """
-    folder = Path(folder).expanduser()
+    folder = at_home(folder)
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"folder={str(folder)!r} must be an exported encoder, but {name} is not in it")
@@ -205,7 +206,7 @@ def untrained(folder: str | Path, *, seed: int, image_size: Size | None = None) 
     with torch.random.fork_rng(devices=[]):
         encoder = load_encoder(folder, image_size=image_size)
         torch.manual_seed(seed)
-        adapter_of(encoder).redraw(Path(folder).expanduser(), image_size)
+        adapter_of(encoder).redraw(at_home(folder), image_size)
     return encoder
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ssl_blocks.encoders.adapter import Size
+from ssl_blocks.files import at_home
 from ssl_blocks.parts.tokenize import pair
 
 LOCAL, HUB = "local-dir", ("hf-hub", "hf_hub")  # timm's prefixes of names that are no names of its own
@@ -154,6 +155,12 @@ def is_on_hub(name: str) -> bool:
     """Whether a name is that of a repository, such as ``hf-hub:timm/vit_tiny_patch16_224.augreg_in21k``."""
     source, _, place = name.partition(":")
     return source in HUB and bool(place)
+
+
+def placed(name: str) -> str:
+    """A name with the home folder in place of the ``~`` of ``local-dir:~/FOLDER``."""
+    source, _, place = name.partition(":")
+    return f"{LOCAL}:{at_home(place)}" if source == LOCAL else name
 
 
 def check_name(name: str) -> None:

@@ -9,7 +9,7 @@ import yaml
 
 from ssl_blocks.engine.checkpoints import list_checkpoints
 from ssl_blocks.engine.lock import LOCK
-from ssl_blocks.files import TEMPORARY_SUFFIX
+from ssl_blocks.files import TEMPORARY_SUFFIX, at_home
 from ssl_blocks.pretrain.config import RunConfig
 
 # what may differ when a run goes on: where it runs, and what it writes besides
@@ -122,6 +122,7 @@ def run_folder(path: Path) -> Path:
     Raises:
         FileNotFoundError: if there is no such run.
     """
+    path = at_home(path)
     folder = path.parent.parent if path.is_file() else path
     if not (folder / "config.yaml").is_file():
         raise FileNotFoundError(

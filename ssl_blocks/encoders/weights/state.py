@@ -11,6 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ssl_blocks.files import at_home
+
 NESTS = ("model", "state_dict", "module")  # under which training scripts keep the weights
 WRAPPERS = ("module.", "_orig_mod.")  # what distributed training and torch.compile put in front of every name
 
@@ -37,7 +39,7 @@ def read_state(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
         >>> sorted(read_state({"model": {"module.weight": torch.zeros(2)}, "epoch": 3}))
         ['weight']
     """
-    values = dict(source) if isinstance(source, Mapping) else _read(Path(source))
+    values = dict(source) if isinstance(source, Mapping) else _read(at_home(source))
     for nest in NESTS:
         inner = values.get(nest)
         if isinstance(inner, Mapping):
