@@ -8,6 +8,22 @@ from pathlib import Path
 TEMPORARY_SUFFIX = ".tmp"
 
 
+def at_home(path: str | Path) -> Path:
+    """A path with the home folder in place of a ``~`` at its beginning, as a shell has it.
+
+    Raises:
+        ValueError: if it is the home of a user (``~name``) whom the system does not know.
+
+    Examples:
+        >>> at_home("~/runs") == Path.home() / "runs"
+        True
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{path} begins with the home of a user whom this system does not know") from None
+
+
 @contextmanager
 def atomically(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``; what was written there takes its place once all went well.
@@ -23,7 +39,7 @@ def atomically(path: str | Path) -> Iterator[Path]:
         >>> target.read_text()
         'all of it'
     """
-    path = Path(path)
+    path = at_home(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:

@@ -9,6 +9,8 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from ssl_blocks.files import at_home
+
 DISCRIMINATOR = "kind"
 SWITCHES = ("preset", "resume", "dry-run", "help")
 
@@ -56,7 +58,7 @@ def read_arguments(argv: Sequence[str], config_class: type[BaseModel]) -> Argume
                 )
     return Arguments(
         preset=given.get("preset"),
-        resume=True if "resume" in given and resume is None else None if resume is None else Path(resume),
+        resume=True if "resume" in given and resume is None else None if resume is None else at_home(resume),
         dry_run="dry-run" in given,
         wants_help="help" in given,
         overrides={name: value for name, value in given.items() if name not in SWITCHES and value is not None},

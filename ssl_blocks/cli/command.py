@@ -19,6 +19,7 @@ from ssl_blocks.cli.arguments import DISCRIMINATOR, Arguments, closest_word, exp
 from ssl_blocks.cli.helptext import help_text
 from ssl_blocks.engine.errors import RunStopped
 from ssl_blocks.engine.rank import is_rank_zero
+from ssl_blocks.files import at_home
 from ssl_blocks.pretrain.config import RunConfig
 from ssl_blocks.pretrain.recipe import Recipe
 from ssl_blocks.program import as_typed
@@ -133,7 +134,7 @@ def _short(folder: Path) -> str:
 def read_preset(name: str, recipe: Recipe[Any]) -> dict[str, Any]:
     """Read a preset of a recipe by its name, or any by its path."""
     files = recipe.preset_files()
-    path = Path(name) if name.endswith((".yaml", ".yml")) else files.get(name)
+    path = at_home(name) if name.endswith((".yaml", ".yml")) else files.get(name)
     if path is None or not path.is_file():
         near = closest_word(name, list(files))
         hint = f"did you mean {near!r}? " if near else ""

@@ -18,6 +18,7 @@ from ssl_blocks.data.files import SUFFIXES, Encoded, Raw
 from ssl_blocks.data.items import Paths
 from ssl_blocks.data.protocol import Source
 from ssl_blocks.data.reading import Found, Listed
+from ssl_blocks.files import at_home
 
 _ONE_AT_A_TIME = threading.Lock()  # data sets need not bear threads; processes have a lock each
 
@@ -134,7 +135,7 @@ class CsvFiles:
     """
 
     def __init__(self, path: str | Path) -> None:
-        path = Path(path).expanduser()
+        path = at_home(path)
         if not path.is_file():
             raise FileNotFoundError(f"csv:{path} must name a file")
         with path.open(newline="", encoding="utf-8-sig") as stream:
@@ -173,7 +174,7 @@ class ZipImages:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser()
+        self.path = at_home(path)
         if not self.path.is_file():
             raise FileNotFoundError(f"zip:{self.path} must name a file")
         if not zipfile.is_zipfile(self.path):
@@ -210,7 +211,7 @@ def _is_hidden(name: str) -> bool:
 
 def read_datasets(path: str | Path) -> tuple[DatasetImages, DatasetImages] | DatasetImages:
     """A data set of Hugging Face that lies on disk: with splits ``train`` and ``test`` (or ``validation``), or one."""
-    path = Path(path).expanduser()
+    path = at_home(path)
     if not path.is_dir():
         raise FileNotFoundError(f"hf:{path} must name a folder that save_to_disk wrote")
     try:
@@ -229,7 +230,7 @@ def read_datasets(path: str | Path) -> tuple[DatasetImages, DatasetImages] | Dat
 
 def read_arrays(path: str | Path) -> ArrayImages:
     """Images of a ``.npy`` file, or ``images`` and ``labels`` of a ``.npz``."""
-    path = Path(path).expanduser()
+    path = at_home(path)
     if not path.is_file():
         raise FileNotFoundError(f"array:{path} must name a file")
     if path.suffix != ".npz":

@@ -18,6 +18,7 @@ from ssl_blocks.data.files import SUFFIXES, UnreadableImageError, read_image, re
 from ssl_blocks.data.items import every
 from ssl_blocks.data.resample import central_part, cover_of, fit_images
 from ssl_blocks.data.shapes import SHAPE_CLASSES, ShapeImages
+from ssl_blocks.files import at_home
 from ssl_blocks.randomness import mix_seed
 
 IGNORED = 255  # value of mask pixels that belong to no class
@@ -113,7 +114,7 @@ def load_segmentation(
         train, test = (voc_images(path or root, part, size=size, channels=channels) for part in ("train", "val"))
         return SegmentationData(train, test, voc_classes(), name)
     if kind == "maskfolder" and path and num_classes is not None:
-        parts = _split_folder(Path(path), size, num_classes, channels, seed)
+        parts = _split_folder(at_home(path), size, num_classes, channels, seed)
         return SegmentationData(*parts, tuple(str(label) for label in range(num_classes)), name)
     raise ValueError(f"name={name!r} must be 'shapes', 'voc', 'voc:PATH' or 'maskfolder:PATH'")
 
@@ -243,7 +244,7 @@ def voc_images(
     from torchvision.datasets import VOCSegmentation
 
     try:
-        found = VOCSegmentation(root, year=year, image_set=image_set, download=False)
+        found = VOCSegmentation(at_home(root), year=year, image_set=image_set, download=False)
     except (RuntimeError, FileNotFoundError) as error:
         raise FileNotFoundError(
             f"root={str(root)!r} must hold VOCdevkit/VOC{year} with the split {image_set!r}: unpack the archive there"

@@ -19,6 +19,7 @@ from ssl_blocks.data.imagefolder import list_folder
 from ssl_blocks.data.items import Paths
 from ssl_blocks.data.reading import Found, Listed, Size, SplitReader, Storage, as_pair, find_range, some_images
 from ssl_blocks.data.splits import Corrupt, ImageData, ImageShape, shuffled_ranks
+from ssl_blocks.files import at_home
 
 HELD_OUT_SHARE = 0.1
 
@@ -88,7 +89,7 @@ def load(
     size = as_pair(image_size)
     _check_numbers(image_size=size, channels=channels, max_train=max_train, max_test=max_test)
     check_range(value_range)
-    found = _find(name, Path(root))
+    found = _find(name, at_home(root))
     train, test = found.train, found.test
     if value_range is not None and isinstance(train.items, Tensor):
         raise ValueError(f"value_range={value_range} must be None for images of 8 bits in memory")
@@ -126,7 +127,7 @@ def find_shape(
     if isinstance(name, str) and name in SHAPES:
         own = SHAPES[name]
         return ImageShape(channels or own.channels, *(size or (own.height, own.width)))
-    items = _find(name, Path(root)).train.items
+    items = _find(name, at_home(root)).train.items
     if isinstance(items, Tensor):
         own = ImageShape(channels or items.shape[1], *items.shape[2:])
     else:
@@ -255,7 +256,7 @@ def _imagenet(root: Path) -> Found:
 
 
 def _imagefolder(path: str) -> Found:
-    train, test, passed = list_folder(Path(path).expanduser())
+    train, test, passed = list_folder(at_home(path))
     count = len(train.files) + (0 if test is None else len(test.files))
     beside = f"; passed over {passed}" if passed.kinds else ""
     return Found(

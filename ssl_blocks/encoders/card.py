@@ -36,7 +36,9 @@ def _card(
     notes: dict[str, Any] = exported.get("ssl_blocks", {})
     of_timm = is_of_timm(exported)
     library, tags = "timm" if of_timm else "ssl_blocks", ["image-feature-extraction", "self-supervised"]
-    yield from ["---", ModelCardData(library_name=library, tags=tags).to_yaml(), "---", ""]
+    origin = notes.get("origin") or {}
+    front = ModelCardData(library_name=library, tags=tags, license=origin.get("license"))
+    yield from ["---", front.to_yaml(), "---", ""]
     yield from [f"# {config['name'] if config else folder.name}", ""]
     if config:
         yield from _origin(config, results)
@@ -74,6 +76,9 @@ def _encoder(notes: Mapping[str, Any], exported: Mapping[str, Any]) -> Iterator[
     yield from ["## Encoder", "", "| | |", "|---|---|"]
     architecture = exported.get("architecture") or exported.get("model_type") or "unknown"
     yield f"| architecture | `{architecture}`, adapter `{notes.get('encoder', 'unknown')}` |"
+    if origin := notes.get("origin"):
+        terms = f" (license {origin['license']})" if origin.get("license") else ""
+        yield f"| began with | the weights of `{origin['name']}`{terms} |"
     grid, patch, crop = notes.get("grid"), notes.get("patch"), notes.get("crop")
     if grid and patch:
         cut = f", cut out of cells with {crop} pixels left out" if crop else ""

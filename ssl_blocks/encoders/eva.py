@@ -9,7 +9,7 @@ from timm.models.eva import Eva
 from torch import Tensor, nn
 
 from ssl_blocks.encoders.adapter import Size
-from ssl_blocks.encoders.timm_building import build_model, create_pretrained, prepared, rebuilding
+from ssl_blocks.encoders.timm_building import build_model, create_pretrained, placed, prepared, rebuilding
 from ssl_blocks.encoders.timm_models import TimmAdapter, require_fit
 from ssl_blocks.modes import modes_kept
 
@@ -99,6 +99,7 @@ def timm_eva(
         >>> encoder.num_prefix, encoder.dim, str(encoder.grid)
         (1, 192, '8x8')
     """
+    name = placed(name)
     saved, arguments = prepared(
         name,
         Eva,

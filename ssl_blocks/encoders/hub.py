@@ -17,6 +17,7 @@ from ssl_blocks.encoders.card import CARD, plain_card
 from ssl_blocks.encoders.families import rebuild
 from ssl_blocks.encoders.pooled import adapter_of
 from ssl_blocks.encoders.protocol import FeatureEncoder
+from ssl_blocks.files import at_home
 from ssl_blocks.modes import modes_kept
 from ssl_blocks.parts.tokenize import StoredTokenizer, Tokenizer
 
@@ -30,13 +31,13 @@ _DAMAGED = (ValueError, TypeError, LookupError, RuntimeError, AttributeError, As
 
 def export_encoder(
     encoder: FeatureEncoder,
-    folder: Path,
+    folder: str | Path,
     *,
     tokenizer: Tokenizer | None,
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> Path:
-    """Write ``config.json``, ``model.safetensors`` and a model card; an existing folder is replaced as a whole.
+    """Write ``config.json``, ``model.safetensors`` and a model card; an earlier export is replaced as a whole.
 
     ``ssl_blocks.encoders.load_encoder`` loads it again, with equal features. Others load it without this library:
 
@@ -49,7 +50,7 @@ def export_encoder(
 
     Args:
         encoder: what to save; any encoder of this library.
-        folder: where to.
+        folder: where to; new, empty, or an earlier export. ``~`` is the home folder.
         tokenizer: how pretraining cut the images, noted in the configuration; ``None`` where it did not. Evaluation
             builds it again where it is a `StoredTokenizer`.
         mean: per channel on the 0..1 scale.
@@ -59,21 +60,43 @@ def export_encoder(
         The folder.
 
     Raises:
+        FileExistsError: if the folder holds anything else; nothing is touched.
         TypeError: if the encoder is of no such kind, or has a part that could not be built again, with the reason.
     """
-    adapter = adapter_of(encoder)
-    fresh = folder.with_name(folder.name + ".incomplete")
+    adapter, folder = adapter_of(encoder), at_home(folder)
+    _require_replaceable(folder)
+    place = folder.resolve()  # a link stays one
+    fresh = place.with_name(f".{place.name}.{os.getpid()}.incomplete")
     shutil.rmtree(fresh, ignore_errors=True)
     try:
         adapter.save(fresh, _notes(encoder, tokenizer, mean, std))
         card = plain_card(folder, json.loads((fresh / "config.json").read_text()))
         (fresh / CARD).write_text(card)
+        shutil.copymode(fresh / CARD, fresh / "model.safetensors")  # safetensors gives its files to their owner alone
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(fresh, folder)
+    shutil.rmtree(place, ignore_errors=True)
+    os.replace(fresh, place)
     return folder
+
+
+def _require_replaceable(folder: Path) -> None:
+    """Refuse a folder with anything in it but an export, which has no folders inside."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise FileExistsError(f"folder={str(folder)!r} must be a folder to export to, but is a file")
+    found = sorted(folder.iterdir(), key=lambda path: (path.is_file(), path.name))
+    try:
+        is_export = "ssl_blocks" in json.loads((folder / "config.json").read_text()) and found[0].is_file()
+    except (OSError, ValueError, TypeError):
+        is_export = not found
+    if not is_export:
+        raise FileExistsError(
+            f"folder={str(folder)!r} must be new, empty or an earlier export, but holds {found[0].name!r}, which an "
+            "export would delete: give another folder"
+        )
 
 
 def _notes(
@@ -115,12 +138,12 @@ def load_encoder(folder: str | Path, *, image_size: Size | None = None) -> Featu
     ``RegionEncoder`` where ``TimmRegions`` or ``TokenRegions`` was saved. Folders that timm or transformers have
     written themselves can be loaded, too. Nothing is fetched from a network, and no code of the folder is run.
 
-    At another ``image_size`` position tables are resampled (bicubically, with antialiasing), fixed tables of sines and
+    At another ``image_size`` position tables are resampled (bicubically), fixed tables of sines and
     cosines like learned ones. Rotary positions follow the grid by themselves, and what has no positions gets the grid
     alone. Windows of Swin follow timm's rules; convolutions take any size and stay as they are.
 
     Args:
-        folder: what was exported: ``config.json`` and ``model.safetensors``.
+        folder: what was exported: ``config.json`` and ``model.safetensors``; ``~`` is the home folder.
         image_size: pixels along each axis, height and width; one number means a square. ``None``: as it was saved.
 
     Raises:
@@ -141,7 +164,7 @@ def load_encoder(folder: str | Path, *, image_size: Size | None = None) -> Featu
         >>> load_encoder(folder, image_size=(12, 16)).features(torch.rand(2, 3, 12, 16)).shape
         torch.Size([2, 48])
     """
-    folder = Path(folder)
+    folder = at_home(folder)
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"folder={str(folder)!r} must be an exported encoder, but {name} is not in it")
@@ -183,7 +206,7 @@ def untrained(folder: str | Path, *, seed: int, image_size: Size | None = None) 
     with torch.random.fork_rng(devices=[]):
         encoder = load_encoder(folder, image_size=image_size)
         torch.manual_seed(seed)
-        adapter_of(encoder).redraw(Path(folder), image_size)
+        adapter_of(encoder).redraw(at_home(folder), image_size)
     return encoder
 
 

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ssl_blocks.encoders.adapter import Adapter, Size, noted, refuse
 from ssl_blocks.encoders.pooled import adapter_of
 from ssl_blocks.encoders.protocol import TokenEncoder
-from ssl_blocks.encoders.timm_building import check_name
+from ssl_blocks.encoders.timm_building import check_name, placed
 from ssl_blocks.encoders.timm_models import TimmStored, load_timm, refusals_named
 from ssl_blocks.grid import Grid
 from ssl_blocks.parts.tokenize import pair
@@ -241,6 +241,7 @@ def timm_regions(
         >>> [str(encoder.regions(torch.zeros(1, 3, side, side)).grid) for side in (32, 16)]
         ['8x8', '4x4']
     """
+    name = placed(name)
     check_name(name)
     takes = inspect.signature(_class_of(name)).parameters
     sized: dict[str, Any] = {"img_size": pair(image_size)} if "img_size" in takes else {}

@@ -10,7 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ssl_blocks.encoders.adapter import Size
-from ssl_blocks.encoders.timm_building import as_saved, build_model, create_pretrained, prepared, rebuilding
+from ssl_blocks.encoders.timm_building import as_saved, build_model, create_pretrained, placed, prepared, rebuilding
 from ssl_blocks.encoders.timm_models import TimmAdapter, require_fit
 from ssl_blocks.encoders.tokens import refuse_relative_positions
 from ssl_blocks.grid import Grid
@@ -129,6 +129,7 @@ def timm_vit(
     """
     if positions not in (None, "sincos", "learned", "none"):
         raise ValueError(f"positions={positions!r} must be 'sincos', 'learned' or 'none'")
+    name = placed(name)
     saved, arguments = prepared(
         name,
         VisionTransformer,

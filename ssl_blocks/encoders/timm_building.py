@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ssl_blocks.encoders.adapter import Size
+from ssl_blocks.files import at_home
 from ssl_blocks.parts.tokenize import pair
 
 LOCAL, HUB = "local-dir", ("hf-hub", "hf_hub")  # timm's prefixes of names that are no names of its own
@@ -116,10 +117,22 @@ def create_pretrained(name: str, arguments: Mapping[str, Any]) -> nn.Module:
         if load and told != model.num_classes:  # timm would then not mind missing weights
             raise ValueError(f"its configuration tells of {told} classes, its arguments of {model.num_classes}")
         model.reset_classifier(arguments["num_classes"], arguments["global_pool"])
+        model.origin = _origin(name, model.pretrained_cfg)
     except Exception as error:  # networks, hubs and files each fail in their own way
         raise ValueError(f"name={name!r}: its pretrained weights cannot be loaded: {_reason(error)}") from error
     built: nn.Module = model
     return built
+
+
+def _origin(name: str, told: Mapping[str, Any]) -> dict[str, str | None]:
+    """Which weights these are: of a folder that this library wrote, those that it began with, if any."""
+    source, _, place = name.partition(":")
+    if source == LOCAL:
+        notes = json.loads((Path(place) / "config.json").read_text()).get("ssl_blocks") or {}
+        return notes.get("origin") or {"name": name, "license": told.get("license")}
+    tag = told.get("tag")
+    full = f"{name}.{tag}" if tag and not place and "." not in name else name
+    return {"name": full, "license": told.get("license")}
 
 
 def rebuilding(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,6 +155,12 @@ def is_on_hub(name: str) -> bool:
     """Whether a name is that of a repository, such as ``hf-hub:timm/vit_tiny_patch16_224.augreg_in21k``."""
     source, _, place = name.partition(":")
     return source in HUB and bool(place)
+
+
+def placed(name: str) -> str:
+    """A name with the home folder in place of the ``~`` of ``local-dir:~/FOLDER``."""
+    source, _, place = name.partition(":")
+    return f"{LOCAL}:{at_home(place)}" if source == LOCAL else name
 
 
 def check_name(name: str) -> None:

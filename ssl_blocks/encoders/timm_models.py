@@ -17,13 +17,32 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ssl_blocks.encoders.adapter import Adapter, M, Size, grid_for, resampled
+from ssl_blocks.encoders.adapter import Adapter, M, Size, grid_for, noted, resampled
 from ssl_blocks.encoders.tokens import TokenAdapter, refuse_stem
 from ssl_blocks.grid import Grid
 from ssl_blocks.parts.tokenize import pair
 from ssl_blocks.quiet import quiet
 
+# what timm says of weights of its own by the name of the architecture, whatever weights a model holds
+CLAIMS = (
+    "tag",
+    "url",
+    "file",
+    "hf_hub_id",
+    "hf_hub_filename",
+    "license",
+    "origin_url",
+    "paper_name",
+    "paper_ids",
+    "notes",
+)
 POSITIONS_AND_PREFIX = {"pos_embed", "cls_token", "reg_token", "dist_token"}
+
+
+def origin_of(model: nn.Module) -> dict[str, str | None] | None:
+    """``name`` and ``license`` of the pretrained weights that a model of timm began with, where that is known."""
+    origin: dict[str, str | None] | None = getattr(model, "origin", None)
+    return origin
 
 
 class TimmStored(Adapter[M]):
@@ -46,7 +65,14 @@ class TimmStored(Adapter[M]):
         if notes["grid"]:
             size = [length * side for length, side in zip(notes["grid"], notes["patch"], strict=True)]
             config["pretrained_cfg"]["input_size"] = [notes["channels"], *size]
-        config["pretrained_cfg"] |= {"mean": notes["mean"], "std": notes["std"], "crop_pct": 1.0, "num_classes": 0}
+        told = config["pretrained_cfg"]
+        for claim in CLAIMS:
+            told.pop(claim, None)
+        told |= {"mean": notes["mean"], "std": notes["std"], "crop_pct": 1.0, "num_classes": 0}
+        told["interpolation"] = "bilinear"  # as this library resizes images
+        config["ssl_blocks"]["origin"] = origin = origin_of(self.module)
+        if origin and origin["license"]:
+            told["license"] = origin["license"]
         path.write_text(json.dumps(config, indent=2) + "\n")
 
     @classmethod
@@ -192,10 +218,13 @@ def refusals_named(module: nn.Module, images: Tensor) -> Iterator[None]:
 def load_timm(folder: Path, config: Mapping[str, Any], image_size: Size | None) -> tuple[nn.Module, dict[str, Any]]:
     """A model out of a folder, and the arguments that build it again."""
     model, arguments = timm.create_model(f"local-dir:{folder}", pretrained=True), dict(config.get("model_args") or {})
+    origin = noted(config).get("origin")
     if image_size is not None:
         model = _resized(model, folder, image_size)
         if "img_size" in arguments:
             arguments["img_size"] = list(pair(image_size))
+    if origin:
+        model.origin = origin
     return model, arguments
 
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from ssl_blocks.data import UnreadableImageError
 from ssl_blocks.engine.checkpoints import check_checkpoint, last_good, list_checkpoints, read_checkpoint
 from ssl_blocks.engine.errors import RunStopped
+from ssl_blocks.engine.lock import locked
 from ssl_blocks.engine.logs import MetricsFile
 from ssl_blocks.engine.loop import Loop
 from ssl_blocks.engine.parallel import Machine, choose_strategy, environment_plugins
@@ -72,7 +73,7 @@ def train(
     Raises:
         FileExistsError: if the folder holds checkpoints and ``resume`` is ``False``.
         ValueError: if a checkpoint is damaged or another task's, or ``resume`` is asked for without a folder.
-        RunStopped: on a signal, a loss that is no number, or files that cannot be written.
+        RunStopped: on a signal, a loss that is no number, files that cannot be written, or another run there.
     """
     if folder is None and resume:
         raise ValueError(f"resume={resume} needs the folder of the run, but folder=None")
@@ -86,7 +87,8 @@ def train(
     callbacks = [] if title is None else [RichRunProgress(Console(quiet=not is_rank_zero()), title)]
     record = None if folder is None else Record(folder)
     gpus = [torch.device(machine.device)] if torch.device(machine.device).type == "cuda" else []
-    with ending_in_order(folder), modes_kept(task.model, training=True), torch.random.fork_rng(devices=gpus):
+    alone, modes = locked(folder), modes_kept(task.model, training=True)
+    with ending_in_order(folder), alone, modes, torch.random.fork_rng(devices=gpus):
         fit(loop, record=record, checkpoint=checkpoint, callbacks=callbacks)
     task.model.to(machine.device)
     return tuple(loop.losses)

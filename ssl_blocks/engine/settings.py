@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -16,6 +16,8 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+
+from ssl_blocks.files import at_home
 
 
 @contextmanager
@@ -33,6 +35,11 @@ class StrictModel(BaseModel):
     """A configuration in which an unknown field is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _paths_at_home(cls, value: Any) -> Any:
+        return at_home(value) if isinstance(value, Path) else value
 
 
 def _shares(scale: tuple[float, float]) -> tuple[float, float]:

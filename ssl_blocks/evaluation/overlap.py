@@ -58,8 +58,8 @@ def score_segmentation(
         autocast_dtype: precision under autocast; ``None`` switches autocast off.
 
     Raises:
-        ValueError: if there are no images, names and classes differ in number, or a mask holds a class that the head
-            does not have.
+        ValueError: if there are no images, or no pixels that count, names and classes differ in number, or a mask
+            holds a class that the head does not have.
     """
     if len(class_names) != model.num_classes:
         raise ValueError(f"class_names={tuple(class_names)} must be {model.num_classes}, the classes of the head")
@@ -119,6 +119,8 @@ def _score(
     counts = overlap.confmat.double()
     union = counts.sum(0) + counts.sum(1) - counts.diag()
     each = [None if u == 0 else i / u for i, u in zip(counts.diag().tolist(), union.tolist(), strict=True)]
+    if all(iou is None for iou in each):
+        raise ValueError(f"masks must have pixels that count, but all of {len(data)} hold {IGNORED} alone")
     return SegmentationScores(
         mean_iou=float(overlap.compute()),
         pixel_accuracy=float(accuracy.compute()),

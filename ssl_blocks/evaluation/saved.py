@@ -17,7 +17,7 @@ from ssl_blocks.evaluation.classifier import Classifier
 from ssl_blocks.evaluation.pyramid import FeaturePyramid
 from ssl_blocks.evaluation.segmentation import SegmentationModel, UPerHead
 from ssl_blocks.evaluation.tokenizers import rebuild_tokenizer
-from ssl_blocks.files import atomically
+from ssl_blocks.files import at_home, atomically
 from ssl_blocks.parts.tokenize import Tokenizer
 
 FORMAT_VERSION = 1
@@ -35,7 +35,7 @@ class Loaded(Generic[M]):
     std: tuple[float, ...]
 
 
-def save_classifier(model: Classifier, folder: Path, *, mean: Sequence[float], std: Sequence[float]) -> Path:
+def save_classifier(model: Classifier, folder: str | Path, *, mean: Sequence[float], std: Sequence[float]) -> Path:
     """Write a classifier: its encoder by `export_encoder` into ``encoder/``, ``head.safetensors`` and ``model.json``.
 
     Mean and std are one number per channel on the 0..1 scale, as in training. Other files in the folder stay.
@@ -54,7 +54,7 @@ def load_classifier(folder: str | Path) -> Loaded[Classifier]:
         FileNotFoundError: if a file is missing.
         ValueError: if they are no classifier, damaged, or do not fit each other.
     """
-    folder = Path(folder)
+    folder = at_home(folder)
     notes = _notes(folder, "Classifier")
     arguments: dict[str, Any] = {name: notes[name] for name in ("num_classes", "fresh_norm")}
     tokenizer = None if notes["tokenizer"] is None else rebuild_tokenizer(notes["tokenizer"])
@@ -62,7 +62,9 @@ def load_classifier(folder: str | Path) -> Loaded[Classifier]:
     return _filled(model, "backbone.", folder, notes)
 
 
-def save_segmenter(model: SegmentationModel, folder: Path, *, mean: Sequence[float], std: Sequence[float]) -> Path:
+def save_segmenter(
+    model: SegmentationModel, folder: str | Path, *, mean: Sequence[float], std: Sequence[float]
+) -> Path:
     """Write a segmentation model as `save_classifier` writes a classifier."""
     head, pyramid = model.head, model.pyramid
     width, levels = head.classify.in_channels, len(head.laterals) + 1
@@ -81,7 +83,7 @@ def load_segmenter(folder: str | Path) -> Loaded[SegmentationModel]:
         FileNotFoundError: if a file is missing.
         ValueError: if they are no segmentation model, damaged, or do not fit each other.
     """
-    folder = Path(folder)
+    folder = at_home(folder)
     notes = _notes(folder, "SegmentationModel")
     encoder = load_encoder(folder / ENCODER)
     assert isinstance(encoder, TokenEncoder)
@@ -112,7 +114,7 @@ def _describe(tokenizer: Tokenizer | None) -> dict[str, Any] | None:
 def _save(
     model: nn.Module,
     body: str,
-    folder: Path,
+    folder: str | Path,
     encoder: FeatureEncoder,
     tokenizer: Tokenizer | None,
     notes: dict[str, Any],
@@ -121,6 +123,7 @@ def _save(
 ) -> Path:
     """Write the encoder, then all weights that are not below ``body``, then what tells that both are there."""
     notes = {"format_version": FORMAT_VERSION, "kind": type(model).__name__, **notes, "tokenizer": _describe(tokenizer)}
+    folder = at_home(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / NOTES).unlink(missing_ok=True)
     export_encoder(encoder, folder / ENCODER, tokenizer=tokenizer, mean=tuple(mean), std=tuple(std))
@@ -130,7 +133,10 @@ def _save(
         if not name.startswith(body)
     }
     with atomically(folder / HEAD) as temporary:
+        temporary.touch()  # by which the file gets the permissions that others have
+        mode = temporary.stat().st_mode
         save_file(state, temporary)
+        temporary.chmod(mode)
     with atomically(folder / NOTES) as temporary:
         temporary.write_text(json.dumps(notes | {"mean": list(mean), "std": list(std)}, indent=2) + "\n")
     return folder

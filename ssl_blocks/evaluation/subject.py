@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from ssl_blocks.code import ELSEWHERE, import_named, is_code
 from ssl_blocks.data import FileSplit
 from ssl_blocks.encoders import FeatureEncoder, TimmPooled, TimmRegions, TokenEncoder, load_encoder, untrained, wrap
+from ssl_blocks.encoders.timm_building import placed
 from ssl_blocks.encoders.timm_models import knows_size
 from ssl_blocks.evaluation.extract import Attention, Extractor, RawPixels
 from ssl_blocks.evaluation.labelled import Labelled, read_images
 from ssl_blocks.evaluation.protocol import RANDOM
 from ssl_blocks.evaluation.sharing import Share
 from ssl_blocks.evaluation.tokenizers import rebuild_tokenizer
+from ssl_blocks.files import at_home
 from ssl_blocks.parts.tokenize import PatchTokenizer, Tokenizer
 
 NEUTRAL = 0.5
@@ -121,13 +123,13 @@ def find_subject(
         ValueError: if it is none of these, weights cannot be had, or the encoder cannot take this size.
         TypeError: if what the function returned is no encoder.
     """
-    path = Path(word).expanduser()
+    path = at_home(word)
     if path.is_dir():
         found = _of_folder(path, image_size)
     elif is_code(word):
         found = _of_code(word, image_size)
     elif word.startswith(ELSEWHERE) or timm.is_model(word.partition(".")[0]):
-        found = _of_timm(word, image_size, pretrained=pretrained)
+        found = _of_timm(placed(word), image_size, pretrained=pretrained)
     else:
         near = difflib.get_close_matches(word, timm.list_models(), n=3)
         hint = f"; did you mean one of timm's {', '.join(near)}?" if near else ""
@@ -140,7 +142,7 @@ def find_subject(
 
 def run_of(word: str) -> Path | None:
     """The run's folder behind a word: itself, or the one that an ``encoder/`` folder lies in."""
-    path = Path(word).expanduser()
+    path = at_home(word)
     folders = [path, path.parent] if path.name == "encoder" else [path]
     return next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
 

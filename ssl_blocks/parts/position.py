@@ -3,7 +3,6 @@
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from ssl_blocks.grid import Grid
@@ -89,19 +88,20 @@ class PositionTable(nn.Module):
 
 
 def resample_positions(
-    table: Float[Tensor, "1 r d"], *, old: Grid, new: Grid, num_prefix: int = 0
+    table: Float[Tensor, "1 r d"], *, old: Grid, new: Grid, num_prefix: int = 0, antialias: bool = False
 ) -> Float[Tensor, "1 s d"]:
     """Resample a table of positions to another grid, as DeiT and MAE do when the input size changes.
 
-    Rows of prefix tokens stay as they are; the others are interpolated bicubically, with antialiasing (timm's
-    ``resample_abs_pos_embed``; where there are not two axes, one axis after the other). Fixed tables of sines and
-    cosines may be resampled like learned ones: new rows lie between those that the encoder has seen.
+    Rows of prefix tokens stay as they are; the others are interpolated bicubically (torch's ``interpolate``; where
+    there are not two axes, one axis after the other). Fixed tables of sines and cosines may be resampled like learned
+    ones: new rows lie between those that the encoder has seen.
 
     Args:
         table: ``[1, num_prefix + N, D]``.
         old: grid of the table.
         new: grid that is wanted.
         num_prefix: rows at the start that belong to prefix tokens.
+        antialias: as timm's ``resample_abs_pos_embed``: smoothed where the grid shrinks, and by Pillow's kernel.
 
     Returns:
         ``[1, num_prefix + N', D]``.
@@ -121,16 +121,17 @@ def resample_positions(
         raise ValueError(f"positions of the grid {old} cannot be resampled to {new}: it has another number of axes")
     if old == new:
         return table
-    if old.ndim == 2:
-        resampled: Tensor = resample_abs_pos_embed(
-            table, list(new.sizes), old_size=list(old.sizes), num_prefix_tokens=num_prefix
-        )
-        return resampled
     prefix, rows = table[:, :num_prefix], table[:, num_prefix:].reshape(*old.sizes, -1)
-    for axis, size in enumerate(new.sizes):
-        lines = rows.movedim(axis, -1)
-        longer = F.interpolate(
-            lines.reshape(-1, 1, 1, lines.shape[-1]).float(), (1, size), mode="bicubic", antialias=True
-        )
-        rows = longer.to(table.dtype).reshape(*lines.shape[:-1], size).movedim(-1, axis)
+    if old.ndim == 2:
+        rows = _stretched(rows.movedim(-1, 0)[None], new.sizes, antialias)[0].movedim(0, -1)
+    else:
+        for axis, size in enumerate(new.sizes):
+            lines = rows.movedim(axis, -1)
+            longer = _stretched(lines.reshape(-1, 1, 1, lines.shape[-1]), (1, size), antialias)
+            rows = longer.reshape(*lines.shape[:-1], size).movedim(-1, axis)
     return torch.cat([prefix, rows.reshape(1, new.num_tokens, -1)], dim=1)
+
+
+def _stretched(maps: Tensor, size: tuple[int, ...], antialias: bool) -> Tensor:
+    """Maps ``[n, c, h, w]`` of another size, in their own dtype."""
+    return F.interpolate(maps.float(), size, mode="bicubic", antialias=antialias, align_corners=False).to(maps.dtype)

@@ -3,7 +3,6 @@
 import string
 import textwrap
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import torch
 import yaml
@@ -12,6 +11,7 @@ from ssl_blocks.data import Augmentation, ImageData, ImageShape, find_shape
 from ssl_blocks.data.imagefolder import list_folder
 from ssl_blocks.engine.parallel import count_processes
 from ssl_blocks.engine.settings import section
+from ssl_blocks.files import at_home
 from ssl_blocks.grid import Grid
 from ssl_blocks.objectives import Objective
 from ssl_blocks.pretrain.config import RunConfig
@@ -181,7 +181,7 @@ def _num_images(config: RunConfig) -> int | None:
     found = NUM_IMAGES.get(name)
     if name.startswith("imagefolder:"):
         try:
-            train, test, _ = list_folder(Path(name.partition(":")[2]).expanduser())
+            train, test, _ = list_folder(at_home(name.partition(":")[2]))
         except (OSError, ValueError):
             return None
         if test is None and train.labels is not None:

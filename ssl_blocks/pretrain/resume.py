@@ -8,7 +8,8 @@ from typing import Any
 import yaml
 
 from ssl_blocks.engine.checkpoints import list_checkpoints
-from ssl_blocks.files import TEMPORARY_SUFFIX
+from ssl_blocks.engine.lock import LOCK
+from ssl_blocks.files import TEMPORARY_SUFFIX, at_home
 from ssl_blocks.pretrain.config import RunConfig
 
 # what may differ when a run goes on: where it runs, and what it writes besides
@@ -70,7 +71,8 @@ def is_free(folder: Path) -> bool:
     """Whether a run may be written there: nothing is there yet, or what a start killed at once left behind."""
     if not folder.exists():
         return True
-    return folder.is_dir() and all(entry.name.endswith(TEMPORARY_SUFFIX) for entry in folder.iterdir())
+    left = (entry.name for entry in folder.iterdir()) if folder.is_dir() else iter(("",))
+    return all(name == LOCK or name.endswith(TEMPORARY_SUFFIX) for name in left)
 
 
 def check_folder(folder: Path) -> None:
@@ -120,6 +122,7 @@ def run_folder(path: Path) -> Path:
     Raises:
         FileNotFoundError: if there is no such run.
     """
+    path = at_home(path)
     folder = path.parent.parent if path.is_file() else path
     if not (folder / "config.yaml").is_file():
         raise FileNotFoundError(

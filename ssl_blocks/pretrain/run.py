@@ -14,6 +14,7 @@ from ssl_blocks.encoders.card import write_card
 from ssl_blocks.encoders.hub import export_encoder
 from ssl_blocks.engine.checkpoints import check_checkpoint, list_checkpoints, read_checkpoint
 from ssl_blocks.engine.devices import choose_device
+from ssl_blocks.engine.lock import locked
 from ssl_blocks.engine.parallel import Machine, count_processes
 from ssl_blocks.engine.rank import is_rank_zero
 from ssl_blocks.evaluation import Scores
@@ -99,7 +100,7 @@ class Run(Generic[C]):
         """Train, score, export the encoder and draw figures; return the run's folder.
 
         Raises:
-            RunStopped: on a signal, a loss that is no number, or files that cannot be written.
+            RunStopped: on a signal, a loss that is no number, files that cannot be written, or another run there.
         """
         from ssl_blocks.engine.fit import ending_in_order
 
@@ -107,7 +108,7 @@ class Run(Generic[C]):
         if self.checkpoint is not None and (folder / "results.json").is_file() and not self.loop.steps_left:
             console.print(f"{folder} is complete: nothing is left to do")
             return folder
-        with ending_in_order(folder, advice=" (data.corrupt=skip would pass over it)"):
+        with ending_in_order(folder, advice=" (data.corrupt=skip would pass over it)"), locked(folder):
             self._fit(folder, console)
         return folder
 

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -84,3 +86,90 @@ def test_export_replaces_an_older_one(tmp_path: Path) -> None:
     assert sorted(p.name for p in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert json.loads((folder / "config.json").read_text())["model_args"]["class_token"] is True
     assert [p.name for p in tmp_path.iterdir()] == ["encoder"]
+
+
+@pytest.mark.parametrize("inside", ["thesis.txt", "config.json", "photos/one.png"])
+def test_a_folder_of_anything_else_is_refused_untouched(tmp_path: Path, inside: str) -> None:
+    file = tmp_path / "mine" / inside
+    file.parent.mkdir(parents=True)
+    file.write_text('{"of": "another program"}')
+    with pytest.raises(FileExistsError, match=f"must be new, empty or an earlier export, but holds '{inside[:6]}"):
+        save(small(), tmp_path / "mine")
+    assert file.read_text() == '{"of": "another program"}'
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_folder_inside_an_earlier_export_is_not_deleted(tmp_path: Path) -> None:
+    folder = save(small(), tmp_path / "encoder")
+    (folder / ".git").mkdir()
+    with pytest.raises(FileExistsError, match=r"holds '\.git'"):
+        save(small(), folder)
+    assert (folder / ".git").is_dir()
+
+
+def test_a_file_is_no_folder_to_export_to(tmp_path: Path) -> None:
+    (tmp_path / "encoder").write_text("mine")
+    with pytest.raises(FileExistsError, match="but is a file"):
+        save(small(), tmp_path / "encoder")
+    assert (tmp_path / "encoder").read_text() == "mine"
+
+
+def test_a_folder_may_be_words_with_the_home_in_front(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "empty").mkdir()
+    assert save(small(), "~/empty") == tmp_path / "empty"  # type: ignore[arg-type]
+    assert encoders.load_encoder("~/empty").dim == 24
+
+
+def test_a_link_to_a_folder_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk")
+    save(small(), tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "disk" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o007, 0o660)])
+def test_files_have_the_permissions_that_others_have(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        folder = save(small(), tmp_path / "encoder")
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+    assert modes == dict.fromkeys(("README.md", "config.json", "model.safetensors"), mode)
+
+
+@pytest.mark.parametrize("make", ["from scratch", "the user's own", "regions"])
+def test_no_weights_are_claimed_that_are_not_there(tmp_path: Path, make: str) -> None:
+    vit = timm.create_model("vit_tiny_patch16_224", num_classes=0, fc_norm=False, img_size=(16, 24), patch_size=(4, 8))
+    kinds = {
+        "from scratch": small,
+        "the user's own": lambda: encoders.TimmViT(vit),
+        "regions": lambda: encoders.TimmRegions(timm.create_model("test_convnext", num_classes=0)),
+    }
+    folder = save(kinds[make](), tmp_path / "encoder")
+    config = json.loads((folder / "config.json").read_text())
+    assert config["ssl_blocks"]["origin"] is None
+    assert config["pretrained_cfg"].keys().isdisjoint({"tag", "license", "hf_hub_id", "url"})
+    assert config["pretrained_cfg"]["interpolation"] == "bilinear"
+    card = (folder / "README.md").read_text()
+    assert "license" not in card
+    assert "began with" not in card
+
+
+def test_pretrained_weights_are_named_with_their_license_however_often_saved(tmp_path: Path) -> None:
+    name, weights = "vit_tiny_patch16_224", tmp_path / "weights.pth"
+    torch.save(timm.create_model(name).state_dict(), weights)
+    overlay = {"file": str(weights), "custom_load": False}
+    encoder = encoders.timm_vit(name, image_size=224, pretrained=True, pretrained_cfg_overlay=overlay)
+    first = export_encoder(encoder, tmp_path / "first", tokenizer=None, mean=HALF, std=HALF)
+    second = export_encoder(encoders.load_encoder(first), tmp_path / "second", tokenizer=None, mean=HALF, std=HALF)
+    third = encoders.timm_vit(f"local-dir:{second}", image_size=224, pretrained=True)
+    for folder in (first, second, export_encoder(third, tmp_path / "third", tokenizer=None, mean=HALF, std=HALF)):
+        config, card = json.loads((folder / "config.json").read_text()), (folder / "README.md").read_text()
+        origin = {"name": f"{name}.augreg_in21k_ft_in1k", "license": "apache-2.0"}
+        assert config["ssl_blocks"]["origin"] == origin
+        assert "license: apache-2.0" in card
+        assert f"| began with | the weights of `{origin['name']}` (license apache-2.0) |" in card
+        assert "tag" not in config["pretrained_cfg"]

@@ -171,6 +171,12 @@ def test_majority_is_counted_on_training_masks() -> None:
     assert scores.mean_iou == pytest.approx(0.125)
 
 
+def test_masks_that_nothing_can_be_scored_on_are_refused() -> None:
+    nothing = with_masks(torch.full((2, 32, 32), 255.0))
+    with pytest.raises(ValueError, match="masks must have pixels that count, but all of 2 hold 255 alone"):
+        majority_baseline(SegmentationData(nothing, nothing, ("a", "b")))
+
+
 def test_crops_of_image_and_mask_stay_aligned(generator: torch.Generator) -> None:
     masks = torch.stack([ShapeImages(8, size=64).scene(i).mask for i in range(8)])
     images = (masks * 60)[:, None]

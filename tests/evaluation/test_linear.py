@@ -296,6 +296,15 @@ def test_with_few_images_the_papers_rate_stays_near_the_start() -> None:
     assert linear_probe(*split, settings=PAPER).accuracy < 0.7
 
 
+def test_batches_are_no_smaller_than_their_statistics_allow() -> None:
+    assert [LinearSettings().batch(images) for images in (10, 40, 255, 288)] == [10, 16, 16, 18]
+    labels = torch.arange(40) % 10
+    generator = torch.Generator().manual_seed(0)
+    centers = torch.randn(10, 64, generator=generator)
+    x, test = (centers[labels] + 0.5 * torch.randn(40, 64, generator=generator) for _ in range(2))
+    assert linear_probe(x, labels, test, labels).accuracy > 0.8  # 0.1 with batches of two
+
+
 def test_augmented_probe_keeps_the_levels_of_deep_images() -> None:
     labels = torch.arange(40) % 2
     images = (30000 + 200 * labels)[:, None, None, None].expand(40, 1, 8, 8).contiguous().to(torch.uint16)

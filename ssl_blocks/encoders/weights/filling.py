@@ -82,6 +82,11 @@ def _grid_of(name: str, table: Tensor, own: Grid, given: Grid | None) -> Grid:
 
 def _check(found: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
     missing, extra = sorted(set(ours) - set(found)), sorted(set(found) - set(ours))
+    if missing and any(name.startswith(f"{ENCODER}fc_norm.") for name in extra):
+        raise ValueError(
+            f"the checkpoint lacks {missing[0]}: its final norm lies behind the pooling (fc_norm), as fine-tuning puts "
+            "it, and fits no tokens: take the file of pretraining"
+        )
     if missing:
         raise ValueError(f"the checkpoint lacks {missing[0]} ({len(missing)} such): is the objective another one?")
     if extra:

@@ -1,5 +1,6 @@
 """Reading files of weights, and nothing but weights."""
 
+import argparse
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,20 +11,25 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ssl_blocks.files import at_home
+
 NESTS = ("model", "state_dict", "module")  # under which training scripts keep the weights
+WRAPPERS = ("module.", "_orig_mod.")  # what distributed training and torch.compile put in front of every name
 
 
 def read_state(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
     """Read a file of weights, or take them out of a checkpoint that is loaded already.
 
-    Files are read with ``weights_only=True``: one that would run code is refused.
+    Files are read with ``weights_only=True``, beside which only ``argparse.Namespace``, the options of a training
+    script, may be in them: one that would run code is refused.
 
     Args:
         source: a ``.safetensors`` file, a file of ``torch.save``, or a mapping; weights may lie under ``model``,
             ``state_dict`` or ``module``.
 
     Returns:
-        Tensors by name, on CPU; a prefix ``module.`` of distributed training is taken off.
+        Tensors by name, on CPU, without the prefixes ``module.`` of distributed training and ``_orig_mod.`` of
+        ``torch.compile``.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -33,7 +39,7 @@ def read_state(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
         >>> sorted(read_state({"model": {"module.weight": torch.zeros(2)}, "epoch": 3}))
         ['weight']
     """
-    values = dict(source) if isinstance(source, Mapping) else _read(Path(source))
+    values = dict(source) if isinstance(source, Mapping) else _read(at_home(source))
     for nest in NESTS:
         inner = values.get(nest)
         if isinstance(inner, Mapping):
@@ -42,8 +48,8 @@ def read_state(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
     if not state:
         where = "the mapping" if isinstance(source, Mapping) else str(source)
         raise ValueError(f"{where} must hold tensors by name, got {sorted(map(str, values))[:5]}")
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
+    while wrapper := next((w for w in WRAPPERS if all(name.startswith(w) for name in state)), None):
+        state = {name.removeprefix(wrapper): value for name, value in state.items()}
     return state
 
 
@@ -56,7 +62,8 @@ def _read(path: Path) -> dict[str, Any]:
         except SafetensorError as error:
             raise ValueError(f"{path} is no readable .safetensors file: {error}") from None
     try:
-        values = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # plain values by name: nothing runs
+            values = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(

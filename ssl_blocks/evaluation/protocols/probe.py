@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ssl_blocks.evaluation.subject import Subject
 
 IMAGENET_IMAGES, PAPER_LR, PAPER_BATCH = 1_281_167, 0.1, 16384
+SMALLEST_BATCH = 16  # statistics of fewer rows are noise, and steps at such rates never settle
 
 
 class LinearSettings(StrictModel):
@@ -19,7 +20,8 @@ class LinearSettings(StrictModel):
 
     LARS moves a weight by a share of its norm that depends on the rate alone, so with few steps the paper's rate ends
     near the start. Rates around ``0.1 * 1281167 / num_images`` make up for that, of which one is chosen on images held
-    out, and a batch of at most a 16th of train makes steps small enough. The rate of a step is ``lr * batch / 256``.
+    out, and a batch of a 16th of train, or 16 images, makes steps small enough. The rate of a step is
+    ``lr * batch / 256``.
     """
 
     lrs: tuple[PositiveFloat, ...] | None = Field(
@@ -29,7 +31,7 @@ class LinearSettings(StrictModel):
         "paper's 0.1, scaled to the number of images",
     )
     batch_size: PositiveInt | None = Field(
-        None, description="(lars) images per step; default: the paper's 16384, or a 16th of train"
+        None, description="(lars) images per step; default: the paper's 16384, or a 16th of train, or 16"
     )
     epochs: PositiveInt = Field(90, description="(lars) passes over train")
     warmup_epochs: NonNegativeFloat = Field(10.0, description="(lars) of the linear warm-up")
@@ -64,7 +66,7 @@ class LinearSettings(StrictModel):
             >>> LinearSettings().batch(50_000), LinearSettings(batch_size=256).batch(100)
             (3125, 100)
         """
-        return min(self.batch_size or min(PAPER_BATCH, max(1, num_images // 16)), num_images)
+        return min(self.batch_size or min(PAPER_BATCH, max(SMALLEST_BATCH, num_images // 16)), num_images)
 
 
 class ProbeSettings(LinearSettings):

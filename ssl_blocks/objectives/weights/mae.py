@@ -19,6 +19,7 @@ NAMES = {
     "decoder_norm.": f"{DECODER}norm.",
     "decoder_pred.": HEAD,
 }
+CLASSIFIER = ("head.weight", "head.bias")  # what fine-tuning puts on top, and no pretraining has
 
 
 def load_mae(
@@ -32,7 +33,7 @@ def load_mae(
 
     Nothing is left at its start: every parameter is filled, or the call is refused before the first is changed. The
     encoder's positions and a learned table of the decoder are resampled where the grid is another; a decoder with
-    fixed sine-cosine positions computes its own.
+    fixed sine-cosine positions computes its own. A classifier's ``head``, as fine-tuned files have, is left out.
 
     Args:
         objective: MAE of the checkpoint's sizes, with a class token, a `MaskTokenDecoder` and a Linear head.
@@ -55,7 +56,7 @@ def load_mae(
         ... )
         >>> load_mae(mae, encoder.module.state_dict(), encoder_only=True)
     """
-    state = read_state(source)
+    state = {name: value for name, value in read_state(source).items() if name not in CLASSIFIER}
     if not encoder_only and not any(name.startswith("decoder_") for name in state):
         raise ValueError("the checkpoint holds no decoder: give encoder_only=True, or a file of the whole model")
     fill(objective, translated(state, NAMES), encoder_only=encoder_only, grid=grid)

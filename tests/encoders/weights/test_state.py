@@ -1,5 +1,6 @@
 """Files of weights are read, and files of anything else are refused with the reason."""
 
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,12 @@ def same(found: dict[str, torch.Tensor]) -> bool:
         {"model": WEIGHTS, "epoch": 3},
         {"state_dict": {f"module.{name}": value for name, value in WEIGHTS.items()}},
         {"model": {"module": WEIGHTS}},
+        {"model": WEIGHTS, "args": Namespace(lr=1e-3, output_dir=""), "optimizer": {"state": {}}},
+        {"model": {f"_orig_mod.{name}": value for name, value in WEIGHTS.items()}},
+        {"model": {f"module._orig_mod.{name}": value for name, value in WEIGHTS.items()}},
+        {"model": {f"_orig_mod.module.{name}": value for name, value in WEIGHTS.items()}},
     ],
-    ids=["bare", "model", "distributed", "twice"],
+    ids=["bare", "model", "distributed", "twice", "options", "compiled", "compiled inside", "compiled outside"],
 )
 def test_weights_are_found_wherever_scripts_put_them(tmp_path: Path, content) -> None:
     torch.save(content, tmp_path / "weights.pth")
@@ -58,6 +63,13 @@ def test_a_whole_model_is_refused(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 2), tmp_path / "model.pth")
     with pytest.raises(ValueError, match=r"is refused: .*save its state_dict anew"):
         read_state(tmp_path / "model.pth")
+
+
+def test_options_may_not_hide_what_would_run(tmp_path: Path) -> None:
+    torch.save({"model": WEIGHTS, "args": Namespace(evil=Evil(tmp_path / "ran"))}, tmp_path / "evil.pth")
+    with pytest.raises(ValueError, match=r"evil\.pth is refused"):
+        read_state(tmp_path / "evil.pth")
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("name", ["damaged.pth", "damaged.safetensors"])

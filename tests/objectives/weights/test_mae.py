@@ -94,6 +94,17 @@ def test_a_file_for_fine_tuning_gives_the_encoder_alone() -> None:
     assert torch.equal(other.head.weight, head)
 
 
+def test_a_classifier_on_top_is_left_out_and_its_norm_behind_the_pooling_is_said() -> None:
+    one, other = build(seed=1), build(seed=2)
+    state = {name: value for name, value in official(one).items() if "decoder" not in name and name != "mask_token"}
+    head = {"head.weight": torch.ones(5, 16), "head.bias": torch.ones(5)}
+    fc_norm = {name.replace("norm.", "fc_norm.", name.startswith("norm.")): value for name, value in state.items()}
+    with pytest.raises(ValueError, match=r"lacks encoder.module.norm.bias: .*\(fc_norm\)"):
+        load_mae(other, fc_norm | head, encoder_only=True)
+    load_mae(other, {"model": state | head}, encoder_only=True)
+    assert torch.equal(one.encoder.features(images(2)), other.encoder.features(images(2)))
+
+
 def test_a_whole_file_gives_the_encoder_alone_if_asked() -> None:
     one, other = build(seed=1), build(seed=2, width=48)
     load_mae(other, official(one), encoder_only=True)
