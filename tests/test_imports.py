@@ -34,6 +34,7 @@ LAYERS = [
         "program",
         "code",
         "text",
+        "yaml_files",
     },
     {"parts"},
     {"encoders"},

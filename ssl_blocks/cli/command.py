@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -22,6 +21,7 @@ from ssl_blocks.engine.rank import is_rank_zero
 from ssl_blocks.pretrain.config import RunConfig
 from ssl_blocks.pretrain.recipe import Recipe
 from ssl_blocks.program import as_typed
+from ssl_blocks.yaml_files import read_mapping
 
 C = TypeVar("C", bound=RunConfig)
 M = TypeVar("M", bound=BaseModel)
@@ -139,16 +139,9 @@ def read_preset(name: str, recipe: Recipe[Any]) -> dict[str, Any]:
         hint = f"did you mean {near!r}? " if near else ""
         raise ValueError(f"--preset {name!r} is neither a preset nor a YAML file; {hint}presets: {', '.join(files)}")
     try:
-        values = yaml.safe_load(path.read_text())
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = "" if mark is None else f" in line {mark.line + 1}, column {mark.column + 1}"
-        raise ValueError(f"--preset {path} is not valid YAML: {error.problem}{where}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"--preset {path} is not valid YAML: {str(error).splitlines()[0]}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"--preset {path} must hold a mapping of fields to values, got {type(values).__name__}")
-    return values
+        return read_mapping(path)
+    except ValueError as error:
+        raise ValueError(f"--preset {error}") from None
 
 
 def list_presets(recipe: Recipe[Any]) -> dict[str, str]:

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import ModelCardData
 
 from ssl_blocks.files import atomically
 from ssl_blocks.text import code, plain, quoted
+from ssl_blocks.yaml_files import read_mapping
 
 CARD = "README.md"
 
@@ -17,7 +17,7 @@ CARD = "README.md"
 def write_card(run: Path) -> Path:
     """Write ``encoder/README.md`` of a finished run out of what the run wrote: anew whenever scores are added."""
     folder = run / "encoder"
-    config = yaml.safe_load((run / "config.yaml").read_text())
+    config = read_mapping(run / "config.yaml")
     results = json.loads((run / "results.json").read_text())
     exported = json.loads((folder / "config.json").read_text())
     text = "\n".join(_card(folder, exported, config=config, results=results))

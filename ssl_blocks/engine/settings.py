@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -16,6 +16,8 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+
+from ssl_blocks.engine.bounds import check_bound, words_for_truth
 
 
 @contextmanager
@@ -30,9 +32,20 @@ def section(name: str) -> Iterator[None]:
 
 
 class StrictModel(BaseModel):
-    """A configuration in which an unknown field is an error."""
+    """A configuration in which an unknown field is an error, and so is a number that cannot be meant."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, given: Any) -> Any:
+        return words_for_truth(given, cls.model_fields) if isinstance(given, dict) else given
+
+    @field_validator("*")
+    @classmethod
+    def _is_within_bounds(cls, value: Any, info: Any) -> Any:
+        check_bound(str(info.field_name), value)
+        return value
 
 
 def _shares(scale: tuple[float, float]) -> tuple[float, float]:
