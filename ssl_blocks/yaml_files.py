@@ -38,17 +38,18 @@ def read_mapping(path: Path) -> dict[str, Any]:
 class _Loader(yaml.SafeLoader):
     """Plain values alone, and nothing that only looks like one."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
     depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            event = self.get_event()
+            event: Any = self.get_event()  # type: ignore[no-untyped-call]
             raise _wrong(f"*{event.anchor} is an alias: write out what it stands for", event.start_mark)
         self.depth += 1
         if self.depth > MOST_DEPTH:
-            raise _wrong(f"more than {MOST_DEPTH} levels lie in each other", self.peek_event().start_mark)
-        node = super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            raise _wrong(f"more than {MOST_DEPTH} levels lie in each other", event.start_mark)
+        node = super().compose_node(parent, index)
         self.depth -= 1
         return node
 

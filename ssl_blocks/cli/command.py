@@ -17,7 +17,7 @@ from ssl_blocks import pretrain
 from ssl_blocks.cli.arguments import DISCRIMINATOR, Arguments, closest_word, explain, read_arguments
 from ssl_blocks.cli.helptext import help_text
 from ssl_blocks.engine.errors import RunStopped
-from ssl_blocks.engine.rank import is_rank_zero
+from ssl_blocks.engine.rank import ProcessesError, check_environment, is_rank_zero
 from ssl_blocks.pretrain.config import RunConfig
 from ssl_blocks.pretrain.recipe import Recipe
 from ssl_blocks.program import as_typed
@@ -40,6 +40,7 @@ def main(recipe: Recipe[C], argv: Sequence[str] | None = None, *, program: str |
         program: what the user typed in front of them; ``None``: the program's name.
     """
     try:
+        check_environment()
         arguments = read_arguments(sys.argv[1:] if argv is None else argv, recipe.config)
         if arguments.wants_help:
             _print_help(recipe, program)
@@ -170,7 +171,7 @@ def _print(text: str) -> None:
 
 def fail(reason: Exception, exit_code: int) -> int:
     """Tell a mistake in one line on standard error, and return the exit code."""
-    if is_rank_zero():
+    if is_rank_zero() or isinstance(reason, ProcessesError):
         print(f"error: {' '.join(str(reason).split())}", file=sys.stderr)
     return exit_code
 
