@@ -21,7 +21,21 @@ MODULES = {
 }
 # layers from the ground up: a module may import its own layer and those below
 LAYERS = [
-    {"grid", "values", "constants", "noise", "randomness", "files", "modes", "quiet", "lazy", "program", "code"},
+    {
+        "grid",
+        "values",
+        "constants",
+        "noise",
+        "randomness",
+        "files",
+        "modes",
+        "quiet",
+        "lazy",
+        "program",
+        "code",
+        "text",
+        "yaml_files",
+    },
     {"parts"},
     {"encoders"},
     {"objectives"},

@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 from ssl_blocks.files import at_home
 
 DISCRIMINATOR = "kind"
+MOST_SHOWN = 120  # characters of a wrong value
 SWITCHES = ("preset", "resume", "dry-run", "help")
 
 
@@ -208,6 +209,11 @@ def _explain_extra(where: str, kind: str | None, models: list[type[BaseModel]], 
 
 
 def _shown(value: Any) -> str:
+    shown = _as_given(value)
+    return shown if len(shown) <= MOST_SHOWN else f"{shown[:MOST_SHOWN]}... ({len(shown)} characters)"
+
+
+def _as_given(value: Any) -> str:
     if isinstance(value, str):
         try:
             float(value)
@@ -222,7 +228,7 @@ def _shown(value: Any) -> str:
 def _expectation(item: dict[str, Any]) -> str:
     context = item.get("ctx", {})
     match item["type"]:
-        case "int_parsing" | "int_from_float" | "int_type":
+        case "int_parsing" | "int_parsing_size" | "int_from_float" | "int_type":
             return "must be a whole number"
         case "float_parsing" | "float_type":
             return "must be a number"
@@ -234,6 +240,10 @@ def _expectation(item: dict[str, Any]) -> str:
             return f"must be greater than {context['gt']:g}"
         case "greater_than_equal":
             return f"must be at least {context['ge']:g}"
+        case "less_than":
+            return f"must be less than {context['lt']:g}"
+        case "less_than_equal":
+            return f"must be at most {context['le']:g}"
         case "literal_error":
             choices = context["expected"]
             near = closest_word(

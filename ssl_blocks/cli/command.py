@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -18,11 +17,12 @@ from ssl_blocks import pretrain
 from ssl_blocks.cli.arguments import DISCRIMINATOR, Arguments, closest_word, explain, read_arguments
 from ssl_blocks.cli.helptext import help_text
 from ssl_blocks.engine.errors import RunStopped
-from ssl_blocks.engine.rank import is_rank_zero
+from ssl_blocks.engine.rank import ProcessesError, check_environment, is_rank_zero
 from ssl_blocks.files import at_home
 from ssl_blocks.pretrain.config import RunConfig
 from ssl_blocks.pretrain.recipe import Recipe
 from ssl_blocks.program import as_typed
+from ssl_blocks.yaml_files import read_mapping
 
 C = TypeVar("C", bound=RunConfig)
 M = TypeVar("M", bound=BaseModel)
@@ -41,6 +41,7 @@ def main(recipe: Recipe[C], argv: Sequence[str] | None = None, *, program: str |
         program: what the user typed in front of them; ``None``: the program's name.
     """
     try:
+        check_environment()
         arguments = read_arguments(sys.argv[1:] if argv is None else argv, recipe.config)
         if arguments.wants_help:
             _print_help(recipe, program)
@@ -140,16 +141,9 @@ def read_preset(name: str, recipe: Recipe[Any]) -> dict[str, Any]:
         hint = f"did you mean {near!r}? " if near else ""
         raise ValueError(f"--preset {name!r} is neither a preset nor a YAML file; {hint}presets: {', '.join(files)}")
     try:
-        values = yaml.safe_load(path.read_text())
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = "" if mark is None else f" in line {mark.line + 1}, column {mark.column + 1}"
-        raise ValueError(f"--preset {path} is not valid YAML: {error.problem}{where}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"--preset {path} is not valid YAML: {str(error).splitlines()[0]}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"--preset {path} must hold a mapping of fields to values, got {type(values).__name__}")
-    return values
+        return read_mapping(path)
+    except ValueError as error:
+        raise ValueError(f"--preset {error}") from None
 
 
 def list_presets(recipe: Recipe[Any]) -> dict[str, str]:
@@ -178,7 +172,7 @@ def _print(text: str) -> None:
 
 def fail(reason: Exception, exit_code: int) -> int:
     """Tell a mistake in one line on standard error, and return the exit code."""
-    if is_rank_zero():
+    if is_rank_zero() or isinstance(reason, ProcessesError):
         print(f"error: {' '.join(str(reason).split())}", file=sys.stderr)
     return exit_code
 

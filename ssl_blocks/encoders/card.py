@@ -5,10 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import ModelCardData
 
 from ssl_blocks.files import atomically
+from ssl_blocks.text import code, plain, quoted
+from ssl_blocks.yaml_files import read_mapping
 
 CARD = "README.md"
 
@@ -16,7 +17,7 @@ CARD = "README.md"
 def write_card(run: Path) -> Path:
     """Write ``encoder/README.md`` of a finished run out of what the run wrote: anew whenever scores are added."""
     folder = run / "encoder"
-    config = yaml.safe_load((run / "config.yaml").read_text())
+    config = read_mapping(run / "config.yaml")
     results = json.loads((run / "results.json").read_text())
     exported = json.loads((folder / "config.json").read_text())
     text = "\n".join(_card(folder, exported, config=config, results=results))
@@ -39,7 +40,7 @@ def _card(
     origin = notes.get("origin") or {}
     front = ModelCardData(library_name=library, tags=tags, license=origin.get("license"))
     yield from ["---", front.to_yaml(), "---", ""]
-    yield from [f"# {config['name'] if config else folder.name}", ""]
+    yield from [f"# {plain(config['name'] if config else folder.name)}", ""]
     if config:
         yield from _origin(config, results)
     yield from _encoder(notes, exported)
@@ -57,12 +58,13 @@ def is_of_timm(exported: Mapping[str, Any]) -> bool:
 def _origin(config: Mapping[str, Any], results: Mapping[str, Any]) -> Iterator[str]:
     recipe, data, trainer = results.get("recipe", {}), config["data"], config["trainer"]
     images = recipe.get("train_images")
-    what = f"Pretrained with `{recipe.get('name', 'a recipe')}` of ssl_blocks {recipe.get('version', '')}".rstrip()
-    objective = f", objective `{recipe['objective']}`" if "objective" in recipe else ""
+    kind, version = code(recipe.get("name", "a recipe")), plain(recipe.get("version", ""))
+    what = f"Pretrained with {kind} of ssl_blocks {version}".rstrip()
+    objective = f", objective {code(recipe['objective'])}" if "objective" in recipe else ""
     yield from [f"{what}{objective}.", ""]
     yield from ["| | |", "|---|---|"]
     count = f", {images:,} training images" if images else ""
-    yield f"| data | `{data['name']}`{count} |"
+    yield f"| data | {code(data['name'])}{count} |"
     yield f"| epochs | {trainer['epochs']} |"
     optimizer = config["optimizer"]
     yield f"| batch, base rate | {optimizer['batch_size']}, {optimizer['base_lr']:g} |"
@@ -75,17 +77,17 @@ def _origin(config: Mapping[str, Any], results: Mapping[str, Any]) -> Iterator[s
 def _encoder(notes: Mapping[str, Any], exported: Mapping[str, Any]) -> Iterator[str]:
     yield from ["## Encoder", "", "| | |", "|---|---|"]
     architecture = exported.get("architecture") or exported.get("model_type") or "unknown"
-    yield f"| architecture | `{architecture}`, adapter `{notes.get('encoder', 'unknown')}` |"
+    yield f"| architecture | {code(architecture)}, adapter {code(notes.get('encoder', 'unknown'))} |"
     if origin := notes.get("origin"):
-        terms = f" (license {origin['license']})" if origin.get("license") else ""
-        yield f"| began with | the weights of `{origin['name']}`{terms} |"
+        terms = f" (license {plain(origin['license'])})" if origin.get("license") else ""
+        yield f"| began with | the weights of {code(origin['name'])}{terms} |"
     grid, patch, crop = notes.get("grid"), notes.get("patch"), notes.get("crop")
     if grid and patch:
         cut = f", cut out of cells with {crop} pixels left out" if crop else ""
         yield f"| patches | {' x '.join(map(str, grid))} of {' x '.join(map(str, patch))} pixels{cut} |"
     if "mean" in notes:
         yield f"| input | {notes['channels']} channels; mean {_numbers(notes['mean'])}, std {_numbers(notes['std'])} |"
-    yield f"| features | {notes.get('pooling', 'unknown')} |"
+    yield f"| features | {plain(notes.get('pooling', 'unknown'))} |"
     yield ""
 
 
@@ -98,7 +100,7 @@ def _scores(results: Mapping[str, Any]) -> Iterator[str]:
         yield f"| features | kNN | linear probe, {own[0]['shots']} labels a class |"
         yield "|---|---|---|"
         for row in own:
-            yield f"| {row['name']} | {row['knn']:.1%} | {_spread(row['fewshot'])} |"
+            yield f"| {plain(row['name'])} | {row['knn']:.1%} | {_spread(row['fewshot'])} |"
         yield ""
     latest: dict[tuple[str, ...], Mapping[str, Any]] = {}
     for entry in results.get("evaluations", []):
@@ -111,13 +113,16 @@ def _scores(results: Mapping[str, Any]) -> Iterator[str]:
 def _evaluation(entry: Mapping[str, Any]) -> Iterator[str]:
     columns = list(dict.fromkeys(name for row in entry["scores"] for name in row if name != "name"))
     data = entry["data"]
-    images = "" if data is None else f" on `{data['name']}` ({data['train']:,} training, {data['test']:,} test images)"
-    yield f"`{entry['command']}`{images}, {entry['date']}:"
+    images = (
+        "" if data is None else f" on {code(data['name'])} ({data['train']:,} training, {data['test']:,} test images)"
+    )
+    yield f"{code(entry['command'])}{images}, {entry['date']}:"
     yield ""
-    yield f"| features | {' | '.join(name.replace('_', ' ') for name in columns)} |"
+    yield f"| features | {' | '.join(plain(name.replace('_', ' ')) for name in columns)} |"
     yield "|---" * (1 + len(columns)) + "|"
     for row in entry["scores"]:
-        yield f"| {row['name']} | {' | '.join(row[name]['shown'] if name in row else '-' for name in columns)} |"
+        shown = [plain(row[name]["shown"]) if name in row else "-" for name in columns]
+        yield f"| {plain(row['name'])} | {' | '.join(shown)} |"
     yield ""
 
 
@@ -134,7 +139,7 @@ def _loading(folder: Path, notes: Mapping[str, Any], *, of_timm: bool) -> Iterat
     by_timm = f"""```python
 import timm
 
-model = timm.create_model("local-dir:{folder.as_posix()}", pretrained=True).eval()
+model = timm.create_model({quoted(f"local-dir:{folder.as_posix()}")}, pretrained=True).eval()
 features = model(images)  # normalised images [B, C, H, W] -> [B, D]
 ```
 
@@ -146,7 +151,7 @@ or, as an encoder for objectives and evaluation:
 {by_timm if of_timm and not notes.get("crop") else ""}```python
 from ssl_blocks.encoders import load_encoder
 
-encoder = load_encoder("{folder.as_posix()}")
+encoder = load_encoder({quoted(folder.as_posix())})
 features = encoder.features(images)  # normalised {what} -> [B, D]
 ```
 """

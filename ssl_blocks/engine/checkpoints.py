@@ -1,13 +1,16 @@
-"""Checkpoints of a run, read without running anything out of them."""
+"""Checkpoints of a run: written with a checksum, read without running anything out of them."""
 
+import hashlib
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import torch
 
 FORMAT_VERSION = 2
 MARK = "ssl_blocks"
+_CHECKED = b"ssl_blocks blake2b "  # before the checksum, in the comment that ends a file of torch's, which is a zip
+_DIGEST_BYTES = 32
 _NAME = re.compile(r"step-(\d{8,})\.ckpt")
 
 
@@ -28,6 +31,49 @@ def last_good(run: Path | None) -> str:
     return "there is no checkpoint yet" if good is None else f"the last good checkpoint is {good}"
 
 
+def write_checkpoint(content: Any, path: Path) -> None:
+    """Write what `read_checkpoint` reads, and a checksum over all of it."""
+    with open(path, "wb") as file:  # Python's own file: its errors say what the system said
+        checked = _Checked(file)
+        torch.save(content, cast(BinaryIO, checked))
+        comment = _CHECKED + checked.hash.digest()
+        file.seek(-2, 2)  # the length of the comment, 0 so far
+        file.write(len(comment).to_bytes(2, "little") + comment)
+
+
+class _Checked:
+    """A file that is written from front to back, and the hash of what went into it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.hash = file, hashlib.blake2b(digest_size=_DIGEST_BYTES)
+
+    def write(self, data: Any) -> int:
+        self.hash.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def verify_checkpoint(path: Path) -> None:
+    """Read the whole file once and compare it with its checksum; ``ValueError`` if a bit is another one."""
+    found, length = hashlib.blake2b(digest_size=_DIGEST_BYTES), len(_CHECKED) + _DIGEST_BYTES
+    try:
+        with open(path, "rb") as file:
+            left = max(0, file.seek(0, 2) - length - 2)
+            file.seek(0)
+            while left and (part := file.read(min(left, 2**20))):
+                found.update(part)
+                left -= len(part)
+            end = file.read()
+    except OSError as error:
+        raise ValueError(f"{path} could not be read ({error.strerror})") from None
+    found.update(b"\0\0")  # what the length was when the checksum was taken
+    if end != length.to_bytes(2, "little") + _CHECKED + found.digest():
+        what = "its bytes are not those that were written" if _CHECKED in end else "no checksum is at its end"
+        raise ValueError(f"{path} is damaged or no checkpoint ({what})")
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint into mapped memory, tensors and plain values only; ``ValueError`` if damaged or not ours."""
     try:
@@ -46,16 +92,21 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def check_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint, or refuse it by a ``ValueError`` that offers the newest good one before it."""
+    """Read and verify a checkpoint, or refuse it by a ``ValueError`` that offers the newest good one before it."""
     try:
-        return read_checkpoint(path)
+        return _verified(path)
     except ValueError as refusal:
         others = list_checkpoints(path.parent.parent)
         older = others[others.index(path) + 1 :] if path in others else others
         for candidate in older:
             try:
-                read_checkpoint(candidate)
+                _verified(candidate)
             except ValueError:
                 continue
             raise ValueError(f"{refusal}; the previous good one is {candidate}: give it with --resume") from None
         raise ValueError(f"{refusal}; there is no other good one") from None
+
+
+def _verified(path: Path) -> dict[str, Any]:
+    verify_checkpoint(path)
+    return read_checkpoint(path)

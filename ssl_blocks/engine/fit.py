@@ -13,7 +13,6 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
-from rich.console import Console
 
 from ssl_blocks.data import UnreadableImageError
 from ssl_blocks.engine.checkpoints import check_checkpoint, last_good, list_checkpoints, read_checkpoint
@@ -28,6 +27,7 @@ from ssl_blocks.engine.saving import AtomicCheckpointIO, Checkpoints, StopOnSign
 from ssl_blocks.engine.task import Task
 from ssl_blocks.modes import modes_kept
 from ssl_blocks.quiet import quiet
+from ssl_blocks.text import terminal
 
 PRECISIONS: dict[torch.dtype | None, Any] = {
     None: "32-true",
@@ -84,7 +84,7 @@ def train(
     loop = Loop(task, machine, folder=folder)
     if checkpoint is not None:
         loop.continue_from(check_checkpoint(checkpoint), checkpoint)
-    callbacks = [] if title is None else [RichRunProgress(Console(quiet=not is_rank_zero()), title)]
+    callbacks = [] if title is None else [RichRunProgress(terminal(quiet=not is_rank_zero()), title)]
     record = None if folder is None else Record(folder)
     gpus = [torch.device(machine.device)] if torch.device(machine.device).type == "cuda" else []
     alone, modes = locked(folder), modes_kept(task.model, training=True)

@@ -11,6 +11,7 @@ from torch import nn
 from torch.distributed import is_torchelastic_launched
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
+from ssl_blocks.engine.rank import ProcessesError
 from ssl_blocks.engine.settings import OptimizerConfig, TrainerConfig
 
 
@@ -78,6 +79,7 @@ def count_processes(trainer: TrainerConfig, settings: OptimizerConfig) -> Proces
         if is_torchelastic_launched() and value not in (None, started[name]):
             raise ValueError(f"trainer.{name}={value} must be left out, or be torchrun's {started[name]}")
     found = Processes(**{name: given[name] or started[name] for name in started})
+    _check_starter(found, is_said=trainer.devices is not None)
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", found.world_size))
     if tasks != found.world_size and not is_torchelastic_launched():
         raise ValueError(
@@ -97,6 +99,23 @@ def count_processes(trainer: TrainerConfig, settings: OptimizerConfig) -> Proces
     return found
 
 
+def _check_starter(found: Processes, *, is_said: bool) -> None:
+    """Refuse variables that make Lightning wait for processes that nobody starts."""
+    if is_torchelastic_launched() or "SLURM_STEP_NUM_TASKS" in os.environ:
+        return
+    tasks = os.environ.get("SLURM_NTASKS", "1")
+    if tasks != "1" and not is_said:
+        raise ProcessesError(
+            f"SLURM_NTASKS={tasks}, but srun has not started this process: use srun, or trainer.devices"
+        )
+    local = os.environ.get("LOCAL_RANK")
+    if found.world_size > 1 and local is not None and "NODE_RANK" not in os.environ:
+        raise ProcessesError(
+            f"LOCAL_RANK={local} is left over in the environment, and nothing has started {found.world_size} "
+            "processes: unset it, or use torchrun"
+        )
+
+
 def choose_strategy(machine: Machine) -> Any:
     """Lightning's strategy for this many processes."""
     from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
@@ -112,10 +131,17 @@ def choose_strategy(machine: Machine) -> Any:
 
 
 def environment_plugins() -> list[Any]:
-    """Keep Lightning from resubmitting jobs by itself: it would go on from checkpoints of its own."""
-    from pytorch_lightning.plugins.environments import SLURMEnvironment
+    """Keep Lightning from resubmitting jobs by itself: it would go on from checkpoints of its own.
 
-    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+    Nor may it take a process for one of srun's that only lies in an allocation.
+    """
+    from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment
+
+    if not SLURMEnvironment.detect():
+        return []
+    if "SLURM_STEP_NUM_TASKS" in os.environ or is_torchelastic_launched():
+        return [SLURMEnvironment(auto_requeue=False)]
+    return [LightningEnvironment()]
 
 
 def shard(model: nn.Module, mesh: Any) -> None:

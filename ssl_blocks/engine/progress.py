@@ -79,16 +79,16 @@ class RichRunProgress(pl.Callback):
         if not self.console.is_terminal:
             return
         self.bar = Progress(
-            TextColumn(self.title),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[state]}"),
+            TextColumn("{task.fields[state]}", markup=False),
             TextColumn("left"),
             TimeRemainingColumn(),
             console=self.console,
         )
         total = pl_module.task.plan.num_steps
-        self.task = self.bar.add_task("", total=total, completed=trainer.global_step, state="")
+        self.task = self.bar.add_task(self.title, total=total, completed=trainer.global_step, state="")
         self.bar.start()
 
     def on_train_batch_end(

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from ssl_blocks.engine.checkpoints import checkpoint_path, list_checkpoints, read_checkpoint
+from ssl_blocks.engine.checkpoints import checkpoint_path, list_checkpoints, read_checkpoint, write_checkpoint
 from ssl_blocks.engine.errors import RunStopped
 from ssl_blocks.engine.late import Snapshot
 from ssl_blocks.engine.loop import Loop
@@ -54,9 +54,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def _write(self, content: dict[str, Any], path: Path) -> None:
         try:
-            # through Python's own file, whose errors say what the system said
-            with atomically(path) as temporary, open(temporary, "wb") as file:
-                torch.save(content, file)
+            with atomically(path) as temporary:
+                write_checkpoint(content, temporary)
         except RuntimeError as error:
             cause = next((e for e in (error.__cause__, error.__context__) if isinstance(e, OSError)), None)
             reason = cause.strerror if cause is not None else str(error).splitlines()[0]

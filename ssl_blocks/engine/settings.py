@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from ssl_blocks.engine.bounds import check_bound, words_for_truth
 from ssl_blocks.files import at_home
 
 
@@ -32,7 +33,7 @@ def section(name: str) -> Iterator[None]:
 
 
 class StrictModel(BaseModel):
-    """A configuration in which an unknown field is an error."""
+    """A configuration in which an unknown field is an error, and so is a number that cannot be meant."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -40,6 +41,17 @@ class StrictModel(BaseModel):
     @classmethod
     def _paths_at_home(cls, value: Any) -> Any:
         return at_home(value) if isinstance(value, Path) else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, given: Any) -> Any:
+        return words_for_truth(given, cls.model_fields) if isinstance(given, dict) else given
+
+    @field_validator("*")
+    @classmethod
+    def _is_within_bounds(cls, value: Any, info: Any) -> Any:
+        check_bound(str(info.field_name), value)
+        return value
 
 
 def _shares(scale: tuple[float, float]) -> tuple[float, float]:

@@ -12,6 +12,7 @@ from ssl_blocks.cli.command import WRONG_WISH, fail, parse_config
 from ssl_blocks.cli.helptext import WIDEST, meaning_of, option_row, option_table
 from ssl_blocks.code import import_named, is_code
 from ssl_blocks.engine.errors import RunStopped
+from ssl_blocks.engine.rank import check_environment
 from ssl_blocks.evaluate.config import GeneralConfig, config_class
 from ssl_blocks.evaluation.protocol import Protocol
 from ssl_blocks.evaluation.protocols import PROTOCOLS
@@ -53,6 +54,7 @@ def main(argv: Sequence[str] | None = None, *, program: str | None = None) -> in
     """
     given = list(sys.argv[1:] if argv is None else argv)
     try:
+        check_environment()
         wish = read_wish(given, program or "evaluate.py")
         if "help" in wish.options or not given:
             print(help_text(program or as_typed(), wish.config_class, own=wish.own), end="")

@@ -25,6 +25,7 @@ from ssl_blocks.evaluation.protocols import PROTOCOLS
 from ssl_blocks.evaluation.sharing import Share, connected, share_of_torchrun
 from ssl_blocks.evaluation.subject import Subject, find_subject, run_of
 from ssl_blocks.program import VERSION
+from ssl_blocks.text import terminal
 
 MOST_PIXEL_VALUES = 2**30  # 4 GiB in single precision
 
@@ -57,7 +58,7 @@ def run(wish: Wish, word: str, config: Any) -> None:
     path = config.output or (None if folder is None else folder / "results.json")
     if path is not None:
         read_results(path)  # refuses a file of something else
-    setup = prepare(wish, word, config, Console(stderr=True, quiet=share.rank > 0), share)
+    setup = prepare(wish, word, config, terminal(stderr=True, quiet=share.rank > 0), share)
     started = time.perf_counter()
     with connected(share, str(setup.subject.extractor.device)):
         rows = evaluate(setup)
@@ -211,7 +212,7 @@ def make_entry(setup: Setup, wish: Wish, rows: Rows, *, seconds: float) -> dict[
 
 
 def _report(setup: Setup, rows: Rows, entry: dict[str, Any], path: Path | None) -> None:
-    console, folder = Console(), setup.subject.folder
+    console, folder = terminal(), setup.subject.folder
     names = dict.fromkeys(str(getattr(data, "name", "")) for data in setup.data)
     title = f"{setup.subject.name}: accuracy on test images of {' and '.join(filter(None, names))}"
     console.print(results_table(title, rows, setup.protocols))  # first: a full disk does not cost the numbers

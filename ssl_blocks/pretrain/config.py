@@ -123,6 +123,8 @@ class BlobSegments(StrictModel):
         return sb.ShuffledPartitioner(base=blobs) if self.shuffled else blobs
 
 
+MOST_NAME = 200  # systems take 255, suffixes included
+
 SegmentsConfig = Annotated[TokenSegments | SquareSegments | BlobSegments, Field(discriminator="kind")]
 
 
@@ -143,6 +145,8 @@ class RunConfig(StrictModel):
     def _is_folder_name(cls, name: str) -> str:
         if not re.fullmatch(r"[\w.+=-]+", name) or not name.strip("."):
             raise ValueError("must name a folder: letters, digits and . _ + = - only")
+        if len(name.encode()) > MOST_NAME:
+            raise ValueError(f"must name a folder: at most {MOST_NAME} bytes, not {len(name.encode())}")
         return name
 
     def load_data(self) -> sb.data.ImageData:

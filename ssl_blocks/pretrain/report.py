@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ssl_blocks.evaluation import Scores
 from ssl_blocks.pretrain.config import RunConfig
@@ -17,7 +18,7 @@ from ssl_blocks.program import evaluation_as_typed
 def stage(console: Console, what: str) -> Iterator[None]:
     """Show in a terminal that something is being done, and print how long it took."""
     began = time.perf_counter()
-    with console.status(f"{what} ..."):
+    with console.status(Text(f"{what} ...")):
         yield
     console.print(f"{what}: {time.perf_counter() - began:.1f} s", soft_wrap=True)
 

@@ -5,12 +5,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ssl_blocks.engine.checkpoints import list_checkpoints
 from ssl_blocks.engine.lock import LOCK
 from ssl_blocks.files import TEMPORARY_SUFFIX, at_home
 from ssl_blocks.pretrain.config import RunConfig
+from ssl_blocks.yaml_files import read_mapping
 
 # what may differ when a run goes on: where it runs, and what it writes besides
 FREE = {
@@ -139,14 +138,7 @@ def stored_config(path: Path) -> dict[str, Any]:
         FileNotFoundError: if there is no such run.
         ValueError: if the file is no YAML mapping.
     """
-    file = run_folder(path) / "config.yaml"
-    try:
-        values = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{file} is not valid YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{file} must hold a mapping of fields to values")
-    return values
+    return read_mapping(run_folder(path) / "config.yaml")
 
 
 def measured_range(run: Path) -> list[float] | None:

@@ -25,6 +25,7 @@ from ssl_blocks.pretrain.report import print_report, stage
 from ssl_blocks.pretrain.resume import starting_point
 from ssl_blocks.pretrain.scoring import Sample, has_labels, measure_objective, num_scored
 from ssl_blocks.program import VERSION
+from ssl_blocks.text import terminal
 
 if TYPE_CHECKING:
     from ssl_blocks.engine.loop import Loop
@@ -76,7 +77,7 @@ class Run(Generic[C]):
             resume = True  # the first process has looked, and may have begun to write
         checkpoint = starting_point(config, resume)
         device, autocast_dtype = choose_device(config.trainer.device, config.trainer.precision, section="trainer.")
-        with stage(Console(quiet=not is_rank_zero()), "loading the data"):
+        with stage(terminal(quiet=not is_rank_zero()), "loading the data"):
             data = config.load_data()
         module = PretrainModule(build(config, assemble, data), data, config)
         module.check()
@@ -104,7 +105,7 @@ class Run(Generic[C]):
         """
         from ssl_blocks.engine.fit import ending_in_order
 
-        folder, console = self.config.folder, Console(quiet=not is_rank_zero())
+        folder, console = self.config.folder, terminal(quiet=not is_rank_zero())
         if self.checkpoint is not None and (folder / "results.json").is_file() and not self.loop.steps_left:
             console.print(f"{folder} is complete: nothing is left to do")
             return folder

@@ -48,7 +48,7 @@ def draw_curves(
 
     if not runs:
         raise ValueError("runs={} must name at least one run")
-    curves = {name: _read(path) for name, path in runs.items()}
+    curves = {_plain(name): _read(path) for name, path in runs.items()}
     with_knn = {name: knn for name, (_, knn) in curves.items() if len(knn)}
     figure = Figure(figsize=(9.6, 3.6) if with_knn else (5.2, 3.6), layout="constrained")
     panels = figure.subplots(1, 2 if with_knn else 1, squeeze=False)[0]
@@ -63,7 +63,7 @@ def draw_curves(
             panels[1].plot(*with_knn[name].T, color=color, marker=marker, markersize=5, linewidth=2, label=name)
     if with_knn:
         for number, (name, value) in enumerate((references or {}).items()):
-            panels[1].axhline(value, color=INK, linestyle=STYLES[1 + number % 3], linewidth=1.2, label=name)
+            panels[1].axhline(value, color=INK, linestyle=STYLES[1 + number % 3], linewidth=1.2, label=_plain(name))
         panels[1].set_ylabel("kNN accuracy")
         panels[1].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     for panel in panels:
@@ -98,3 +98,8 @@ def _smooth(points: Array) -> Array:
     kernel = np.ones(width) / width
     means = np.convolve(np.pad(points[:, 1], (width // 2, (width - 1) // 2), mode="edge"), kernel, mode="valid")
     return np.stack([points[:, 0], means], axis=1)
+
+
+def _plain(name: str) -> str:
+    """A label that matplotlib takes for words: no formula between dollars, and not hidden for its underscore."""
+    return ("\u200b" if name.startswith("_") else "") + name.replace("$", r"\$")

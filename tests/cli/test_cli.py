@@ -173,8 +173,9 @@ def test_run_that_stops_is_one_line_and_its_exit_code(stage: Stage, capsys: pyte
 def test_other_processes_stop_in_silence(
     stage: Stage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
-    monkeypatch.setenv("RANK", "1")
+    started = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in (started | {"TORCHELASTIC_RUN_ID": "x", "MASTER_PORT": "29500"}).items():
+        monkeypatch.setenv(name, value)
     stage.stopped = RunStopped("stopped", exit_code=3)
     assert stage.run("--preset", "randsac_digits") == 3
     assert stage.run("--help") == 0

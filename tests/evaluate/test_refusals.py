@@ -164,6 +164,8 @@ def test_an_encoder_without_places_for_drop_path_says_what_to_do(tmp_path: Path,
 
 
 def test_what_cannot_be_shared_is_refused(run: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    started = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in (started | {"TORCHELASTIC_RUN_ID": "x", "MASTER_PORT": "29500"}).items():
+        monkeypatch.setenv(name, value)
     error = refused(["knn", "probe", str(run)], capsys)
     assert "probe cannot share work between 2 processes, only knn and finetune and segment can" in error

@@ -170,9 +170,9 @@ def test_progress_prints_the_numbers_of_the_steps_that_were_asked_for(every: int
 
 def test_progress_draws_a_bar_in_a_terminal() -> None:
     text = io.StringIO()
-    fit(small_objective(), RichRunProgress(Console(file=text, width=160, force_terminal=True), "pretraining"))
+    fit(small_objective(), RichRunProgress(Console(file=text, width=160, force_terminal=True), "[/home/me] {x}"))
     assert "10/10" in text.getvalue()
-    assert "pretraining" in text.getvalue()
+    assert "[/home/me] {x}" in text.getvalue()
 
 
 def test_online_knn_equals_knn_of_the_features_afterwards() -> None:

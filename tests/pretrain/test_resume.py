@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ssl_blocks.engine.checkpoints import check_checkpoint, list_checkpoints, read_checkpoint
+from ssl_blocks.engine.checkpoints import check_checkpoint, list_checkpoints, read_checkpoint, write_checkpoint
 from ssl_blocks.engine.errors import RunStopped
 from ssl_blocks.pretrain.resume import stored_config
 from ssl_blocks.recipes.randsac import assemble
@@ -124,8 +124,11 @@ def test_a_path_names_run_or_checkpoint(whole: Path) -> None:
         (lambda path: path.write_bytes(path.read_bytes()[:-1000]), "is damaged or no checkpoint"),
         (lambda path: path.write_bytes(b""), "is damaged or no checkpoint"),
         (lambda path: path.write_text("weights"), "is damaged or no checkpoint"),
-        (lambda path: torch.save({"state_dict": {}}, path), "is not a checkpoint of an ssl_blocks run"),
-        (lambda path: torch.save({"ssl_blocks": {"format_version": 99}}, path), "format 99; this version reads 2"),
+        (lambda path: write_checkpoint({"state_dict": {}}, path), "is not a checkpoint of an ssl_blocks run"),
+        (
+            lambda path: write_checkpoint({"ssl_blocks": {"format_version": 99}}, path),
+            "has checkpoint format 99;",
+        ),
     ],
 )
 def test_a_damaged_or_foreign_checkpoint_is_named_and_the_one_before_offered(

@@ -256,8 +256,9 @@ def test_folder_that_may_not_be_written_is_one_line(
 def test_only_the_first_of_several_processes_speaks(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
-    monkeypatch.setenv("RANK", "1")
+    started = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in (started | {"TORCHELASTIC_RUN_ID": "x", "MASTER_PORT": "29500"}).items():
+        monkeypatch.setenv(name, value)
     assert main(RECIPE, argv=[*FRESH, "--bogus", "1"]) == 2
     printed = capsys.readouterr()
     assert (printed.err, printed.out) == ("", "")
