@@ -200,6 +200,8 @@ class Loop(pl.LightningModule):
     def _finish_gradients(self) -> None:
         """Divide by what counts in the whole step, known only now; clip; and let weights decay by the schedule."""
         optimizer, plan = self._optimizer, self.task.plan
+        for parameter in self.task.frozen():
+            parameter.grad = None
         if isinstance(optimizer, MasterAdamW):
             optimizer.take_gradients()
         groups = [[p for p in group["params"] if p.grad is not None] for group in optimizer.param_groups]

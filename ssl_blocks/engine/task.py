@@ -139,6 +139,10 @@ class Task(ABC):
     def after_step(self) -> None:  # noqa: B027
         """Update what follows the weights; called after every optimizer step."""
 
+    def frozen(self) -> Iterable[nn.Parameter]:
+        """Parameters that this step leaves as they are: no gradient, no decay, no moments."""
+        return ()
+
     def baked(self) -> tuple[Hashable, ...] | None:
         """Plain values, besides tensors, that the arithmetic of a step depends on; ``None``: they are not known.
 

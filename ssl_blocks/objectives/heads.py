@@ -55,7 +55,7 @@ def dino_head(
 
 
 class LastLayerGate(nn.Module):
-    """Let the gradient of a weight through, or make it 0.
+    """Let the gradient of a weight through, or make it 0; while ``is_open`` is false, training leaves the weight alone.
 
     Examples:
         >>> gate, weight = LastLayerGate(), torch.ones(2, requires_grad=True)
@@ -70,6 +70,7 @@ class LastLayerGate(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.closed_epochs = 0
+        self.is_open = True
         self.register_buffer("factor", torch.ones(()), persistent=False)
 
     def before_step(self, progress: Progress) -> None:
@@ -78,6 +79,7 @@ class LastLayerGate(nn.Module):
 
     def set_open(self, is_open: bool) -> None:
         """Open or close the gate."""
+        self.is_open = is_open
         self.factor.fill_(float(is_open))
 
     def forward(self, weight: Tensor) -> Tensor:

@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from jaxtyping import UInt
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from ssl_blocks.data import ImageData, share_of_cores, to_float, train_loader
 from ssl_blocks.engine.task import CountedLoss, Moment, Plan, Portion, Task
 from ssl_blocks.modes import modes_kept
 from ssl_blocks.noise import Pure
 from ssl_blocks.objectives import Objective
+from ssl_blocks.objectives.heads import LastLayerGate
 from ssl_blocks.objectives.life_cycle import find_parts, followers
 from ssl_blocks.objectives.objective import seen_by
 from ssl_blocks.pretrain.config import RunConfig
@@ -164,6 +166,15 @@ class PretrainModule(Task):
     def after_step(self) -> None:
         """Tell the objective."""
         self.objective.after_step()
+
+    def frozen(self) -> Iterable[nn.Parameter]:
+        """Those behind a closed gate."""
+        return [p for weight, gate in self._gated if not gate.is_open for p in weight.parameters()]
+
+    @cached_property
+    def _gated(self) -> list[tuple[ParametrizationList, LastLayerGate]]:
+        weights = [part for part in self.objective.modules() if isinstance(part, ParametrizationList)]
+        return [(weight, gate) for weight in weights for gate in weight if isinstance(gate, LastLayerGate)]
 
     def baked(self) -> tuple[Hashable, ...]:
         """Plain attributes of the parts that follow schedules or weights."""

@@ -75,6 +75,37 @@ def test_a_run_leaves_the_teachers_encoder_and_plain_timm_loads_it(encoder: list
         assert all(float(row[name]) > 0 for row in rows if row["loss"])
 
 
+@pytest.mark.parametrize("norm", ["true", "false"])
+def test_a_frozen_layer_is_not_updated_at_all(tmp_path: Path, norm: str) -> None:
+    """As in DINO's code: no decay and no moments, of the rows' lengths neither."""
+    options = (*VIT, "--head.freeze_epochs=1", f"--head.norm_last_layer={norm}", "--optimizer.weight_decay=0.4")
+    stopped = Run.prepare(configure(tmp_path, *options), RECIPE.assemble)
+    objective = stopped.module.objective
+    before = {name: p.detach().clone() for name, p in objective.named_parameters()}
+    stops, after = iter([False] * 3 + [True]), objective.after_step
+    objective.after_step = lambda: (after(), next(stops) and os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(RunStopped, match="SIGTERM after step 4"):
+        stopped.fit()
+    last = [name for name in before if name.startswith("student.") and "last_layer" in name]
+    assert len(last) == 4
+    half = final(tmp_path / "esvit")
+    key = next(name for name in half["state_dict"] if name.endswith(last[0])).removesuffix(last[0])
+    found = {name.removeprefix(key): value for name, value in half["state_dict"].items()}
+    assert all(torch.equal(found[name], before[name]) for name in last)
+    assert not torch.equal(found["student.view_head.layers.0.weight"], before["student.view_head.layers.0.weight"])
+    trained = sum(p.requires_grad for p in objective.parameters())
+    moving = sum(p.requires_grad for name, p in objective.named_parameters() if name in last)
+    assert len(half["optimizer_states"][0]["state"]) == trained - moving
+    Run.prepare(configure(tmp_path, *options), RECIPE.assemble, resume=True).fit()
+    end = final(tmp_path / "esvit")
+    lengths = [name for name in last if name.endswith("original0")]
+    for name in last:
+        moves = norm == "false" or name not in lengths
+        assert torch.equal(end["state_dict"][key + name], before[name]) is not moves, name
+    whole = Run.prepare(configure(tmp_path / "whole", *options), RECIPE.assemble).fit()
+    assert differences(final(whole), end) == []
+
+
 def test_dino_has_no_heads_for_regions(tmp_path: Path) -> None:
     run = Run.prepare(configure(tmp_path, *MAP, "--region_weight=0"), RECIPE.assemble)
     assert run.module.objective.student.region_head is None
