@@ -2,10 +2,13 @@
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
+
+MOST_TOKENS = 2**31 - 1
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -18,7 +21,8 @@ class Grid:
         sizes: tokens along each axis, at least one.
 
     Raises:
-        ValueError: if there is no size, or one is smaller than 1.
+        TypeError: if a size is no whole number.
+        ValueError: if there is no size, one is smaller than 1, or there are more tokens than can be counted.
 
     Examples:
         >>> str(Grid(4, 6)), Grid(4, 6).num_tokens, Grid(4, 6).width
@@ -30,8 +34,12 @@ class Grid:
     sizes: tuple[int, ...]
 
     def __init__(self, *sizes: int) -> None:
+        if not all(isinstance(size, int | torch.SymInt | Integral) and not isinstance(size, bool) for size in sizes):
+            raise TypeError(f"Grid{sizes} must have whole numbers of tokens along its axes, such as Grid(4, 6)")
         if not sizes or min(sizes) < 1:
             raise ValueError(f"Grid{sizes} must have at least one size, and every size must be at least 1")
+        if math.prod(sizes) > MOST_TOKENS:
+            raise ValueError(f"Grid{sizes} has {math.prod(sizes):,} tokens, but at most {MOST_TOKENS:,} can be counted")
         object.__setattr__(self, "sizes", sizes)
 
     @property

@@ -156,6 +156,8 @@ def run_blocks(
 
 def are_images(x: Tensor, grid: Grid, patch: tuple[int, ...], channels: int) -> bool:
     """Tell images ``[B, C, *sizes]`` from patches ``[B, n, C, *patch]``."""
+    if not x.is_floating_point():
+        raise TypeError(f"images of {x.dtype} must be normalised floating-point numbers, such as torch.float32")
     images = x.ndim == 2 + grid.ndim
     want = (channels, *(n * p if images else p for n, p in zip(grid.sizes, patch, strict=True)))
     if tuple(x.shape[1 if images else 2 :]) != want:

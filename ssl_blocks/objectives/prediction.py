@@ -100,9 +100,12 @@ class SegmentPrediction(Objective):
             generator: source of randomness on the images' device; ``None`` uses torch's default.
 
         Raises:
-            ValueError: if the generator is on another device, each image is one single segment by construction,
-                which leaves nothing to predict, or (looked at on CPU) the order is none, see `Serialization.check`.
+            ValueError: if there is no image, the generator is on another device, each image is one single segment by
+                construction, which leaves nothing to predict, or (looked at on CPU) the order is none, see
+                `Serialization.check`.
         """
+        if not len(images):
+            raise ValueError(f"images of shape {tuple(images.shape)} must be at least one")
         grid = self.tokenizer.grid
         segments = self.partitioner(images, grid, generator=generator)
         if segments.counts[0] == 1 and not self.predict_first:

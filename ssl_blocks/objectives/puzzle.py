@@ -101,9 +101,11 @@ class PatchPuzzle(Objective):
             generator: source of randomness on the images' device; ``None`` uses torch's default.
 
         Raises:
-            ValueError: if the generator is on another device.
+            ValueError: if there is no image, or the generator is on another device.
         """
         check_generator(generator, images.device)
+        if not len(images):
+            raise ValueError(f"images of shape {tuple(images.shape)} must be at least one")
         shape = (images.shape[0], self.tokenizer.grid.num_tokens)
         return PuzzleDraw(torch.rand(shape, generator=generator, device=images.device) < self.patch_dropout)
 

@@ -99,7 +99,7 @@ def test_the_first_process_speaks(environment, values: dict[str, str], speaks: b
 def test_starters_that_started_nothing_are_named(environment) -> None:
     settings = OptimizerConfig(batch_size=8)
     environment({"SLURM_NTASKS": "4"})
-    with pytest.raises(ValueError, match=r"SLURM_NTASKS=4, but srun has not started this: use srun, or say trai"):
+    with pytest.raises(ValueError, match=r"SLURM_NTASKS=4, but srun has not started this process: use srun, or trai"):
         count_processes(TrainerConfig(), settings)
     assert count_processes(TrainerConfig(devices=1), settings).world_size == 1
     assert [type(plugin).__name__ for plugin in environment_plugins()] == ["LightningEnvironment"]
