@@ -171,9 +171,11 @@ def _print(text: str) -> None:
 
 
 def fail(reason: Exception, exit_code: int) -> int:
-    """Tell a mistake in one line on standard error, and return the exit code."""
-    if is_rank_zero() or isinstance(reason, ProcessesError):
-        print(f"error: {' '.join(str(reason).split())}", file=sys.stderr)
+    """Tell a mistake in one line on standard error, whichever process it is in, and return the exit code."""
+    # the end of a run has been told by the process that met it
+    if is_rank_zero() or not isinstance(reason, RunStopped):
+        where = "error" if is_rank_zero() or isinstance(reason, ProcessesError) else "error in another process"
+        print(f"{where}: {' '.join(str(reason).split())}", file=sys.stderr, flush=True)
     return exit_code
 
 

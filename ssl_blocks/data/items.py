@@ -1,5 +1,6 @@
 """Images by index: paths that worker processes share, and parts of other sources."""
 
+import hashlib
 import os
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from ssl_blocks.data.files import Encoded, Raw
 from ssl_blocks.data.protocol import Items
+
+SIZES = 1000  # files whose size is looked at: of millions on a network, that takes minutes
 
 
 class Paths:
@@ -70,3 +73,22 @@ def every(count: int, most: int) -> list[int]:
     """At most so many places, evenly chosen."""
     places: list[int] = torch.linspace(0, count - 1, min(most, count), dtype=torch.float64).long().tolist()
     return places
+
+
+def fingerprint(items: Items | Tensor) -> str | None:
+    """What tells files from others wherever their folder lies: all names below it, in order, and sizes of some.
+
+    ``None``: images that are in no files of their own.
+    """
+    paths, index = (items.items, items.index) if isinstance(items, Part) else (items, None)
+    if not isinstance(paths, Paths):
+        return None
+    files = paths.files if index is None else paths.files[index.numpy()]
+    above = len(os.path.commonpath([os.path.dirname(file) for file in (min(files.tolist()), max(files.tolist()))]))
+    digest = hashlib.sha256()
+    for file in files.tolist():
+        digest.update(file[above:].lstrip(b"/") + b"\0")
+    for place in every(len(files), SIZES):
+        file = bytes(files[place])
+        digest.update(b"%d " % (os.path.getsize(file) if os.path.exists(file) else -1))
+    return digest.hexdigest()[:16]

@@ -16,7 +16,7 @@ from ssl_blocks.data.augment import channel_statistics
 from ssl_blocks.data.files import read_shape
 from ssl_blocks.data.generated import GENERATED, NUM_TEST, NUM_TRAIN
 from ssl_blocks.data.imagefolder import list_folder
-from ssl_blocks.data.items import Paths
+from ssl_blocks.data.items import Paths, fingerprint
 from ssl_blocks.data.reading import Found, Listed, Size, SplitReader, Storage, as_pair, find_range, some_images
 from ssl_blocks.data.splits import Corrupt, ImageData, ImageShape, shuffled_ranks
 from ssl_blocks.files import at_home
@@ -108,9 +108,8 @@ def load(
     mean, std = channel_statistics(some_images(splits[0]))
     test_split = splits[1] if len(splits) > 1 else None
     title = name if isinstance(name, str) else type(name).__name__
-    return ImageData(
-        title, splits[0], test_split, found.class_names, mean, std, value_range, remarks, unread=found.unread
-    )
+    more = (mean, std, value_range, remarks, found.unread, fingerprint(parts[0].items))
+    return ImageData(title, splits[0], test_split, found.class_names, *more)
 
 
 def find_shape(

@@ -163,6 +163,7 @@ class ImageData:
         value_range: which values of the source are 0 and 1 on that scale; ``None``: those of 8 bits.
         remarks: what was found, in words.
         unread: files that were found, and could not be read.
+        fingerprint: of names and sizes of the training images' files; ``None``: they are in none.
     """
 
     name: str
@@ -174,6 +175,7 @@ class ImageData:
     value_range: Range | None = None
     remarks: tuple[str, ...] = ()
     unread: tuple[Path, ...] = ()
+    fingerprint: str | None = None
 
     @property
     def shape(self) -> ImageShape:

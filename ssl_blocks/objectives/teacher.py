@@ -17,7 +17,7 @@ class TeacherSchedule:
         temperature: of the teacher's softmax, after the warm-up.
         warmup_temperature: in the first epoch.
         warmup_epochs: epochs in which the temperature goes linearly from one to the other; both ends count. 0: none.
-        momentum: of the teacher's weights in the first step; it rises along half a cosine to 1 in the last.
+        momentum: of the teacher's weights in the first step; it rises along half a cosine to 1 after the last.
 
     Raises:
         ValueError: if a temperature is not above 0, or the momentum not within [0, 1].

@@ -1,8 +1,8 @@
 """A part that follows another one slowly: the teacher of self-distillation."""
 
 import copy
+import math
 from collections.abc import Callable, Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -105,7 +105,7 @@ class MovingAverage(nn.Module):
 
 
 def cosine_momentum(start: float) -> Callable[[Progress], float]:
-    """Momentum that rises along half a cosine from ``start`` in the first step to 1 in the last (DINO, appendix).
+    """Momentum that rises along half a cosine from ``start`` in the first step to 1 after the last (DINO's code).
 
     Raises:
         ValueError: if ``start`` lies outside [0, 1].
@@ -113,14 +113,12 @@ def cosine_momentum(start: float) -> Callable[[Progress], float]:
     Examples:
         >>> momentum = cosine_momentum(0.9)
         >>> [round(momentum(Progress(step, 0, 3, 1)), 3) for step in range(3)]
-        [0.9, 0.95, 1.0]
+        [0.9, 0.925, 0.975]
     """
     if not 0 <= start <= 1:
         raise ValueError(f"momentum={start} must be at least 0 and at most 1")
 
     def at(progress: Progress) -> float:
-        from lightly.utils.scheduler import cosine_schedule  # heavy, and needed here only
-
-        return cast(float, cosine_schedule(progress.step, progress.num_steps, start, 1.0))
+        return 1 - (1 - start) * 0.5 * (1 + math.cos(math.pi * progress.step / progress.num_steps))
 
     return at

@@ -188,7 +188,8 @@ class PretrainModule(Task):
     def facts(self) -> dict[str, Any]:
         """What images a run saw: schedule and statistics depend on them."""
         data = self.data
-        return {"training images": len(data.train), "their mean": list(data.mean), "their std": list(data.std)}
+        numbers = {"training images": len(data.train), "their mean": list(data.mean), "their std": list(data.std)}
+        return numbers | {"fingerprint of their names and sizes": data.fingerprint}
 
 
 def reached(loss: Tensor) -> set[int]:

@@ -37,6 +37,7 @@ FREE = {
     "trainer.checkpoint_every",
     "trainer.keep_checkpoints",
 }
+FILES = {"imagefolder", "csv", "zip", "array"}  # sources that are named by where they lie
 
 
 def starting_point(config: RunConfig, resume: Path | bool | None) -> Path | None:
@@ -104,7 +105,8 @@ def _check_same(config: RunConfig, stored: Mapping[str, Any], folder: Path) -> N
 
 def _moved(name: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
     """Whether images only lie elsewhere; the checkpoint tells whether they are the same ones."""
-    return name == "data.name" and all(str(values[name]).startswith("imagefolder:") for values in (ours, theirs))
+    kinds = {str(values[name]).partition(":")[0] for values in (ours, theirs)} if name == "data.name" else set()
+    return len(kinds) == 1 and kinds <= FILES
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

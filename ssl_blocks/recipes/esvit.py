@@ -127,7 +127,7 @@ class TeacherConfig(StrictModel):
     temperature: PositiveFloat = Field(0.04, description="of its softmax, after the warm-up")
     warmup_temperature: PositiveFloat = Field(0.04, description="of its softmax in the first epoch")
     warmup_epochs: NonNegativeInt = Field(0, description="epochs of going from one to the other")
-    momentum: float = Field(0.996, ge=0, le=1, description="of its weights in the first step; 1 in the last")
+    momentum: float = Field(0.996, ge=0, le=1, description="of its weights in the first step; 1 after the last")
     center_momentum: float = Field(0.9, ge=0, le=1, description="of the centres of its logits")
 
 

@@ -7,7 +7,7 @@ import yaml
 
 from ssl_blocks.cli import load_config, main
 from ssl_blocks.cli.arguments import closest_word, list_options
-from ssl_blocks.cli.command import list_presets, read_preset
+from ssl_blocks.cli.command import fail, list_presets, read_preset
 from ssl_blocks.cli.helptext import help_text
 from ssl_blocks.engine.errors import RunStopped
 from ssl_blocks.pretrain import Run
@@ -235,3 +235,17 @@ def test_help_keeps_to_its_width_and_tells_defaults(width: int) -> None:
         "optimizer: AdamW with",
     ):
         assert part in flat
+
+
+def test_a_mistake_is_told_whichever_process_it_is_in(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert fail(FileNotFoundError("no images on\nthis machine"), 2) == 2
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("RANK", "3")
+    assert fail(FileNotFoundError("no images on\nthis machine"), 2) == 2
+    assert fail(RunStopped("told already", exit_code=143), 143) == 143
+    assert capsys.readouterr().err.splitlines() == [
+        "error: no images on this machine",
+        "error in another process: no images on this machine",
+    ]
