@@ -1,13 +1,12 @@
 """The model card of an exported encoder: what it is, where it comes from, what it scores, how to load it."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from ssl_blocks.files import atomically
+from ssl_blocks.files import atomically, read_json
 from ssl_blocks.text import code, plain, quoted
 from ssl_blocks.yaml_files import read_mapping
 
@@ -18,8 +17,8 @@ def write_card(run: Path) -> Path:
     """Write ``encoder/README.md`` of a finished run out of what the run wrote: anew whenever scores are added."""
     folder = run / "encoder"
     config = read_mapping(run / "config.yaml")
-    results = json.loads((run / "results.json").read_text())
-    exported = json.loads((folder / "config.json").read_text())
+    results = read_json(run / "results.json")
+    exported = read_json(folder / "config.json")
     text = "\n".join(_card(folder, exported, config=config, results=results))
     with atomically(folder / CARD) as temporary:
         temporary.write_text(text)

@@ -17,7 +17,7 @@ from ssl_blocks.encoders.card import CARD, plain_card
 from ssl_blocks.encoders.families import rebuild
 from ssl_blocks.encoders.pooled import adapter_of
 from ssl_blocks.encoders.protocol import FeatureEncoder
-from ssl_blocks.files import at_home
+from ssl_blocks.files import at_home, read_json
 from ssl_blocks.modes import modes_kept
 from ssl_blocks.parts.tokenize import StoredTokenizer, Tokenizer
 
@@ -172,8 +172,7 @@ def load_encoder(folder: str | Path, *, image_size: Size | None = None) -> Featu
     if image_size is not None and not (sides and all(type(side) is int for side in sides)):
         raise ValueError(f"image_size={image_size!r} must be a whole number of pixels, or one for each axis")
     try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-        encoder = rebuild(folder, config, image_size)
+        encoder = rebuild(folder, read_json(folder / "config.json"), image_size)
     except ImageSizeError:
         raise
     except _DAMAGED as error:

@@ -9,6 +9,7 @@ import torch
 
 FORMAT_VERSION = 2
 MARK = "ssl_blocks"
+NEEDED = ("state_dict", "optimizer_states", "loops")  # of what Lightning writes
 _CHECKED = b"ssl_blocks blake2b "  # before the checksum, in the comment that ends a file of torch's, which is a zip
 _DIGEST_BYTES = 32
 _NAME = re.compile(r"step-(\d{8,})\.ckpt")
@@ -109,4 +110,11 @@ def check_checkpoint(path: Path) -> dict[str, Any]:
 
 def _verified(path: Path) -> dict[str, Any]:
     verify_checkpoint(path)
-    return read_checkpoint(path)
+    content = read_checkpoint(path)
+    missing = [name for name in NEEDED if not content.get(name)]
+    missing += [f"{MARK}.{name}" for name in ("step", "seconds", "losses", "facts") if name not in content[MARK]]
+    if missing:
+        raise ValueError(
+            f"{path} cannot be gone on from: {', '.join(missing)} {'are' if missing[1:] else 'is'} not in it"
+        )
+    return content

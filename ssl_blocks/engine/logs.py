@@ -8,6 +8,7 @@ from typing import Any
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from ssl_blocks.engine.errors import RunStopped
 from ssl_blocks.files import atomically
 
 
@@ -72,5 +73,8 @@ def _read_rows(path: Path, last_step: int) -> list[dict[str, str]]:
     if last_step == 0 or not path.is_file():
         return []
     with open(path, newline="") as file:
-        rows = [{name: value for name, value in row.items() if name and value} for row in csv.DictReader(file)]
-    return [row for row in rows if int(row["step"]) < last_step]
+        try:
+            rows = [{name: value for name, value in row.items() if name and value} for row in csv.DictReader(file)]
+            return [row for row in rows if int(row["step"]) < last_step]
+        except (KeyError, ValueError, csv.Error) as error:
+            raise RunStopped(f"{path} is damaged ({error!r} in a row): repair it, or move it away") from None

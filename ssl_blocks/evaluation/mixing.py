@@ -1,5 +1,6 @@
 """Augmentation of fine-tuning: crops, RandAugment, mixup and CutMix, by timm."""
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -75,7 +76,7 @@ class TrainAugment:
             raise ValueError(
                 f"magnitude={magnitude} needs images of 1 or 3 channels, but they have {len(mean)}: set it to None"
             )
-        if not 0 <= magnitude <= 10 or deviation < 0:
+        if not (0 <= magnitude <= 10 and 0 <= deviation < math.inf):
             raise ValueError(f"magnitude={magnitude} must lie within 0..10, and deviation={deviation} not be negative")
         fill = tuple(min(255, round(255 * value)) for value in mean)
         self.transform = rand_augment_transform(
@@ -124,7 +125,7 @@ class Mixing:
     """
 
     def __init__(self, num_classes: int, *, mixup: float = 0.8, cutmix: float = 1.0, smoothing: float = 0.1) -> None:
-        if min(mixup, cutmix) < 0 or not 0 <= smoothing < 1:
+        if not (0 <= mixup < math.inf and 0 <= cutmix < math.inf and 0 <= smoothing < 1):
             raise ValueError(
                 f"mixup={mixup} and cutmix={cutmix} must not be negative, and smoothing={smoothing} within [0, 1)"
             )

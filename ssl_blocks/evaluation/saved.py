@@ -17,7 +17,7 @@ from ssl_blocks.evaluation.classifier import Classifier
 from ssl_blocks.evaluation.pyramid import FeaturePyramid
 from ssl_blocks.evaluation.segmentation import SegmentationModel, UPerHead
 from ssl_blocks.evaluation.tokenizers import rebuild_tokenizer
-from ssl_blocks.files import at_home, atomically
+from ssl_blocks.files import at_home, atomically, read_json
 from ssl_blocks.parts.tokenize import Tokenizer
 
 FORMAT_VERSION = 1
@@ -146,10 +146,7 @@ def _notes(folder: Path, kind: str) -> dict[str, Any]:
     for name in (NOTES, HEAD):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"folder={str(folder)!r} must hold a trained model, but {name} is not in it")
-    try:
-        notes: dict[str, Any] = json.loads((folder / NOTES).read_text())
-    except ValueError as error:
-        raise ValueError(f"{folder / NOTES} is no JSON: {error}") from None
+    notes = read_json(folder / NOTES)
     found = (notes.get("kind"), notes.get("format_version"))
     if found != (kind, FORMAT_VERSION):
         raise ValueError(

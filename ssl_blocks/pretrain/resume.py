@@ -1,13 +1,12 @@
 """Going on with a run that was interrupted."""
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ssl_blocks.engine.checkpoints import list_checkpoints
 from ssl_blocks.engine.lock import LOCK
-from ssl_blocks.files import TEMPORARY_SUFFIX, at_home
+from ssl_blocks.files import TEMPORARY_SUFFIX, at_home, read_json
 from ssl_blocks.pretrain.config import RunConfig
 from ssl_blocks.yaml_files import read_mapping
 
@@ -146,5 +145,5 @@ def stored_config(path: Path) -> dict[str, Any]:
 def measured_range(run: Path) -> list[float] | None:
     """The values that a run found to be black and white; ``None``: those of 8 bits, or it is not complete."""
     file = run / "results.json"
-    found: list[float] | None = json.loads(file.read_text()).get("value_range") if file.is_file() else None
+    found: list[float] | None = read_json(file).get("value_range") if file.is_file() else None
     return found

@@ -113,3 +113,11 @@ def test_patches_of_a_puzzle_are_said_to_be_cut_out(tmp_path: Path) -> None:
     for block in python_blocks(card):
         exec(block, space)
     assert space["features"].shape == (2, 27)
+
+
+@pytest.mark.parametrize(("text", "what"), [("{", "is no JSON"), ("[1]", "must hold names"), ("[" * 100_000, "JSON")])
+def test_a_damaged_configuration_is_named(text: str, what: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"config\.json .*{what}"):
+        encoders.load_encoder(tmp_path)

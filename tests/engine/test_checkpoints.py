@@ -19,7 +19,8 @@ from ssl_blocks.engine.checkpoints import (
 
 def content(step: int) -> dict:
     weights = {f"layer.{number}": torch.randn(40) for number in range(20)}
-    return {MARK: {"format_version": FORMAT_VERSION, "step": step}, "state_dict": weights}
+    mark = {"format_version": FORMAT_VERSION, "step": step, "seconds": 1.0, "losses": [], "facts": {}}
+    return {MARK: mark, "state_dict": weights, "optimizer_states": [{"state": {}}], "loops": {"fit_loop": {}}}
 
 
 @pytest.fixture
@@ -83,3 +84,14 @@ def test_a_file_of_others_is_refused(tmp_path: Path) -> None:
         verify_checkpoint(tmp_path / "a.ckpt")
     with pytest.raises(ValueError, match="could not be read"):
         verify_checkpoint(tmp_path / "nowhere.ckpt")
+
+
+@pytest.mark.parametrize("part", ["optimizer_states", "loops", "state_dict"])
+def test_a_checkpoint_without_a_part_is_refused_and_the_part_named(run: Path, part: str) -> None:
+    newest = checkpoint_path(run, 3)
+    for lacking in ({}, {part: []}):
+        whole = content(3)
+        del whole[part]
+        write_checkpoint(whole | lacking, newest)
+        with pytest.raises(ValueError, match=f"cannot be gone on from: {part} is not in it; the previous good one is"):
+            check_checkpoint(newest)

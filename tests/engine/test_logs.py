@@ -4,6 +4,9 @@ import csv
 import logging
 from pathlib import Path
 
+import pytest
+
+from ssl_blocks.engine.errors import RunStopped
 from ssl_blocks.engine.logs import MetricsFile
 from ssl_blocks.quiet import quiet
 
@@ -57,3 +60,10 @@ def test_quiet_puts_the_level_back() -> None:
     with quiet("tests.quiet", logging.ERROR):
         assert not logger.isEnabledFor(logging.WARNING)
     assert logger.level == logging.NOTSET
+
+
+@pytest.mark.parametrize("text", ["step,loss\nx,1\n", "loss\n1\n", "\0\1\n\0,\n", "step,loss\n,1\n"])
+def test_a_damaged_file_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text(text)
+    with pytest.raises(RunStopped, match=r"metrics.csv is damaged .*repair it, or move it away"):
+        MetricsFile(tmp_path / "metrics.csv", resumed_step=3)

@@ -107,6 +107,9 @@ def test_wrong_mixing() -> None:
     with pytest.raises(ValueError, match="mixup and cutmix need an even number of images, but there are 3"):
         Mixing(2)(torch.zeros(3, 1, 2, 2), torch.tensor([0, 1, 0]), seed=0)
     assert Mixing(2, mixup=0.0, cutmix=0.0)(torch.zeros(3, 1, 2, 2), torch.tensor([0, 1, 0]), seed=0)[1].shape == (3, 2)
+    for wrong in ({"mixup": float("nan")}, {"cutmix": float("inf")}, {"smoothing": float("nan")}):
+        with pytest.raises(ValueError, match="must not be negative"):
+            Mixing(2, **wrong)
     with pytest.raises(ValueError, match=r"mixup=-1\.0 and cutmix=1\.0 must not be negative"):
         Mixing(2, mixup=-1.0)
     with pytest.raises(ValueError, match=r"smoothing=1\.0 within \[0, 1\)"):
