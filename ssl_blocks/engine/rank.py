@@ -22,7 +22,8 @@ def check_environment() -> None:
         if not (value.isascii() and value.isdigit()):
             raise ProcessesError(f"{name}={value!r} in the environment must be a whole number: unset it, or correct it")
     by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
-    if by_torchrun or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    by_lightning = not by_torchrun and "NODE_RANK" in os.environ and "RANK" not in os.environ
+    if by_torchrun or (int(os.environ.get("WORLD_SIZE", "1")) > 1 and not by_lightning):
         missing = [name for name in TORCHRUN if name not in os.environ]
         said = "TORCHELASTIC_RUN_ID" if by_torchrun else f"WORLD_SIZE={os.environ['WORLD_SIZE']}"
         if missing:

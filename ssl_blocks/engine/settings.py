@@ -227,4 +227,4 @@ class TrainerConfig(StrictModel):
     @property
     def captures_itself(self) -> bool:
         """Whether compiled code makes CUDA graphs of its own."""
-        return self.compile and self.compile_mode in ("reduce-overhead", "max-autotune")
+        return self.compile_mode in ("reduce-overhead", "max-autotune") and self.compile

@@ -1,7 +1,7 @@
 """What a run prints beside the progress of training."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,12 +15,19 @@ from ssl_blocks.program import evaluation_as_typed
 
 
 @contextmanager
-def stage(console: Console, what: str) -> Iterator[None]:
-    """Show in a terminal that something is being done, and print how long it took."""
+def stage(console: Console, what: str, *, later: bool = False) -> Iterator[Callable[[], None]]:
+    """Show in a terminal that something is being done, and print how long it took: at once, or ``later`` by a call."""
     began = time.perf_counter()
+    took = 0.0
+
+    def tell() -> None:
+        console.print(f"{what}: {took:.1f} s", soft_wrap=True)
+
     with console.status(Text(f"{what} ...")):
-        yield
-    console.print(f"{what}: {time.perf_counter() - began:.1f} s", soft_wrap=True)
+        yield tell
+    took = time.perf_counter() - began
+    if not later:
+        tell()
 
 
 def print_report(

@@ -145,5 +145,5 @@ def stored_config(path: Path) -> dict[str, Any]:
 def measured_range(run: Path) -> list[float] | None:
     """The values that a run found to be black and white; ``None``: those of 8 bits, or it is not complete."""
     file = run / "results.json"
-    found: list[float] | None = read_json(file).get("value_range") if file.is_file() else None
-    return found
+    found = read_json(file).get("value_range") if file.is_file() else None
+    return None if found is None else [float(value) for value in found]

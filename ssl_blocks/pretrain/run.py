@@ -77,7 +77,8 @@ class Run(Generic[C]):
             resume = True  # the first process has looked, and may have begun to write
         checkpoint = starting_point(config, resume)
         device, autocast_dtype = choose_device(config.trainer.device, config.trainer.precision, section="trainer.")
-        with stage(terminal(quiet=not is_rank_zero()), "loading the data"):
+        console = terminal(quiet=not is_rank_zero())
+        with stage(console, "loading the data", later=True) as tell_of_loading:
             data = config.load_data()
         module = PretrainModule(build(config, assemble, data), data, config)
         module.check()
@@ -95,6 +96,7 @@ class Run(Generic[C]):
         loop = Loop(module, machine, folder=config.folder)
         if checkpoint is not None:
             loop.continue_from(check_checkpoint(checkpoint), checkpoint)
+        tell_of_loading()  # not before: a mistake is one line
         return cls(config, data, module, loop, machine, checkpoint, assemble)
 
     def fit(self) -> Path:

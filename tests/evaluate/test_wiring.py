@@ -126,7 +126,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 BASES: dict[str, dict[str, Any]] = {
-    "probe": {"epochs": 3, "warmup_epochs": 1},
+    "probe": {"epochs": 3, "warmup_epochs": 1, "batch_size": 6},
     "fewshot": {"shots": 5, "seeds": (0, 1)},
     "finetune": {"epochs": 2, "warmup_epochs": 1, "batch_size": 20, "base_lr": 5e-3},
     "segment": {"epochs": 2, "width": 4, "batch_size": 4},

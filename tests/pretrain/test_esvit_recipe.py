@@ -149,7 +149,7 @@ def test_an_interrupted_run_ends_in_the_same_bits(tmp_path: Path) -> None:
     stored = final(ended)["state_dict"]
     for name in ("center.value", "region_center.value", "teacher.copy.encoder.module.norm.weight"):
         assert stored[f"model.{name}"].any()
-    assert run.module.objective.teacher.rate == 0.0
+    assert 0 < run.module.objective.teacher.rate < 1e-3  # 1 comes after the last step
 
 
 @pytest.mark.process
@@ -170,7 +170,7 @@ def test_views_are_counted_by_a_dry_run(capsys: pytest.CaptureFixture[str], tmp_
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([*MAP, "--region_weight=2"], "region_weight=2 must be less than or equal to 1"),
+        ([*MAP, "--region_weight=2"], "region_weight=2 must be at most 1"),
         ([*VIT, "--crops.local_size=6"], "VisionTransformer refuses images of 1x6x6 pixels"),
         ([*VIT, "--crops.local_size=20"], "VisionTransformer refuses images of 1x20x20 pixels"),
         ([*MAP, "--crops.blur_sigma=[2, 1]"], "crops: sigma=.* must be .smallest, largest."),

@@ -174,7 +174,7 @@ WRONG = {
     ),
     "no path": ((*FRESH, "--data.name", "imagefolder:"), ("imagefolder:PATH",)),
     "empty folder": ((*FRESH, "--data.name", "imagefolder:empty"), ("imagefolder:empty must hold images",)),
-    "empty class": ((*FRESH, "--data.name", "imagefolder:classless"), ("class folder 'a' must hold images",)),
+    "empty class": ((*FRESH, "--data.name", "imagefolder:classless"), ("imagefolder:classless must hold images or class folders, but has neither",)),
     "text for image": ((*FRESH, "--data.name", "imagefolder:images"), ("images/a/text.jpg",)),
     "odd size": (
         (*FRESH, "--data.name", "imagefolder:odd", "--encoder.patch_size", "4", "--optimizer.batch_size", "4"),
@@ -253,15 +253,16 @@ def test_folder_that_may_not_be_written_is_one_line(
     check_line(capsys.readouterr().err, ("output_dir='empty' must be writable",))
 
 
-def test_only_the_first_of_several_processes_speaks(
+def test_only_the_first_of_several_processes_speaks_for_all(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     for name, value in (started | {"TORCHELASTIC_RUN_ID": "x", "MASTER_PORT": "29500"}).items():
         monkeypatch.setenv(name, value)
     assert main(RECIPE, argv=[*FRESH, "--bogus", "1"]) == 2
-    printed = capsys.readouterr()
-    assert (printed.err, printed.out) == ("", "")
+    printed = capsys.readouterr()  # marked, for it may be a mistake of that process alone
+    assert printed.err == "error in another process: --bogus is no known option (--help lists all)\n"
+    assert printed.out == ""
 
 
 @pytest.mark.process
