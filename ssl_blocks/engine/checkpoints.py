@@ -1,7 +1,9 @@
 """Checkpoints of a run: written with a checksum, read without running anything out of them."""
 
 import hashlib
+import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -118,3 +120,26 @@ def _verified(path: Path) -> dict[str, Any]:
             f"{path} cannot be gone on from: {', '.join(missing)} {'are' if missing[1:] else 'is'} not in it"
         )
     return content
+
+
+def differing_facts(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """What a run depends on and is not as its checkpoint has it, each with both values.
+
+    Examples:
+        >>> differing_facts({"images": 60, "mean": [0.5]}, {"images": 180, "mean": [0.5000001]})
+        ['images=60 (the run has 180)']
+    """
+    return [
+        f"{name}={ours.get(name)!r} (the run has {theirs.get(name)!r})"
+        for name in {**ours, **theirs}
+        if not _same(ours.get(name), theirs.get(name))
+    ]
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two plain values are equal, numbers but for rounding: sums differ from machine to machine."""
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-5)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return bool(one == other)

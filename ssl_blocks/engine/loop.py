@@ -1,6 +1,5 @@
 """The one training loop, as a Lightning module."""
 
-import math
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -10,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from ssl_blocks.engine.checkpoints import FORMAT_VERSION, MARK
+from ssl_blocks.engine.checkpoints import FORMAT_VERSION, MARK, differing_facts
 from ssl_blocks.engine.graph import Capture, CudaCapture, StepGraph
 from ssl_blocks.engine.late import Later
 from ssl_blocks.engine.masters import MasterAdamW, rounded_weights
@@ -84,12 +83,8 @@ class Loop(pl.LightningModule):
                 f"{path} does not fit the configuration: {name} has shape {theirs.get(name)} there, "
                 f"expected {ours.get(name)} ({len(differing)} such)"
             )
-        mark, facts = checkpoint[MARK], self.task.facts()
-        changed = [
-            f"{name}={facts.get(name)!r} (the run has {mark['facts'].get(name)!r})"
-            for name in {**facts, **mark["facts"]}
-            if not _same(facts.get(name), mark["facts"].get(name))
-        ]
+        mark = checkpoint[MARK]
+        changed = differing_facts(self.task.facts(), mark["facts"])
         if changed:
             raise ValueError(f"{path} must be gone on with as it began, but now {', '.join(changed)}")
         self.resumed_step, self._seconds_before = mark["step"], mark["seconds"]
@@ -344,12 +339,3 @@ def _local(values: Any) -> Tensor:
     """A process's own share of values that are dealt out."""
     found: Tensor = values.to_local() if hasattr(values, "to_local") else values
     return found
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Whether two plain values are equal, numbers but for rounding: sums differ from machine to machine."""
-    if isinstance(one, float) and isinstance(other, float):
-        return math.isclose(one, other, rel_tol=1e-5)
-    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        return len(one) == len(other) and all(map(_same, one, other))
-    return bool(one == other)

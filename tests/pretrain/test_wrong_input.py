@@ -174,7 +174,10 @@ WRONG = {
     ),
     "no path": ((*FRESH, "--data.name", "imagefolder:"), ("imagefolder:PATH",)),
     "empty folder": ((*FRESH, "--data.name", "imagefolder:empty"), ("imagefolder:empty must hold images",)),
-    "empty class": ((*FRESH, "--data.name", "imagefolder:classless"), ("imagefolder:classless must hold images or class folders, but has neither",)),
+    "empty class": (
+        (*FRESH, "--data.name", "imagefolder:classless"),
+        ("imagefolder:classless must hold images or class folders, but has neither",),
+    ),
     "text for image": ((*FRESH, "--data.name", "imagefolder:images"), ("images/a/text.jpg",)),
     "odd size": (
         (*FRESH, "--data.name", "imagefolder:odd", "--encoder.patch_size", "4", "--optimizer.batch_size", "4"),
