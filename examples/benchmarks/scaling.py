@@ -79,7 +79,7 @@ def main() -> None:
     base = RandSACSize(**TINY) if args.tiny else RandSACSize()
     for name, size, batch, blobs in subjects(base, args.tokens, args.batches, args.depths, args.blobs):
         ms, share = measure(size, batch, blobs, args.rounds)
-        print(f"| {name} | {ms:.4g} | {ms / batch:.3g} | {share} |", flush=True)
+        print(f"| {name} | {ms:,.0f} | {ms / batch:,.1f} | {share} |", flush=True)
 
 
 if __name__ == "__main__":
