@@ -167,6 +167,8 @@ def test_a_signal_is_answered_when_the_checkpoint_is_on_disk(tmp_path: Path) -> 
 @pytest.mark.usefixtures("beside")
 def test_what_could_not_be_saved_is_not_told_as_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def both() -> None:
+        while not (tmp_path / "checkpoints" / "step-00000003.ckpt").is_file():  # the one before is on disk
+            time.sleep(0.01)
         monkeypatch.setattr(torch, "save", failing)
         os.kill(os.getpid(), signal.SIGTERM)
 
