@@ -219,6 +219,9 @@ def test_a_replayed_step_leaves_the_bits_of_the_plain_one() -> None:
             fit(loop)
         assert (loops[1].tapes, loops[1].replays, told) == (1, 8 - WARM_UP, [])
         assert loops[0].losses == loops[1].losses
+        numbers = Steady(**plan)  # rates and decay as plain numbers, not read from places in memory
+        assert train(numbers, Machine()) == pytest.approx(loops[0].losses, rel=1e-4)
+        torch.testing.assert_close(numbers.model.state_dict(), plain.model.state_dict(), rtol=1e-3, atol=1e-5)
         assert all(map(torch.equal, plain.model.state_dict().values(), taped.model.state_dict().values()))
         assert torch.equal(plain.average, taped.average)
 
