@@ -168,7 +168,7 @@ class Serialization:
             predict_first: also predict the first step, from prefix tokens alone.
 
         Returns:
-            ``(encoded, predicted)``: a prefix and a suffix of the sequence.
+            ``(encoded, predicted)``, a prefix and a suffix of the sequence.
         """
         n = self.num_tokens
         if self.step_sizes is None:

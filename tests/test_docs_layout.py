@@ -1,5 +1,6 @@
 """Code of the documentation fits its column, and pages that show another file redefine the links of that file."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -42,3 +43,23 @@ def test_the_map_of_contributing_leads_somewhere() -> None:
     assert len(named) > 30
     missing = [path for path in named if "NAME" not in path and not (ROOT / path).exists()]
     assert not missing, f"CONTRIBUTING.md names {missing}"
+
+
+RETURNS = re.compile(r"^(?:Returns|Yields):\n((?:    .*\n?|\n)+)", re.MULTILINE)
+
+
+def returns(code: str) -> dict[str, str]:
+    """What docstrings say of what is returned, by the name of what they document."""
+    documented = (ast.FunctionDef, ast.ClassDef)
+    nodes = [node for node in ast.walk(ast.parse(code)) if isinstance(node, documented)]
+    found = {node.name: RETURNS.search(ast.get_docstring(node) or "") for node in nodes}
+    return {name: section[1] for name, section in found.items() if section}
+
+
+def test_what_is_returned_is_shown_whole() -> None:
+    """The reference takes what stands before a colon for a type, and drops it."""
+    read = {path: returns(path.read_text()) for path in (ROOT / "ssl_blocks").rglob("*.py")}
+    assert sum(map(len, read.values())) > 30
+    cut = [f"{path.relative_to(ROOT)}: {name}" for path, found in read.items() for name in found if ": " in found[name]]
+    assert not cut, f"a colon in Returns: {cut}"
+    assert returns('def f():\n    """Do.\n\n    Returns:\n        Two: one.\n    """') == {"f": "    Two: one."}

@@ -70,8 +70,8 @@ def load(
             told; values beyond it become its ends.
 
     Returns:
-        The images and labels, with mean and std per channel of the train split as loaded (of streamed data: of
-        2,000 images), and remarks on what was found.
+        The images and labels, with mean and std per channel of the train split as loaded (of 2,000 images
+        where data is streamed), and remarks on what was found.
 
     Raises:
         FileNotFoundError: if the folder is missing, or a download failed.

@@ -82,7 +82,7 @@ class BlockPrediction(Objective):
             draw: the random choices; ``None`` makes them here.
 
         Returns:
-            Rows for all positions of all blocks, block by block: a position that lies in two has two rows.
+            Rows for all positions of all blocks, block by block. A position that lies in two has two rows.
         """
         draw = self.draw(images) if draw is None else draw
         patches, (batch, count, size) = self.tokenizer(images), draw.asked.shape

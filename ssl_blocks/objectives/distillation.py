@@ -113,7 +113,7 @@ class ViewRegionDistillation(Objective):
             draw: nothing.
 
         Returns:
-            A row per pair of a teacher's view (``step``) and a student's (``index``): its loss, beside 0.
+            A row per pair of a teacher's view (``step``) and a student's (``index``), which holds its loss, beside 0.
 
         Raises:
             ValueError: if there is no pair of views, or the encoder refuses a view's size.

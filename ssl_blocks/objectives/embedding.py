@@ -59,7 +59,7 @@ class JointEmbedding(Objective):
             draw: the random choices.
 
         Returns:
-            A row per view of an image: its embedding, beside 0.
+            A row per view of an image, which holds its embedding, beside 0.
 
         Raises:
             ValueError: if there is only one view.
