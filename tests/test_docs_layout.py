@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from docs.make_gallery import QUOTED, files
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted({ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")})
 COLUMNS = 120  # what docs/stylesheets/width.css makes room for at 1280 px; ruff holds docstrings to it
@@ -63,3 +65,13 @@ def test_what_is_returned_is_shown_whole() -> None:
     cut = [f"{path.relative_to(ROOT)}: {name}" for path, found in read.items() for name in found if ": " in found[name]]
     assert not cut, f"a colon in Returns: {cut}"
     assert returns('def f():\n    """Do.\n\n    Returns:\n        Two: one.\n    """') == {"f": "    Two: one."}
+
+
+def test_papers_has_every_paper_that_a_header_names() -> None:
+    page = (ROOT / "docs" / "papers.md").read_text()
+    methods = [*files().values(), *(ROOT / "ssl_blocks" / "recipes").glob("*.py")]
+    headers = {path: ast.get_docstring(ast.parse(path.read_text())) or "" for path in methods}
+    titles = {title for text in headers.values() for title in QUOTED.findall(" ".join(text.split()))}
+    assert len(titles) > 30
+    missing = [title for title in titles if title not in page]
+    assert not missing, f"docs/papers.md misses {missing}"
