@@ -7,9 +7,11 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from ssl_blocks.doors import checked
 from ssl_blocks.grid import Grid
 
 
+@checked
 def gather_tokens(x: Shaped[Tensor, "b n *rest"], index: Int[Tensor, "b m"]) -> Shaped[Tensor, "b m *rest"]:
     """Pick tokens by position, per image.
 
@@ -28,6 +30,7 @@ def gather_tokens(x: Shaped[Tensor, "b n *rest"], index: Int[Tensor, "b m"]) -> 
     return x.gather(1, index.reshape(*index.shape, *[1] * (x.ndim - 2)).expand(shape))
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Segments:
     """Which segment every position belongs to, per level of a hierarchy.
@@ -93,6 +96,7 @@ class Segments:
             raise ValueError(f"step_sizes={expected} must be the sizes in every image, but these are {sizes.tolist()}")
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Serialization:
     """A reading order of the tokens and the decoding step of each.
@@ -176,6 +180,7 @@ class Serialization:
         return slice(0, n - self.step_sizes[-1]), slice(0 if predict_first else self.step_sizes[0], n)
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class AttentionMasks:
     """Who may attend to whom: bool, ``True`` = may attend.
@@ -197,6 +202,7 @@ class AttentionMasks:
     feedback: Bool[Tensor, "_ 1 s t"] | None = None
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Encoded:
     """What a token encoder returns.
@@ -212,6 +218,7 @@ class Encoded:
     final: Float[Tensor, "b n d"]
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Regions:
     """What a region encoder returns: a map of features, and one vector for the whole image.
@@ -227,6 +234,7 @@ class Regions:
     grid: Grid
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Views:
     """Several crops of every image, the global ones first.
@@ -260,6 +268,7 @@ class Views:
         return len(self.images[0])
 
 
+@checked
 @dataclass(frozen=True)
 class Progress:
     """Where a training run stands, handed to an objective's ``before_step``.
@@ -277,6 +286,7 @@ class Progress:
     steps_per_epoch: int
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class ObjectiveOutput:
     """What an objective returns; rows are aligned and in sequence order.

@@ -22,6 +22,8 @@ MODULES = {
 # layers from the ground up: a module may import its own layer and those below
 LAYERS = [
     {
+        "bounds",
+        "doors",
         "grid",
         "values",
         "constants",

@@ -10,6 +10,7 @@ from torch import Tensor
 from ssl_blocks.constants import constant
 from ssl_blocks.data.files import Box
 from ssl_blocks.data.resample import resample
+from ssl_blocks.doors import checked
 from ssl_blocks.modes import full_precision
 from ssl_blocks.randomness import check_generator
 
@@ -17,6 +18,7 @@ NUM_ATTEMPTS = 10
 HIGHEST = {torch.uint8: 255, torch.uint16: 65535}  # what is 1 on the 0..1 scale
 
 
+@checked
 class RandomResizedCropFlip:
     """Cut a random box out of every image, resize it, and mirror it half of the time.
 
@@ -144,6 +146,7 @@ class RandomResizedCropFlip:
         return float((height - h) // 2), float((width - w) // 2), float(h), float(w)
 
 
+@checked
 def to_float(images: UInt[Tensor, "b c *s"], mean: Sequence[float], std: Sequence[float]) -> Float[Tensor, "b c *s"]:
     """Normalise images ``[B, C, *sizes]`` to float32: scale to 0..1, subtract the mean, divide by the deviation.
 
@@ -174,6 +177,7 @@ def normalize(images: Float[Tensor, "b c *s"], mean: Sequence[float], std: Seque
     return (images - center) / spread
 
 
+@checked
 def denormalize(
     images: Float[Tensor, "b c *s"], mean: Sequence[float], std: Sequence[float]
 ) -> Float[Tensor, "b c *s"]:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ssl_blocks.data.augment import RandomResizedCropFlip
 from ssl_blocks.data.splits import FileSplit, ImageSplit
+from ssl_blocks.doors import checked
 from ssl_blocks.randomness import seeded_generator
 
 
@@ -24,6 +25,7 @@ class Place(NamedTuple):
     slot: int
 
 
+@checked
 class RunSampler(Sampler[list[Place]]):
     """Which images every batch of a run holds, for one process.
 
@@ -144,6 +146,7 @@ class RaisingLoader(DataLoader[Any]):
             yield batch
 
 
+@checked
 def train_loader(
     split: ImageSplit | FileSplit,
     *,
@@ -188,6 +191,7 @@ def train_loader(
     )
 
 
+@checked
 def share_of_cores(processes: int = 1) -> int:
     """CPU cores for each of several processes of this machine, at least one."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -10,10 +10,12 @@ from torch import Tensor
 from ssl_blocks.constants import constant
 from ssl_blocks.data import colors
 from ssl_blocks.data.augment import RandomResizedCropFlip, denormalize, normalize
+from ssl_blocks.doors import checked
 from ssl_blocks.modes import full_precision
 from ssl_blocks.values import Views
 
 
+@checked
 @dataclass(frozen=True)
 class ColorChanges:
     """How far and how often the colours of a view are changed; the defaults are DINO's.
@@ -61,6 +63,7 @@ class ColorChanges:
             raise ValueError(f"sigma={self.sigma} must be (smallest, largest) width in pixels, both above 0")
 
 
+@checked
 class MultiCrop:
     """Two large and several small crops of every image, each in changed colours.
 

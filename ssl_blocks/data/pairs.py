@@ -18,6 +18,7 @@ from ssl_blocks.data.files import SUFFIXES, UnreadableImageError, read_image, re
 from ssl_blocks.data.items import every
 from ssl_blocks.data.resample import central_part, cover_of, fit_images
 from ssl_blocks.data.shapes import SHAPE_CLASSES, ShapeImages
+from ssl_blocks.doors import checked
 from ssl_blocks.files import at_home
 from ssl_blocks.randomness import mix_seed
 
@@ -45,6 +46,7 @@ class MaskedImages(Protocol):
         ...
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class SegmentationData:
     """What a segmentation model is trained and tested on.
@@ -67,6 +69,7 @@ class SegmentationData:
         return len(self.class_names)
 
 
+@checked
 def load_segmentation(
     name: str,
     *,
@@ -119,6 +122,7 @@ def load_segmentation(
     raise ValueError(f"name={name!r} must be 'shapes', 'voc', 'voc:PATH' or 'maskfolder:PATH'")
 
 
+@checked
 class ImageMaskFiles(Dataset[tuple[Tensor, Tensor]]):
     """Files of images and of their masks, decoded whenever they are asked for.
 
@@ -180,6 +184,7 @@ def fit_mask(mask: UInt8[Tensor, "h w"], size: tuple[int, int]) -> UInt8[Tensor,
     return fitted
 
 
+@checked
 def mask_folder(path: Path, *, size: tuple[int, int], num_classes: int, channels: int = 3) -> ImageMaskFiles:
     """Pair ``images/`` and ``masks/*.png`` below a folder by the stems of their names.
 
@@ -225,6 +230,7 @@ def _refuse_black_and_white(masks: Sequence[Path]) -> None:
         )
 
 
+@checked
 def voc_images(
     root: str | Path, image_set: str, *, size: tuple[int, int], year: str = "2012", channels: int = 3
 ) -> ImageMaskFiles:

@@ -11,11 +11,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ssl_blocks.doors import checked
+
 SHAPE_CLASSES = ("background", "circle", "square", "triangle")
 NUM_CORNERS = {1: None, 2: 4, 3: 3}  # of each class
 ATTEMPTS = 20
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class ShapeScene:
     """One generated image and all that is known of it.
@@ -39,6 +42,7 @@ class ShapeScene:
         return {"boxes": self.boxes, "labels": self.labels, "masks": self.instances.to(torch.uint8)}
 
 
+@checked
 class ShapeImages(Dataset[tuple[Tensor, Tensor]]):
     """Images of one to ``max_shapes`` shapes on a textured background, with a mask of classes.
 

@@ -19,11 +19,13 @@ from ssl_blocks.data.imagefolder import list_folder
 from ssl_blocks.data.items import Paths, fingerprint
 from ssl_blocks.data.reading import Found, Listed, Size, SplitReader, Storage, as_pair, find_range, some_images
 from ssl_blocks.data.splits import Corrupt, ImageData, ImageShape, shuffled_ranks
+from ssl_blocks.doors import checked
 from ssl_blocks.files import at_home
 
 HELD_OUT_SHARE = 0.1
 
 
+@checked
 def load(
     name: Any,
     *,
@@ -112,6 +114,7 @@ def load(
     return ImageData(title, splits[0], test_split, found.class_names, *more)
 
 
+@checked
 def find_shape(
     name: Any, *, image_size: Size | None = None, channels: int | None = None, root: str | Path = ".data"
 ) -> ImageShape:
@@ -134,6 +137,7 @@ def find_shape(
     return ImageShape(own.channels, *(size or (own.height, own.width)))
 
 
+@checked
 def register_source(name: str, find: Callable[[str], Any]) -> None:
     """Make data known by a name, for ``data.name`` and `load`.
 

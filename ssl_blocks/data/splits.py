@@ -16,6 +16,7 @@ from ssl_blocks.data.augment import HIGHEST
 from ssl_blocks.data.files import BoxChooser, UnreadableImageError, read_crop, read_image
 from ssl_blocks.data.items import Part, name_of
 from ssl_blocks.data.protocol import Items
+from ssl_blocks.doors import checked
 
 FILES_PER_JOB = 64
 Corrupt = Literal["error", "skip"]
@@ -29,6 +30,7 @@ class ImageShape(NamedTuple):
     width: int
 
 
+@checked
 @dataclass(frozen=True)
 class ImageSplit:
     """Images in memory, and their labels where there are any.
@@ -72,6 +74,7 @@ class ImageSplit:
         return ImageSplit(self.images[index], None if self.labels is None else self.labels[index])
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class FileSplit:
     """Images in files, decoded anew whenever they are asked for.
@@ -149,6 +152,7 @@ def _shared_flags(count: int) -> Tensor:
     return flags
 
 
+@checked
 @dataclass(frozen=True)
 class ImageData:
     """A data set: its splits, class names, and per-channel mean and std of train on the 0..1 scale.

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders.adapter import DescribedAdapter, Description, Size, grid_for, resampled
 from ssl_blocks.encoders.tokens import TokenAdapter, number_layers
 from ssl_blocks.grid import Grid
@@ -52,6 +53,7 @@ class PatchStem(nn.Module):
         return f"{self.in_channels}, {len(self.weight)}, kernel_size={self.kernel_size}"
 
 
+@checked
 class GridTransformer(nn.Module):
     """A vision transformer for signals, images, volumes, video, and for one token per channel and place.
 
@@ -134,6 +136,7 @@ class GridTransformer(nn.Module):
         return out
 
 
+@checked
 class GridViT(DescribedAdapter[GridTransformer], TokenAdapter[GridTransformer]):
     """See a `GridTransformer` as a token encoder.
 

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders.adapter import ImageSizeError, Size
 from ssl_blocks.encoders.card import CARD, plain_card
 from ssl_blocks.encoders.families import rebuild
@@ -29,6 +30,7 @@ FORMAT_VERSION = 1
 _DAMAGED = (ValueError, TypeError, LookupError, RuntimeError, AttributeError, AssertionError, SafetensorError)
 
 
+@checked
 def export_encoder(
     encoder: FeatureEncoder,
     folder: str | Path,
@@ -131,6 +133,7 @@ def tokenizer_note(tokenizer: Tokenizer | None) -> dict[str, Any] | None:
     return {"name": f"{module}:{kind.__qualname__}", "arguments": arguments}
 
 
+@checked
 def load_encoder(folder: str | Path, *, image_size: Size | None = None) -> FeatureEncoder:
     """Load an encoder that a run or ``ssl_blocks.encoders.export_encoder`` has saved, in evaluation mode.
 
@@ -184,6 +187,7 @@ def load_encoder(folder: str | Path, *, image_size: Size | None = None) -> Featu
     return encoder
 
 
+@checked
 def untrained(folder: str | Path, *, seed: int, image_size: Size | None = None) -> FeatureEncoder:
     """Load an exported encoder and draw all its weights anew; fixed tables of positions stay.
 
@@ -209,6 +213,7 @@ def untrained(folder: str | Path, *, seed: int, image_size: Size | None = None) 
     return encoder
 
 
+@checked
 def trace_features(encoder: FeatureEncoder, images: Float[Tensor, "b c *s"]) -> "ExportedProgram":
     """Trace an encoder's features with ``torch.export``, for any number of images of one size.
 

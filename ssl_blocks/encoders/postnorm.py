@@ -8,12 +8,14 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders.adapter import DescribedAdapter, Description, Size, grid_for
 from ssl_blocks.encoders.tokens import TokenAdapter, are_images, number_layers
 from ssl_blocks.grid import Grid
 from ssl_blocks.parts.tokenize import pair
 
 
+@checked
 class PostNormTransformer(DescribedAdapter["PostNormTransformer"], TokenAdapter["PostNormTransformer"]):
     """A transformer over raw patches without positions, normalised after each step (APL).
 

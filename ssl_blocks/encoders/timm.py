@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders.adapter import Size
 from ssl_blocks.encoders.timm_building import as_saved, build_model, create_pretrained, placed, prepared, rebuilding
 from ssl_blocks.encoders.timm_models import TimmAdapter, require_fit
@@ -18,6 +19,7 @@ from ssl_blocks.parts.position import sincos_table
 from ssl_blocks.parts.query_block import QueryBlock
 
 
+@checked
 class TimmViT(TimmAdapter[VisionTransformer]):
     """See a timm ``VisionTransformer`` as a token encoder; the model itself stays as it is.
 
@@ -82,6 +84,7 @@ def _refuse_unfit(module: nn.Module) -> VisionTransformer:
     return module
 
 
+@checked
 def timm_vit(
     name: str = "vit_tiny_patch16_224",
     *,

@@ -11,12 +11,14 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders.adapter import Adapter, M
 from ssl_blocks.grid import Grid
 from ssl_blocks.parts.attention import additive, run_block
 from ssl_blocks.values import Encoded
 
 
+@checked
 class TokenAdapter(Adapter[M]):
     """Shows a vision transformer as a ``TokenEncoder``; the base of the adapters, none of which changes its model.
 

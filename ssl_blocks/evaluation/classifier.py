@@ -6,12 +6,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders import FeatureEncoder, TokenEncoder
 from ssl_blocks.engine.optimizers import parameter_groups
 from ssl_blocks.evaluation.layers import layer_ids, spared_names
 from ssl_blocks.parts.tokenize import Tokenizer
 
 
+@checked
 class Classifier(nn.Module):
     """Pool an encoder's features and classify them.
 

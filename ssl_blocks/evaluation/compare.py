@@ -6,11 +6,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ssl_blocks.doors import checked
 from ssl_blocks.evaluation.fewshot import ProbeScore, fewshot_probe
 from ssl_blocks.evaluation.knn import knn_accuracy
 from ssl_blocks.evaluation.protocol import Result
 
 
+@checked
 @dataclass(frozen=True)
 class Scores(Result):
     """What one kind of features is worth.
@@ -32,6 +34,7 @@ class Scores(Result):
     num_test: int
 
 
+@checked
 def score_features(
     name: str,
     train: Float[Tensor, "n d"],

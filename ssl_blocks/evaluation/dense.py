@@ -14,6 +14,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from ssl_blocks.data.augment import RandomResizedCropFlip, to_float
 from ssl_blocks.data.pairs import IGNORED, MaskedImages, SegmentationData
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders import TokenEncoder
 from ssl_blocks.engine.batches import load_parts
 from ssl_blocks.engine.parallel import Machine, Processes
@@ -31,6 +32,7 @@ from ssl_blocks.randomness import seeded_generator
 ORDER, CROPS = range(2)  # what a seed is for
 
 
+@checked
 def segmentation_loss(
     logits: Float[Tensor, "b k h w"], masks: Int[Tensor, "b h w"] | UInt8[Tensor, "b h w"]
 ) -> Float[Tensor, ""]:
@@ -114,6 +116,7 @@ class SegmentationTask(Task):
         return settings | data | freeze | {"mean": list(self.mean), "std": list(self.std)}
 
 
+@checked
 def train_segmentation(
     model: SegmentationModel,
     data: MaskedImages,
@@ -166,6 +169,7 @@ def train_segmentation(
     return losses
 
 
+@checked
 def evaluate_segmentation(
     extractor: Extractor,
     data: SegmentationData,

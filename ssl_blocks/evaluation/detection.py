@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ssl_blocks.doors import checked
 from ssl_blocks.evaluation.pyramid import FeaturePyramid
 
 if TYPE_CHECKING:
     from torchvision.models.detection import MaskRCNN
 
 
+@checked
 def mask_rcnn(
     pyramid: FeaturePyramid, *, num_classes: int, mean: Sequence[float], std: Sequence[float], **options: Any
 ) -> "MaskRCNN":

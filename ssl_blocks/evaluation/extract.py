@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, UInt
 from torch import Tensor, nn
 
 from ssl_blocks.data.augment import to_float
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders import FeatureEncoder, TokenEncoder
 from ssl_blocks.grid import Grid
 from ssl_blocks.modes import modes_kept
@@ -21,6 +22,7 @@ from ssl_blocks.values import Serialization
 Attention = Literal["bidirectional", "causal"]
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Extractor:
     """An encoder, and all that is needed to feed it: images in, features out.
@@ -154,6 +156,7 @@ class Extractor:
         return joined
 
 
+@checked
 class RawPixels:
     """Normalised pixels as features: what an encoder is given, and must beat to be of use.
 

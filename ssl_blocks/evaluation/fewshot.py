@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ssl_blocks.doors import checked
 from ssl_blocks.evaluation.checks import check_features
 from ssl_blocks.evaluation.extract import Extractor
 from ssl_blocks.evaluation.finetune import finetune_encoder
@@ -17,6 +18,7 @@ from ssl_blocks.evaluation.logistic import classify
 from ssl_blocks.evaluation.protocol import Result
 
 
+@checked
 @dataclass(frozen=True)
 class ProbeScore(Result):
     """Accuracies, 0..1, of probes that differ in the labels drawn: one per seed, their mean and deviation.
@@ -34,6 +36,7 @@ class ProbeScore(Result):
         return cls(statistics.fmean(accuracies), statistics.pstdev(accuracies), tuple(accuracies))
 
 
+@checked
 def fewshot_probe(
     train: Float[Tensor, "n d"],
     train_labels: Int[Tensor, " n"],
@@ -82,6 +85,7 @@ def fewshot_probe(
     return ProbeScore.of(accuracies)
 
 
+@checked
 def fewshot_finetune(
     extractor: Extractor,
     data: Labelled,

@@ -11,6 +11,7 @@ from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor
 
 from ssl_blocks.data import FileSplit, ImageSplit, to_float
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders import FeatureEncoder
 from ssl_blocks.engine.batches import load_parts
 from ssl_blocks.engine.parallel import Machine, Processes
@@ -33,6 +34,7 @@ from ssl_blocks.randomness import mix_seed, seeded_generator
 INITIAL, ORDER, IMAGES, LABELS = range(4)  # what a seed is for
 
 
+@checked
 @dataclass(frozen=True)
 class FinetuneScore(Result):
     """What a fine-tuned encoder reaches: accuracy on the test images, 0..1, and the mean loss of every epoch."""
@@ -42,6 +44,7 @@ class FinetuneScore(Result):
     num_classes: int
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Finetuned:
     """A score, and the model that reached it, in evaluation mode."""
@@ -50,6 +53,7 @@ class Finetuned:
     model: Classifier
 
 
+@checked
 def finetune_encoder(
     extractor: Extractor,
     data: Labelled,
@@ -114,6 +118,7 @@ def finetune_encoder(
     return Finetuned(score, model.eval())
 
 
+@checked
 def make_classifier(
     encoder: FeatureEncoder,
     *,
@@ -141,6 +146,7 @@ def make_classifier(
     return model
 
 
+@checked
 def classifier_accuracy(
     model: Classifier,
     split: ImageSplit | FileSplit,

@@ -9,9 +9,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ssl_blocks.doors import checked
 from ssl_blocks.evaluation.checks import check_features
 
 
+@checked
 def knn_accuracy(
     bank: Float[Tensor, "n d"],
     bank_labels: Int[Tensor, " n"],

@@ -11,6 +11,7 @@ from timm.optim import Lars
 from torch import Tensor, nn
 
 from ssl_blocks.data import RandomResizedCropFlip
+from ssl_blocks.doors import checked
 from ssl_blocks.engine.optimizers import warmup_cosine
 from ssl_blocks.evaluation.checks import check_splits
 from ssl_blocks.evaluation.extract import Extractor
@@ -23,6 +24,7 @@ INITIAL, HELD_OUT, ORDER, CROPS = range(4)  # what a generator is for
 CROPS_AT_A_TIME = 512
 
 
+@checked
 def linear_probe(
     train: Float[Tensor, "n d"],
     train_labels: Int[Tensor, " n"],
@@ -64,6 +66,7 @@ def linear_probe(
     return probe.score(lambda index: train[index.to(device)], test, test_labels)
 
 
+@checked
 def augmented_linear_probe(
     extractor: Extractor,
     data: Labelled,

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ssl_blocks.doors import checked
 from ssl_blocks.evaluation.checks import check_splits
 from ssl_blocks.evaluation.sweep import SweepScore, accuracy, check_candidates, hold_out
 from ssl_blocks.randomness import seeded_generator
@@ -15,6 +16,7 @@ from ssl_blocks.randomness import seeded_generator
 MOST_UNKNOWNS, MOST_ENTRIES = 1536, 2**24  # up to which Newton's method is faster
 
 
+@checked
 def logistic_probe(
     train: Float[Tensor, "n d"],
     train_labels: Int[Tensor, " n"],

@@ -11,11 +11,13 @@ from torch.utils.data import DataLoader
 
 from ssl_blocks.data.augment import to_float
 from ssl_blocks.data.pairs import IGNORED, MaskedImages, SegmentationData
+from ssl_blocks.doors import checked
 from ssl_blocks.evaluation.protocol import Result
 from ssl_blocks.evaluation.segmentation import SegmentationModel
 from ssl_blocks.modes import modes_kept
 
 
+@checked
 @dataclass(frozen=True)
 class SegmentationScores(Result):
     """How well pixels are classified; ignored ones do not count.
@@ -34,6 +36,7 @@ class SegmentationScores(Result):
     num_images: int
 
 
+@checked
 def score_segmentation(
     model: SegmentationModel,
     data: MaskedImages,
@@ -73,6 +76,7 @@ def score_segmentation(
         return _score(data, class_names, predict, batch_size, device)
 
 
+@checked
 def majority_baseline(data: SegmentationData) -> SegmentationScores:
     """Score the answer "the most frequent class of the training masks" everywhere: what a model must beat.
 

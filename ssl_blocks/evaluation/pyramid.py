@@ -7,11 +7,13 @@ from jaxtyping import Float
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders import TokenEncoder
 
 SCALES = (0.25, 0.5, 1.0, 2.0)  # of each map, in patches
 
 
+@checked
 class FeaturePyramid(nn.Module):
     """Bring the hidden states of a token encoder to four maps, fine to coarse.
 

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders import FeatureEncoder, TokenEncoder, export_encoder, load_encoder
 from ssl_blocks.encoders.hub import tokenizer_note
 from ssl_blocks.evaluation.classifier import Classifier
@@ -26,6 +27,7 @@ ENCODER, HEAD, NOTES = "encoder", "head.safetensors", "model.json"
 M = TypeVar("M", bound=nn.Module)
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Loaded(Generic[M]):
     """A trained model in evaluation mode, and how its images are normalised, per channel on the 0..1 scale."""
@@ -35,6 +37,7 @@ class Loaded(Generic[M]):
     std: tuple[float, ...]
 
 
+@checked
 def save_classifier(model: Classifier, folder: str | Path, *, mean: Sequence[float], std: Sequence[float]) -> Path:
     """Write a classifier: its encoder by `export_encoder` into ``encoder/``, ``head.safetensors`` and ``model.json``.
 
@@ -47,6 +50,7 @@ def save_classifier(model: Classifier, folder: str | Path, *, mean: Sequence[flo
     return _save(model, "backbone.", folder, model.encoder, model.tokenizer, notes, mean, std)
 
 
+@checked
 def load_classifier(folder: str | Path) -> Loaded[Classifier]:
     """Load what `finetune_encoder` or `save_classifier` has written, with equal logits.
 
@@ -62,6 +66,7 @@ def load_classifier(folder: str | Path) -> Loaded[Classifier]:
     return _filled(model, "backbone.", folder, notes)
 
 
+@checked
 def save_segmenter(
     model: SegmentationModel, folder: str | Path, *, mean: Sequence[float], std: Sequence[float]
 ) -> Path:
@@ -76,6 +81,7 @@ def save_segmenter(
     return _save(model, "pyramid.encoder", folder, pyramid.encoder, None, notes, mean, std)
 
 
+@checked
 def load_segmenter(folder: str | Path) -> Loaded[SegmentationModel]:
     """Load what `evaluate_segmentation` or `save_segmenter` has written, with equal logits.
 

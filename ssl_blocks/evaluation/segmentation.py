@@ -9,11 +9,13 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from ssl_blocks.data.pairs import IGNORED
+from ssl_blocks.doors import checked
 from ssl_blocks.evaluation.pyramid import FeaturePyramid
 
 BINS = (1, 2, 3, 6)
 
 
+@checked
 class UPerHead(nn.Module):
     """Classify every pixel of the finest map, having seen all maps.
 
@@ -71,6 +73,7 @@ class UPerHead(nn.Module):
         return logits
 
 
+@checked
 class SegmentationModel(nn.Module):
     """A pyramid, which makes maps, and a head, which classifies them: images in, one logit per class and pixel out.
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ssl_blocks.code import ELSEWHERE, import_named, is_code
 from ssl_blocks.data import FileSplit
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders import FeatureEncoder, TimmPooled, TimmRegions, TokenEncoder, load_encoder, untrained, wrap
 from ssl_blocks.encoders.timm_building import placed
 from ssl_blocks.encoders.timm_models import knows_size
@@ -37,6 +38,7 @@ class Features(NamedTuple):
     test_labels: Int[Tensor, " m"]
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Subject:
     """What is evaluated: a row of the table.
@@ -100,6 +102,7 @@ class Subject:
         return replace(self, name="raw pixels", extractor=extractor, fresh=None)
 
 
+@checked
 def find_subject(
     word: str,
     *,

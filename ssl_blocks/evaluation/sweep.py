@@ -7,9 +7,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ssl_blocks.doors import checked
 from ssl_blocks.evaluation.protocol import Result
 
 
+@checked
 @dataclass(frozen=True)
 class SweepScore(Result):
     """What a classifier reaches on the test images, 0..1, with the setting that did best on images held out of train.

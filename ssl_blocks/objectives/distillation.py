@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ssl_blocks.constants import constant
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders.protocol import RegionEncoder
 from ssl_blocks.objectives.heads import LastLayerGate, dino_head
 from ssl_blocks.objectives.objective import Objective
@@ -18,6 +19,7 @@ from ssl_blocks.parts.region_loss import Pairing, match_regions, paired_cross_en
 from ssl_blocks.values import ObjectiveOutput, Progress, Views
 
 
+@checked
 class ViewRegionDistillation(Objective):
     """Teach a student to say of every view what its own moving average says of another, large view.
 

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ssl_blocks.doors import checked
 from ssl_blocks.values import Progress
 
 
+@checked
 def dino_head(
     dim: int,
     out_dim: int = 65_536,

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders.protocol import TokenEncoder
 from ssl_blocks.encoders.regions import TokenRegions
 from ssl_blocks.objectives.objective import Objective
@@ -21,6 +22,7 @@ from ssl_blocks.parts.tokenize import PatchTokenizer
 from ssl_blocks.values import ObjectiveOutput, Progress, Views
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class ViewPass:
     """What student and teacher make of views.
@@ -40,6 +42,7 @@ class ViewPass:
     is_hidden: Bool[Tensor, "b g n"]
 
 
+@checked
 class MaskedViews(nn.Module):
     """Hide patches of global views from the student, and nothing from its moving average (iBOT, Sec. 3; DINOv2).
 
@@ -197,6 +200,7 @@ def _entropies(logits: Float[Tensor, "*b k"], wanted: Float[Tensor, "*b k"]) -> 
     return entropies
 
 
+@checked
 class DistilledViews(_Distilled):
     """Say of every view what the teacher says of another, global one: DINO on a shared pass (DINOv2, Sec. 4).
 
@@ -221,6 +225,7 @@ class DistilledViews(_Distilled):
         return self._output(rows.mean(), rows)
 
 
+@checked
 class DistilledTokens(_Distilled):
     """Say of every hidden patch what the teacher, who sees it, says of it: iBOT on a shared pass (iBOT, Sec. 3.2).
 
@@ -274,6 +279,7 @@ class DistilledTokens(_Distilled):
         return replace(self._output(loss, rows, hidden), predictions=logits, targets=wanted)
 
 
+@checked
 class SpreadViews(_ReadsViews):
     """Keep the images of a batch apart: KoLeo on the student's class tokens of a shared pass (DINOv2, Sec. 4).
 

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders.protocol import TokenEncoder
 from ssl_blocks.objectives.objective import Objective, check_tokenizer
 from ssl_blocks.parts.attention import can_be_looked_at
@@ -17,6 +18,7 @@ from ssl_blocks.parts.tokenize import Tokenizer
 from ssl_blocks.values import ObjectiveOutput, Serialization
 
 
+@checked
 class SegmentPrediction(Objective):
     """Predict segments of an image from other segments: what tokens hold, where they sit, who may see whom.
 

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders.protocol import TokenEncoder
 from ssl_blocks.modes import modes_kept
 from ssl_blocks.objectives.objective import Objective, check_tokenizer
@@ -22,6 +23,7 @@ _POSITIONS = re.compile(
 )
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class PuzzleDraw:
     """The random choices of a patch puzzle.
@@ -33,6 +35,7 @@ class PuzzleDraw:
     is_dropped: Bool[Tensor, "b n"]
 
 
+@checked
 class PatchPuzzle(Objective):
     """Tell the position of every patch from the patches alone.
 

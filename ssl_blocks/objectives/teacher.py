@@ -6,9 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ssl_blocks.doors import checked
 from ssl_blocks.values import Progress
 
 
+@checked
 @dataclass(frozen=True)
 class TeacherSchedule:
     """How sharp the teacher is, and how slowly it follows.
@@ -48,6 +50,7 @@ class TeacherSchedule:
         return self.warmup_temperature + (self.temperature - self.warmup_temperature) * share
 
 
+@checked
 class Center(nn.Module):
     """Moving average of a teacher's logits, subtracted from them so that no class wins everywhere (DINO, Sec. 3.1).
 

@@ -14,9 +14,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ssl_blocks.doors import checked
+
 _UNSUPPORTED = ("is_causal", "enable_gqa")
 
 
+@checked
 def explicit_attention(
     query: Float[Tensor, "b h q d"],
     key: Float[Tensor, "b h k d"],

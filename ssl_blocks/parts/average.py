@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ssl_blocks.doors import checked
 from ssl_blocks.values import Progress
 
 
+@checked
 class MovingAverage(nn.Module):
     """A copy of a module whose weights are the moving average of the module's, step by step.
 
@@ -104,6 +106,7 @@ class MovingAverage(nn.Module):
                 mine.copy_(moved)
 
 
+@checked
 def cosine_momentum(start: float) -> Callable[[Progress], float]:
     """Momentum that rises along half a cosine from ``start`` in the first step to 1 after the last (DINO's code).
 

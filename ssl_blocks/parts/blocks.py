@@ -8,10 +8,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ssl_blocks.doors import checked
 from ssl_blocks.grid import Grid
 from ssl_blocks.randomness import check_generator
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class TargetBlocks:
     """What is given of every image, and what is predicted from it, block by block.
@@ -36,6 +38,7 @@ class BlockSampler(Protocol):
         ...
 
 
+@checked
 class RectangleSampler:
     """Draw rectangles of one size, and give what lies outside all of them (I-JEPA, Sec. 3).
 

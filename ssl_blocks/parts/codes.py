@@ -5,10 +5,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ssl_blocks.doors import checked
 from ssl_blocks.parts.target import Target
 from ssl_blocks.randomness import random_ranks, seeded_generator
 
 
+@checked
 def kmeans(values: Float[Tensor, "n p"], count: int, *, iterations: int = 20, seed: int = 0) -> Float[Tensor, "k p"]:
     """Find cluster centres by Lloyd's iterations, from values drawn at random.
 
@@ -50,6 +52,7 @@ def nearest(values: Float[Tensor, "*b p"], centers: Float[Tensor, "k p"]) -> Int
     return distance.argmin(-1)
 
 
+@checked
 class ClusterTarget(nn.Module):
     """Predict which entry of a codebook a patch is nearest to: one-hot rows, so predictions are logits (BEiT, iGPT).
 

@@ -10,6 +10,7 @@ from timm.layers import Mlp
 from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 
+from ssl_blocks.doors import checked
 from ssl_blocks.grid import Grid
 from ssl_blocks.parts.attention import additive, can_be_looked_at, run_block, split_empty_rows
 from ssl_blocks.parts.layers import check_sizes, init_linear
@@ -96,6 +97,7 @@ class _SegmentLayer(nn.Module):
         return out
 
 
+@checked
 class SegmentDecoder(nn.Module):
     """Predict segments from positions alone: self-attention over queries, cross-attention to memories.
 
@@ -180,6 +182,7 @@ class SegmentDecoder(nn.Module):
         return out
 
 
+@checked
 class MaskTokenDecoder(nn.Module):
     """Fill in mask tokens: self-attention over encoded and mask tokens together (MAE, Sec. 3).
 

@@ -5,9 +5,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from ssl_blocks.doors import checked
+
 Embeddings = Float[Tensor, "b v d"]
 
 
+@checked
 def nt_xent(embeddings: Embeddings, *, temperature: float = 0.5) -> Float[Tensor, ""]:
     """Tell the other views of an image from all views of other images (SimCLR, Sec. 2.1).
 
@@ -30,6 +33,7 @@ def nt_xent(embeddings: Embeddings, *, temperature: float = 0.5) -> Float[Tensor
     return -torch.where(pairs, scores.log_softmax(-1), 0.0).sum() / (batch * views * (views - 1))
 
 
+@checked
 def vicreg(
     embeddings: Embeddings, *, invariance: float = 25.0, variance: float = 25.0, covariance: float = 1.0
 ) -> Float[Tensor, ""]:
@@ -58,6 +62,7 @@ def vicreg(
     return invariance * apart + variance * lacking + covariance * 2 * others / (dim * views)
 
 
+@checked
 def koleo(embeddings: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
     """Spread embeddings: minus the mean log distance to the nearest neighbour, on the sphere (KoLeo; DINOv2, Sec. 4).
 
@@ -75,6 +80,7 @@ def koleo(embeddings: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
     return -(distance + 1e-8).log().mean()
 
 
+@checked
 def sigreg(
     embeddings: Float[Tensor, "b d"], directions: Float[Tensor, "d k"], *, knots: int = 17, reach: float = 5.0
 ) -> Float[Tensor, ""]:

@@ -4,10 +4,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ssl_blocks.doors import checked
 from ssl_blocks.parts.read import ReadableEncoder
 from ssl_blocks.values import AttentionMasks
 
 
+@checked
 class NextReader(nn.Module):
     """Read the prediction of every token off the encoder's output at the token before it (iGPT, AIM).
 

@@ -9,6 +9,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ssl_blocks.doors import checked
 from ssl_blocks.parts.tokenize import Tokenizer
 
 
@@ -26,6 +27,7 @@ def dct_matrix(size: int) -> Float[Tensor, "n n"]:
     return table.to(torch.get_default_dtype())
 
 
+@checked
 class DCTTarget(nn.Module):
     """Predict the lowest frequencies of each patch: its discrete cosine transform along every axis, as in JPEG.
 

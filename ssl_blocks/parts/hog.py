@@ -8,9 +8,11 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from ssl_blocks.doors import checked
 from ssl_blocks.parts.tokenize import Tokenizer, pair
 
 
+@checked
 class HOGTarget:
     """Predict how edges run in each patch: histograms of gradient directions (MaskFeat, Sec. 3.2).
 

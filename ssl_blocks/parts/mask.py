@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 
+from ssl_blocks.doors import checked
 from ssl_blocks.values import AttentionMasks, Serialization
 
 PREFIX_STEP = -1
@@ -36,6 +37,7 @@ class MaskBuilder(Protocol):
         ...
 
 
+@checked
 class SegmentCausalMask:
     """Let each token see its own segment and those before it; let predictions see only those before.
 
@@ -63,6 +65,7 @@ class SegmentCausalMask:
         return _causal(_steps(serialization), encoded, predicted, num_prefix, predict_first)
 
 
+@checked
 class PrefixCausalMask:
     """As `SegmentCausalMask`, but the first steps are one prefix that sees itself whole (AIM, Sec. 3.2).
 
@@ -106,6 +109,7 @@ class PrefixCausalMask:
         return _causal(step, encoded, predicted, num_prefix, predict_first)
 
 
+@checked
 class FullMask:
     """Let all see all that is given: what is predicted is not encoded, or only as a mask token (MAE, SimMIM, BEiT).
 

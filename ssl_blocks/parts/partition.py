@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ssl_blocks.doors import checked
 from ssl_blocks.grid import Grid, axis_names
 from ssl_blocks.randomness import check_generator, random_ranks
 from ssl_blocks.values import Segments, gather_tokens
@@ -31,6 +32,7 @@ class SegmentPartitioner(Protocol):
         ...
 
 
+@checked
 class TokenPartitioner:
     """Make every token a segment of its own (pixel-raster, patch-raster and patch-random in RandSAC, Tables 1 and 2).
 
@@ -45,6 +47,7 @@ class TokenPartitioner:
         return Segments(levels=(ids.expand(len(images), n),), counts=(n,), step_sizes=(1,) * n)
 
 
+@checked
 class SquarePartitioner:
     """Cut the grid into squares, and those into partitions of larger squares (RandSAC, Sec. 3.1 and 3.4).
 
@@ -93,6 +96,7 @@ def _square_ids(grid: Grid, side: int, device: torch.device) -> Int[Tensor, " n"
     return ids
 
 
+@checked
 class BlobPartitioner:
     """Draw irregular regions: every token goes to the nearest of K random Gaussians (RandSAC, Sec. 3.1, eq. 1).
 
@@ -166,6 +170,7 @@ def nearest_gaussian(
     return offsets.square().sum(-1).argmin(-1)
 
 
+@checked
 class SubsetPartitioner:
     """Hide a share of the tokens at random; id 0 is what stays visible (MAE, Sec. 3).
 
@@ -209,6 +214,7 @@ class SubsetPartitioner:
         return Segments(levels=(gather_tokens(ids, squares.levels[0]),), counts=(len(sizes),), step_sizes=step_sizes)
 
 
+@checked
 class BlockSubsetPartitioner:
     """Hide tokens in rectangular blocks; id 0 is what stays visible (MAE, Fig. 6; BEiT, Sec. 2.3).
 
@@ -265,6 +271,7 @@ class BlockSubsetPartitioner:
         return Segments(levels=(ids,), counts=(2,), step_sizes=(kept, grid.num_tokens - kept))
 
 
+@checked
 class GridSubsetPartitioner:
     """Keep one token of every square of ``period`` x ``period`` tokens: id 0 (MAE, Fig. 6); of every cube in a volume.
 
@@ -295,6 +302,7 @@ class GridSubsetPartitioner:
         return Segments(levels=(ids,), counts=(2,), step_sizes=(kept, grid.num_tokens - kept))
 
 
+@checked
 class ShuffledPartitioner:
     """Scatter the tokens of another partition at random: the incoherent control of RandSAC, Table 5.
 
@@ -321,6 +329,7 @@ class ShuffledPartitioner:
         return Segments(levels=levels, counts=segments.counts, step_sizes=segments.step_sizes)
 
 
+@checked
 class TubePartitioner:
     """Cut all places along the first axis alike: tubes through time, or the same places in every channel (VideoMAE).
 

@@ -5,9 +5,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ssl_blocks.doors import checked
 from ssl_blocks.grid import Grid
 
 
+@checked
 def sincos_table(grid: Grid, dim: int) -> Float[Tensor, "n d"]:
     """Fixed sine-cosine table, ``[N, D]``: MAE's in two dimensions (used for RandSAC as well), the usual one in one.
 
@@ -38,6 +40,7 @@ def sincos_table(grid: Grid, dim: int) -> Float[Tensor, "n d"]:
     return table.to(torch.get_default_dtype())
 
 
+@checked
 class PositionTable(nn.Module):
     """Look up positions in a table that is fixed (a tensor) or learned (a parameter, may be shared).
 
@@ -87,6 +90,7 @@ class PositionTable(nn.Module):
         return self.table.reshape(-1, self.table.shape[-1])[self.num_prefix :][index]
 
 
+@checked
 def resample_positions(
     table: Float[Tensor, "1 r d"], *, old: Grid, new: Grid, num_prefix: int = 0, antialias: bool = False
 ) -> Float[Tensor, "1 s d"]:

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from ssl_blocks.doors import checked
 from ssl_blocks.grid import Grid
 from ssl_blocks.parts.attention import additive, run_block, split_empty_rows
 from ssl_blocks.parts.decode import Memories, position_module
@@ -33,6 +34,7 @@ class QuerySharing(Protocol):
         ...
 
 
+@checked
 class QueryStreamDecoder(nn.Module):
     """Predict from positions that ask the content stream, layer by layer, and never see each other.
 

@@ -9,11 +9,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ssl_blocks.doors import checked
+
 # bytes of all that a chunk of rows needs: on a CPU it should stay in the cache, an accelerator wants large ones
 CHUNK_BYTES_CPU, CHUNK_BYTES_ACCELERATOR = 4 << 20, 64 << 20
 BUFFERS = 4  # of a chunk's size that live at once: logits, slope, probabilities, and what an operation makes in passing
 
 
+@checked
 @dataclass(frozen=True)
 class Pairing:
     """Which rows of a student's view are compared with which views of the teacher.
@@ -31,6 +34,7 @@ class Pairing:
     weight: float
 
 
+@checked
 def match_regions(student: Float[Tensor, "b r d"], teacher: Float[Tensor, "b s d"]) -> Int[Tensor, "b r"]:
     """Find for every region of one view the most similar one of another, by cosine.
 
@@ -60,6 +64,7 @@ def _unit(x: Tensor) -> Tensor:
     return torch.nn.functional.normalize(wide, dim=-1)
 
 
+@checked
 def paired_cross_entropy(
     student: Float[Tensor, "n k"],
     teacher: Float[Tensor, "m k"],

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ssl_blocks.doors import checked
+
 Hidden = tuple[Float[Tensor, "b n d"], ...]
 
 
@@ -26,6 +28,7 @@ class SkipMemoryRouter(Protocol):
         ...
 
 
+@checked
 class LearnedSkipRouter(nn.Module):
     """Give every decoder layer its own learned mixture of all encoder layers (RandSAC, Sec. 3.5).
 
@@ -66,6 +69,7 @@ def _mixed(states: Float[Tensor, "b l n d"], weight: Float[Tensor, "k l"]) -> Fl
     return torch.bmm(weight.expand(states.shape[0], -1, -1), states.flatten(2))
 
 
+@checked
 class WeightedSkipRouter(nn.Module):
     """Give every decoder layer its own weighted sum of all encoder layers, and a norm of its own (CrossMAE, Sec. 3.3).
 
@@ -109,6 +113,7 @@ class WeightedSkipRouter(nn.Module):
         return tuple(own(memory.reshape(hidden[0].shape)) for own, memory in zip(self.norms, mixed, strict=True))
 
 
+@checked
 class LastLayerRouter:
     """Give every decoder layer the encoder's normalised output: the plain transformer (RandSAC, Table 10).
 
@@ -124,6 +129,7 @@ class LastLayerRouter:
         return (norm(hidden[-1]),) * self.decoder_depth
 
 
+@checked
 class MatchedRouter:
     """Give every decoder layer the raw states of the encoder layer that it belongs to (SAIM, query stream).
 

@@ -7,12 +7,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ssl_blocks.doors import checked
 from ssl_blocks.grid import Grid
 from ssl_blocks.parts.partition import Images
 from ssl_blocks.randomness import check_generator
 from ssl_blocks.values import Segments
 
 
+@checked
 def slic(
     images: Float[Tensor, "b c *s"], shape: tuple[int, ...], *, compactness: float = 0.5, iterations: int = 5
 ) -> Int[Tensor, "b *s"]:
@@ -65,6 +67,7 @@ def slic(
     return ids.reshape(batch, *sizes)
 
 
+@checked
 class SuperpixelPartitioner:
     """Make every superpixel of the picture a segment: a token goes where most of its pixels go.
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ssl_blocks.doors import checked
 from ssl_blocks.parts.average import MovingAverage
 from ssl_blocks.parts.tokenize import Tokenizer
 from ssl_blocks.values import gather_tokens
@@ -37,6 +38,7 @@ class PictureTarget(Target, Protocol):
         ...
 
 
+@checked
 class PixelTarget:
     """Predict the pixels of each patch, raw or normalised by the patch's own mean and deviation.
 
@@ -126,6 +128,7 @@ def _blurred(images: Float[Tensor, "b c *s"], kernel: tuple[float, ...]) -> Floa
     return images
 
 
+@checked
 class PositionTarget:
     """Predict where each patch lies: class t is raster position t (APL, the patch puzzle).
 
@@ -188,6 +191,7 @@ class PositionTarget:
         return self.tokenizer.untokenize(patches * is_put)
 
 
+@checked
 class EncoderTarget(nn.Module):
     """Predict what another encoder makes of the whole image: a moving average or a frozen one (data2vec, I-JEPA).
 

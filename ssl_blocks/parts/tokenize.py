@@ -7,6 +7,7 @@ from einops import rearrange
 from jaxtyping import Shaped
 from torch import Tensor
 
+from ssl_blocks.doors import checked
 from ssl_blocks.grid import Grid, axis_names
 
 Sizes = int | tuple[int, ...]
@@ -75,6 +76,7 @@ def same_length(**sizes: Sizes) -> tuple[tuple[int, ...], ...]:
     return tuple((size,) * ndim if isinstance(size, int) else tuple(size) for size in sizes.values())
 
 
+@checked
 class PatchTokenizer:
     """Cut images into equal patches; a patch of 1 pixel makes pixel tokens.
 
@@ -205,6 +207,7 @@ class PatchTokenizer:
         return F.pad(covered, [n for rest in reversed(left) for n in (0, rest)]) if any(left) else covered
 
 
+@checked
 class ChannelTokenizer:
     """Cut every channel by itself: one token per channel and place, for multi-channel microscopy (ChannelViT, Sec. 3).
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ssl_blocks.doors import checked
 from ssl_blocks.grid import Grid
 from ssl_blocks.visualize.panels import HUES, INK, check_shape, to_pictures
 
@@ -15,6 +16,7 @@ ONE = Grid(1, 1)
 SIDE = 1.9  # inches
 
 
+@checked
 def draw_matches(
     first: Tensor,
     second: Tensor,

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
+from ssl_blocks.doors import checked
 from ssl_blocks.files import atomically
 from ssl_blocks.grid import Grid
 from ssl_blocks.values import Serialization
@@ -15,6 +16,7 @@ from ssl_blocks.visualize.panels import SIGNAL, UNREAD, UNREAD_EDGE, Array, chec
 GIF_SIDE, CAPTION_HEIGHT = 256, 26
 
 
+@checked
 def reading_order_gif(
     image: Tensor,
     serialization: Serialization,

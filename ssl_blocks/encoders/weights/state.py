@@ -11,12 +11,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ssl_blocks.doors import checked
 from ssl_blocks.files import at_home
 
 NESTS = ("model", "state_dict", "module")  # under which training scripts keep the weights
 WRAPPERS = ("module.", "_orig_mod.")  # what distributed training and torch.compile put in front of every name
 
 
+@checked
 def read_state(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
     """Read a file of weights, or take them out of a checkpoint that is loaded already.
 
