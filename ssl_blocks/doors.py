@@ -15,6 +15,7 @@ from jaxtyping import AbstractArray
 from torch import Tensor
 
 T = TypeVar("T")
+NARROW = {"int2", "int4", "int8", "int16"}  # no places and labels: torch takes some of them for masks
 Sizes = dict[str, tuple[int, str]]  # of axes by name: the size, and the argument that has it
 BOUNDS = {
     Ge: ("at least", "ge", lambda value, bound: value >= bound),
@@ -53,6 +54,11 @@ def checked(target: T) -> T:
         elif isinstance(member, classmethod | staticmethod):
             setattr(target, name, type(member)(_guarded(member.__func__)))
     return target
+
+
+def check_value(name: str, value: Any, hint: Any) -> None:
+    """Check one value as the arguments of a `checked` function are: for those that come as ``**options``."""
+    _check(name, value, hint, {})
 
 
 def check_weights(name: str, x: Tensor, weight: Tensor) -> None:
@@ -125,6 +131,8 @@ class _Door:
                 _check(name, value, hints[name], sizes)
                 if isinstance(value, Tensor) and value.ndim:
                     home.append((name, value))
+                    if name == "images" and not len(value) and value.is_floating_point():
+                        raise ValueError(f"images of shape {tuple(value.shape)} must be at least one")
         for value in args[len(names) :] if self.rest in hints else ():
             _check(str(self.rest), value, hints[str(self.rest)], sizes)
         for name, value in home[1:]:
@@ -134,6 +142,7 @@ class _Door:
 
 
 def _check(name: str, value: Any, hint: Any, sizes: Sizes) -> None:
+    sizes[""] = (0, name)  # whose axes are noted
     problem = _problem(value, hint, sizes)
     if problem is not None:
         kind, wanted = problem
@@ -198,6 +207,8 @@ def _none_fits(value: Any, members: Sequence[Any], sizes: Sizes) -> Problem | No
     """Of several kinds one must fit; what is said is of the kind that fits but for its bounds, if there is one."""
     found = []
     for member in members:
+        if member is str and torch.device in members:
+            continue  # a device by its name
         own = dict(sizes)
         problem = _problem(value, member, own)
         if problem is None:
@@ -264,7 +275,7 @@ def _wrong_tensor(value: Any, hint: Any, sizes: Sizes) -> Problem | None:
     if not isinstance(value, Tensor):
         return (TypeError, "a Tensor") if issubclass(hint.array_type, Tensor) else None
     kinds = hint.dtypes
-    if isinstance(kinds, tuple) and str(value.dtype).removeprefix("torch.") not in kinds:
+    if isinstance(kinds, tuple) and str(value.dtype).removeprefix("torch.") not in set(kinds) - NARROW:
         return TypeError, _kind_words(kinds)
     names = hint.dim_str.split()
     variadic = next((place for place, name in enumerate(names) if name.startswith("*") or name == "..."), None)
@@ -278,14 +289,19 @@ def _wrong_tensor(value: Any, hint: Any, sizes: Sizes) -> Problem | None:
     else:
         named = list(zip(names, shape, strict=True))
     for name, size in named:
-        want = int(name) if name.isdigit() else sizes.setdefault(name, (size, ""))[0] if name.isidentifier() else size
-        if want != size and name != "_":
-            return ValueError, f"of shape {_shape_words(names)}, {name.upper()} = {want}"
+        if name.isdigit() and int(name) != size:
+            return ValueError, f"of shape {_shape_words(names)}"
+        want, where = (
+            sizes.setdefault(name, (size, sizes[""][1])) if name.isidentifier() and name != "_" else (size, "")
+        )
+        if want != size:
+            other = f" as in {where}" if where != sizes[""][1] else ""
+            return ValueError, f"of shape {_shape_words(names)}, {name.upper()} = {want}{other}"
     return None
 
 
 def _kind_words(kinds: Sequence[str]) -> str:
-    for word, kind in (("floating-point numbers, such as torch.float32", "float32"), ("whole numbers", "int64")):
+    for word, kind in (("floating-point numbers, such as torch.float32", "float32"), ("torch.int64", "int64")):
         if kind in kinds:
             return word
     return "torch.bool" if "bool" in kinds else f"of {_listed([f'torch.{kind}' for kind in kinds])}"
@@ -303,7 +319,17 @@ def _shown(name: str, value: Any, wanted: str) -> str:
     """The argument and what it was, in the words that fit what is wrong."""
     if isinstance(value, Tensor):
         return f"{name} of shape {tuple(value.shape)}" if wanted.startswith("of shape") else f"{name} of {value.dtype}"
-    if isinstance(value, str | int | float | bool | bytes | None | Sequence | Mapping | slice):
-        text = repr(value)
-        return f"{name}={text if len(text) <= 80 else text[:77] + '...'}"
-    return f"{name} of type {type(value).__name__}"
+    text = _short(value)
+    return f"{name}={text if len(text) <= 100 else text[:97] + '...'}"
+
+
+def _short(value: Any) -> str:
+    """Plain values as they are written; of others what kind they are, and of tensors their shape."""
+    if isinstance(value, Tensor):
+        return f"Tensor{tuple(value.shape)}"
+    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
+        inner = ", ".join(map(_short, value[:10]))
+        return f"[{inner}]" if isinstance(value, list) else f"({inner}{',' if len(value) == 1 else ''})"
+    if value is None or isinstance(value, str | bytes | Real | slice | dict):
+        return repr(value)
+    return f"{value.__name__ if isinstance(value, type) else f'<{type(value).__name__}>'}"

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from ssl_blocks.bounds import Count, Whole
 from ssl_blocks.doors import checked
 from ssl_blocks.grid import Grid
 
@@ -51,15 +52,12 @@ class Segments:
     """
 
     levels: tuple[Int[Tensor, "b n"], ...]
-    counts: tuple[int, ...]
-    step_sizes: tuple[int, ...] | None = None
+    counts: tuple[Count, ...]
+    step_sizes: tuple[Whole, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.levels or len(self.levels) != len(self.counts):
             raise ValueError(f"counts={self.counts} must name one count for each of the {len(self.levels)} levels")
-        shapes = {tuple(level.shape) for level in self.levels}
-        if len(shapes) > 1:
-            raise ValueError(f"levels must share one shape [B, N], got {sorted(shapes)}")
         if self.step_sizes is not None and sum(self.step_sizes) != self.num_tokens:
             raise ValueError(f"step_sizes={self.step_sizes} must add up to the {self.num_tokens} tokens of an image")
 
@@ -116,7 +114,11 @@ class Serialization:
 
     order: Int[Tensor, "b n"]
     step: Int[Tensor, "b n"]
-    step_sizes: tuple[int, ...] | None = None
+    step_sizes: tuple[Whole, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.step_sizes is not None and sum(self.step_sizes) != self.num_tokens:
+            raise ValueError(f"step_sizes={self.step_sizes} must add up to the {self.num_tokens} tokens of an image")
 
     @property
     def num_tokens(self) -> int:
@@ -280,10 +282,10 @@ class Progress:
         steps_per_epoch: optimizer steps of one epoch.
     """
 
-    step: int
-    epoch: int
-    num_steps: int
-    steps_per_epoch: int
+    step: Whole
+    epoch: Whole
+    num_steps: Count
+    steps_per_epoch: Whole
 
 
 @checked

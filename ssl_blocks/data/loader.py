@@ -11,6 +11,7 @@ from jaxtyping import UInt
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ssl_blocks.bounds import Batch, Count, Epochs, Seed, Whole, Workers
 from ssl_blocks.data.augment import RandomResizedCropFlip
 from ssl_blocks.data.splits import FileSplit, ImageSplit
 from ssl_blocks.doors import checked
@@ -56,21 +57,17 @@ class RunSampler(Sampler[list[Place]]):
 
     def __init__(
         self,
-        num_images: int,
-        batch_size: int,
+        num_images: Count,
+        batch_size: Batch,
         *,
-        seed: int,
-        epochs: int = 1,
-        first_step: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        accumulate: int = 1,
+        seed: Seed,
+        epochs: Epochs = 1,
+        first_step: Whole = 0,
+        rank: Whole = 0,
+        world_size: Count = 1,
+        accumulate: Count = 1,
         order: Callable[[int], Tensor] | None = None,
     ) -> None:
-        lowest = {"batch_size": 1, "epochs": 1, "world_size": 1, "accumulate": 1, "seed": 0, "first_step": 0, "rank": 0}
-        for name, least in lowest.items():
-            if (value := locals()[name]) < least:
-                raise ValueError(f"{name}={value} must be at least {least}")
         if rank >= world_size:
             raise ValueError(f"rank={rank} must be below world_size={world_size}")
         if batch_size > num_images:
@@ -150,9 +147,9 @@ class RaisingLoader(DataLoader[Any]):
 def train_loader(
     split: ImageSplit | FileSplit,
     *,
-    seed: int,
+    seed: Seed,
     crop: RandomResizedCropFlip,
-    workers: int | None = None,
+    workers: Workers | None = None,
     device: torch.device | str = "cpu",
     **run: Any,
 ) -> DataLoader[UInt[Tensor, "b c h w"]]:
@@ -192,7 +189,7 @@ def train_loader(
 
 
 @checked
-def share_of_cores(processes: int = 1) -> int:
+def share_of_cores(processes: Count = 1) -> int:
     """CPU cores for each of several processes of this machine, at least one."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, allowed // processes)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssl_blocks.bounds import Channels, Count, Seed
 from ssl_blocks.code import import_named, is_code
 from ssl_blocks.data.adapters import CsvFiles, ZipImages, as_found, found_remark, read_arrays, read_datasets
 from ssl_blocks.data.arrays import Range, check_range
@@ -30,13 +31,13 @@ def load(
     name: Any,
     *,
     image_size: Size | None = None,
-    channels: int | None = None,
+    channels: Channels | None = None,
     root: str | Path = ".data",
-    max_train: int | None = None,
-    max_test: int | None = None,
-    seed: int = 0,
+    max_train: Count | None = None,
+    max_test: Count | None = None,
+    seed: Seed = 0,
     storage: Storage = "auto",
-    max_bytes: int = 8 * 2**30,
+    max_bytes: Count = 8 * 2**30,
     corrupt: Corrupt = "error",
     value_range: Range | None = None,
 ) -> ImageData:
@@ -116,7 +117,7 @@ def load(
 
 @checked
 def find_shape(
-    name: Any, *, image_size: Size | None = None, channels: int | None = None, root: str | Path = ".data"
+    name: Any, *, image_size: Size | None = None, channels: Channels | None = None, root: str | Path = ".data"
 ) -> ImageShape:
     """Tell the shape of a data set's images; one image is read, and nothing is downloaded.
 

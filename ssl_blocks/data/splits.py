@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int, UInt
 from torch import Tensor
 
+from ssl_blocks.bounds import Channels, Pixels, Positive
 from ssl_blocks.data.arrays import Range
 from ssl_blocks.data.augment import HIGHEST
 from ssl_blocks.data.files import BoxChooser, UnreadableImageError, read_crop, read_image
@@ -90,8 +91,8 @@ class FileSplit:
 
     source: Items
     labels: Int[Tensor, " n"] | None
-    size: tuple[int, int]
-    channels: int
+    size: tuple[Pixels, Pixels]
+    channels: Channels
     corrupt: Corrupt = "error"
     value_range: Range | None = None
     unreadable: Tensor = field(init=False)
@@ -175,7 +176,7 @@ class ImageData:
     test: ImageSplit | FileSplit | None
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
-    std: tuple[float, ...]
+    std: tuple[Positive, ...]
     value_range: Range | None = None
     remarks: tuple[str, ...] = ()
     unread: tuple[Path, ...] = ()

@@ -8,6 +8,7 @@ import torch
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
+from ssl_blocks.bounds import Channels
 from ssl_blocks.doors import checked
 from ssl_blocks.encoders.adapter import Size
 from ssl_blocks.encoders.timm_building import build_model, create_pretrained, placed, prepared, rebuilding
@@ -87,7 +88,7 @@ def timm_eva(
     *,
     image_size: Size,
     patch_size: Size | None = None,
-    channels: int = 3,
+    channels: Channels = 3,
     pretrained: bool = False,
     **model_args: Any,
 ) -> TimmEva:

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from ssl_blocks.bounds import Positive, Seed
 from ssl_blocks.doors import checked
 from ssl_blocks.encoders.adapter import ImageSizeError, Size
 from ssl_blocks.encoders.card import CARD, plain_card
@@ -37,7 +38,7 @@ def export_encoder(
     *,
     tokenizer: Tokenizer | None,
     mean: tuple[float, ...],
-    std: tuple[float, ...],
+    std: tuple[Positive, ...],
 ) -> Path:
     """Write ``config.json``, ``model.safetensors`` and a model card; an earlier export is replaced as a whole.
 
@@ -102,7 +103,7 @@ def _require_replaceable(folder: Path) -> None:
 
 
 def _notes(
-    encoder: FeatureEncoder, tokenizer: Tokenizer | None, mean: tuple[float, ...], std: tuple[float, ...]
+    encoder: FeatureEncoder, tokenizer: Tokenizer | None, mean: tuple[float, ...], std: tuple[Positive, ...]
 ) -> dict[str, Any]:
     """What evaluation asks for, and loading beyond the model itself."""
     return {
@@ -188,7 +189,7 @@ def load_encoder(folder: str | Path, *, image_size: Size | None = None) -> Featu
 
 
 @checked
-def untrained(folder: str | Path, *, seed: int, image_size: Size | None = None) -> FeatureEncoder:
+def untrained(folder: str | Path, *, seed: Seed, image_size: Size | None = None) -> FeatureEncoder:
     """Load an exported encoder and draw all its weights anew; fixed tables of positions stay.
 
     Models of timm are drawn as timm draws them: one built by ``timm_vit`` right after ``torch.manual_seed(seed)``

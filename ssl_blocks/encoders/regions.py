@@ -12,6 +12,7 @@ from timm.layers import LayerNorm2d, RmsNorm, RmsNorm2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ssl_blocks.bounds import Channels
 from ssl_blocks.doors import checked
 from ssl_blocks.encoders.adapter import Adapter, Size, noted, refuse
 from ssl_blocks.encoders.pooled import adapter_of
@@ -221,7 +222,7 @@ def timm_regions(
     name: str = "swin_tiny_patch4_window7_224",
     *,
     image_size: Size,
-    channels: int = 3,
+    channels: Channels = 3,
     **model_args: Any,
 ) -> TimmRegions:
     """Build a timm model that ends in a map, and wrap it.

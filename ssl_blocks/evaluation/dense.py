@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
+from ssl_blocks.bounds import Positive, Seed, Width
 from ssl_blocks.data.augment import RandomResizedCropFlip, to_float
 from ssl_blocks.data.pairs import IGNORED, MaskedImages, SegmentationData
 from ssl_blocks.doors import checked
@@ -64,7 +65,7 @@ class SegmentationTask(Task):
         training: SegmentationTraining,
         *,
         mean: Sequence[float],
-        std: Sequence[float],
+        std: Sequence[Positive],
         seed: int,
     ) -> None:
         if len(data) == 0:
@@ -122,9 +123,9 @@ def train_segmentation(
     data: MaskedImages,
     *,
     mean: Sequence[float],
-    std: Sequence[float],
+    std: Sequence[Positive],
     training: SegmentationTraining | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     device: torch.device | str = "cpu",
     autocast_dtype: torch.dtype | None = None,
     processes: Processes | None = None,
@@ -175,8 +176,8 @@ def evaluate_segmentation(
     data: SegmentationData,
     *,
     freeze: bool = False,
-    width: int = 64,
-    seed: int = 0,
+    width: Width = 64,
+    seed: Seed = 0,
     **options: Any,
 ) -> SegmentationScores:
     """Put a pyramid and a segmentation head on an encoder, train them, and score them on the test images.

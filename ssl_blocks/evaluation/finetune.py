@@ -10,6 +10,7 @@ import torch
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor
 
+from ssl_blocks.bounds import Batch, Classes, Positive, Seed
 from ssl_blocks.data import FileSplit, ImageSplit, to_float
 from ssl_blocks.doors import checked
 from ssl_blocks.encoders import FeatureEncoder
@@ -41,7 +42,7 @@ class FinetuneScore(Result):
 
     accuracy: float
     losses: tuple[float, ...]
-    num_classes: int
+    num_classes: Classes
 
 
 @checked
@@ -59,8 +60,8 @@ def finetune_encoder(
     data: Labelled,
     *,
     settings: FinetuneSettings | None = None,
-    seed: int = 0,
-    num_classes: int | None = None,
+    seed: Seed = 0,
+    num_classes: Classes | None = None,
     processes: Processes | None = None,
     folder: Path | None = None,
     resume: Path | bool = False,
@@ -122,9 +123,9 @@ def finetune_encoder(
 def make_classifier(
     encoder: FeatureEncoder,
     *,
-    num_classes: int,
+    num_classes: Classes,
     settings: FinetuneSettings,
-    seed: int = 0,
+    seed: Seed = 0,
     tokenizer: Tokenizer | None = None,
 ) -> Classifier:
     """Copy an encoder, put a head on it, and set what is trained and what is dropped.
@@ -152,10 +153,10 @@ def classifier_accuracy(
     split: ImageSplit | FileSplit,
     *,
     mean: Sequence[float],
-    std: Sequence[float],
+    std: Sequence[Positive],
     device: torch.device | str = "cpu",
     autocast_dtype: torch.dtype | None = None,
-    batch_size: int = 512,
+    batch_size: Batch = 512,
 ) -> float:
     """Share of images that a classifier in evaluation mode classifies correctly, 0..1.
 
@@ -198,7 +199,7 @@ class FinetuneTask(Task):
         settings: FinetuneSettings,
         *,
         mean: Sequence[float],
-        std: Sequence[float],
+        std: Sequence[Positive],
         seed: int = 0,
     ) -> None:
         self.model: Classifier = model

@@ -10,6 +10,7 @@ from rich.progress import track
 from timm.optim import Lars
 from torch import Tensor, nn
 
+from ssl_blocks.bounds import Seed
 from ssl_blocks.data import RandomResizedCropFlip
 from ssl_blocks.doors import checked
 from ssl_blocks.engine.optimizers import warmup_cosine
@@ -32,7 +33,7 @@ def linear_probe(
     test_labels: Int[Tensor, " m"],
     *,
     settings: LinearSettings | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     device: torch.device | str = "cpu",
 ) -> SweepScore:
     """Train a linear classifier on features that were extracted once, and score it on the test features.
@@ -72,7 +73,7 @@ def augmented_linear_probe(
     data: Labelled,
     *,
     settings: LinearSettings | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     progress: bool = False,
 ) -> SweepScore:
     """Train a linear classifier on features of randomly cropped and mirrored images, encoded anew in every epoch.

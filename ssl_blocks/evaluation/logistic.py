@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ssl_blocks.bounds import Count, Positive, Seed
 from ssl_blocks.doors import checked
 from ssl_blocks.evaluation.checks import check_splits
 from ssl_blocks.evaluation.sweep import SweepScore, accuracy, check_candidates, hold_out
@@ -23,11 +24,11 @@ def logistic_probe(
     test: Float[Tensor, "m d"],
     test_labels: Int[Tensor, " m"],
     *,
-    cs: Sequence[float] = (1.0,),
+    cs: Sequence[Positive] = (1.0,),
     standardize: bool = True,
     validation: float = 0.1,
-    max_iterations: int = 1000,
-    seed: int = 0,
+    max_iterations: Count = 1000,
+    seed: Seed = 0,
     device: torch.device | str = "cpu",
 ) -> SweepScore:
     """Fit a logistic regression with an L2 penalty by LBFGS, and score it on the test features.

@@ -9,6 +9,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ssl_blocks.bounds import Batch, Count, Positive
 from ssl_blocks.data.augment import to_float
 from ssl_blocks.data.pairs import IGNORED, MaskedImages, SegmentationData
 from ssl_blocks.doors import checked
@@ -33,7 +34,7 @@ class SegmentationScores(Result):
     mean_iou: float
     pixel_accuracy: float
     class_iou: dict[str, float | None]
-    num_images: int
+    num_images: Count
 
 
 @checked
@@ -43,8 +44,8 @@ def score_segmentation(
     class_names: Sequence[str],
     *,
     mean: Sequence[float],
-    std: Sequence[float],
-    batch_size: int = 16,
+    std: Sequence[Positive],
+    batch_size: Batch = 16,
     device: torch.device | str = "cpu",
     autocast_dtype: torch.dtype | None = None,
 ) -> SegmentationScores:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ssl_blocks.bounds import Positive
 from ssl_blocks.doors import checked
 from ssl_blocks.encoders import FeatureEncoder, TokenEncoder, export_encoder, load_encoder
 from ssl_blocks.encoders.hub import tokenizer_note
@@ -34,11 +35,11 @@ class Loaded(Generic[M]):
 
     model: M
     mean: tuple[float, ...]
-    std: tuple[float, ...]
+    std: tuple[Positive, ...]
 
 
 @checked
-def save_classifier(model: Classifier, folder: str | Path, *, mean: Sequence[float], std: Sequence[float]) -> Path:
+def save_classifier(model: Classifier, folder: str | Path, *, mean: Sequence[float], std: Sequence[Positive]) -> Path:
     """Write a classifier: its encoder by `export_encoder` into ``encoder/``, ``head.safetensors`` and ``model.json``.
 
     Mean and std are one number per channel on the 0..1 scale, as in training. Other files in the folder stay.
@@ -68,7 +69,7 @@ def load_classifier(folder: str | Path) -> Loaded[Classifier]:
 
 @checked
 def save_segmenter(
-    model: SegmentationModel, folder: str | Path, *, mean: Sequence[float], std: Sequence[float]
+    model: SegmentationModel, folder: str | Path, *, mean: Sequence[float], std: Sequence[Positive]
 ) -> Path:
     """Write a segmentation model as `save_classifier` writes a classifier."""
     head, pyramid = model.head, model.pyramid
@@ -125,7 +126,7 @@ def _save(
     tokenizer: Tokenizer | None,
     notes: dict[str, Any],
     mean: Sequence[float],
-    std: Sequence[float],
+    std: Sequence[Positive],
 ) -> Path:
     """Write the encoder, then all weights that are not below ``body``, then what tells that both are there."""
     notes = {"format_version": FORMAT_VERSION, "kind": type(model).__name__, **notes, "tokenizer": _describe(tokenizer)}

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ssl_blocks.bounds import Classes
 from ssl_blocks.doors import checked
 from ssl_blocks.evaluation.protocol import Result
 
@@ -24,7 +25,7 @@ class SweepScore(Result):
     chosen: float
     candidates: tuple[float, ...]
     validation: tuple[float, ...]
-    num_classes: int
+    num_classes: Classes
 
 
 def check_candidates(name: str, candidates: Sequence[float], share: float) -> None:

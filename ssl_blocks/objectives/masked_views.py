@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from ssl_blocks.bounds import Classes, Positive, Share
 from ssl_blocks.doors import checked
 from ssl_blocks.encoders.protocol import TokenEncoder
 from ssl_blocks.encoders.regions import TokenRegions
@@ -59,13 +60,11 @@ class MaskedViews(nn.Module):
     """
 
     def __init__(
-        self, encoder: TokenEncoder, partitioner: SegmentPartitioner, *, momentum: float = 0.996, share: float = 0.5
+        self, encoder: TokenEncoder, partitioner: SegmentPartitioner, *, momentum: Share = 0.996, share: Share = 0.5
     ) -> None:
         super().__init__()
         if not encoder.num_prefix:
             raise ValueError("encoder must have a class token, which speaks for the view, got num_prefix=0")
-        if not 0 <= share <= 1:
-            raise ValueError(f"share={share} must be at least 0 and at most 1")
         self.encoder, self.partitioner, self.share = encoder, partitioner, share
         self.teacher = MovingAverage(encoder, cosine_momentum(momentum))  # type: ignore[arg-type]
         self.mask_token = nn.Parameter(torch.randn(1, 1, encoder.dim) * 0.02)
@@ -122,6 +121,7 @@ def _given(shared: ViewPass | None) -> ViewPass:
     return shared
 
 
+@checked
 class _ReadsViews(Objective):
     """Reads the shared pass, and leaves the teacher's encoder behind."""
 
@@ -155,6 +155,7 @@ class _ReadsViews(Objective):
         )
 
 
+@checked
 class _Distilled(_ReadsViews):
     """A head, its moving average, and a centred and sharpened teacher."""
 
@@ -244,11 +245,11 @@ class DistilledTokens(_Distilled):
         self,
         views: MaskedViews,
         head: nn.Module,
-        out_dim: int,
+        out_dim: Classes,
         *,
         schedule: TeacherSchedule | None = None,
-        student_temperature: float = 0.1,
-        center_momentum: float = 0.9,
+        student_temperature: Positive = 0.1,
+        center_momentum: Share = 0.9,
     ) -> None:
         super().__init__(
             views,

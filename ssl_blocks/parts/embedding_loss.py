@@ -5,13 +5,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from ssl_blocks.bounds import Count, NotNegative, Positive
 from ssl_blocks.doors import checked
 
 Embeddings = Float[Tensor, "b v d"]
 
 
 @checked
-def nt_xent(embeddings: Embeddings, *, temperature: float = 0.5) -> Float[Tensor, ""]:
+def nt_xent(embeddings: Embeddings, *, temperature: Positive = 0.5) -> Float[Tensor, ""]:
     """Tell the other views of an image from all views of other images (SimCLR, Sec. 2.1).
 
     The cross-entropy of cosines over a temperature, the mean over all pairs of views of one image.
@@ -35,7 +36,11 @@ def nt_xent(embeddings: Embeddings, *, temperature: float = 0.5) -> Float[Tensor
 
 @checked
 def vicreg(
-    embeddings: Embeddings, *, invariance: float = 25.0, variance: float = 25.0, covariance: float = 1.0
+    embeddings: Embeddings,
+    *,
+    invariance: NotNegative = 25.0,
+    variance: NotNegative = 25.0,
+    covariance: NotNegative = 1.0,
 ) -> Float[Tensor, ""]:
     """Keep views alike, every component's deviation above 1, and components uncorrelated (VICReg, Sec. 4).
 
@@ -82,7 +87,7 @@ def koleo(embeddings: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
 
 @checked
 def sigreg(
-    embeddings: Float[Tensor, "b d"], directions: Float[Tensor, "d k"], *, knots: int = 17, reach: float = 5.0
+    embeddings: Float[Tensor, "b d"], directions: Float[Tensor, "d k"], *, knots: Count = 17, reach: Positive = 5.0
 ) -> Float[Tensor, ""]:
     """How far embeddings are from a standard normal distribution, along directions (SIGReg; LeJEPA, Sec. 4).
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ssl_blocks.bounds import Positive
 from ssl_blocks.doors import checked
 
 
@@ -72,7 +73,7 @@ def predicted_smooth_l1(
     targets: Float[Tensor, "b t p"],
     is_target: Bool[Tensor, "b t"],
     *,
-    beta: float = 1.0,
+    beta: Positive = 1.0,
 ) -> Float[Tensor, ""]:
     """Squared error near 0, absolute error from ``beta`` on (data2vec, Sec. 3.3); otherwise as `predicted_mse`.
 

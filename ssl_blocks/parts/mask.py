@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 
+from ssl_blocks.bounds import Count, Whole
 from ssl_blocks.doors import checked
 from ssl_blocks.values import AttentionMasks, Serialization
 
@@ -58,7 +59,7 @@ class SegmentCausalMask:
         serialization: Serialization,
         encoded: slice,
         predicted: slice,
-        num_prefix: int,
+        num_prefix: Whole,
         predict_first: bool = False,
     ) -> AttentionMasks:
         """Build the masks; one for all images where steps have the same size in each."""
@@ -86,9 +87,7 @@ class PrefixCausalMask:
                 [1, 1]], dtype=torch.int32)
     """
 
-    def __init__(self, *, num_steps: int) -> None:
-        if num_steps < 1:
-            raise ValueError(f"num_steps={num_steps} must be at least 1")
+    def __init__(self, *, num_steps: Count) -> None:
         self.num_given = num_steps
 
     def __call__(
@@ -96,7 +95,7 @@ class PrefixCausalMask:
         serialization: Serialization,
         encoded: slice,
         predicted: slice,
-        num_prefix: int,
+        num_prefix: Whole,
         predict_first: bool = False,
     ) -> AttentionMasks:
         """Build the masks; one for all images where steps have the same size in each."""
@@ -139,7 +138,7 @@ class FullMask:
         serialization: Serialization,
         encoded: slice,
         predicted: slice,
-        num_prefix: int,
+        num_prefix: Whole,
         predict_first: bool = False,
     ) -> AttentionMasks:
         """Build the masks; one for all images where steps have the same size in each."""

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ssl_blocks.bounds import Clusters, Count, Share, Tokens
 from ssl_blocks.doors import checked
 from ssl_blocks.grid import Grid, axis_names
 from ssl_blocks.randomness import check_generator, random_ranks
@@ -65,7 +66,7 @@ class SquarePartitioner:
         tensor([[0, 0, 1, 1, 0, 0, 1, 1]])
     """
 
-    def __init__(self, *, sides: Sequence[int]) -> None:
+    def __init__(self, *, sides: Sequence[Tokens]) -> None:
         self.sides = tuple(sides)
         if not self.sides or min(self.sides) < 1:
             raise ValueError(f"sides={self.sides} must name at least one side of at least 1 token")
@@ -123,7 +124,7 @@ class BlobPartitioner:
     def __init__(
         self,
         *,
-        counts: Sequence[int],
+        counts: Sequence[Clusters],
         mean_range: tuple[float, float] = (-2.0, 2.0),
         std_range: tuple[float, float] = (0.5, 1.5),
     ) -> None:
@@ -191,7 +192,7 @@ class SubsetPartitioner:
         ((16, 48), 16)
     """
 
-    def __init__(self, *, hidden: float | Sequence[float], side: int = 1) -> None:
+    def __init__(self, *, hidden: float | Sequence[float], side: Tokens = 1) -> None:
         self.hidden = tuple(hidden) if isinstance(hidden, Sequence) else (float(hidden),)
         self.squares = SquarePartitioner(sides=(side,))
         if not self.hidden or min(self.hidden) <= 0 or sum(self.hidden) >= 1:
@@ -235,7 +236,7 @@ class BlockSubsetPartitioner:
         (32, 32)
     """
 
-    def __init__(self, *, hidden: float, area: tuple[float, float] = (0.08, 0.3), aspect: float = 0.3) -> None:
+    def __init__(self, *, hidden: float, area: tuple[Share, Share] = (0.08, 0.3), aspect: float = 0.3) -> None:
         self.hidden, self.area, self.aspect = hidden, area, aspect
         if not 0 < hidden < 1:
             raise ValueError(f"hidden={hidden} must lie between 0 and 1, both excluded")
@@ -286,7 +287,7 @@ class GridSubsetPartitioner:
         [[0, 1, 0, 1, 1, 1, 1, 1]]
     """
 
-    def __init__(self, *, period: int) -> None:
+    def __init__(self, *, period: Count) -> None:
         if period < 2:
             raise ValueError(f"period={period} must be at least 2")
         self.period = period

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ssl_blocks.bounds import Width
 from ssl_blocks.doors import checked
 from ssl_blocks.parts.decode import Decoder
 from ssl_blocks.parts.route import SkipMemoryRouter
@@ -110,7 +111,7 @@ class QueryReader(nn.Module):
         torch.Size([1, 1, 192])
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: Width) -> None:
         super().__init__()
         self.dim = dim
         self.query = nn.Parameter(torch.randn(1, 1, dim) * 0.02)

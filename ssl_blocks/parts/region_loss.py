@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ssl_blocks.bounds import Count, NotNegative, Positive, Whole
 from ssl_blocks.doors import checked
 
 # bytes of all that a chunk of rows needs: on a CPU it should stay in the cache, an accelerator wants large ones
@@ -28,10 +29,10 @@ class Pairing:
         weight: of each row and teacher view in the loss.
     """
 
-    start: int
-    stop: int
-    teachers: tuple[int, ...]
-    weight: float
+    start: Whole
+    stop: Count
+    teachers: tuple[Whole, ...]
+    weight: NotNegative
 
 
 @checked
@@ -55,7 +56,8 @@ def match_regions(student: Float[Tensor, "b r d"], teacher: Float[Tensor, "b s d
     # the meta device knows no autocast
     plain = nullcontext() if student.is_meta else torch.autocast(student.device.type, enabled=False)
     with torch.no_grad(), plain:
-        ours, theirs = (_unit(x.detach()) for x in (student, teacher))
+        dtype = torch.promote_types(student.dtype, teacher.dtype)
+        ours, theirs = (_unit(x.detach().to(dtype)) for x in (student, teacher))
         return (ours @ theirs.transpose(1, 2)).argmax(2)
 
 
@@ -72,7 +74,7 @@ def paired_cross_entropy(
     match: Int[Tensor, "n g"],
     pairings: tuple[Pairing, ...],
     *,
-    student_temperature: float,
+    student_temperature: Positive,
     teacher_temperature: Float[Tensor, ""] | float,
     overwrite: bool = False,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "n g"]]:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ssl_blocks.bounds import Depth
 from ssl_blocks.doors import checked
 from ssl_blocks.parts.average import MovingAverage
 from ssl_blocks.parts.tokenize import Tokenizer
@@ -215,9 +216,11 @@ class EncoderTarget(nn.Module):
     """
 
     def __init__(
-        self, encoder: nn.Module, *, layers: int = 1, norm: Literal["final", "token"] | None = "final"
+        self, encoder: nn.Module, *, layers: Depth = 1, norm: Literal["final", "token"] | None = "final"
     ) -> None:
         super().__init__()
+        if not callable(getattr(encoder.copy if isinstance(encoder, MovingAverage) else encoder, "encode", None)):
+            raise TypeError(f"encoder must be a token encoder or a MovingAverage of one, got {type(encoder).__name__}")
         self.encoder = encoder if isinstance(encoder, MovingAverage) else encoder.requires_grad_(False)
         self.layers, self.norm = layers, norm
         self.dim: int = self._whole.dim

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
+from ssl_blocks.bounds import Count, Whole
 from ssl_blocks.doors import checked
 from ssl_blocks.files import atomically
 from ssl_blocks.grid import Grid
@@ -23,8 +24,8 @@ def reading_order_gif(
     grid: Grid,
     path: str | Path,
     *,
-    image_index: int = 0,
-    milliseconds: int = 350,
+    image_index: Whole = 0,
+    milliseconds: Count = 350,
 ) -> None:
     """Write an animation of an image being read: one frame per step, its tokens framed, unread tokens grey.
 
