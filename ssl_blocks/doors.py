@@ -157,7 +157,7 @@ def _problem(value: Any, hint: Any, sizes: Sizes) -> Problem | None:
     origin = get_origin(hint)
     if origin is Annotated:
         base, *limits = get_args(hint)
-        return _problem(value, base, sizes) or _out_of_bounds(value, limits)
+        return _problem(value, base, sizes) or _out_of_bounds(value, limits, base is int)
     if origin in (Union, UnionType):
         return _none_fits(value, get_args(hint), sizes)
     if origin is Literal:
@@ -231,16 +231,19 @@ def _wrong_number(value: Any, hint: type) -> Problem | None:
     return None
 
 
-def _out_of_bounds(value: Any, limits: Iterable[Any]) -> Problem | None:
+def _out_of_bounds(value: Any, limits: Iterable[Any], is_whole: bool) -> Problem | None:
     limits = [limit for limit in limits if type(limit) in BOUNDS]
     if all(BOUNDS[type(limit)][2](value, getattr(limit, BOUNDS[type(limit)][1])) for limit in limits):
         return None
-    return ValueError, " and ".join(f"{BOUNDS[type(limit)][0]} {_number(limit)}" for limit in limits)
+    return ValueError, " and ".join(_limit_words(limit, is_whole) for limit in limits)
 
 
-def _number(limit: Any) -> str:
-    number = getattr(limit, BOUNDS[type(limit)][1])
-    return f"{number:,}" if abs(number) < 10**15 else f"{number:g}"
+def _limit_words(limit: Any, is_whole: bool) -> str:
+    words, attribute, _ = BOUNDS[type(limit)]
+    number = getattr(limit, attribute)
+    if is_whole and isinstance(limit, Gt):
+        words, number = "at least", number + 1
+    return f"{words} {number:,}" if abs(number) < 10**15 else f"{words} {number:g}"
 
 
 def _wrong_members(value: Any, hint: Any, sizes: Sizes) -> Problem | None:
@@ -255,7 +258,8 @@ def _wrong_members(value: Any, hint: Any, sizes: Sizes) -> Problem | None:
         kind = fixed[place] if fixed else (members[0] if members else Any)
         problem = _problem(member, kind, sizes)
         if problem is not None:
-            return problem[0], f"{words}, each {problem[1]}" if not fixed else f"{words}: number {place} {problem[1]}"
+            begin = f"{words}: number {place}" if fixed else "several values, each"
+            return problem[0], f"{begin} {problem[1]}"
     return None
 
 
@@ -291,9 +295,9 @@ def _wrong_tensor(value: Any, hint: Any, sizes: Sizes) -> Problem | None:
     for name, size in named:
         if name.isdigit() and int(name) != size:
             return ValueError, f"of shape {_shape_words(names)}"
-        want, where = (
-            sizes.setdefault(name, (size, sizes[""][1])) if name.isidentifier() and name != "_" else (size, "")
-        )
+        if name == "_" or not name.isidentifier():
+            continue
+        want, where = sizes.setdefault(name, (size, sizes[""][1]))
         if want != size:
             other = f" as in {where}" if where != sizes[""][1] else ""
             return ValueError, f"of shape {_shape_words(names)}, {name.upper()} = {want}{other}"

@@ -261,7 +261,7 @@ def test_shuffling_scatters_every_token_uniformly(generator):
         (lambda: SquarePartitioner(sides=()), "sides=() must name at least one side of at least 1 token"),
         (
             lambda: SquarePartitioner(sides=(0, 2)),
-            "sides=(0, 2) must be several values, such as a tuple, each at least 1",
+            "sides=(0, 2) must be several values, each at least 1",
         ),
         (
             lambda: SquarePartitioner(sides=(2, 3)),
@@ -281,7 +281,7 @@ def test_shuffling_scatters_every_token_uniformly(generator):
         (lambda: BlobPartitioner(counts=()), "counts=() must name at least one number of segments of at least 1"),
         (
             lambda: BlobPartitioner(counts=(3, 0)),
-            "counts=(3, 0) must be several values, such as a tuple, each at least 1",
+            "counts=(3, 0) must be several values, each at least 1",
         ),
         (
             lambda: BlobPartitioner(counts=(3, 7)),

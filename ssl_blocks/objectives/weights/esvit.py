@@ -34,8 +34,8 @@ def load_esvit(
 
     Args:
         objective: of the checkpoint's sizes: an encoder of `timm_regions` (Swin with the file's windows) or
-            `TokenRegions` of a `timm_vit`, and heads of `dino_head`. Files without ``head_dense``, DINO's among them, fit
-            ``region_weight=0``.
+            `TokenRegions` of a `timm_vit`, and heads of `dino_head`. Files without ``head_dense``, DINO's among them,
+            fit ``region_weight=0``.
         source: a file, or a mapping with ``student`` and ``teacher``; see `read_state`.
         encoder_only: fill the encoders of student and teacher with the teacher's, which is what EsViT evaluates, and
             leave heads and centres as they are; the file may then be the weights of one network alone.
