@@ -18,11 +18,13 @@ from ssl_blocks.data.files import SUFFIXES, Encoded, Raw
 from ssl_blocks.data.items import Paths
 from ssl_blocks.data.protocol import Source
 from ssl_blocks.data.reading import Found, Listed
+from ssl_blocks.doors import checked
 from ssl_blocks.files import at_home
 
 _ONE_AT_A_TIME = threading.Lock()  # data sets need not bear threads; processes have a lock each
 
 
+@checked
 class DatasetImages:
     """A map-style data set of torch: its items are images, tuples that begin with one, or mappings.
 
@@ -88,6 +90,7 @@ def _place(item: Any, keys: Sequence[str], position: int) -> int | str | None:
     return None
 
 
+@checked
 class ArrayImages:
     """Images in memory: an array ``[N, H, W]`` or ``[N, H, W, C]``, or a tensor ``[N, C, H, W]`` or ``[N, H, W]``.
 
@@ -120,6 +123,7 @@ class ArrayImages:
         return self.images[index]
 
 
+@checked
 class CsvFiles:
     """A table of files: a column ``file``, ``path``, ``image`` or ``filename``, and with labels ``label`` or ``class``.
 
@@ -159,6 +163,7 @@ class CsvFiles:
         return self.paths[index]
 
 
+@checked
 class ZipImages:
     """Images in a zip archive, read where they lie; folders are classes, as in ``imagefolder:``.
 

@@ -14,10 +14,12 @@ from torch.utils.data import Dataset, Subset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
+from ssl_blocks.bounds import Channels, Classes, Pixels, Seed
 from ssl_blocks.data.files import SUFFIXES, UnreadableImageError, read_image, read_shape
 from ssl_blocks.data.items import every
 from ssl_blocks.data.resample import central_part, cover_of, fit_images
 from ssl_blocks.data.shapes import SHAPE_CLASSES, ShapeImages
+from ssl_blocks.doors import checked
 from ssl_blocks.files import at_home
 from ssl_blocks.randomness import mix_seed
 
@@ -45,6 +47,7 @@ class MaskedImages(Protocol):
         ...
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class SegmentationData:
     """What a segmentation model is trained and tested on.
@@ -67,14 +70,15 @@ class SegmentationData:
         return len(self.class_names)
 
 
+@checked
 def load_segmentation(
     name: str,
     *,
-    image_size: int | tuple[int, int],
-    num_classes: int | None = None,
-    channels: int = 3,
+    image_size: Pixels | tuple[Pixels, Pixels],
+    num_classes: Classes | None = None,
+    channels: Channels = 3,
     root: str | Path = ".data",
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> SegmentationData:
     """Find images and masks by name.
 
@@ -119,6 +123,7 @@ def load_segmentation(
     raise ValueError(f"name={name!r} must be 'shapes', 'voc', 'voc:PATH' or 'maskfolder:PATH'")
 
 
+@checked
 class ImageMaskFiles(Dataset[tuple[Tensor, Tensor]]):
     """Files of images and of their masks, decoded whenever they are asked for.
 
@@ -141,9 +146,9 @@ class ImageMaskFiles(Dataset[tuple[Tensor, Tensor]]):
         images: Sequence[Path],
         masks: Sequence[Path],
         *,
-        size: tuple[int, int],
-        num_classes: int,
-        channels: int = 3,
+        size: tuple[Pixels, Pixels],
+        num_classes: Classes,
+        channels: Channels = 3,
     ) -> None:
         if not images or len(images) != len(masks):
             raise ValueError(f"images must be at least one, with one mask each, got {len(images)} and {len(masks)}")
@@ -180,7 +185,10 @@ def fit_mask(mask: UInt8[Tensor, "h w"], size: tuple[int, int]) -> UInt8[Tensor,
     return fitted
 
 
-def mask_folder(path: Path, *, size: tuple[int, int], num_classes: int, channels: int = 3) -> ImageMaskFiles:
+@checked
+def mask_folder(
+    path: Path, *, size: tuple[Pixels, Pixels], num_classes: Classes, channels: Channels = 3
+) -> ImageMaskFiles:
     """Pair ``images/`` and ``masks/*.png`` below a folder by the stems of their names.
 
     Raises:
@@ -225,8 +233,9 @@ def _refuse_black_and_white(masks: Sequence[Path]) -> None:
         )
 
 
+@checked
 def voc_images(
-    root: str | Path, image_set: str, *, size: tuple[int, int], year: str = "2012", channels: int = 3
+    root: str | Path, image_set: str, *, size: tuple[Pixels, Pixels], year: str = "2012", channels: Channels = 3
 ) -> ImageMaskFiles:
     """Pascal VOC's images with segmentation masks, as torchvision's ``VOCSegmentation`` finds them; 21 classes.
 

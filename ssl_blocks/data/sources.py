@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssl_blocks.bounds import Channels, Count, Seed
 from ssl_blocks.code import import_named, is_code
 from ssl_blocks.data.adapters import CsvFiles, ZipImages, as_found, found_remark, read_arrays, read_datasets
 from ssl_blocks.data.arrays import Range, check_range
@@ -19,22 +20,24 @@ from ssl_blocks.data.imagefolder import list_folder
 from ssl_blocks.data.items import Paths, fingerprint
 from ssl_blocks.data.reading import Found, Listed, Size, SplitReader, Storage, as_pair, find_range, some_images
 from ssl_blocks.data.splits import Corrupt, ImageData, ImageShape, shuffled_ranks
+from ssl_blocks.doors import checked
 from ssl_blocks.files import at_home
 
 HELD_OUT_SHARE = 0.1
 
 
+@checked
 def load(
     name: Any,
     *,
     image_size: Size | None = None,
-    channels: int | None = None,
+    channels: Channels | None = None,
     root: str | Path = ".data",
-    max_train: int | None = None,
-    max_test: int | None = None,
-    seed: int = 0,
+    max_train: Count | None = None,
+    max_test: Count | None = None,
+    seed: Seed = 0,
     storage: Storage = "auto",
-    max_bytes: int = 8 * 2**30,
+    max_bytes: Count = 8 * 2**30,
     corrupt: Corrupt = "error",
     value_range: Range | None = None,
 ) -> ImageData:
@@ -112,8 +115,9 @@ def load(
     return ImageData(title, splits[0], test_split, found.class_names, *more)
 
 
+@checked
 def find_shape(
-    name: Any, *, image_size: Size | None = None, channels: int | None = None, root: str | Path = ".data"
+    name: Any, *, image_size: Size | None = None, channels: Channels | None = None, root: str | Path = ".data"
 ) -> ImageShape:
     """Tell the shape of a data set's images; one image is read, and nothing is downloaded.
 
@@ -134,6 +138,7 @@ def find_shape(
     return ImageShape(own.channels, *(size or (own.height, own.width)))
 
 
+@checked
 def register_source(name: str, find: Callable[[str], Any]) -> None:
     """Make data known by a name, for ``data.name`` and `load`.
 

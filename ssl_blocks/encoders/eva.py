@@ -8,12 +8,15 @@ import torch
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
+from ssl_blocks.bounds import Channels
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders.adapter import Size
 from ssl_blocks.encoders.timm_building import build_model, create_pretrained, placed, prepared, rebuilding
 from ssl_blocks.encoders.timm_models import TimmAdapter, require_fit
 from ssl_blocks.modes import modes_kept
 
 
+@checked
 class TimmEva(TimmAdapter[Eva]):
     """See a timm ``Eva`` as a token encoder: absolute positions, rotary ones (axial or mixed), or both.
 
@@ -79,12 +82,13 @@ def _refuse_unfit(module: nn.Module) -> Eva:
     return module
 
 
+@checked
 def timm_eva(
     name: str = "vit_small_patch16_rope_224",
     *,
     image_size: Size,
     patch_size: Size | None = None,
-    channels: int = 3,
+    channels: Channels = 3,
     pretrained: bool = False,
     **model_args: Any,
 ) -> TimmEva:

@@ -12,6 +12,8 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from ssl_blocks.bounds import Positive, Seed
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders.adapter import ImageSizeError, Size
 from ssl_blocks.encoders.card import CARD, plain_card
 from ssl_blocks.encoders.families import rebuild
@@ -29,13 +31,14 @@ FORMAT_VERSION = 1
 _DAMAGED = (ValueError, TypeError, LookupError, RuntimeError, AttributeError, AssertionError, SafetensorError)
 
 
+@checked
 def export_encoder(
     encoder: FeatureEncoder,
     folder: str | Path,
     *,
     tokenizer: Tokenizer | None,
     mean: tuple[float, ...],
-    std: tuple[float, ...],
+    std: tuple[Positive, ...],
 ) -> Path:
     """Write ``config.json``, ``model.safetensors`` and a model card; an earlier export is replaced as a whole.
 
@@ -100,7 +103,7 @@ def _require_replaceable(folder: Path) -> None:
 
 
 def _notes(
-    encoder: FeatureEncoder, tokenizer: Tokenizer | None, mean: tuple[float, ...], std: tuple[float, ...]
+    encoder: FeatureEncoder, tokenizer: Tokenizer | None, mean: tuple[float, ...], std: tuple[Positive, ...]
 ) -> dict[str, Any]:
     """What evaluation asks for, and loading beyond the model itself."""
     return {
@@ -131,6 +134,7 @@ def tokenizer_note(tokenizer: Tokenizer | None) -> dict[str, Any] | None:
     return {"name": f"{module}:{kind.__qualname__}", "arguments": arguments}
 
 
+@checked
 def load_encoder(folder: str | Path, *, image_size: Size | None = None) -> FeatureEncoder:
     """Load an encoder that a run or ``ssl_blocks.encoders.export_encoder`` has saved, in evaluation mode.
 
@@ -184,7 +188,8 @@ def load_encoder(folder: str | Path, *, image_size: Size | None = None) -> Featu
     return encoder
 
 
-def untrained(folder: str | Path, *, seed: int, image_size: Size | None = None) -> FeatureEncoder:
+@checked
+def untrained(folder: str | Path, *, seed: Seed, image_size: Size | None = None) -> FeatureEncoder:
     """Load an exported encoder and draw all its weights anew; fixed tables of positions stay.
 
     Models of timm are drawn as timm draws them: one built by ``timm_vit`` right after ``torch.manual_seed(seed)``
@@ -209,6 +214,7 @@ def untrained(folder: str | Path, *, seed: int, image_size: Size | None = None) 
     return encoder
 
 
+@checked
 def trace_features(encoder: FeatureEncoder, images: Float[Tensor, "b c *s"]) -> "ExportedProgram":
     """Trace an encoder's features with ``torch.export``, for any number of images of one size.
 

@@ -12,6 +12,8 @@ from timm.layers import LayerNorm2d, RmsNorm, RmsNorm2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ssl_blocks.bounds import Channels
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders.adapter import Adapter, Size, noted, refuse
 from ssl_blocks.encoders.pooled import adapter_of
 from ssl_blocks.encoders.protocol import TokenEncoder
@@ -22,6 +24,7 @@ from ssl_blocks.parts.tokenize import pair
 from ssl_blocks.values import Regions
 
 
+@checked
 class TimmRegions(TimmStored[nn.Module]):
     """See a timm model as an encoder of regions: its last map, normalised; the model itself stays as it is.
 
@@ -114,6 +117,7 @@ class TimmRegions(TimmStored[nn.Module]):
         return self.regions(images).pooled
 
 
+@checked
 class TokenRegions(Adapter[nn.Module]):
     """See a vision transformer's patch tokens as regions, and its class token as the feature of the image.
 
@@ -213,11 +217,12 @@ def _spread_cells(grid: Grid, on: Grid, device: torch.device) -> Tensor:
     return (row[:, None] * on.width + column).flatten()
 
 
+@checked
 def timm_regions(
     name: str = "swin_tiny_patch4_window7_224",
     *,
     image_size: Size,
-    channels: int = 3,
+    channels: Channels = 3,
     **model_args: Any,
 ) -> TimmRegions:
     """Build a timm model that ends in a map, and wrap it.

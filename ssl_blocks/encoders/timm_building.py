@@ -13,11 +13,14 @@ import timm
 import torch
 from torch import nn
 
+from ssl_blocks.bounds import Depth, Heads, MlpRatio, Width
+from ssl_blocks.doors import check_value
 from ssl_blocks.encoders.adapter import Size
 from ssl_blocks.files import at_home
 from ssl_blocks.parts.tokenize import pair
 
 LOCAL, HUB = "local-dir", ("hf-hub", "hf_hub")  # timm's prefixes of names that are no names of its own
+BOUNDED: dict[str, Any] = {"depth": Depth, "embed_dim": Width, "num_heads": Heads, "mlp_ratio": MlpRatio}
 # arguments of timm.create_model that say where weights are, not what the model is
 SOURCES = ("pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 
@@ -49,6 +52,8 @@ def build_model(
     name: str, arguments: dict[str, Any], model_args: dict[str, Any], refuse_unfit: Callable[[nn.Module], object]
 ) -> nn.Module:
     """Build a model of timm; say why where it cannot be built."""
+    for argument, kind in BOUNDED.items():
+        check_value(argument, model_args.get(argument), kind | None)
     try:
         model: nn.Module = timm.create_model(name, **arguments)
     except TypeError as error:  # another family: say why it does not fit, rather than which argument it lacks

@@ -1,23 +1,37 @@
 """Settings that loops share: what a configuration model is, and the sections on data, optimizer and trainer."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
-from ssl_blocks.engine.bounds import check_bound, words_for_truth
+from ssl_blocks.bounds import (
+    Batch,
+    Channels,
+    Count,
+    Decay,
+    Epochs,
+    Gigabytes,
+    NotNegative,
+    Number,
+    Parts,
+    Pixels,
+    Positive,
+    Processes,
+    Rate,
+    Span,
+    Workers,
+)
 from ssl_blocks.files import at_home
 
 
@@ -47,11 +61,23 @@ class StrictModel(BaseModel):
     def _truth_is_no_number(cls, given: Any) -> Any:
         return words_for_truth(given, cls.model_fields) if isinstance(given, dict) else given
 
-    @field_validator("*")
-    @classmethod
-    def _is_within_bounds(cls, value: Any, info: Any) -> Any:
-        check_bound(str(info.field_name), value)
-        return value
+
+def words_for_truth(given: Mapping[str, Any], fields: Mapping[str, FieldInfo]) -> dict[str, Any]:
+    """Write ``true`` as a word in fields of numbers, which then refuse it: Python takes it for 1."""
+    return {
+        name: _worded(value) if name in fields and not _takes_bool(fields[name].annotation) else value
+        for name, value in given.items()
+    }
+
+
+def _worded(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_worded(member) for member in value]
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+def _takes_bool(annotation: Any) -> bool:
+    return annotation in (bool, Any, object) or any(map(_takes_bool, get_args(annotation)))
 
 
 def _shares(scale: tuple[float, float]) -> tuple[float, float]:
@@ -72,26 +98,24 @@ class DataConfig(StrictModel):
     name: str = Field(
         "digits", description="data set by name; imagefolder:, csv:, zip: or array:PATH; or MODULE:FUNCTION of your own"
     )
-    image_size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = Field(
+    image_size: Pixels | tuple[Pixels, Pixels] | None = Field(
         None, description="side in pixels, or height and width (64,96); default: the images' own"
     )
-    channels: PositiveInt | None = Field(
+    channels: Channels | None = Field(
         None, description="1 makes images grey; default: the data set's own, 3 for pictures of 8 bits in files"
     )
-    value_range: tuple[float, float] | None = Field(
+    value_range: tuple[Number, Number] | None = Field(
         None, description="values that are black and white; default: of 8 bits their own, of other images measured"
     )
     root: Path = Field(Path(".data"), description="folder for downloads")
-    max_train: PositiveInt | None = Field(None, description="train on this many images, drawn class by class")
-    max_test: PositiveInt | None = Field(None, description="test on this many images, drawn class by class")
+    max_train: Count | None = Field(None, description="train on this many images, drawn class by class")
+    max_test: Count | None = Field(None, description="test on this many images, drawn class by class")
     flip: bool = Field(True, description="mirror half of the images")
     storage: Literal["auto", "memory", "stream"] = Field(
         "auto", description="decode once into memory, or anew every epoch; auto: memory where max_memory_gib suffices"
     )
-    max_memory_gib: PositiveFloat = Field(8.0, description="most memory that decoded images may take, per process")
-    workers: NonNegativeInt | None = Field(
-        None, description="decoding processes of each process; default: its share of cores"
-    )
+    max_memory_gib: Gigabytes = Field(8.0, description="most memory that decoded images may take, per process")
+    workers: Workers | None = Field(None, description="decoding processes of each process; default: its share of cores")
     corrupt: Literal["error", "skip"] = Field("error", description="what to do about an image that cannot be read")
 
     @field_validator("image_size", mode="before")
@@ -133,18 +157,18 @@ class CroppedDataConfig(DataConfig):
 class OptimizerConfig(StrictModel):
     """AdamW with a linear warm-up and a cosine to ``min_lr``, step by step."""
 
-    base_lr: PositiveFloat = Field(1e-3, description="learning rate per 256 images of a batch")
-    batch_size: PositiveInt = Field(256, description="images per step, over all processes and accumulated batches")
-    accumulate: PositiveInt = Field(1, description="take a step's images in this many parts, to save memory")
-    weight_decay: float = Field(0.05, ge=0, description="not applied to norms, biases, positions and tokens")
-    weight_decay_end: float | None = Field(
-        None, ge=0, description="weight decay at the end, reached along half a cosine; default: constant"
+    base_lr: Rate = Field(1e-3, description="learning rate per 256 images of a batch")
+    batch_size: Batch = Field(256, description="images per step, over all processes and accumulated batches")
+    accumulate: Parts = Field(1, description="take a step's images in this many parts, to save memory")
+    weight_decay: Decay = Field(0.05, description="not applied to norms, biases, positions and tokens")
+    weight_decay_end: Decay | None = Field(
+        None, description="weight decay at the end, reached along half a cosine; default: constant"
     )
     betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's decay rates")
-    warmup_epochs: float = Field(10.0, ge=0, description="epochs of linear warm-up")
+    warmup_epochs: Span = Field(10.0, description="epochs of linear warm-up")
     warmup_start: float = Field(0.0, ge=0, le=1, description="share of the peak at which the warm-up begins")
-    min_lr: float = Field(0.0, ge=0, description="learning rate at the end")
-    clip_grad: PositiveFloat | None = Field(None, description="largest gradient norm; default: no clipping")
+    min_lr: NotNegative = Field(0.0, description="learning rate at the end")
+    clip_grad: Positive | None = Field(None, description="largest gradient norm; default: no clipping")
 
     @field_validator("betas")
     @classmethod
@@ -184,15 +208,15 @@ class OptimizerConfig(StrictModel):
 class TrainerConfig(StrictModel):
     """How long, how precisely and on what."""
 
-    epochs: PositiveInt = Field(100, description="passes over the training images")
+    epochs: Epochs = Field(100, description="passes over the training images")
     precision: Literal["auto", "bf16", "bf16-pure", "fp32", "tf32"] = Field(
         "auto",
         description="auto: bf16 where the hardware has it, else fp32; bf16-pure: the same, with linear "
         "maps kept in 16 bits and updated in 32; tf32: fp32 with products in TF32",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
-    devices: PositiveInt | None = Field(None, description="processes on this machine; default: torchrun's, else 1")
-    num_nodes: PositiveInt | None = Field(None, description="machines; default: torchrun's, else 1")
+    devices: Processes | None = Field(None, description="processes on this machine; default: torchrun's, else 1")
+    num_nodes: Processes | None = Field(None, description="machines; default: torchrun's, else 1")
     strategy: Literal["ddp", "fsdp"] = Field(
         "ddp", description="several processes: whole copies of the model (ddp), or its blocks in shards (fsdp)"
     )
@@ -203,18 +227,18 @@ class TrainerConfig(StrictModel):
     graph: Literal["auto", "on", "off"] = Field(
         "auto", description="capture whole steps as a CUDA graph; auto: on a GPU, where it can be done"
     )
-    knn_every: PositiveInt | None = Field(None, description="kNN on the test images every so many epochs")
-    knn_bank: PositiveInt = Field(5000, description="training images that kNN while training looks at")
-    log_every: PositiveInt | None = Field(
+    knn_every: Count | None = Field(None, description="kNN on the test images every so many epochs")
+    knn_bank: Count = Field(5000, description="training images that kNN while training looks at")
+    log_every: Count | None = Field(
         None, description="steps between two lines where the output is no terminal; default: a tenth of the run"
     )
     score: bool = Field(True, description="score raw pixels, and the encoder before and after training")
-    score_bank: PositiveInt | None = Field(
+    score_bank: Count | None = Field(
         None, description="training images that these scores look at; default: all, or what takes about 5% of the run"
     )
     figures: bool = Field(True, description="draw pictures when all else is done")
-    checkpoint_every: PositiveFloat = Field(1.0, description="epochs between checkpoints; 0.5 is twice an epoch")
-    keep_checkpoints: PositiveInt = Field(2, description="how many of the newest checkpoints are kept")
+    checkpoint_every: Rate = Field(1.0, description="epochs between checkpoints; 0.5 is twice an epoch")
+    keep_checkpoints: Count = Field(2, description="how many of the newest checkpoints are kept")
 
     @model_validator(mode="after")
     def _one_kind_of_graphs(self) -> "TrainerConfig":

@@ -12,8 +12,10 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
+from ssl_blocks.bounds import Positive, Seed, Width
 from ssl_blocks.data.augment import RandomResizedCropFlip, to_float
 from ssl_blocks.data.pairs import IGNORED, MaskedImages, SegmentationData
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders import TokenEncoder
 from ssl_blocks.engine.batches import load_parts
 from ssl_blocks.engine.parallel import Machine, Processes
@@ -31,6 +33,7 @@ from ssl_blocks.randomness import seeded_generator
 ORDER, CROPS = range(2)  # what a seed is for
 
 
+@checked
 def segmentation_loss(
     logits: Float[Tensor, "b k h w"], masks: Int[Tensor, "b h w"] | UInt8[Tensor, "b h w"]
 ) -> Float[Tensor, ""]:
@@ -62,7 +65,7 @@ class SegmentationTask(Task):
         training: SegmentationTraining,
         *,
         mean: Sequence[float],
-        std: Sequence[float],
+        std: Sequence[Positive],
         seed: int,
     ) -> None:
         if len(data) == 0:
@@ -114,14 +117,15 @@ class SegmentationTask(Task):
         return settings | data | freeze | {"mean": list(self.mean), "std": list(self.std)}
 
 
+@checked
 def train_segmentation(
     model: SegmentationModel,
     data: MaskedImages,
     *,
     mean: Sequence[float],
-    std: Sequence[float],
+    std: Sequence[Positive],
     training: SegmentationTraining | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     device: torch.device | str = "cpu",
     autocast_dtype: torch.dtype | None = None,
     processes: Processes | None = None,
@@ -166,13 +170,14 @@ def train_segmentation(
     return losses
 
 
+@checked
 def evaluate_segmentation(
     extractor: Extractor,
     data: SegmentationData,
     *,
     freeze: bool = False,
-    width: int = 64,
-    seed: int = 0,
+    width: Width = 64,
+    seed: Seed = 0,
     **options: Any,
 ) -> SegmentationScores:
     """Put a pyramid and a segmentation head on an encoder, train them, and score them on the test images.

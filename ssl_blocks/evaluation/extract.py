@@ -10,7 +10,9 @@ import torch
 from jaxtyping import Bool, Float, UInt
 from torch import Tensor, nn
 
+from ssl_blocks.bounds import Batch, Channels, Pixels, Positive
 from ssl_blocks.data.augment import to_float
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders import FeatureEncoder, TokenEncoder
 from ssl_blocks.grid import Grid
 from ssl_blocks.modes import modes_kept
@@ -21,6 +23,7 @@ from ssl_blocks.values import Serialization
 Attention = Literal["bidirectional", "causal"]
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Extractor:
     """An encoder, and all that is needed to feed it: images in, features out.
@@ -51,12 +54,12 @@ class Extractor:
 
     encoder: FeatureEncoder
     mean: tuple[float, ...]
-    std: tuple[float, ...]
+    std: tuple[Positive, ...]
     tokenizer: Tokenizer | None = None
     device: str | torch.device = "cpu"
     dtype: torch.dtype | None = None
     attention: Attention = "bidirectional"
-    batch_size: int = 512
+    batch_size: Batch = 512
 
     def __post_init__(self) -> None:
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -65,8 +68,6 @@ class Extractor:
                     f"{name}={tuple(values)} must be one number for each of the encoder's {self.encoder.channels} "
                     "channels"
                 )
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size} must be at least 1")
         if self.attention == "causal" and not takes_mask(self.encoder):
             raise ValueError(
                 f"attention='causal' needs an encoder of tokens whose features(images, mask=) takes a mask, and "
@@ -154,6 +155,7 @@ class Extractor:
         return joined
 
 
+@checked
 class RawPixels:
     """Normalised pixels as features: what an encoder is given, and must beat to be of use.
 
@@ -162,7 +164,7 @@ class RawPixels:
         size: their height and width in pixels.
     """
 
-    def __init__(self, *, channels: int, size: tuple[int, int]) -> None:
+    def __init__(self, *, channels: Channels, size: tuple[Pixels, Pixels]) -> None:
         self.channels, self.dim, self.module = channels, channels * size[0] * size[1], nn.Identity()
 
     def features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:

@@ -8,11 +8,13 @@ from jaxtyping import Int, UInt
 from torch import Tensor
 
 from ssl_blocks.data import FileSplit, ImageData, ImageSplit
+from ssl_blocks.doors import checked
 from ssl_blocks.evaluation.checks import check_classes, labels_of
 
 CHUNK = 2048  # images that are decoded at a time
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Labelled:
     """What protocols train and test on: every image has a label, and every class of test is known in train.

@@ -10,7 +10,9 @@ from rich.progress import track
 from timm.optim import Lars
 from torch import Tensor, nn
 
+from ssl_blocks.bounds import Seed
 from ssl_blocks.data import RandomResizedCropFlip
+from ssl_blocks.doors import checked
 from ssl_blocks.engine.optimizers import warmup_cosine
 from ssl_blocks.evaluation.checks import check_splits
 from ssl_blocks.evaluation.extract import Extractor
@@ -23,6 +25,7 @@ INITIAL, HELD_OUT, ORDER, CROPS = range(4)  # what a generator is for
 CROPS_AT_A_TIME = 512
 
 
+@checked
 def linear_probe(
     train: Float[Tensor, "n d"],
     train_labels: Int[Tensor, " n"],
@@ -30,7 +33,7 @@ def linear_probe(
     test_labels: Int[Tensor, " m"],
     *,
     settings: LinearSettings | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     device: torch.device | str = "cpu",
 ) -> SweepScore:
     """Train a linear classifier on features that were extracted once, and score it on the test features.
@@ -64,12 +67,13 @@ def linear_probe(
     return probe.score(lambda index: train[index.to(device)], test, test_labels)
 
 
+@checked
 def augmented_linear_probe(
     extractor: Extractor,
     data: Labelled,
     *,
     settings: LinearSettings | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     progress: bool = False,
 ) -> SweepScore:
     """Train a linear classifier on features of randomly cropped and mirrored images, encoded anew in every epoch.

@@ -11,6 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ssl_blocks.bounds import Positive
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders import FeatureEncoder, TokenEncoder, export_encoder, load_encoder
 from ssl_blocks.encoders.hub import tokenizer_note
 from ssl_blocks.evaluation.classifier import Classifier
@@ -26,16 +28,18 @@ ENCODER, HEAD, NOTES = "encoder", "head.safetensors", "model.json"
 M = TypeVar("M", bound=nn.Module)
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Loaded(Generic[M]):
     """A trained model in evaluation mode, and how its images are normalised, per channel on the 0..1 scale."""
 
     model: M
     mean: tuple[float, ...]
-    std: tuple[float, ...]
+    std: tuple[Positive, ...]
 
 
-def save_classifier(model: Classifier, folder: str | Path, *, mean: Sequence[float], std: Sequence[float]) -> Path:
+@checked
+def save_classifier(model: Classifier, folder: str | Path, *, mean: Sequence[float], std: Sequence[Positive]) -> Path:
     """Write a classifier: its encoder by `export_encoder` into ``encoder/``, ``head.safetensors`` and ``model.json``.
 
     Mean and std are one number per channel on the 0..1 scale, as in training. Other files in the folder stay.
@@ -47,6 +51,7 @@ def save_classifier(model: Classifier, folder: str | Path, *, mean: Sequence[flo
     return _save(model, "backbone.", folder, model.encoder, model.tokenizer, notes, mean, std)
 
 
+@checked
 def load_classifier(folder: str | Path) -> Loaded[Classifier]:
     """Load what `finetune_encoder` or `save_classifier` has written, with equal logits.
 
@@ -62,8 +67,9 @@ def load_classifier(folder: str | Path) -> Loaded[Classifier]:
     return _filled(model, "backbone.", folder, notes)
 
 
+@checked
 def save_segmenter(
-    model: SegmentationModel, folder: str | Path, *, mean: Sequence[float], std: Sequence[float]
+    model: SegmentationModel, folder: str | Path, *, mean: Sequence[float], std: Sequence[Positive]
 ) -> Path:
     """Write a segmentation model as `save_classifier` writes a classifier."""
     head, pyramid = model.head, model.pyramid
@@ -76,6 +82,7 @@ def save_segmenter(
     return _save(model, "pyramid.encoder", folder, pyramid.encoder, None, notes, mean, std)
 
 
+@checked
 def load_segmenter(folder: str | Path) -> Loaded[SegmentationModel]:
     """Load what `evaluate_segmentation` or `save_segmenter` has written, with equal logits.
 
@@ -119,7 +126,7 @@ def _save(
     tokenizer: Tokenizer | None,
     notes: dict[str, Any],
     mean: Sequence[float],
-    std: Sequence[float],
+    std: Sequence[Positive],
 ) -> Path:
     """Write the encoder, then all weights that are not below ``body``, then what tells that both are there."""
     notes = {"format_version": FORMAT_VERSION, "kind": type(model).__name__, **notes, "tokenizer": _describe(tokenizer)}

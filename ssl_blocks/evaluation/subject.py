@@ -12,8 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ssl_blocks.bounds import Pixels, Positive, Seed
 from ssl_blocks.code import ELSEWHERE, import_named, is_code
 from ssl_blocks.data import FileSplit
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders import FeatureEncoder, TimmPooled, TimmRegions, TokenEncoder, load_encoder, untrained, wrap
 from ssl_blocks.encoders.timm_building import placed
 from ssl_blocks.encoders.timm_models import knows_size
@@ -37,6 +39,7 @@ class Features(NamedTuple):
     test_labels: Int[Tensor, " m"]
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Subject:
     """What is evaluated: a row of the table.
@@ -52,7 +55,7 @@ class Subject:
 
     name: str
     extractor: Extractor
-    image_size: tuple[int, ...] | None = None
+    image_size: tuple[Pixels, ...] | None = None
     folder: Path | None = None
     fresh: Callable[[int], FeatureEncoder] | None = None
     knows_statistics: bool = True
@@ -77,7 +80,7 @@ class Subject:
             yield self.extractor.of_parts(read_images(split, places, **whole))
             yield labels[places]
 
-    def normalised(self, mean: Sequence[float], std: Sequence[float]) -> "Subject":
+    def normalised(self, mean: Sequence[float], std: Sequence[Positive]) -> "Subject":
         """The same with the data's mean and deviation, unless it has its own."""
         if self.knows_statistics:
             return self
@@ -88,7 +91,7 @@ class Subject:
         name = self.name if attention == "bidirectional" else f"{self.name}, {attention}"
         return replace(self, name=name, extractor=replace(self.extractor, attention=attention))
 
-    def randomly(self, seed: int) -> "Subject":
+    def randomly(self, seed: Seed) -> "Subject":
         """The same encoder with random weights of a seed."""
         assert self.fresh is not None
         return replace(self, name=RANDOM, extractor=replace(self.extractor, encoder=self.fresh(seed)))
@@ -100,10 +103,11 @@ class Subject:
         return replace(self, name="raw pixels", extractor=extractor, fresh=None)
 
 
+@checked
 def find_subject(
     word: str,
     *,
-    image_size: int | None = None,
+    image_size: Pixels | None = None,
     pretrained: bool = True,
     device: str = "cpu",
     dtype: torch.dtype | None = None,

@@ -7,9 +7,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ssl_blocks.bounds import Classes
+from ssl_blocks.doors import checked
 from ssl_blocks.evaluation.protocol import Result
 
 
+@checked
 @dataclass(frozen=True)
 class SweepScore(Result):
     """What a classifier reaches on the test images, 0..1, with the setting that did best on images held out of train.
@@ -22,7 +25,7 @@ class SweepScore(Result):
     chosen: float
     candidates: tuple[float, ...]
     validation: tuple[float, ...]
-    num_classes: int
+    num_classes: Classes
 
 
 def check_candidates(name: str, candidates: Sequence[float], share: float) -> None:

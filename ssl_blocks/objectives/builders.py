@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders.protocol import TokenEncoder
 from ssl_blocks.objectives.prediction import SegmentPrediction
 from ssl_blocks.parts.decode import Decoder, SegmentDecoder
@@ -16,6 +17,7 @@ from ssl_blocks.parts.target import PixelTarget, Target
 from ssl_blocks.parts.tokenize import Tokenizer
 
 
+@checked
 def randsac(
     *,
     encoder: TokenEncoder,
@@ -64,6 +66,7 @@ def randsac(
     )
 
 
+@checked
 def mae(
     *,
     encoder: TokenEncoder,
@@ -115,6 +118,7 @@ def mae(
     )
 
 
+@checked
 def saim(
     *,
     encoder: TokenEncoder,
@@ -154,6 +158,7 @@ def saim(
     )
 
 
+@checked
 def simmim(
     *,
     encoder: TokenEncoder,

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, field_validator
 
 import ssl_blocks as sb
+from ssl_blocks.bounds import Clusters, Depth, Heads, Number, Seed, Tokens, Width
 from ssl_blocks.engine.settings import CroppedDataConfig, OptimizerConfig, StrictModel, TrainerConfig, section
 
 
@@ -20,12 +21,12 @@ class EncoderConfig(StrictModel):
     pretrained: bool = Field(
         False, description="start from the weights of the name: a tag of timm, or local-dir:FOLDER of an export"
     )
-    patch_size: PositiveInt | None = Field(
+    patch_size: Tokens | None = Field(
         None, description="side of a patch in pixels; default: 4, or the pretrained model's"
     )
-    width: PositiveInt | None = Field(None, description="token width; default: the model's")
-    depth: PositiveInt | None = Field(None, description="number of blocks; default: the model's")
-    heads: PositiveInt | None = Field(None, description="attention heads; default: the model's")
+    width: Width | None = Field(None, description="token width; default: the model's")
+    depth: Depth | None = Field(None, description="number of blocks; default: the model's")
+    heads: Heads | None = Field(None, description="attention heads; default: the model's")
     positions: Literal["sincos", "learned", "none"] | None = Field(
         None, description="position table; default: sincos, or the pretrained model's"
     )
@@ -63,9 +64,9 @@ class EncoderConfig(StrictModel):
 class DecoderConfig(StrictModel):
     """The decoder, thrown away after pretraining."""
 
-    depth: PositiveInt = Field(4, description="number of layers")
-    width: PositiveInt | None = Field(None, description="token width; default: the encoder's")
-    heads: PositiveInt = Field(3, description="attention heads")
+    depth: Depth = Field(4, description="number of layers")
+    width: Width | None = Field(None, description="token width; default: the encoder's")
+    heads: Heads = Field(3, description="attention heads")
     positions: Literal["sincos", "learned"] = Field("sincos", description="position table of the queries")
 
     def build(self, encoder: sb.encoders.TokenEncoder) -> sb.SegmentDecoder:
@@ -99,7 +100,7 @@ class SquareSegments(StrictModel):
     """Squares of tokens, and squares of squares."""
 
     kind: Literal["square"] = "square"
-    sides: tuple[PositiveInt, ...] = Field((2,), description="side of the squares in tokens, finest level first")
+    sides: tuple[Tokens, ...] = Field((2,), description="side of the squares in tokens, finest level first")
 
     def build(self) -> sb.parts.SegmentPartitioner:
         """Build the partitioner."""
@@ -111,9 +112,9 @@ class BlobSegments(StrictModel):
     """Irregular regions around random Gaussians."""
 
     kind: Literal["blob"] = "blob"
-    counts: tuple[PositiveInt, ...] = Field((7,), description="number of Gaussians, finest level first")
-    mean_range: tuple[float, float] = Field((-2.0, 2.0), description="lowest and highest mean; the grid spans -2..2")
-    std_range: tuple[float, float] = Field((0.5, 1.5), description="lowest and highest standard deviation")
+    counts: tuple[Clusters, ...] = Field((7,), description="number of Gaussians, finest level first")
+    mean_range: tuple[Number, Number] = Field((-2.0, 2.0), description="lowest and highest mean; the grid spans -2..2")
+    std_range: tuple[Number, Number] = Field((0.5, 1.5), description="lowest and highest standard deviation")
     shuffled: bool = Field(False, description="scatter the tokens of the blobs: the incoherent control")
 
     def build(self) -> sb.parts.SegmentPartitioner:
@@ -133,7 +134,7 @@ class RunConfig(StrictModel):
 
     name: str = Field(description="the run's folder below output_dir")
     output_dir: Path = Field(Path("runs"), description="folder of all runs")
-    seed: int = Field(0, ge=0, description="seed of weights, data order and draws")
+    seed: Seed = Field(0, description="seed of weights, data order and draws")
     note: str = Field("", description="a remark printed before the final table")
     data: CroppedDataConfig = CroppedDataConfig()
     encoder: EncoderConfig = EncoderConfig()

@@ -14,7 +14,6 @@ from ssl_blocks.engine.task import CountedLoss, Moment, Plan, Portion, Task
 from ssl_blocks.modes import modes_kept
 from ssl_blocks.noise import Pure
 from ssl_blocks.objectives import Objective
-from ssl_blocks.objectives.heads import LastLayerGate
 from ssl_blocks.objectives.life_cycle import find_parts, followers
 from ssl_blocks.objectives.objective import seen_by
 from ssl_blocks.pretrain.config import RunConfig
@@ -168,13 +167,14 @@ class PretrainModule(Task):
         self.objective.after_step()
 
     def frozen(self) -> Iterable[nn.Parameter]:
-        """Those behind a closed gate."""
-        return [p for weight, gate in self._gated if not gate.is_open for p in weight.parameters()]
+        """Those of a weight with a parametrization that says of itself that it is not ``is_open``, such as a gate."""
+        return [
+            p for weight in self._gated if not all(gate.is_open for gate in _gates(weight)) for p in weight.parameters()
+        ]
 
     @cached_property
-    def _gated(self) -> list[tuple[ParametrizationList, LastLayerGate]]:
-        weights = [part for part in self.objective.modules() if isinstance(part, ParametrizationList)]
-        return [(weight, gate) for weight in weights for gate in weight if isinstance(gate, LastLayerGate)]
+    def _gated(self) -> list[ParametrizationList]:
+        return [part for part in self.objective.modules() if isinstance(part, ParametrizationList) and _gates(part)]
 
     def baked(self) -> tuple[Hashable, ...]:
         """Plain attributes of the parts that follow schedules or weights."""
@@ -190,6 +190,10 @@ class PretrainModule(Task):
         data = self.data
         numbers = {"training images": len(data.train), "their mean": list(data.mean), "their std": list(data.std)}
         return numbers | {"fingerprint of their names and sizes": data.fingerprint}
+
+
+def _gates(weight: ParametrizationList) -> list[Any]:
+    return [part for part in weight if hasattr(part, "is_open")]
 
 
 def reached(loss: Tensor) -> set[int]:

@@ -15,9 +15,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field
 
 import ssl_blocks as sb
+from ssl_blocks.bounds import Depth, Heads, Times, Whole, Width
 from ssl_blocks.engine import StrictModel, section
 from ssl_blocks.pretrain import Recipe, RunConfig
 
@@ -26,9 +27,9 @@ class OriginalEncoder(StrictModel):
     """The original's transformer: a token is the patch itself, so the values of a patch are the width."""
 
     kind: Literal["original"] = "original"
-    depth: PositiveInt = Field(4, description="number of blocks")
-    heads: PositiveInt = Field(16, description="attention heads; they must divide the values of a patch")
-    mlp_ratio: PositiveInt = Field(3, description="hidden width of the MLP in units of the width")
+    depth: Depth = Field(4, description="number of blocks")
+    heads: Heads = Field(16, description="attention heads; they must divide the values of a patch")
+    mlp_ratio: Times = Field(3, description="hidden width of the MLP in units of the width")
     dropout: float = Field(0.15, ge=0, lt=1, description="share of values dropped in the blocks")
 
     def build(self, tokenizer: sb.PatchTokenizer) -> sb.encoders.PostNormTransformer:
@@ -52,9 +53,9 @@ class ViTEncoder(StrictModel):
 
     kind: Literal["vit"] = "vit"
     name: str = Field("vit_tiny_patch16_224", description="timm model that gives all sizes not set here")
-    width: PositiveInt | None = Field(None, description="token width; default: the model's")
-    depth: PositiveInt | None = Field(None, description="number of blocks; default: the model's")
-    heads: PositiveInt | None = Field(None, description="attention heads; default: the model's")
+    width: Width | None = Field(None, description="token width; default: the model's")
+    depth: Depth | None = Field(None, description="number of blocks; default: the model's")
+    heads: Heads | None = Field(None, description="attention heads; default: the model's")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of values dropped in the blocks")
 
     def build(self, tokenizer: sb.PatchTokenizer) -> sb.encoders.TimmViT:
@@ -82,8 +83,8 @@ class APLConfig(RunConfig):
 
     # in place of the other recipes' encoder: the grid decides the patch, and there are no positions to choose
     encoder: EncoderChoice = Field(OriginalEncoder(), description="the encoder to pretrain")  # type: ignore[assignment]
-    grid: int = Field(7, ge=2, description="patches along each side of the image; the remainder is left out")
-    crop: NonNegativeInt = Field(1, description="pixels taken off each side length of a patch, in total")
+    grid: int = Field(7, ge=2, le=2**12, description="patches along each side of the image; the remainder is left out")
+    crop: Whole = Field(1, description="pixels taken off each side length of a patch, in total")
     patch_dropout: float = Field(0.1, ge=0, lt=1, description="probability of blanking out a patch")
     head: Literal["linear", "mlp"] = Field("linear", description="classifier of positions on every token")
 

@@ -15,9 +15,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 import ssl_blocks as sb
+from ssl_blocks.bounds import Depth
 from ssl_blocks.pretrain import EncoderConfig, Recipe, RunConfig
 
 
@@ -38,7 +39,7 @@ class SAIMConfig(RunConfig):
     """Everything a SAIM run depends on."""
 
     encoder: ClassTokenEncoderConfig = ClassTokenEncoderConfig()
-    query_depth: PositiveInt | None = Field(
+    query_depth: Depth | None = Field(
         None, description="query blocks, which must divide encoder.depth; default: one per encoder block"
     )
     share_weights: bool = Field(False, description="run the queries through the encoder's own blocks")

@@ -319,7 +319,7 @@ def test_mlp_ratio_and_eps_reach_the_layers():
     ("options", "message"),
     [
         ({"num_heads": 3}, "num_heads=3 must divide dim=16"),
-        ({"num_heads": 0}, "num_heads=0 must divide dim=16"),
+        ({"num_heads": 0}, "num_heads=0 must be at least 1"),
         ({"depth": 0}, "depth=0 must be at least 1"),
         ({"dim": 18, "num_heads": 2}, "dim=18 must be a positive multiple of 4 for sine-cosine positions"),
     ],

@@ -2,8 +2,9 @@
 
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
+from ssl_blocks.bounds import Batch, Decay, Epochs, Positive, Rate, Span
 from ssl_blocks.engine.settings import AreaShares, StrictModel
 from ssl_blocks.evaluation.protocol import Protocol, Score
 
@@ -24,18 +25,18 @@ class LinearSettings(StrictModel):
     ``lr * batch / 256``.
     """
 
-    lrs: tuple[PositiveFloat, ...] | None = Field(
+    lrs: tuple[Rate, ...] | None = Field(
         None,
         min_length=1,
         description="(lars) base rates, of which one is chosen on images held out of train; default: four around the "
         "paper's 0.1, scaled to the number of images",
     )
-    batch_size: PositiveInt | None = Field(
+    batch_size: Batch | None = Field(
         None, description="(lars) images per step; default: the paper's 16384, or a 16th of train, or 16"
     )
-    epochs: PositiveInt = Field(90, description="(lars) passes over train")
-    warmup_epochs: NonNegativeFloat = Field(10.0, description="(lars) of the linear warm-up")
-    weight_decay: NonNegativeFloat = Field(0.0, description="(lars) of the weights")
+    epochs: Epochs = Field(90, description="(lars) passes over train")
+    warmup_epochs: Span = Field(10.0, description="(lars) of the linear warm-up")
+    weight_decay: Decay = Field(0.0, description="(lars) of the weights")
     momentum: float = Field(0.9, ge=0, lt=1, description="(lars) of the update")
     normalize: bool = Field(True, description="(lars) batch norm without scale and shift in front")
     validation: float = Field(0.1, gt=0, lt=1, description="share of each class that is held out where one is chosen")
@@ -74,7 +75,7 @@ class ProbeSettings(LinearSettings):
 
     solver: Literal["lars", "logistic"] = Field("lars", description="LARS, or logistic regression to its optimum")
     augment: bool = Field(False, description="(lars) encode cropped and mirrored images anew in every epoch")
-    cs: tuple[PositiveFloat, ...] = Field(
+    cs: tuple[Positive, ...] = Field(
         (0.01, 0.1, 1.0),
         min_length=1,
         description="(logistic) inverse penalties; one is chosen on images held out of train",
