@@ -68,6 +68,7 @@ class DecoderConfig(StrictModel):
     width: Width | None = Field(None, description="token width; default: the encoder's")
     heads: Heads = Field(3, description="attention heads")
     positions: Literal["sincos", "learned"] = Field("sincos", description="position table of the queries")
+    activation: Literal["gelu", "relu"] = Field("gelu", description="of the MLPs; relu as in RandSAC's pseudocode")
 
     def build(self, encoder: sb.encoders.TokenEncoder) -> sb.SegmentDecoder:
         """Build the decoder that attends to this encoder's states.
@@ -75,6 +76,8 @@ class DecoderConfig(StrictModel):
         Raises:
             ValueError: if the width does not divide into heads.
         """
+        from torch import nn  # not above: --help would wait for it
+
         with section("decoder"):
             return sb.SegmentDecoder(
                 grid=encoder.grid,
@@ -83,6 +86,7 @@ class DecoderConfig(StrictModel):
                 num_heads=self.heads,
                 memory_dim=encoder.dim,
                 positions=self.positions,
+                act_layer=nn.ReLU if self.activation == "relu" else nn.GELU,
             )
 
 

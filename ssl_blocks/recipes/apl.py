@@ -86,7 +86,10 @@ class APLConfig(RunConfig):
     grid: int = Field(7, ge=2, le=2**12, description="patches along each side of the image; the remainder is left out")
     crop: Whole = Field(1, description="pixels taken off each side length of a patch, in total")
     patch_dropout: float = Field(0.1, ge=0, lt=1, description="probability of blanking out a patch")
-    head: Literal["linear", "mlp"] = Field("linear", description="classifier of positions on every token")
+    head: Literal["linear", "mlp"] = Field(
+        "linear",
+        description="classifier of positions on every token; mlp: with a hidden layer of ReLU, three times as wide",
+    )
 
 
 def assemble(config: APLConfig, data: sb.data.ImageData) -> sb.PatchPuzzle:
@@ -101,7 +104,10 @@ def assemble(config: APLConfig, data: sb.data.ImageData) -> sb.PatchPuzzle:
     with section("encoder"):
         encoder = config.encoder.build(tokenizer)
     target = sb.PositionTarget(tokenizer)
-    head = Mlp(encoder.dim, out_features=target.dim) if config.head == "mlp" else nn.Linear(encoder.dim, target.dim)
+    width = encoder.dim
+    head = (
+        Mlp(width, 3 * width, target.dim, act_layer=nn.ReLU) if config.head == "mlp" else nn.Linear(width, target.dim)
+    )
     return sb.PatchPuzzle(
         encoder=encoder, tokenizer=tokenizer, target=target, head=head, patch_dropout=config.patch_dropout
     )

@@ -47,6 +47,7 @@ class SAIMConfig(RunConfig):
         (9, 1.0), description="size in pixels and deviation of the Gaussian that blurs the target; 1,1 blurs nothing"
     )
     normalize_target: bool = Field(True, description="normalise each target patch")
+    loss: Literal["mse", "l1"] = Field("mse", description="squared or absolute error of pixels")
     head: Literal["mlp", "linear"] = Field("mlp", description="what turns a query into pixels")
 
     @model_validator(mode="after")
@@ -76,6 +77,7 @@ def assemble(config: SAIMConfig, data: sb.data.ImageData) -> sb.SegmentPredictio
         partitioner=sb.TokenPartitioner(),
         serializer=sb.RandomSerializer(),
         target=target,
+        loss=sb.predicted_l1 if config.loss == "l1" else sb.predicted_mse,
         reader=sb.DecoderReader(
             sb.MatchedRouter(encoder_depth=encoder.depth, decoder_depth=depth), build_decoder(config, encoder, depth)
         ),
