@@ -19,7 +19,8 @@ from pydantic import Field
 
 import ssl_blocks as sb
 from ssl_blocks.bounds import Depth, Heads, Times, Whole, Width
-from ssl_blocks.engine import StrictModel, section
+from ssl_blocks.engine import OptimizerConfig, StrictModel, section
+from ssl_blocks.engine.settings import Schedules
 from ssl_blocks.pretrain import Recipe, RunConfig
 
 
@@ -78,11 +79,19 @@ class ViTEncoder(StrictModel):
 EncoderChoice = Annotated[OriginalEncoder | ViTEncoder, Field(discriminator="kind")]
 
 
+class APLOptimizer(OptimizerConfig):
+    """AdamW, with the learning rate of APL's code: once an epoch, a linear warm-up and a cosine that act together."""
+
+    schedule: Schedules = "apl"
+    warmup_start: float = Field(0.5, ge=0, le=1, description="share of the peak at which the warm-up begins")
+
+
 class APLConfig(RunConfig):
     """Everything an APL run depends on."""
 
     # in place of the other recipes' encoder: the grid decides the patch, and there are no positions to choose
     encoder: EncoderChoice = Field(OriginalEncoder(), description="the encoder to pretrain")  # type: ignore[assignment]
+    optimizer: APLOptimizer = APLOptimizer()
     grid: int = Field(7, ge=2, le=2**12, description="patches along each side of the image; the remainder is left out")
     crop: Whole = Field(1, description="pixels taken off each side length of a patch, in total")
     patch_dropout: float = Field(0.1, ge=0, lt=1, description="probability of blanking out a patch")

@@ -22,7 +22,8 @@ from pydantic import Field
 
 import ssl_blocks as sb
 from ssl_blocks.bounds import Classes, Crops, Depth, Heads, Number, Pixels, Positive, Tokens, Whole, Width
-from ssl_blocks.engine import DataConfig, StrictModel, section
+from ssl_blocks.engine import DataConfig, OptimizerConfig, StrictModel, section
+from ssl_blocks.engine.settings import Schedules
 from ssl_blocks.pretrain import EncoderConfig, Recipe, RunConfig
 
 
@@ -132,11 +133,18 @@ class TeacherConfig(StrictModel):
     center_momentum: float = Field(0.9, ge=0, le=1, description="of the centres of its logits")
 
 
+class EsViTOptimizer(OptimizerConfig):
+    """AdamW, with the learning rate of DINO's and EsViT's code: the last step of the warm-up has the peak."""
+
+    schedule: Schedules = "dino"
+
+
 class EsViTConfig(RunConfig):
     """Everything an EsViT run depends on."""
 
     data: DataConfig = DataConfig()  # type: ignore[assignment] # crops have scales of their own
     encoder: RegionEncoderConfig = MapEncoderConfig()  # type: ignore[assignment]
+    optimizer: EsViTOptimizer = EsViTOptimizer()
     crops: CropsConfig = CropsConfig()
     head: HeadConfig = HeadConfig()
     teacher: TeacherConfig = TeacherConfig()
