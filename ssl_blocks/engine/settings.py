@@ -61,6 +61,15 @@ class StrictModel(BaseModel):
     def _truth_is_no_number(cls, given: Any) -> Any:
         return words_for_truth(given, cls.model_fields) if isinstance(given, dict) else given
 
+    @model_validator(mode="before")
+    @classmethod
+    def _parts_have_kinds(cls, given: Any) -> Any:
+        """A part of which no kind is given is of the default's."""
+        if not isinstance(given, dict):
+            return given
+        kinds = {name: kind for name, part in given.items() if (kind := default_kind(cls, name, part)) is not None}
+        return given | {name: {"kind": kind, **given[name]} for name, kind in kinds.items()}
+
 
 def words_for_truth(given: Mapping[str, Any], fields: Mapping[str, FieldInfo]) -> dict[str, Any]:
     """Write ``true`` as a word in fields of numbers, which then refuse it: Python takes it for 1."""
@@ -78,6 +87,14 @@ def _worded(value: Any) -> Any:
 
 def _takes_bool(annotation: Any) -> bool:
     return annotation in (bool, Any, object) or any(map(_takes_bool, get_args(annotation)))
+
+
+def default_kind(model: type[BaseModel], name: str, part: Any) -> str | None:
+    """The kind of a field's default, where a part is described that says nothing of its own."""
+    field = model.model_fields.get(name)
+    if field is None or not isinstance(part, dict) or "kind" in part:
+        return None
+    return getattr(field.default, "kind", None)
 
 
 def _shares(scale: tuple[float, float]) -> tuple[float, float]:

@@ -60,11 +60,11 @@ class Plan:
 
     def schedule_of(self, optimizer: torch.optim.Optimizer) -> Schedule:
         """Learning rates of every step: `warmup_cosine` as in MAE's or DINO's code, `chained_by_epoch` as in APL's."""
-        ends = {"min_lr": self.min_lr, "warmup_start": self.warmup_start}
+        ends: dict[str, Any] = {"min_lr": self.min_lr, "warmup_start": self.warmup_start}
         if self.schedule == "apl":
             warmup, steps = self.warmup_steps // self.steps_per_epoch, self.steps_per_epoch
             return chained_by_epoch(optimizer, epochs=self.epochs, steps_per_epoch=steps, warmup_epochs=warmup, **ends)
-        sizes = {"num_steps": self.num_steps, "warmup_steps": self.warmup_steps}
+        sizes: dict[str, Any] = {"num_steps": self.num_steps, "warmup_steps": self.warmup_steps}
         return warmup_cosine(optimizer, **sizes, **ends, ends_at_peak=self.schedule == "dino")
 
 

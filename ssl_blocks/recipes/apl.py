@@ -13,7 +13,7 @@ Results   docs/results.md
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -22,6 +22,7 @@ from ssl_blocks.bounds import Depth, Heads, Times, Whole, Width
 from ssl_blocks.engine import OptimizerConfig, StrictModel, section
 from ssl_blocks.engine.settings import Schedules
 from ssl_blocks.pretrain import Recipe, RunConfig
+from ssl_blocks.pretrain.encoders import WITHOUT_POSITIONS, NamedEncoder
 
 
 class OriginalEncoder(StrictModel):
@@ -49,7 +50,7 @@ class OriginalEncoder(StrictModel):
         )
 
 
-class ViTEncoder(StrictModel):
+class ViTEncoder(NamedEncoder):
     """A vision transformer of timm without positions; grid and crop decide its patches."""
 
     kind: Literal["vit"] = "vit"
@@ -63,6 +64,8 @@ class ViTEncoder(StrictModel):
         """Build the encoder of these patches, as they are left by the crop."""
         from ssl_blocks.parts.tokenize import pair  # not above: --help would wait for torch
 
+        if sb.encoders.is_eva(self.name):
+            raise ValueError(f"name={self.name!r} has rotary positions, which would give the places away: take a ViT")
         grid, patch = tokenizer.grid, pair(tokenizer.patch)
         sizes: dict[str, Any] = {"embed_dim": self.width, "depth": self.depth, "num_heads": self.heads}
         return sb.encoders.timm_vit(
@@ -70,7 +73,10 @@ class ViTEncoder(StrictModel):
             image_size=(grid.height * patch[0], grid.width * patch[1]),
             patch_size=patch,
             channels=tokenizer.channels,
-            positions="none",
+            positions=None
+            if self.loads
+            else "none",  # of weights with positions the objective says why they do not fit
+            pretrained=self.loads,
             proj_drop_rate=self.dropout,
             **{name: size for name, size in sizes.items() if size is not None},
         )
@@ -91,6 +97,7 @@ class APLConfig(RunConfig):
 
     # in place of the other recipes' encoder: the grid decides the patch, and there are no positions to choose
     encoder: EncoderChoice = Field(OriginalEncoder(), description="the encoder to pretrain")  # type: ignore[assignment]
+    untrainable: ClassVar[dict[str, str]] = WITHOUT_POSITIONS
     optimizer: APLOptimizer = APLOptimizer()
     grid: int = Field(7, ge=2, le=2**12, description="patches along each side of the image; the remainder is left out")
     crop: Whole = Field(1, description="pixels taken off each side length of a patch, in total")

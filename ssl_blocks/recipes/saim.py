@@ -13,17 +13,23 @@ Results   docs/results.md
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 import ssl_blocks as sb
 from ssl_blocks.bounds import Depth
-from ssl_blocks.pretrain import EncoderConfig, Recipe, RunConfig
+from ssl_blocks.pretrain import (
+    EncoderConfig,
+    Recipe,
+    RunConfig,
+    TorchvisionEncoderConfig,
+    TransformersEncoderConfig,
+)
 
 
 class ClassTokenEncoderConfig(EncoderConfig):
-    """The vision transformer to pretrain, built by timm, with a class token."""
+    """A vision transformer of timm with a class token."""
 
     class_token: bool = Field(True, description="must be true: the first patch is predicted from this token alone")
 
@@ -35,10 +41,15 @@ class ClassTokenEncoderConfig(EncoderConfig):
         return class_token
 
 
+PrefixEncoderConfig = Annotated[
+    ClassTokenEncoderConfig | TorchvisionEncoderConfig | TransformersEncoderConfig, Field(discriminator="kind")
+]
+
+
 class SAIMConfig(RunConfig):
     """Everything a SAIM run depends on."""
 
-    encoder: ClassTokenEncoderConfig = ClassTokenEncoderConfig()
+    encoder: PrefixEncoderConfig = Field(ClassTokenEncoderConfig(), description="the encoder to pretrain")  # type: ignore[assignment]
     query_depth: Depth | None = Field(
         None, description="query blocks, which must divide encoder.depth; default: one per encoder block"
     )
@@ -86,16 +97,15 @@ def assemble(config: SAIMConfig, data: sb.data.ImageData) -> sb.SegmentPredictio
     )
 
 
-def build_decoder(config: SAIMConfig, encoder: sb.encoders.TimmViT, depth: int) -> sb.QueryStreamDecoder:
+def build_decoder(config: SAIMConfig, encoder: sb.encoders.TokenEncoder, depth: int) -> sb.QueryStreamDecoder:
     """The query stream: blocks like the encoder's, or the encoder's own."""
     if config.share_weights:
         return sb.QueryStreamDecoder.sharing(encoder, depth=depth)
-    blocks: Any = encoder.module.blocks
     return sb.QueryStreamDecoder(
         grid=encoder.grid,
         dim=encoder.dim,
         depth=depth,
-        num_heads=blocks[0].attn.num_heads,
+        num_heads=sb.encoders.num_heads(encoder),
         norm=encoder.norm,
     )
 
