@@ -60,7 +60,10 @@ def torchvision_vit(
     if height != length:
         raise ValueError(f"image_size={image_size} must be a square for torchvision's VisionTransformer")
     if name.startswith(f"{LOCAL}:"):
-        return _stored(name, TorchvisionViT, image_size, pretrained, channels=channels, heads=heads, **sizes)
+        stored: TorchvisionViT = _stored(
+            name, TorchvisionViT, image_size, pretrained, channels=channels, heads=heads, **sizes
+        )
+        return stored
     known = [model for model in torchvision.models.list_models() if model.startswith("vit_")]
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
@@ -130,7 +133,7 @@ def transformers_vit(
         ) from None
     if ":" in name:
         sizes = {"patch_size": patch_size, "width": width, "depth": depth, "heads": heads, "channels": channels}
-        encoder = _stored(name, TransformersViT, image_size, pretrained, **sizes)
+        encoder: TransformersViT = _stored(name, TransformersViT, image_size, pretrained, **sizes)
     else:
         encoder = _drawn(transformers, name, image_size, patch_size, channels, width, depth, heads, pretrained)
     model: Any = encoder.module

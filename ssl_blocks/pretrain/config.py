@@ -119,7 +119,7 @@ class RunConfig(StrictModel):
 
     @model_validator(mode="after")
     def _blocks_can_be_dealt_out(self) -> RunConfig:
-        if self.encoder.kind == "torchvision" and self.trainer.strategy == "fsdp":
+        if str(self.encoder.kind) == "torchvision" and self.trainer.strategy == "fsdp":
             raise ValueError(
                 "encoder.kind=torchvision needs trainer.strategy=ddp: fsdp gathers a block when it is called, and its "
                 "blocks are computed from their parts"

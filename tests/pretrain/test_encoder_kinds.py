@@ -174,7 +174,7 @@ def test_an_option_alone_takes_the_documented_kind_of_its_part() -> None:
     assert load_config(randsac, ["--name=x", "--encoder.width=96"]).encoder.kind == "vit"
     assert load_config(RECIPES["esvit"], ["--name=x", "--encoder.window_size=4"]).encoder.kind == "map"
     assert load_config(RECIPES["apl"], ["--name=x", "--encoder.mlp_ratio=2"]).encoder.kind == "original"
-    with pytest.raises(ValueError, match="segments.counts goes with segments.kind=blob, not with square"):
+    with pytest.raises(ValueError, match=r"segments.counts goes with segments.kind=blob, not with square"):
         load_config(randsac, ["--name=x", "--segments.counts=2"])
 
 
