@@ -269,7 +269,7 @@ class Lars(torch.optim.Optimizer):
                     self._move(parameter, group)
 
     def _move(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        update = parameter.grad
+        update: Any = parameter.grad
         if parameter.ndim > 1:
             update = update.add(parameter, alpha=group["weight_decay"])
             norm, length = parameter.norm(), update.norm()
