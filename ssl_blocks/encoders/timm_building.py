@@ -115,13 +115,14 @@ def create_pretrained(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     It is built as it was saved, so that timm loads every weight strictly. Only then its head is taken off: classifier
     and attention pooling."""
     rest = {key: value for key, value in arguments.items() if key not in ("global_pool", "num_classes")}
+    pool = {key: value for key, value in arguments.items() if key == "global_pool"}
     load = torch.get_default_device().type != "meta"
     try:
         model: Any = timm.create_model(name, pretrained=load, **rest)
         told = model.pretrained_cfg.get("num_classes")
         if load and told != model.num_classes:  # timm would then not mind missing weights
             raise ValueError(f"its configuration tells of {told} classes, its arguments of {model.num_classes}")
-        model.reset_classifier(arguments["num_classes"], arguments["global_pool"])
+        model.reset_classifier(arguments["num_classes"], **pool)
         model.origin = _origin(name, model.pretrained_cfg)
     except Exception as error:  # networks, hubs and files each fail in their own way
         raise ValueError(f"name={name!r}: its pretrained weights cannot be loaded: {_reason(error)}") from error

@@ -61,6 +61,15 @@ class StrictModel(BaseModel):
     def _truth_is_no_number(cls, given: Any) -> Any:
         return words_for_truth(given, cls.model_fields) if isinstance(given, dict) else given
 
+    @model_validator(mode="before")
+    @classmethod
+    def _parts_have_kinds(cls, given: Any) -> Any:
+        """A part of which no kind is given is of the default's."""
+        if not isinstance(given, dict):
+            return given
+        kinds = {name: kind for name, part in given.items() if (kind := default_kind(cls, name, part)) is not None}
+        return given | {name: {"kind": kind, **given[name]} for name, kind in kinds.items()}
+
 
 def words_for_truth(given: Mapping[str, Any], fields: Mapping[str, FieldInfo]) -> dict[str, Any]:
     """Write ``true`` as a word in fields of numbers, which then refuse it: Python takes it for 1."""
@@ -78,6 +87,14 @@ def _worded(value: Any) -> Any:
 
 def _takes_bool(annotation: Any) -> bool:
     return annotation in (bool, Any, object) or any(map(_takes_bool, get_args(annotation)))
+
+
+def default_kind(model: type[BaseModel], name: str, part: Any) -> str | None:
+    """The kind of a field's default, where a part is described that says nothing of its own."""
+    field = model.model_fields.get(name)
+    if field is None or not isinstance(part, dict) or "kind" in part:
+        return None
+    return getattr(field.default, "kind", None)
 
 
 def _shares(scale: tuple[float, float]) -> tuple[float, float]:
@@ -154,8 +171,17 @@ class CroppedDataConfig(DataConfig):
     crop_scale: AreaShares = Field((0.2, 1.0), description="share of the area that a random crop keeps")
 
 
+Schedules = Annotated[
+    Literal["mae", "dino", "apl"],
+    Field(
+        description="whose code the learning rate follows; mae: step i of a warm-up of n has i/n of the peak, then a "
+        "cosine; dino: i/(n-1); apl: once an epoch, the cosine from the first one on"
+    ),
+]
+
+
 class OptimizerConfig(StrictModel):
-    """AdamW with a linear warm-up and a cosine to ``min_lr``, step by step."""
+    """AdamW with a linear warm-up and a cosine to ``min_lr``."""
 
     base_lr: Rate = Field(1e-3, description="learning rate per 256 images of a batch")
     batch_size: Batch = Field(256, description="images per step, over all processes and accumulated batches")
@@ -168,6 +194,7 @@ class OptimizerConfig(StrictModel):
     warmup_epochs: Span = Field(10.0, description="epochs of linear warm-up")
     warmup_start: float = Field(0.0, ge=0, le=1, description="share of the peak at which the warm-up begins")
     min_lr: NotNegative = Field(0.0, description="learning rate at the end")
+    schedule: Schedules = "mae"
     clip_grad: Positive | None = Field(None, description="largest gradient norm; default: no clipping")
 
     @field_validator("betas")
@@ -184,6 +211,10 @@ class OptimizerConfig(StrictModel):
                 f"optimizer.min_lr={self.min_lr:g} must not exceed the peak rate {self.lr:g}, which is "
                 "optimizer.base_lr * optimizer.batch_size / 256"
             )
+        if self.schedule == "apl" and not self.warmup_start:
+            raise ValueError(
+                "optimizer.warmup_start=0 must be above 0 with optimizer.schedule=apl, which multiplies by it"
+            )
         return self
 
     @property
@@ -192,17 +223,24 @@ class OptimizerConfig(StrictModel):
         return self.base_lr * self.batch_size / 256
 
     def warmup_steps(self, *, steps_per_epoch: int, epochs: int) -> int:
-        """Optimizer steps of the warm-up.
+        """Optimizer steps of the warm-up: a tenth of the run's where it would not be shorter than the run.
 
-        Raises:
-            ValueError: if the warm-up is not shorter than the run.
+        Examples:
+            >>> settings = OptimizerConfig(warmup_epochs=10)
+            >>> [settings.warmup_steps(steps_per_epoch=20, epochs=epochs) for epochs in (11, 10, 3)]
+            [200, 20, 6]
         """
         warmup, steps = int(self.warmup_epochs * steps_per_epoch), steps_per_epoch * epochs
-        if warmup >= steps:
-            raise ValueError(
-                f"optimizer.warmup_epochs makes {warmup} warm-up steps, which must be fewer than the {steps} of the run"
-            )
-        return warmup
+        return warmup if warmup < steps else steps // 10
+
+    def warmup_remark(self, epochs: int) -> str | None:
+        """What is to be said where the warm-up would not be shorter than a run of so many epochs."""
+        if self.warmup_epochs < epochs:
+            return None
+        return (
+            f"optimizer.warmup_epochs={self.warmup_epochs:g} is not shorter than trainer.epochs={epochs}: the warm-up "
+            f"takes a tenth of the run, {epochs / 10:g} epochs"
+        )
 
 
 class TrainerConfig(StrictModel):

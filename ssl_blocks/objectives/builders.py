@@ -125,6 +125,7 @@ def saim(
     tokenizer: Tokenizer,
     decoder: QueryStreamDecoder,
     target: Target | None = None,
+    loss: Loss = predicted_mse,
     head: nn.Module | None = None,
 ) -> SegmentPrediction:
     """SAIM: tokens one by one in random order, predicted by a query stream (Qi et al.).
@@ -136,6 +137,7 @@ def saim(
         tokenizer: cuts the images.
         decoder: the query stream, with blocks of its own or the encoder's (`QueryStreamDecoder.sharing`).
         target: ``None``: the pixels of each patch of the blurred image, normalised.
+        loss: compares predictions with targets.
         head: ``None``: one Linear.
 
     Examples:
@@ -153,6 +155,7 @@ def saim(
         partitioner=TokenPartitioner(),
         reader=DecoderReader(MatchedRouter(encoder_depth=encoder.depth, decoder_depth=decoder.depth), decoder),
         target=PixelTarget(tokenizer, normalize=True, blur=(9, 1.0)) if target is None else target,
+        loss=loss,
         head=head,
         predict_first=encoder.num_prefix > 0,
     )

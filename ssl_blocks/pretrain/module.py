@@ -56,7 +56,6 @@ class PretrainModule(Task):
         batch = self.config.optimizer.batch_size
         if batch > len(self.data.train):
             raise ValueError(f"optimizer.batch_size={batch} must not exceed the {len(self.data.train)} training images")
-        _ = self.plan  # refuses a warm-up that is too long
         some = self.data.train.read(torch.arange(min(8, len(self.data.train))))[:2]  # unreadable ones may be left out
         plain = to_float(some, self.data.mean, self.data.std)
         generator = seeded_generator("cpu", self.config.seed)
@@ -88,11 +87,12 @@ class PretrainModule(Task):
         return {name for name, p in self.objective.named_parameters() if p.requires_grad and id(p) not in used}
 
     def remarks(self, world_size: int) -> list[str]:
-        """What statistics of batches mean in this many processes, where it is not what they mean in one."""
+        """A warm-up that is cut, and what statistics of batches mean in this many processes, if not as in one."""
         images, accumulate = self.config.optimizer.batch_size, self.config.optimizer.accumulate
         alone = images // (world_size * accumulate)
         kinds = {"per_process": (world_size * accumulate > 1, alone), "per_part": (accumulate > 1, alone * world_size)}
-        found = []
+        remark = self.config.optimizer.warmup_remark(self.config.trainer.epochs)
+        found = [] if remark is None else [remark]
         for kind, (matters, number) in kinds.items():
             names = sorted({type(part).__name__ for part in find_parts(self.objective) if _has(part, kind)})
             if matters and names:
@@ -101,11 +101,7 @@ class PretrainModule(Task):
 
     @cached_property
     def plan(self) -> Plan:  # type: ignore[override]
-        """Steps and rates, as configured for this many images.
-
-        Raises:
-            ValueError: if the warm-up is not shorter than the run.
-        """
+        """Steps and rates, as configured for this many images."""
         settings, epochs = self.config.optimizer, self.config.trainer.epochs
         steps = len(self.data.train) // settings.batch_size
         return Plan(
@@ -122,6 +118,7 @@ class PretrainModule(Task):
             weight_decay_end=settings.weight_decay_end,
             betas=settings.betas,
             clip_grad=settings.clip_grad,
+            schedule=settings.schedule,
         )
 
     def batches(self, portion: Portion) -> Iterable[UInt[Tensor, "b c h w"]]:

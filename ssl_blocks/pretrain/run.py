@@ -22,7 +22,7 @@ from ssl_blocks.files import TEMPORARY_SUFFIX, atomically
 from ssl_blocks.pretrain.module import PretrainModule
 from ssl_blocks.pretrain.recipe import Assemble, C, build
 from ssl_blocks.pretrain.report import print_report, stage
-from ssl_blocks.pretrain.resume import starting_point
+from ssl_blocks.pretrain.resume import lengthen, starting_point
 from ssl_blocks.pretrain.scoring import Sample, has_labels, measure_objective, num_scored
 from ssl_blocks.program import VERSION
 from ssl_blocks.text import terminal
@@ -207,6 +207,11 @@ class Run(Generic[C]):
         else:
             console.print(
                 f"going on from {self.checkpoint}, step {self.loop.resumed_step}/{self.module.plan.num_steps}"
+            )
+        epochs = self.config.trainer.epochs
+        if (before := lengthen(folder, epochs)) is not None:
+            console.print(
+                f"note: {epochs} epochs instead of {before}: rates are those of a run of {epochs} from here on"
             )
 
     def _images_for_scores(self, console: Console) -> ImageData:

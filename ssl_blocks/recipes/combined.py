@@ -21,7 +21,15 @@ from pydantic import Field
 import ssl_blocks as sb
 from ssl_blocks.bounds import Classes, Crops, NotNegative, Pixels, Width
 from ssl_blocks.engine import DataConfig, StrictModel, section
-from ssl_blocks.pretrain import DecoderConfig, Recipe, RunConfig, SegmentsConfig, SquareSegments
+from ssl_blocks.pretrain import (
+    DecoderConfig,
+    EncoderConfig,
+    Recipe,
+    RunConfig,
+    SegmentsConfig,
+    SquareSegments,
+    TokenEncoderConfig,
+)
 
 
 class WeightsConfig(StrictModel):
@@ -45,6 +53,7 @@ class CombinedConfig(RunConfig):
     """Everything such a run depends on."""
 
     data: DataConfig = DataConfig()  # type: ignore[assignment] # crops have scales of their own
+    encoder: TokenEncoderConfig = Field(EncoderConfig(), description="the encoder to pretrain")  # type: ignore[assignment]
     segments: SegmentsConfig = Field(SquareSegments(), description="how the first large crop is cut")
     decoder: DecoderConfig = DecoderConfig()
     normalize_target: bool = Field(True, description="normalise each target patch")

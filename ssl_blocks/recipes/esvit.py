@@ -16,21 +16,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 import ssl_blocks as sb
 from ssl_blocks.bounds import Classes, Crops, Depth, Heads, Number, Pixels, Positive, Tokens, Whole, Width
-from ssl_blocks.engine import DataConfig, StrictModel, section
-from ssl_blocks.pretrain import EncoderConfig, Recipe, RunConfig
+from ssl_blocks.engine import DataConfig, OptimizerConfig, StrictModel, section
+from ssl_blocks.engine.settings import Schedules
+from ssl_blocks.pretrain import (
+    EncoderConfig,
+    Recipe,
+    RunConfig,
+    TorchvisionEncoderConfig,
+    TransformersEncoderConfig,
+)
+from ssl_blocks.pretrain.encoders import NOT_TOKENS, NamedEncoder
 
 
-class MapEncoderConfig(StrictModel):
+class MapEncoderConfig(NamedEncoder):
     """A timm model that ends in a map of features: Swin, PVT, ConvNeXt, ResNet."""
 
     kind: Literal["map"] = "map"
-    name: str = Field("swin_tiny_patch4_window7_224", description="timm model that gives all sizes not set here")
+    name: str = Field(
+        "swin_tiny_patch4_window7_224",
+        description="timm model that gives all sizes not set here; with a tag, local-dir:FOLDER of an export or "
+        "hf-hub:OWNER/NAME it starts from weights",
+    )
     patch_size: Tokens | None = Field(None, description="side of a patch in pixels; default: the model's")
     window_size: Tokens | None = Field(None, description="side of a window in tokens; default: the model's")
     width: Width | None = Field(None, description="token width of the first stage; default: the model's")
@@ -50,7 +62,9 @@ class MapEncoderConfig(StrictModel):
         }
         given = {name: value for name, value in sizes.items() if value is not None}
         with section("encoder"):
-            return sb.encoders.timm_regions(self.name, image_size=image_size, channels=channels, **given)
+            return sb.encoders.timm_regions(
+                self.name, image_size=image_size, channels=channels, pretrained=self.loads, **given
+            )
 
 
 class ViTEncoderConfig(EncoderConfig):
@@ -59,20 +73,16 @@ class ViTEncoderConfig(EncoderConfig):
     kind: Literal["vit"] = "vit"
     class_token: bool = Field(True, description="put a class token in front; otherwise tokens are averaged")
 
-    def build(self, *, image_size: int | tuple[int, int], channels: int) -> sb.encoders.TokenRegions:  # type: ignore[override]
-        """Build the encoder for global crops of this size."""
-        with section("encoder"):
-            encoder = sb.encoders.timm_vit(
-                self.name,
-                image_size=image_size,
-                channels=channels,
-                global_pool="token" if self.class_token else "avg",  # so that plain timm returns the same feature
-                **self.arguments(),
-            )
-            return sb.encoders.TokenRegions(encoder)
+    def build(self, *, image_size: int | tuple[int, int], channels: int, **more: Any) -> sb.encoders.TokenEncoder:
+        """Build the encoder for global crops of this size, whose plain model returns the same feature."""
+        pool = "token" if self.class_token else "avg"
+        return super().build(image_size=image_size, channels=channels, global_pool=pool, **more)
 
 
-RegionEncoderConfig = Annotated[MapEncoderConfig | ViTEncoderConfig, Field(discriminator="kind")]
+RegionEncoderConfig = Annotated[
+    MapEncoderConfig | ViTEncoderConfig | TorchvisionEncoderConfig | TransformersEncoderConfig,
+    Field(discriminator="kind"),
+]
 
 
 class CropsConfig(StrictModel):
@@ -132,11 +142,19 @@ class TeacherConfig(StrictModel):
     center_momentum: float = Field(0.9, ge=0, le=1, description="of the centres of its logits")
 
 
+class EsViTOptimizer(OptimizerConfig):
+    """AdamW, with the learning rate of DINO's and EsViT's code: the last step of the warm-up has the peak."""
+
+    schedule: Schedules = "dino"
+
+
 class EsViTConfig(RunConfig):
     """Everything an EsViT run depends on."""
 
     data: DataConfig = DataConfig()  # type: ignore[assignment] # crops have scales of their own
     encoder: RegionEncoderConfig = MapEncoderConfig()  # type: ignore[assignment]
+    untrainable: ClassVar[dict[str, str]] = {"original": NOT_TOKENS["original"]}
+    optimizer: EsViTOptimizer = EsViTOptimizer()
     crops: CropsConfig = CropsConfig()
     head: HeadConfig = HeadConfig()
     teacher: TeacherConfig = TeacherConfig()
@@ -152,9 +170,10 @@ def assemble(config: EsViTConfig, data: sb.data.ImageData) -> sb.ViewRegionDisti
     """Put the objective together from its parts."""
     shape = data.shape
     encoder = config.encoder.build(image_size=(shape.height, shape.width), channels=shape.channels)
+    regions = sb.encoders.TokenRegions(encoder) if isinstance(encoder, sb.encoders.TokenEncoder) else encoder
     head, teacher = config.head, config.teacher
     return sb.ViewRegionDistillation(
-        encoder=encoder,
+        encoder=regions,
         out_dim=head.out_dim,
         head=partial(
             sb.dino_head,

@@ -18,7 +18,7 @@ from pydantic import Field
 import ssl_blocks as sb
 from ssl_blocks.bounds import Depth, Heads, Tokens, Width
 from ssl_blocks.engine import StrictModel, section
-from ssl_blocks.pretrain import Recipe, RunConfig
+from ssl_blocks.pretrain import EncoderConfig, Recipe, RunConfig, TokenEncoderConfig
 
 
 class MaskTokenDecoderConfig(StrictModel):
@@ -33,6 +33,7 @@ class MaskTokenDecoderConfig(StrictModel):
 class MAEConfig(RunConfig):
     """Everything an MAE run depends on."""
 
+    encoder: TokenEncoderConfig = Field(EncoderConfig(), description="the encoder to pretrain")  # type: ignore[assignment]
     mask: Literal["random", "block", "grid"] = Field(
         "random", description="hide tokens at random, in blocks, or all but one of every square"
     )

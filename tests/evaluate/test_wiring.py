@@ -109,8 +109,8 @@ OTHERS: dict[str, dict[str, Any]] = {
     "knn": {"k": 1, "temperature": 100.0},
     "probe": {
         "solver": "logistic", "lrs": (9.0, 900.0), "batch_size": 40, "epochs": 4, "warmup_epochs": 0.5,
-        "weight_decay": 0.5, "momentum": 0.0, "normalize": False, "augment": True, "validation": 0.4,
-        "crop_scale": (0.9, 1.0), "cs": (1e-4, 1e-3),
+        "weight_decay": 500.0, "trust_coefficient": 0.1, "momentum": 0.0, "normalize": False, "augment": True,
+        "validation": 0.4, "crop_scale": (0.9, 1.0), "cs": (1e-4, 1e-3),
     },
     "fewshot": {"shots": 2, "seeds": (5, 6), "finetune": True},
     "finetune": {

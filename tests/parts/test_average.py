@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -131,6 +132,14 @@ def test_a_scheduled_rate_stays_where_a_graph_reads_it():
 
 def test_what_has_no_weights_can_be_followed():
     sb.MovingAverage(nn.Identity(), momentum=0.9).after_step()
+
+
+def test_the_momentum_of_every_step_is_that_of_dinos_code():
+    """``1 + (m - 1) (1 + cos(pi i / n)) / 2`` for i below n: the last step is one short of 1."""
+    momentum = sb.parts.cosine_momentum(0.9)
+    found = [momentum(sb.Progress(step, step // 5, 20, 5)) for step in range(20)]
+    assert found == pytest.approx(list(1 + 0.5 * (0.9 - 1) * (1 + np.cos(np.pi * np.arange(20) / 20))))
+    assert 0.999 < found[-1] < 1
 
 
 @pytest.mark.parametrize("momentum", [-0.1, 1.1])

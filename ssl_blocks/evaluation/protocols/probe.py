@@ -37,6 +37,9 @@ class LinearSettings(StrictModel):
     epochs: Epochs = Field(90, description="(lars) passes over train")
     warmup_epochs: Span = Field(10.0, description="(lars) of the linear warm-up")
     weight_decay: Decay = Field(0.0, description="(lars) of the weights")
+    trust_coefficient: Positive = Field(
+        0.001, description="(lars) share of its norm that a weight moves by at a rate of 1"
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="(lars) of the update")
     normalize: bool = Field(True, description="(lars) batch norm without scale and shift in front")
     validation: float = Field(0.1, gt=0, lt=1, description="share of each class that is held out where one is chosen")
