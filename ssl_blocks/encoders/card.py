@@ -86,6 +86,9 @@ def _encoder(notes: Mapping[str, Any], exported: Mapping[str, Any]) -> Iterator[
         yield f"| patches | {' x '.join(map(str, grid))} of {' x '.join(map(str, patch))} pixels{cut} |"
     if "mean" in notes:
         yield f"| input | {notes['channels']} channels; mean {_numbers(notes['mean'])}, std {_numbers(notes['std'])} |"
+    if notes.get("value_range"):
+        low, high = notes["value_range"]
+        yield f"| images of more than 8 bits | {low:g} is black (0), {high:g} is white (1) |"
     yield f"| features | {plain(notes.get('pooling', 'unknown'))} |"
     yield ""
 

@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -101,7 +101,7 @@ def fewshot_finetune(
     draws = _draws(data.train_labels, data.test_labels, shots, seeds)
     accuracies = []
     for seed, chosen in zip(seeds, draws, strict=True):
-        few = Labelled(data.train.take(chosen), data.test)
+        few = replace(data, train=data.train.take(chosen))
         done = finetune_encoder(extractor, few, seed=seed, **options)
         accuracies.append(done.score.accuracy)
     return ProbeScore.of(accuracies)

@@ -21,6 +21,8 @@ class Labelled:
         train: images and labels.
         test: the same, of the same shape.
         name: of the data.
+        class_names: by label; empty where they have none.
+        value_range: which values of the source are 0 and 1 on the scale of mean and std; ``None``: those of 8 bits.
 
     Raises:
         ValueError: if a split is empty, labels are missing, test has a class that train has not, or shapes differ.
@@ -29,6 +31,8 @@ class Labelled:
     train: ImageSplit | FileSplit
     test: ImageSplit | FileSplit
     name: str = "images"
+    class_names: tuple[str, ...] = ()
+    value_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         labels_of("train", self.train)
@@ -54,7 +58,7 @@ class Labelled:
         if any(bool((split.labels < 0).any()) for split in (data.train, data.test) if split.labels is not None):
             data = data.sample()
         assert data.test is not None
-        return cls(data.train, data.test, data.name)
+        return cls(data.train, data.test, data.name, data.class_names, data.value_range)
 
     @property
     def train_labels(self) -> Int[Tensor, " n"]:

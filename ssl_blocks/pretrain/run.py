@@ -139,6 +139,7 @@ class Run(Generic[C]):
             tokenizer=objective.tokenizer,
             mean=self.data.mean,
             std=self.data.std,
+            value_range=self.data.value_range,
         )
         results = {
             "recipe": self._recipe(),
