@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -119,19 +119,24 @@ def _load(subject: Subject, config: Any) -> ImageData:
     settings, size = config.data, subject.image_size
     if settings.name is None:
         raise ValueError(f"data.name is required, for {subject.name} comes from no run: give --data.name")
+    own = partial(
+        load,
+        settings.name,
+        image_size=None if size is None else (size[0], size[1]),
+        channels=len(subject.extractor.mean),
+        root=settings.root,
+        max_train=settings.max_train,
+        max_test=settings.max_test,
+        seed=config.seed,
+        max_bytes=int(settings.max_memory_gib * 2**30),
+        corrupt=settings.corrupt,
+    )
     with section("data"):
-        return load(
-            settings.name,
-            image_size=None if size is None else (size[0], size[1]),
-            channels=len(subject.extractor.mean),
-            root=settings.root,
-            max_train=settings.max_train,
-            max_test=settings.max_test,
-            seed=config.seed,
-            max_bytes=int(settings.max_memory_gib * 2**30),
-            corrupt=settings.corrupt,
-            value_range=settings.value_range,
-        )
+        data = own(value_range=settings.value_range)
+        known = subject.value_range
+        if settings.value_range is None and data.value_range is not None and known not in (None, data.value_range):
+            data = own(value_range=known)  # what is bright is as bright as in training
+    return data
 
 
 def evaluate(setup: Setup) -> Rows:
