@@ -21,7 +21,8 @@ class LabelledDataConfig(StrictModel):
     max_test: PositiveInt | None = Field(None, description="this many test images, drawn class by class")
     value_range: tuple[float, float] | None = Field(
         None,
-        description="values that are black and white; default: the run's, or those that the encoder's export has of images of more than 8 bits; else measured",
+        description="values that are black and white; default: the run's on its own data; of more than 8 bits those "
+        "that the encoder was trained with, else measured",
     )
     corrupt: Literal["error", "skip"] = Field("error", description="what to do about an image that cannot be read")
     max_memory_gib: PositiveFloat = Field(8.0, description="most memory of decoded images; beyond, they are streamed")
