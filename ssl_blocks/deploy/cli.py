@@ -128,6 +128,9 @@ def _read(command: Command, argv: list[str]) -> tuple[list[str] | None, dict[str
     names = " ".join(name for name, _ in command.words)
     if len(words) != len(command.words):
         raise ValueError(f"{command.name} takes {names}, got {' '.join(words) or 'nothing'}: see --help")
+    missing = [path for path, option in options.items() if option.field.is_required() and path not in given]
+    if missing:
+        raise ValueError(f"{command.name} needs --{missing[0]} {_value(options[missing[0]].field.annotation)}")
     values = {}
     for name, value in given.items():
         if value is None and name not in switches:
