@@ -45,6 +45,7 @@ class GeneralConfig(StrictModel):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the hardware has it")
+    pictures: bool = Field(True, description="draw nearest neighbours, and features of places, beside the results")
     output: Path | None = Field(None, description="JSON file for the results; default: results.json of the run")
     data: LabelledDataConfig = LabelledDataConfig()
 

@@ -8,7 +8,7 @@ from jaxtyping import Int, UInt
 from torch import Tensor
 
 from ssl_blocks.data import FileSplit, ImageData, ImageSplit
-from ssl_blocks.evaluation.checks import check_classes, labels_of
+from ssl_blocks.evaluation.checks import CannotScoreError, check_classes, labels_of
 
 CHUNK = 2048  # images that are decoded at a time
 
@@ -48,10 +48,10 @@ class Labelled:
             ValueError: if there are no test images, or no labels.
         """
         if data.test is None:
-            raise ValueError(f"name={data.name!r} has no test images to score on")
+            raise CannotScoreError(f"name={data.name!r} has no test images to score on")
         for name, split in (("training", data.train), ("test", data.test)):
             if split.labels is None or not bool((split.labels >= 0).any()):
-                raise ValueError(
+                raise CannotScoreError(
                     f"name={data.name!r} has no labels of its {name} images, and every protocol needs them: give class "
                     "folders (imagefolder:PATH) or another data set"
                 )

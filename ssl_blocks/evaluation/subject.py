@@ -61,6 +61,11 @@ class Subject:
     _kept: dict[Share, Features] = field(default_factory=dict, init=False, repr=False)
 
     @property
+    def has_features(self) -> bool:
+        """Whether features were made and kept, of this process's share of the images."""
+        return bool(self._kept)
+
+    @property
     def pooling(self) -> str:
         """How features come about."""
         return str(getattr(self.extractor.encoder, "pooling", "mean of normalised patch tokens"))

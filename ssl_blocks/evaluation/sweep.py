@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ssl_blocks.evaluation.checks import CannotScoreError
 from ssl_blocks.evaluation.protocol import Result
 
 
@@ -56,7 +57,7 @@ def hold_out(labels: Int[Tensor, " n"], share: float, generator: torch.Generator
         held.append(members[torch.randperm(len(members), generator=generator)[:count]])
     places = torch.cat(held).sort().values
     if len(places) == 0:
-        raise ValueError("a choice needs images to hold out, but every class has one image")
+        raise CannotScoreError("a choice needs images to hold out, but every class has one image")
     return places
 
 
