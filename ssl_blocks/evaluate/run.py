@@ -120,8 +120,10 @@ def prepare(wish: Wish, word: str, config: Any, console: Console, share: Share) 
     @cache
     def labelled() -> Labelled:
         images = load_images()
-        with section("data"):
+        try:
             return Labelled.of(images)
+        except CannotScoreError as reason:
+            raise CannotScoreError(f"data: {reason}") from None
 
     data: dict[Protocol[Any, Any], Any] = {}
     for protocol in protocols:

@@ -1,7 +1,7 @@
 """Which images an encoder finds alike."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -64,13 +64,11 @@ def draw_neighbours(
             panel.spines[:].set_visible(False)
             if column and is_same is not None:
                 same = bool(is_same[row, column - 1])
-                panel.spines[:].set(
-                    visible=True,
-                    color=ALLOWED if same else SIGNAL,
-                    linewidth=2.5,
-                    linestyle="-" if same else (0, (2, 1)),
-                )
-        line[0].set_ylabel("" if names is None else names[row], fontsize=9, color=INK)
+                style: Any = {"color": ALLOWED if same else SIGNAL, "linestyle": "-" if same else (0, (3, 2))}
+                panel.spines[:].set(visible=True, linewidth=2.5, capstyle="butt", **style)
+        line[0].set_ylabel(
+            "" if names is None else names[row], fontsize=9, color=INK, rotation=0, ha="right", va="center"
+        )
     panels[0, 0].set_title("image", fontsize=10)
     panels[0, 1].set_title("nearest", fontsize=10)
     if is_same is not None:
