@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from ssl_blocks.deploy.config import PushConfig
 from ssl_blocks.encoders.card import CARD, hub_card
@@ -16,6 +16,7 @@ FILES = ("config.json", "model.safetensors")
 REPOSITORY = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 
 
+@runtime_checkable
 class Api(Protocol):
     """What is asked of ``huggingface_hub.HfApi``, and of whatever stands in for it."""
 

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -16,6 +16,7 @@ from ssl_blocks.files import atomically
 Columns = Mapping[str, Sequence[Any]]
 
 
+@runtime_checkable
 class Writer(Protocol):
     """Takes rows: features ``[N, D]`` and what is known of each by the names of columns."""
 
