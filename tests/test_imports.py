@@ -47,6 +47,7 @@ LAYERS = [
     {"pretrain"},
     {"evaluate", "cli"},
     {"recipes"},
+    {"deploy"},
     {"__main__"},
 ]
 LAZY = [name for name, path in MODULES.items() if path.name == "__init__.py" and "lazily(" in path.read_text()]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         to_float as to_float,
     )
     from ssl_blocks.data.files import UnreadableImageError as UnreadableImageError
+    from ssl_blocks.data.finding import find_images as find_images
     from ssl_blocks.data.loader import (
         RunSampler as RunSampler,
         share_of_cores as share_of_cores,

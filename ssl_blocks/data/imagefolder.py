@@ -91,6 +91,20 @@ def list_folder(path: Path) -> tuple[Listing, Listing | None, PassedOver]:
     return _labelled(train), _labelled(test), passed
 
 
+def list_images(path: Path) -> tuple[list[Path], PassedOver]:
+    """All images below a folder, at any depth and in the order of their paths, and what was passed over.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    passed = PassedOver()
+    files = sorted(_images(path, passed))
+    if not files:
+        held = f"; it holds {passed}" if passed.kinds else ""
+        raise ValueError(f"{path} must hold images ({', '.join(SUFFIXES)}), at any depth, but has none{held}")
+    return files, passed
+
+
 def _labelled(listing: Listing) -> Listing:
     """Leave out labels that say nothing: one class is how ImageFolder wants images without labels."""
     return listing if len(listing.class_names) > 1 else Listing(listing.files, None, ())

@@ -92,7 +92,7 @@ def load(
     size = as_pair(image_size)
     _check_numbers(image_size=size, channels=channels, max_train=max_train, max_test=max_test)
     check_range(value_range)
-    found = _find(name, at_home(root))
+    found = find_named(name, at_home(root))
     train, test = found.train, found.test
     if value_range is not None and isinstance(train.items, Tensor):
         raise ValueError(f"value_range={value_range} must be None for images of 8 bits in memory")
@@ -130,7 +130,7 @@ def find_shape(
     if isinstance(name, str) and name in SHAPES:
         own = SHAPES[name]
         return ImageShape(channels or own.channels, *(size or (own.height, own.width)))
-    items = _find(name, at_home(root)).train.items
+    items = find_named(name, at_home(root)).train.items
     if isinstance(items, Tensor):
         own = ImageShape(channels or items.shape[1], *items.shape[2:])
     else:
@@ -170,7 +170,8 @@ def _check_numbers(**numbers: int | tuple[int, int] | None) -> None:
             raise ValueError(f"{argument}={shown} must be at least 1, or None")
 
 
-def _find(name: Any, root: Path) -> Found:
+def find_named(name: Any, root: Path) -> Found:
+    """What a source holds that goes by a name, or that stands in place of one."""
     if not isinstance(name, str):
         return as_found(name)
     if name in SOURCES:

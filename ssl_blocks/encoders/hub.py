@@ -39,6 +39,7 @@ def export_encoder(
     tokenizer: Tokenizer | None,
     mean: tuple[float, ...],
     std: tuple[Positive, ...],
+    value_range: tuple[float, float] | None = None,
 ) -> Path:
     """Write ``config.json``, ``model.safetensors`` and a model card; an earlier export is replaced as a whole.
 
@@ -58,6 +59,7 @@ def export_encoder(
             builds it again where it is a `StoredTokenizer`.
         mean: per channel on the 0..1 scale.
         std: likewise.
+        value_range: which values of images of more than 8 bits are 0 and 1 on that scale; ``None``: it saw 8 bits.
 
     Returns:
         The folder.
@@ -72,7 +74,7 @@ def export_encoder(
     fresh = place.with_name(f".{place.name}.{os.getpid()}.incomplete")
     shutil.rmtree(fresh, ignore_errors=True)
     try:
-        adapter.save(fresh, _notes(encoder, tokenizer, mean, std))
+        adapter.save(fresh, _notes(encoder, tokenizer, mean, std, value_range))
         card = plain_card(folder, json.loads((fresh / "config.json").read_text()))
         (fresh / CARD).write_text(card)
         shutil.copymode(fresh / CARD, fresh / "model.safetensors")  # safetensors gives its files to their owner alone
@@ -103,7 +105,11 @@ def _require_replaceable(folder: Path) -> None:
 
 
 def _notes(
-    encoder: FeatureEncoder, tokenizer: Tokenizer | None, mean: tuple[float, ...], std: tuple[Positive, ...]
+    encoder: FeatureEncoder,
+    tokenizer: Tokenizer | None,
+    mean: tuple[float, ...],
+    std: tuple[Positive, ...],
+    value_range: tuple[float, float] | None,
 ) -> dict[str, Any]:
     """What evaluation asks for, and loading beyond the model itself."""
     return {
@@ -117,6 +123,7 @@ def _notes(
         "channels": encoder.channels,
         "mean": list(mean),
         "std": list(std),
+        "value_range": None if value_range is None else list(value_range),
         "pooling": getattr(encoder, "pooling", "mean of normalised patch tokens"),
     }
 

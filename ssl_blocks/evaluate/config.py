@@ -21,7 +21,9 @@ class LabelledDataConfig(StrictModel):
     max_train: Count | None = Field(None, description="this many training images, drawn class by class")
     max_test: Count | None = Field(None, description="this many test images, drawn class by class")
     value_range: tuple[Number, Number] | None = Field(
-        None, description="values that are black and white; default: the run's on its own data, else measured"
+        None,
+        description="values that are black and white; default: the run's on its own data; of more than 8 bits those "
+        "that the encoder was trained with, else measured",
     )
     corrupt: Literal["error", "skip"] = Field("error", description="what to do about an image that cannot be read")
     max_memory_gib: Gigabytes = Field(8.0, description="most memory of decoded images; beyond, they are streamed")
@@ -44,6 +46,7 @@ class GeneralConfig(StrictModel):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the hardware has it")
+    pictures: bool = Field(True, description="draw nearest neighbours, and features of places, beside the results")
     output: Path | None = Field(None, description="JSON file for the results; default: results.json of the run")
     data: LabelledDataConfig = LabelledDataConfig()
 

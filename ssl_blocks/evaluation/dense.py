@@ -132,6 +132,7 @@ def train_segmentation(
     folder: Path | None = None,
     resume: Path | bool = False,
     progress: bool = False,
+    class_names: Sequence[str] = (),
 ) -> tuple[float, ...]:
     """Train a segmentation model in place; return the mean loss of every epoch.
 
@@ -150,6 +151,7 @@ def train_segmentation(
         folder: of checkpoints, ``metrics.csv`` and, at the end, the model (`load_segmenter`); ``None`` writes nothing.
         resume: ``True`` goes on from the newest checkpoint in the folder, if there is one; a path from that one.
         progress: whether to show a bar.
+        class_names: by class, kept with the model in the folder.
 
     Raises:
         ValueError: if there are no images, images or masks do not fit the model, or the checkpoint is damaged or
@@ -166,7 +168,7 @@ def train_segmentation(
     machine = Machine(device, autocast_dtype, processes or Processes())
     losses = train(task, machine, folder=folder, resume=resume, title="segmentation" if progress else None)
     if folder is not None and is_rank_zero():
-        save_segmenter(model, folder, mean=mean, std=std)
+        save_segmenter(model, folder, mean=mean, std=std, class_names=class_names)
     return losses
 
 
@@ -204,7 +206,7 @@ def evaluate_segmentation(
         with modes_kept(pyramid, training=False):
             pyramid.check_finite(to_float(data.train[0][0][None].to(x.device), x.mean, x.std))
         where: dict[str, Any] = {"mean": x.mean, "std": x.std, "device": x.device, "autocast_dtype": x.dtype}
-        train_segmentation(model, data.train, seed=seed, **where, **options)
+        train_segmentation(model, data.train, seed=seed, class_names=data.class_names, **where, **options)
         return score_segmentation(model, data.test, data.class_names, **where)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ssl_blocks.bounds import Batch, Channels, Pixels, Positive
 from ssl_blocks.data.augment import to_float
 from ssl_blocks.doors import checked
-from ssl_blocks.encoders import FeatureEncoder, TokenEncoder
+from ssl_blocks.encoders import FeatureEncoder
 from ssl_blocks.grid import Grid
 from ssl_blocks.modes import modes_kept
 from ssl_blocks.parts.mask import SegmentCausalMask
@@ -128,9 +128,10 @@ class Extractor:
         given = x if self.tokenizer is None else self.tokenizer(x)
         if self.attention == "bidirectional":
             return self.encoder.features(given)
-        assert isinstance(self.encoder, TokenEncoder)
-        mask = raster_causal_mask(self.encoder.grid, self.encoder.num_prefix, device=x.device)
-        return self.encoder.features(given, mask=mask)
+        encoder: Any = self.encoder  # of tokens, as was asked at the beginning
+        mask = raster_causal_mask(encoder.grid, encoder.num_prefix, device=x.device)
+        features: Tensor = encoder.features(given, mask=mask)
+        return features
 
     def _extract(self, images: UInt[Tensor, "n c *s"]) -> Float[Tensor, "n d"]:
         kind, rows = torch.device(self.device).type, []
@@ -174,7 +175,8 @@ class RawPixels:
 
 def takes_mask(encoder: FeatureEncoder) -> bool:
     """Whether an encoder's features can be asked for under a mask."""
-    return isinstance(encoder, TokenEncoder) and "mask" in inspect.signature(encoder.features).parameters
+    has_tokens = hasattr(encoder, "grid") and hasattr(encoder, "num_prefix")
+    return has_tokens and "mask" in inspect.signature(encoder.features).parameters
 
 
 def raster_causal_mask(grid: Grid, num_prefix: int, *, device: torch.device | str = "cpu") -> Bool[Tensor, "1 1 s s"]:

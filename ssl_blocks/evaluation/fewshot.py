@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ssl_blocks.bounds import Count, Positive, Seed
 from ssl_blocks.doors import checked
-from ssl_blocks.evaluation.checks import check_features
+from ssl_blocks.evaluation.checks import CannotScoreError, check_features
 from ssl_blocks.evaluation.extract import Extractor
 from ssl_blocks.evaluation.finetune import finetune_encoder
 from ssl_blocks.evaluation.labelled import Labelled
@@ -104,7 +104,7 @@ def fewshot_finetune(
     draws = _draws(data.train_labels, data.test_labels, shots, seeds)
     accuracies = []
     for seed, chosen in zip(seeds, draws, strict=True):
-        few = Labelled(data.train.take(chosen), data.test)
+        few = replace(data, train=data.train.take(chosen))
         done = finetune_encoder(extractor, few, seed=seed, **options)
         accuracies.append(done.score.accuracy)
     return ProbeScore.of(accuracies)
@@ -114,7 +114,7 @@ def _draws(labels: Tensor, test_labels: Tensor, shots: int, seeds: Sequence[Seed
     if shots < 1 or len(seeds) == 0:
         raise ValueError(f"shots={shots} must be at least 1, and seeds={tuple(seeds)} at least one")
     if len(set(labels.tolist())) < 2:
-        raise ValueError(f"labels must name at least two classes, but all are {labels[0].item()}")
+        raise CannotScoreError(f"labels must name at least two classes, but all are {labels[0].item()}")
     return [draw_shots(labels, test_labels, shots, torch.Generator().manual_seed(seed)) for seed in seeds]
 
 
@@ -126,7 +126,7 @@ def draw_shots(
     for label in sorted({*labels.tolist(), *test_labels.tolist()}):
         members = (labels == label).nonzero()[:, 0]
         if len(members) < shots:
-            raise ValueError(
+            raise CannotScoreError(
                 f"shots={shots} must not exceed the labels of a class, but class {label} has {len(members)}"
             )
         chosen.append(members[torch.randperm(len(members), generator=generator)[:shots]])

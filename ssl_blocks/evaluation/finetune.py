@@ -115,7 +115,8 @@ def finetune_encoder(
     reached = classifier_accuracy(model, data.test, mean=x.mean, std=x.std, device=x.device, autocast_dtype=x.dtype)
     score = FinetuneScore(reached, losses, classes)
     if folder is not None and is_rank_zero():
-        save_classifier(model, folder, mean=x.mean, std=x.std)
+        notes: dict[str, Any] = {"class_names": data.class_names, "value_range": data.value_range}
+        save_classifier(model, folder, mean=x.mean, std=x.std, **notes)
     return Finetuned(score, model.eval())
 
 

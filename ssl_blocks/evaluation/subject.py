@@ -50,6 +50,7 @@ class Subject:
         image_size: of its input in pixels, height and width; ``None`` where any will do and none is known.
         folder: of the run that it comes from; ``None`` for other encoders.
         fresh: builds the same encoder with random weights from a seed; ``None`` where that is not known.
+        value_range: which values of images of more than 8 bits its training had as black and white; ``None``: unknown.
         knows_statistics: whether mean and deviation are its own; else those of the data take their place.
     """
 
@@ -58,8 +59,14 @@ class Subject:
     image_size: tuple[Pixels, ...] | None = None
     folder: Path | None = None
     fresh: Callable[[int], FeatureEncoder] | None = None
+    value_range: tuple[float, float] | None = None
     knows_statistics: bool = True
     _kept: dict[Share, Features] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def has_features(self) -> bool:
+        """Whether features were made and kept, of this process's share of the images."""
+        return bool(self._kept)
 
     @property
     def pooling(self) -> str:
@@ -191,7 +198,9 @@ def _subject(
     fits = len(mean) == len(std) == (encoder.channels if tokenizer is None else len(mean) or None)
     if not fits:
         mean = std = (NEUTRAL,) * encoder.channels
-    return Subject(name, Extractor(encoder, mean, std, tokenizer), knows_statistics=fits, **others)
+    low_high = known.get("value_range")
+    values = None if low_high is None else (float(low_high[0]), float(low_high[1]))
+    return Subject(name, Extractor(encoder, mean, std, tokenizer), value_range=values, knows_statistics=fits, **others)
 
 
 def _tokenizer(notes: dict[str, Any], image_size: int | None) -> Tokenizer | None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ssl_blocks.bounds import Classes
 from ssl_blocks.doors import checked
+from ssl_blocks.evaluation.checks import CannotScoreError
 from ssl_blocks.evaluation.protocol import Result
 
 
@@ -59,7 +60,7 @@ def hold_out(labels: Int[Tensor, " n"], share: float, generator: torch.Generator
         held.append(members[torch.randperm(len(members), generator=generator)[:count]])
     places = torch.cat(held).sort().values
     if len(places) == 0:
-        raise ValueError("a choice needs images to hold out, but every class has one image")
+        raise CannotScoreError("a choice needs images to hold out, but every class has one image")
     return places
 
 

@@ -94,6 +94,9 @@ class RunConfig(StrictModel):
     output_dir: Path = Field(Path("runs"), description="folder of all runs")
     seed: Seed = Field(0, description="seed of weights, data order and draws")
     note: str = Field("", description="a remark printed before the final table")
+    start: Path | None = Field(
+        None, description="begin with all weights of a folder that `ssl-blocks export RUN --format state` wrote"
+    )
     data: CroppedDataConfig = CroppedDataConfig()
     encoder: EncoderConfig = EncoderConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -186,7 +186,8 @@ class PretrainModule(Task):
         """What images a run saw: schedule and statistics depend on them."""
         data = self.data
         numbers = {"training images": len(data.train), "their mean": list(data.mean), "their std": list(data.std)}
-        return numbers | {"fingerprint of their names and sizes": data.fingerprint}
+        kind = {"recipe": type(self.config).__name__, "image shape": list(data.shape)}
+        return kind | numbers | {"fingerprint of their names and sizes": data.fingerprint}
 
 
 def _gates(weight: ParametrizationList) -> list[Any]:

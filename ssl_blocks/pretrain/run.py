@@ -24,6 +24,7 @@ from ssl_blocks.pretrain.recipe import Assemble, C, build
 from ssl_blocks.pretrain.report import print_report, stage
 from ssl_blocks.pretrain.resume import lengthen, starting_point
 from ssl_blocks.pretrain.scoring import Sample, has_labels, measure_objective, num_scored
+from ssl_blocks.pretrain.state import begin_with
 from ssl_blocks.program import VERSION
 from ssl_blocks.text import terminal
 
@@ -80,7 +81,10 @@ class Run(Generic[C]):
         console = terminal(quiet=not is_rank_zero())
         with stage(console, "loading the data", later=True) as tell_of_loading:
             data = config.load_data()
-        module = PretrainModule(build(config, assemble, data), data, config)
+        objective = build(config, assemble, data)
+        if config.start is not None and checkpoint is None:
+            begin_with(objective, config.start)
+        module = PretrainModule(objective, data, config)
         module.check()
         from ssl_blocks.engine.loop import Loop  # Lightning takes seconds to load: mistakes are told before
 
@@ -124,7 +128,8 @@ class Run(Generic[C]):
             self._open(folder, console)
             for remark in [*self.data.remarks, *self.module.remarks(self.machine.processes.world_size)]:
                 console.print(f"note: {remark}", soft_wrap=True)
-            scores += self._score("raw pixels", sample, console) + self._score("random encoder", sample, console)
+            first = "random encoder" if self.config.start is None else "encoder at the start"
+            scores += self._score("raw pixels", sample, console) + self._score(first, sample, console)
         knn = self._train(folder, console, sample)
         if not is_rank_zero():
             return
@@ -139,6 +144,7 @@ class Run(Generic[C]):
             tokenizer=objective.tokenizer,
             mean=self.data.mean,
             std=self.data.std,
+            value_range=self.data.value_range,
         )
         results = {
             "recipe": self._recipe(),

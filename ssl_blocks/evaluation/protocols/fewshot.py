@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from ssl_blocks.bounds import Count, Seed
-from ssl_blocks.engine.settings import StrictModel, section
+from ssl_blocks.engine.settings import StrictModel
 from ssl_blocks.evaluation.protocol import Protocol, Score
 from ssl_blocks.evaluation.protocols.finetune import Finetune, FinetuneOptions
 
@@ -47,8 +47,7 @@ class Fewshot(Protocol[FewshotSettings, "Labelled"]):
 
         from ssl_blocks.evaluation.fewshot import draw_shots
 
-        with section("fewshot"):
-            draw_shots(data.train_labels, data.test_labels, self.settings.shots, torch.Generator().manual_seed(0))
+        draw_shots(data.train_labels, data.test_labels, self.settings.shots, torch.Generator().manual_seed(0))
 
     def score(self, subject: "Subject", data: "Labelled") -> Score:
         """Mean and deviation over the seeds."""

@@ -89,9 +89,12 @@ class Finetune(Protocol[FinetuneOptions, "Labelled"]):
 
     def check(self, subject: "Subject", data: "Labelled") -> None:
         """Refuse an encoder that does not tell its layers, or has no place for drop path."""
+        from ssl_blocks.evaluation.checks import CannotScoreError
         from ssl_blocks.evaluation.finetune import make_classifier
 
         own, x = self.settings, subject.extractor
+        if data.num_classes < 2:
+            raise CannotScoreError("train has one class: there is nothing to tell apart")
         with section("finetune"):
             own.check_folder()
             model = make_classifier(x.encoder, num_classes=data.num_classes, settings=own, tokenizer=x.tokenizer)

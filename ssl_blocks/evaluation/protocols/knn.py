@@ -30,8 +30,10 @@ class Knn(Protocol[KnnSettings, "Labelled"]):
 
     def check(self, subject: "Subject", data: "Labelled") -> None:
         """Refuse more neighbours than images."""
+        from ssl_blocks.evaluation.checks import CannotScoreError
+
         if self.settings.k > len(data.train):
-            raise ValueError(
+            raise CannotScoreError(
                 f"knn.k={self.settings.k} must be at most the number of training images, {len(data.train)}"
             )
 
