@@ -217,7 +217,9 @@ def _none_fits(value: Any, members: Sequence[Any], sizes: Sizes) -> Problem | No
         found.append(problem)
     near = [problem for problem in found if problem[0] is ValueError and not problem[1].startswith(("a device", "'"))]
     words = dict.fromkeys(wanted for _, wanted in found)
-    return near[0] if len(near) == 1 else (TypeError, _listed(list(words)))
+    if len(near) != 1:
+        return TypeError, _listed(list(words))
+    return ValueError, near[0][1] + ", or None" * (NoneType in members)
 
 
 def _wrong_number(value: Any, hint: type) -> Problem | None:

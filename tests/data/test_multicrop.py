@@ -202,8 +202,8 @@ def test_files_and_memory_hold_nearly_the_same_picture(shape: tuple[int, int], t
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"global_size": 0}, "global_size=0 must be at least 1 pixel"),
-        ({"local_size": (4, 0)}, r"local_size=\(4, 0\) must be at least 1 pixel"),
+        ({"global_size": 0}, "global_size=0 must be at least 1"),
+        ({"local_size": (4, 0)}, r"local_size=\(4, 0\) must be 2 values: number 1 at least 1"),
         ({"num_local": -1}, "num_local=-1 must be at least 0"),
         ({"global_scale": (0.5, 0.4)}, r"global_scale=\(0.5, 0.4\) must be"),
         ({"local_scale": (0.0, 0.4)}, r"local_scale=\(0.0, 0.4\) must be"),
