@@ -20,8 +20,8 @@ from ssl_blocks.doors import check_value, check_weights, checked
 
 ROOMS = ("", ".parts", ".encoders", ".encoders.weights", ".objectives", ".objectives.weights", ".data", ".evaluation")
 ROOMS += (".visualize",)
-# bases for code of users, whose arguments are theirs; named tuples and errors; what pydantic checks
-OPEN = {"Objective", "Protocol", "ImageShape"}
+# bases for code of users, whose arguments are theirs; a named tuple; what `--help` loads, without torch
+OPEN = {"Objective", "Protocol", "ImageShape", "Score"}
 
 
 class Odd:
@@ -51,6 +51,7 @@ def is_left_out(one: type) -> bool:
 def door(function: Any) -> Callable[..., Any]:
     """What the library's users call: tests look at the types of data classes before it does."""
     while function.__code__.co_name != "guarded":
+        assert hasattr(function, "__wrapped__"), f"{function.__qualname__} of {function.__module__} is not @checked"
         function = function.__wrapped__
     return function
 
