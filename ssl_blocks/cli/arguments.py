@@ -243,8 +243,11 @@ def _expectation(item: dict[str, Any]) -> str:
         case "less_than":
             return f"must be less than {context['lt']:g}"
         case "less_than_equal":
+            most = context["le"]
             return (
-                f"must be at most {context['le']:,}" if context["le"] < 10**15 else f"must be at most {context['le']:g}"
+                f"must be at most {most:,g}"
+                if most >= 10**15 or most != int(most)
+                else f"must be at most {int(most):,}"
             )
         case "literal_error":
             choices = context["expected"]
