@@ -57,7 +57,7 @@ COMMANDS = {
             "Features of your images by a trained encoder, into a .npy or .parquet file.",
             (ENCODER, IMAGES),
             EmbedConfig,
-            "ssl_blocks.deploy.embed:run",
+            "ssl_blocks.deploy.features:run",
             ("runs/randsac_digits photos -o features.parquet", "runs/randsac_digits digits -o features.npy"),
         ),
         Command(
@@ -65,7 +65,7 @@ COMMANDS = {
             "Classes or masks of your images by a fine-tuned model.",
             (MODEL, IMAGES),
             PredictConfig,
-            "ssl_blocks.deploy.predict:run",
+            "ssl_blocks.deploy.predictions:run",
             ("finetuned photos -o predictions.csv --top_k 3", "segmenter photos -o masks"),
         ),
         Command(
