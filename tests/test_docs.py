@@ -327,7 +327,7 @@ def test_open_blocks_are_found() -> None:
         ("ssl-blocks evaluate knn runs/x --knn.ks 1", "--knn.ks is no known option"),
         ("ssl-blocks evaluate knn runs/x --knn.k 0", "knn.k=0 must be greater than 0"),
         ("ssl-blocks ransac", "'ransac' is none of"),
-        ("ssl-blocks embed runs/x photos -o f.npy --layer 3", "--layer=3 is no known option"),
+        ("ssl-blocks embed runs/x photos -o f.npy --layer 3", "--layer is no known option; did you mean --layers"),
         ("ssl-blocks push runs/x", "push takes RUN OWNER/NAME, got runs/x"),
         ("torchrun --nproc-per-node 2 -m ssl_blocks randsac --bogus 1", "--bogus is no known option"),
         ("torchrun --nproc-per-node 2 examples/missing.py", "no file examples/missing.py"),
