@@ -37,7 +37,7 @@ def load(
     max_test: Count | None = None,
     seed: Seed = 0,
     storage: Storage = "auto",
-    max_bytes: Count = 8 * 2**30,
+    max_bytes: int = 8 * 2**30,
     corrupt: Corrupt = "error",
     value_range: Range | None = None,
 ) -> ImageData:
