@@ -154,8 +154,9 @@ import ssl_blocks
 note("plain import")
 from ssl_blocks.__main__ import main
 from ssl_blocks.recipes import RECIPES
+from ssl_blocks.deploy.cli import COMMANDS
 with contextlib.redirect_stdout(io.StringIO()) as text:
-    for argv in [["--help"], ["evaluate", "--help"], *([name, "--help"] for name in RECIPES)]:
+    for argv in [["--help"], ["evaluate", "--help"], *([name, "--help"] for name in [*RECIPES, *COMMANDS])]:
         assert main(argv) == 0
         note(" ".join(argv))
 assert text.getvalue().count("--trainer.epochs N") == len(RECIPES)

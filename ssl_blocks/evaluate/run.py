@@ -202,8 +202,8 @@ def evaluate(setup: Setup, path: Path | None = None) -> tuple[Rows, list[Path]]:
                 setup.skipped.note(protocol, reason, subject.name)
                 continue
             note(subject.name, protocol, score, seconds=round(time.perf_counter() - started, 2))
-        wants_pictures = setup.config.pictures and path is not None and subject.name == setup.subject.name
-        if wants_pictures and subject.has_features and setup.images is not None:
+        is_drawn = setup.config.pictures and subject.name == setup.subject.name and subject.has_features
+        if is_drawn and path is not None and setup.images is not None:
             drawn += draw_pictures(subject, setup.images, path, setup.say)
         subject.extractor.encoder.module.to("cpu")
     setup.skipped.check(bool(rows))
