@@ -60,6 +60,17 @@ if TYPE_CHECKING:
         save_classifier as save_classifier,
         save_segmenter as save_segmenter,
     )
+    from ssl_blocks.evaluation.quality import (
+        FeatureQuality as FeatureQuality,
+        alignment as alignment,
+        alpha_req as alpha_req,
+        effective_rank as effective_rank,
+        feature_quality as feature_quality,
+        rankme as rankme,
+        spread as spread,
+        uniformity as uniformity,
+    )
+    from ssl_blocks.evaluation.ridge import ridge_probe as ridge_probe
     from ssl_blocks.evaluation.segmentation import SegmentationModel as SegmentationModel, UPerHead as UPerHead
     from ssl_blocks.evaluation.subject import Subject as Subject, find_subject as find_subject
     from ssl_blocks.evaluation.sweep import SweepScore as SweepScore
