@@ -53,13 +53,6 @@ if TYPE_CHECKING:
     from ssl_blocks.evaluation.protocols.probe import LinearSettings as LinearSettings
     from ssl_blocks.evaluation.protocols.segment import SegmentationTraining as SegmentationTraining
     from ssl_blocks.evaluation.pyramid import FeaturePyramid as FeaturePyramid
-    from ssl_blocks.evaluation.saved import (
-        Loaded as Loaded,
-        load_classifier as load_classifier,
-        load_segmenter as load_segmenter,
-        save_classifier as save_classifier,
-        save_segmenter as save_segmenter,
-    )
     from ssl_blocks.evaluation.quality import (
         FeatureQuality as FeatureQuality,
         alignment as alignment,
@@ -71,6 +64,13 @@ if TYPE_CHECKING:
         uniformity as uniformity,
     )
     from ssl_blocks.evaluation.ridge import ridge_probe as ridge_probe
+    from ssl_blocks.evaluation.saved import (
+        Loaded as Loaded,
+        load_classifier as load_classifier,
+        load_segmenter as load_segmenter,
+        save_classifier as save_classifier,
+        save_segmenter as save_segmenter,
+    )
     from ssl_blocks.evaluation.segmentation import SegmentationModel as SegmentationModel, UPerHead as UPerHead
     from ssl_blocks.evaluation.subject import Subject as Subject, find_subject as find_subject
     from ssl_blocks.evaluation.sweep import SweepScore as SweepScore

@@ -120,7 +120,7 @@ def uniformity(features: Float[Tensor, "n d"], *, t: float = 2.0) -> float:
         raise ValueError(f"t={t} must be above 0")
     rows = F.normalize(_checked("features", features), dim=1)
     count, total, squares = len(rows), rows.new_zeros(()), rows.square().sum(1)
-    for some, length in zip(rows.split(CHUNK), squares.split(CHUNK), strict=True):
+    for some, length in zip(torch.split(rows, CHUNK), torch.split(squares, CHUNK), strict=True):
         total += (-t * (length[:, None] + squares - 2 * some @ rows.T).clamp(min=0)).exp().sum()
     # each row has met itself, at distance 0
     return float(((total - count).clamp(min=torch.finfo(total.dtype).tiny) / (count * (count - 1))).log())

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ssl_blocks.evaluation import Scores
+from ssl_blocks.evaluation import FeatureQuality, Scores
 from ssl_blocks.pretrain.config import RunConfig
 from ssl_blocks.program import evaluation_as_typed
 
@@ -37,6 +37,7 @@ def print_report(
     figures: Sequence[Path],
     *,
     seconds: float,
+    quality: Mapping[str, FeatureQuality] | None = None,
     measured: Mapping[str, float] | None = None,
 ) -> None:
     """Print the scores beside each other, and where everything lies."""
@@ -46,6 +47,8 @@ def print_report(
         console.print(scores_table(config.name, scores))
     elif config.trainer.score:
         console.print("no scores: the images have no labels, or there are no test images")
+    if quality:
+        console.print(quality_table(config.name, quality))
     if measured:
         console.print(measured_table(config.name, measured))
     console.print(f"pretrained {config.trainer.epochs} epochs in {seconds:.0f} s; the run is in {config.folder}")
@@ -65,6 +68,19 @@ def scores_table(title: str, scores: Sequence[Scores]) -> Table:
     for row in scores:
         probe = "-" if row.fewshot is None else f"{row.fewshot.mean:.1%} ± {row.fewshot.std:.1%}"
         table.add_row(row.name, f"{row.knn:.1%}", probe)
+    return table
+
+
+def quality_table(title: str, quality: Mapping[str, FeatureQuality]) -> Table:
+    """Arrange what features are without labels as a table."""
+    number = next(iter(quality.values())).num_images
+    table = Table(title=f"{title}: features of {number:,} images, without labels")
+    table.add_column("features")
+    for column in ("RankMe", "effective rank", "alpha-ReQ", "uniformity", "alignment", "spread"):
+        table.add_column(column, justify="right")
+    for name, found in quality.items():
+        values = (found.rankme, found.effective_rank, found.alpha_req, found.uniformity, found.alignment, found.spread)
+        table.add_row(name, *("-" if value is None else f"{value:.3g}" for value in values))
     return table
 
 

@@ -24,7 +24,7 @@ from ssl_blocks.engine import CroppedDataConfig, OptimizerConfig, TrainerConfig,
 from ssl_blocks.engine.loop import Loop
 from ssl_blocks.engine.progress import RichRunProgress
 from ssl_blocks.pretrain import PretrainModule, RunConfig
-from ssl_blocks.pretrain.callbacks import OnlineKnn
+from ssl_blocks.pretrain.callbacks import OnlineScores
 from ssl_blocks.pretrain.scoring import Sample
 from ssl_blocks.randomness import seeded_generator
 from tests.pretrain.small import Untouched
@@ -181,19 +181,19 @@ def test_online_knn_equals_knn_of_the_features_afterwards() -> None:
 
     data = some_data()
     objective = small_objective()
-    knn = OnlineKnn(objective, Sample(data, autocast_dtype=None), every=10)
+    knn = OnlineScores(objective, Sample(data, autocast_dtype=None), knn_every=10)
     fit(objective, knn)
     encoder = objective.encoder
     with torch.no_grad():
         bank, test = (encoder.features(to_float(s.images, data.mean, data.std)) for s in (data.train, data.test))
-    assert knn.latest == pytest.approx(knn_accuracy(bank, data.train.labels, test, data.test.labels, k=20))
+    assert knn.latest["knn"] == pytest.approx(knn_accuracy(bank, data.train.labels, test, data.test.labels, k=20))
 
 
 def test_scoring_leaves_every_module_in_its_mode() -> None:
     data, objective = some_data(), small_objective()
     objective.train()
     objective.encoder.module.norm.eval()  # frozen by the user, say
-    OnlineKnn(objective, Sample(data, autocast_dtype=None), every=1).score("cpu")
+    Sample(data, autocast_dtype=None).of_encoder(objective, "cpu")
     modes = {name: part.training for name, part in objective.encoder.module.named_modules()}
     assert modes.pop("norm") is False
     assert all(modes.values())
