@@ -142,8 +142,8 @@ class Look(pl.Callback):
         if not trainer.is_global_zero and pl_module.device_mesh is None:
             return
         with self._spared(f"no look after step {step}", trainer), untouched(self.objective, pl_module.device):
-            self._look(step, pl_module)
-        if not pl_module.on_gpu:
+            self._look(step, trainer, pl_module)
+        if self._looked is not None and self._looked.values.is_there:
             self._show(trainer, pl_module)
 
     def on_save_checkpoint(
@@ -159,14 +159,14 @@ class Look(pl.Callback):
         """Show the last look."""
         self._show(trainer, pl_module)
 
-    def _look(self, step: int, loop: Loop) -> None:
+    def _look(self, step: int, trainer: pl.Trainer, loop: Loop) -> None:
         """Compute what there is to see, without reading any of it."""
         with whole_weights(self.objective):
             features = self.sample.features(self.objective, loop.device)
         rows: list[Row] = []
         if loop.device_mesh is None:  # else a picture that failed in one process would leave the others waiting
-            images = example_images(self.sample.data).to(loop.device)
-            with torch.no_grad(), _autocast(loop.device, self.sample.autocast_dtype):
+            with self._spared(f"no pictures after step {step}", trainer), self._precisely(loop.device):
+                images = example_images(self.sample.data).to(loop.device)
                 rows = make_rows(self.objective, images, self.sample.data)
         self._looked = _Looked(step, Snapshot([features, [row.values for row in rows]]), rows)
 
@@ -176,20 +176,22 @@ class Look(pl.Callback):
         if looked is None or not trainer.is_global_zero:
             return
         assert isinstance(loop, Loop)
-        with self._spared(f"no look after step {looked.step}", trainer):
-            features, values = looked.values.content()
-            self.latest, self.step = quality_of(features), looked.step
-            epoch = looked.step / loop.task.plan.steps_per_epoch
+        step = looked.step
+        with self._spared(f"features after step {step} are not measured", trainer):
+            features = looked.values.content()[0]
+            self.latest, self.step = quality_of(features), step
+            epoch = step / loop.task.plan.steps_per_epoch
             numbers = {name: value for name, value in self.latest.as_dict().items() if value is not None}
             del numbers["num_images"]
             for logger in trainer.loggers:
-                logger.log_metrics({**numbers, "epoch": epoch}, looked.step - 1)
-            self._warn(looked.step)
-            if values:
-                path = self.folder / f"step-{looked.step:08d}.png"
-                rows = [row._replace(values=found) for row, found in zip(looked.titles, values, strict=True)]
-                draw_sheet(rows, path)
-                log_picture(trainer.loggers, "look", path, looked.step - 1)
+                logger.log_metrics({**numbers, "epoch": epoch}, step - 1)
+            self._warn(step)
+        if not looked.titles:
+            return
+        with self._spared(f"no pictures after step {step}", trainer):
+            path, values = self.folder / f"step-{step:08d}.png", looked.values.content()[1]
+            draw_sheet([row._replace(values=found) for row, found in zip(looked.titles, values, strict=True)], path)
+            log_picture(trainer.loggers, "look", path, step - 1)
 
     def _warn(self, step: int) -> None:
         """Tell of a collapse once; again where features had recovered."""
@@ -199,6 +201,10 @@ class Look(pl.Callback):
             self.tell(f"warning: after step {step} {collapse}. {ADVICE.format(folder=self.folder)}")
         self.is_warned = collapse is not None
 
+    def _precisely(self, device: torch.device) -> AbstractContextManager[Any]:
+        dtype = self.sample.autocast_dtype
+        return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
     @contextmanager
     def _spared(self, what: str, trainer: pl.Trainer) -> Iterator[None]:
         try:
@@ -207,7 +213,3 @@ class Look(pl.Callback):
             if trainer.is_global_zero:
                 reason = " ".join(str(error).split())[:300]
                 self.tell(f"warning: {what}: {type(error).__name__}: {reason}")
-
-
-def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from rich.console import Console
@@ -23,7 +23,8 @@ def stage(console: Console, what: str, *, later: bool = False) -> Iterator[Calla
     def tell() -> None:
         console.print(f"{what}: {took:.1f} s", soft_wrap=True)
 
-    with console.status(Text(f"{what} ...")):
+    # a notebook would need widgets for it
+    with console.status(Text(f"{what} ...")) if console.is_terminal else nullcontext():
         yield tell
     took = time.perf_counter() - began
     if not later:
@@ -73,14 +74,15 @@ def scores_table(title: str, scores: Sequence[Scores]) -> Table:
 
 def quality_table(title: str, quality: Mapping[str, FeatureQuality]) -> Table:
     """Arrange what features are without labels as a table."""
-    number = next(iter(quality.values())).num_images
-    table = Table(title=f"{title}: features of {number:,} images, without labels")
-    table.add_column("features")
-    for column in ("RankMe", "effective rank", "alpha-ReQ", "uniformity", "alignment", "spread"):
-        table.add_column(column, justify="right")
-    for name, found in quality.items():
-        values = (found.rankme, found.effective_rank, found.alpha_req, found.uniformity, found.alignment, found.spread)
-        table.add_row(name, *("-" if value is None else f"{value:.3g}" for value in values))
+    table = Table(title=f"{title}, without labels")
+    table.add_column("measure")
+    for name in quality:
+        table.add_column(name, justify="right")
+    titles = {"rankme": "RankMe", "alpha_req": "alpha-ReQ"}
+    for name in ("rankme", "effective_rank", "alpha_req", "uniformity", "alignment", "spread"):
+        values = [getattr(found, name) for found in quality.values()]
+        shown = ["-" if value is None else f"{value:.3g}" for value in values]
+        table.add_row(titles.get(name, name.replace("_", " ")), *shown)
     return table
 
 

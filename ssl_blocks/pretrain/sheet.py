@@ -68,7 +68,7 @@ def show_rows(objective: Objective, images: Tensor, data: ImageData) -> list[Row
     draw = objective.draw(images, generator=seeded_generator(images.device, 0))
     shown, _, hidden = in_place(objective, images, draw, data)
     grid = objective.tokenizer.grid
-    return [Row("given", (~hidden).float(), grid), Row("prediction", shown, grid)]
+    return [Row("given, white", (~hidden).float(), grid), Row("prediction", shown, grid)]
 
 
 @show_rows.register
