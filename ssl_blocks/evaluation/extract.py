@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -135,8 +135,9 @@ class Extractor:
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
-        kind = torch.device(self.device).type
-        with torch.inference_mode(), torch.autocast(kind, dtype=self.dtype, enabled=self.dtype is not None):
+        kind, is_on = torch.device(self.device).type, self.dtype is not None
+        known = kind != "meta"  # which has no autocast
+        with torch.inference_mode(), torch.autocast(kind, self.dtype, is_on) if known else nullcontext():
             yield
 
     def _encode(self, x: Tensor) -> Tensor:

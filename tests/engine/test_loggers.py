@@ -134,9 +134,7 @@ def test_what_a_logger_raises_is_told_and_some_in_a_row_are_enough(
 def test_what_is_no_logger_or_cannot_be_opened_stops_before_training(
     own: types.ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(
-        RunStopped, match=r"own_loggers:none could not be opened: TypeError: it must return a"
-    ):
+    with pytest.raises(RunStopped, match=r"own_loggers:none could not be opened: TypeError: it must return a"):
         open_loggers(["own_loggers:none"], tmp_path)
 
     def fail(*_: object) -> None:

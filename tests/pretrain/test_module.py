@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import itertools
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -20,7 +21,7 @@ from ssl_blocks import (
     SquarePartitioner,
 )
 from ssl_blocks.data import RandomResizedCropFlip
-from ssl_blocks.engine import CroppedDataConfig, OptimizerConfig, TrainerConfig, fit as engine
+from ssl_blocks.engine import CroppedDataConfig, OptimizerConfig, TrainerConfig, fit as engine, progress
 from ssl_blocks.engine.loop import Loop
 from ssl_blocks.engine.progress import RichRunProgress
 from ssl_blocks.pretrain import PretrainModule, RunConfig
@@ -173,6 +174,35 @@ def test_progress_draws_a_bar_in_a_terminal() -> None:
     fit(small_objective(), RichRunProgress(Console(file=text, width=160, force_terminal=True), "[/home/me] {x}"))
     assert "10/10" in text.getvalue()
     assert "[/home/me] {x}" in text.getvalue()
+
+
+def test_progress_draws_a_bar_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+
+    def display(html, *, display_id: bool):
+        assert display_id
+        shown.append(html.data)
+        return SimpleNamespace(update=lambda html: shown.append(html.data))
+
+    monkeypatch.setattr("IPython.display.display", display)
+    monkeypatch.setattr(progress, "PAUSE", 0.0)
+    text = io.StringIO()
+    console = Console(file=text, force_jupyter=True, width=80)
+    fit(small_objective(), RichRunProgress(console, "<b>", lambda: "  kNN > 3"))
+    assert len(shown) > 3
+    assert all("<progress" in line and "&lt;b&gt;" in line for line in shown)
+    assert re.search(r'value="0" max="10".* 0/10 ', shown[0])
+    assert re.search(r'value="10" max="10".* 10/10  loss .* images/s  kNN &gt; 3  left 0 s', shown[-1])
+    assert text.getvalue() == ""
+
+
+def test_long_silence_is_broken_where_lines_are_rare(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "SILENCE", 0.0)
+    callback = RichRunProgress(Console(file=io.StringIO()), "training")
+    assert callback._is_due(1, 1000)
+    monkeypatch.setattr(progress, "SILENCE", 1e9)
+    assert not callback._is_due(1, 1000)
+    assert callback._is_due(100, 1000)
 
 
 def test_online_knn_equals_knn_of_the_features_afterwards() -> None:
