@@ -16,7 +16,7 @@ COLLAPSED_SPREAD, COLLAPSED_RANK = 0.01, 1.2
 
 
 def rankme(features: Float[Tensor, "n d"], *, epsilon: float = 1e-7) -> float:
-    """Count the directions that features use, smoothly: RankMe (Garrido et al. 2023, eqs. 1 and 2).
+    """Count the directions that features use, smoothly: RankMe (Garrido et al. 2023, eq. 1).
 
     ``exp(-sum p log p)`` of the singular values ``p = s / sum(s) + epsilon``, from 1 to ``min(N, D)``. The mean is not
     taken out, so that features far from 0 count fewer directions. Compare it on equally many images: the more, the
@@ -65,10 +65,10 @@ def effective_rank(features: Float[Tensor, "n d"]) -> float:
 
 
 def alpha_req(features: Float[Tensor, "n d"], *, first: int = 4, last: int = 50) -> float:
-    """Tell how fast the variances of features fall: the exponent of alpha-ReQ (Agrawal et al. 2022, Sec. 3).
+    """Tell how fast the variances of features fall: the exponent of alpha-ReQ (Agrawal et al. 2022).
 
     Variances along the principal axes, the largest first, are taken for ``c / rank ** alpha``, and a straight line is
-    fitted to their logarithms with weights ``1 / rank``, as the authors do. They find features best at about 1: far
+    fitted to their logarithms with weights ``1 / rank``, as the authors' code does. They find features best at about 1: far
     above it few directions carry all, far below it all carry noise.
 
     Args:
