@@ -9,13 +9,16 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from ssl_blocks.bounds import Count, NotNegative, Positive
+from ssl_blocks.doors import checked
 from ssl_blocks.evaluation.protocol import Result
 
 CHUNK = 2048  # rows compared with all others at a time
 COLLAPSED_SPREAD, COLLAPSED_RANK = 0.01, 1.2
 
 
-def rankme(features: Float[Tensor, "n d"], *, epsilon: float = 1e-7) -> float:
+@checked
+def rankme(features: Float[Tensor, "n d"], *, epsilon: NotNegative = 1e-7) -> float:
     """Count the directions that features use, smoothly: RankMe (Garrido et al. 2023, eq. 1).
 
     ``exp(-sum p log p)`` of the singular values ``p = s / sum(s) + epsilon``, from 1 to ``min(N, D)``. The mean is not
@@ -36,11 +39,10 @@ def rankme(features: Float[Tensor, "n d"], *, epsilon: float = 1e-7) -> float:
         >>> round(rankme(torch.eye(4)), 3), round(rankme(torch.ones(4, 4)), 3)
         (4.0, 1.0)
     """
-    if not epsilon >= 0:
-        raise ValueError(f"epsilon={epsilon} must be at least 0")
     return _smooth_rank(torch.linalg.svdvals(_checked("features", features)), epsilon)
 
 
+@checked
 def effective_rank(features: Float[Tensor, "n d"]) -> float:
     """Count the directions in which features vary, smoothly: the effective rank of their covariance.
 
@@ -64,12 +66,13 @@ def effective_rank(features: Float[Tensor, "n d"]) -> float:
     return _smooth_rank(_variances(_checked("features", features)), 0.0)
 
 
-def alpha_req(features: Float[Tensor, "n d"], *, first: int = 4, last: int = 50) -> float:
+@checked
+def alpha_req(features: Float[Tensor, "n d"], *, first: Count = 4, last: Count = 50) -> float:
     """Tell how fast the variances of features fall: the exponent of alpha-ReQ (Agrawal et al. 2022).
 
     Variances along the principal axes, the largest first, are taken for ``c / rank ** alpha``, and a straight line is
-    fitted to their logarithms with weights ``1 / rank``, as the authors' code does. They find features best at about 1: far
-    above it few directions carry all, far below it all carry noise.
+    fitted to their logarithms with weights ``1 / rank``, as the authors' code does. They find features best at about 1:
+    far above it few directions carry all, far below it all carry noise.
 
     Args:
         features: ``[N, D]``.
@@ -80,15 +83,15 @@ def alpha_req(features: Float[Tensor, "n d"], *, first: int = 4, last: int = 50)
         Alpha; infinite where fewer than two variances differ from 0.
 
     Raises:
-        ValueError: as for `rankme`, or if ``1 <= first < last`` does not hold.
+        ValueError: as for `rankme`, or if ``first < last`` does not hold.
 
     Examples:
         >>> axes = torch.arange(1, 9.0) ** -0.5
         >>> round(alpha_req(torch.cat([axes.diag(), -axes.diag()])), 3)
         1.0
     """
-    if not 1 <= first < last:
-        raise ValueError(f"first={first} and last={last} must be 1 <= first < last")
+    if first >= last:
+        raise ValueError(f"first={first} and last={last} must be first < last")
     variances = _variances(_checked("features", features))
     count = min(last, int((variances > 0).sum()))
     if count < 2:
@@ -99,7 +102,8 @@ def alpha_req(features: Float[Tensor, "n d"], *, first: int = 4, last: int = 50)
     return float(-(weight * x * y).sum() / (weight * x * x).sum())
 
 
-def uniformity(features: Float[Tensor, "n d"], *, t: float = 2.0) -> float:
+@checked
+def uniformity(features: Float[Tensor, "n d"], *, t: Positive = 2.0) -> float:
     """Tell how evenly features cover the sphere: the logarithm of the mean Gaussian potential of all pairs.
 
     Wang & Isola 2020, Sec. 4.1.2: ``log mean exp(-t |x - y|²)`` of features of length 1, over pairs of different
@@ -116,8 +120,6 @@ def uniformity(features: Float[Tensor, "n d"], *, t: float = 2.0) -> float:
         >>> round(uniformity(torch.tensor([[3.0, 0.0], [-1.0, 0.0]])), 6)  # as far apart as can be
         -8.0
     """
-    if not t > 0:
-        raise ValueError(f"t={t} must be above 0")
     rows = F.normalize(_checked("features", features), dim=1)
     count, total, squares = len(rows), rows.new_zeros(()), rows.square().sum(1)
     for some, length in zip(torch.split(rows, CHUNK), torch.split(squares, CHUNK), strict=True):
@@ -126,7 +128,8 @@ def uniformity(features: Float[Tensor, "n d"], *, t: float = 2.0) -> float:
     return float(((total - count).clamp(min=torch.finfo(total.dtype).tiny) / (count * (count - 1))).log())
 
 
-def alignment(first: Float[Tensor, "n d"], second: Float[Tensor, "m e"], *, alpha: float = 2.0) -> float:
+@checked
+def alignment(first: Float[Tensor, "n d"], second: Float[Tensor, "n d"], *, alpha: Positive = 2.0) -> float:
     """Tell how close two views of an image lie: the mean distance of positive pairs, to the power ``alpha``.
 
     Wang & Isola 2020, Sec. 4.1.1, of features of length 1. 0: views do not matter; 2: they have nothing in common
@@ -144,14 +147,11 @@ def alignment(first: Float[Tensor, "n d"], second: Float[Tensor, "m e"], *, alph
         >>> alignment(torch.eye(2), 5 * torch.eye(2)), round(alignment(torch.eye(2), torch.eye(2).flip(0)), 6)
         (0.0, 2.0)
     """
-    if not alpha > 0:
-        raise ValueError(f"alpha={alpha} must be above 0")
-    if first.shape != second.shape:
-        raise ValueError(f"second of shape {tuple(second.shape)} must have the shape of first, {tuple(first.shape)}")
     one, other = (F.normalize(_checked(*side), dim=1) for side in (("first", first), ("second", second)))
     return float((one - other).norm(dim=1).pow(alpha).mean())
 
 
+@checked
 def spread(features: Float[Tensor, "n d"]) -> float:
     """Tell how much the directions of features differ: their deviation from the mean, at length 1.
 
@@ -217,6 +217,7 @@ class FeatureQuality(Result):
         return None
 
 
+@checked
 def feature_quality(
     features: Float[Tensor, "n d"], views: tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]] | None = None
 ) -> FeatureQuality:

@@ -5,16 +5,19 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ssl_blocks.bounds import Positive
+from ssl_blocks.doors import checked
 from ssl_blocks.evaluation.checks import check_splits
 
 
+@checked
 def ridge_probe(
     train: Float[Tensor, "n d"],
     train_labels: Int[Tensor, " n"],
     test: Float[Tensor, "m d"],
     test_labels: Int[Tensor, " m"],
     *,
-    penalty: float = 0.01,
+    penalty: Positive = 0.01,
 ) -> float:
     """Share of test features, 0..1, that a linear classifier fitted by least squares gets right.
 
@@ -38,8 +41,6 @@ def ridge_probe(
         >>> ridge_probe(x, y, x, y)
         1.0
     """
-    if not penalty > 0:
-        raise ValueError(f"penalty={penalty} must be above 0")
     num_classes = check_splits(train, train_labels, test, test_labels)
     rows, unseen = train.detach().double(), test.detach().double()
     center, deviation = rows.mean(0), rows.std(0, correction=0)

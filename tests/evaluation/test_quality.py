@@ -140,11 +140,11 @@ def test_what_cannot_be_measured_is_refused(measure) -> None:
     ("call", "message"),
     [
         (partial(rankme, epsilon=-1.0), r"epsilon=-1.0 must be at least 0"),
-        (partial(alpha_req, first=0), r"first=0 and last=50 must be"),
+        (partial(alpha_req, first=0), r"first=0 must be at least 1"),
         (partial(alpha_req, first=5, last=5), r"first=5 and last=5 must be"),
         (partial(uniformity, t=0.0), r"t=0.0 must be above 0"),
         (lambda x: alignment(x, x, alpha=0.0), r"alpha=0.0 must be above 0"),
-        (lambda x: alignment(x, x[:5]), r"second of shape \(5, 9\) must have the shape of first, \(30, 9\)"),
+        (lambda x: alignment(x, x[:5]), r"second of shape \(5, 9\) must be of shape \[N, D\], N = 30 as in first"),
     ],
 )
 def test_numbers_out_of_range_are_refused(call, message: str) -> None:
