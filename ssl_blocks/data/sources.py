@@ -37,11 +37,7 @@ def load(
     max_test: Count | None = None,
     seed: Seed = 0,
     storage: Storage = "auto",
-<<<<<<< HEAD
     max_bytes: Bytes = 8 * 2**30,
-=======
-    max_bytes: int = 8 * 2**30,
->>>>>>> wt-tools
     corrupt: Corrupt = "error",
     value_range: Range | None = None,
 ) -> ImageData:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from ssl_blocks.data import UnreadableImageError
@@ -38,16 +38,17 @@ PRECISIONS: dict[torch.dtype | None, Any] = {
 
 @dataclass(frozen=True)
 class Record:
-    """What a run writes while it trains: ``metrics.csv`` and checkpoints, some epochs apart and after the last step.
+    """What a run writes while it trains: logs, and checkpoints some epochs apart and after the last step.
 
-    The newest ``keep`` of them stay, and ``hint`` says how to go on where the run is stopped.
+    ``loggers`` are open; ``None``: ``metrics.csv``. The newest ``keep`` checkpoints stay, and ``hint`` says how to go
+    on where the run is stopped.
     """
 
     folder: Path
     hint: str = "go on with resume=True"
     checkpoint_every: float = 1.0
     keep: int = 2
-    tensorboard: bool = False
+    loggers: Sequence[Logger] | None = None
 
 
 def train(
@@ -146,15 +147,15 @@ def ending_in_order(folder: Path | None, *, advice: str = "") -> Iterator[None]:
 def _trainer(loop: Loop, record: Record | None, callbacks: Sequence[pl.Callback]) -> pl.Trainer:
     plan, machine = loop.task.plan, loop.machine
     device = torch.device(machine.device)
-    loggers: list[Any] = []
+    loggers: list[Logger] = []
     plugins = environment_plugins()
     before: list[pl.Callback] = []
     after: list[pl.Callback] = []
     if record is not None:
-        loggers.append(MetricsFile(record.folder / "metrics.csv", resumed_step=loop.resumed_step))
-        if record.tensorboard:
-            purge = loop.resumed_step or None
-            loggers.append(TensorBoardLogger(record.folder, name="", version="tensorboard", purge_step=purge))
+        if record.loggers is None:
+            loggers = [MetricsFile(record.folder / "metrics.csv", resumed_step=loop.resumed_step)]
+        else:
+            loggers = list(record.loggers)
         every = max(1, round(record.checkpoint_every * plan.steps_per_epoch))
         files = AtomicCheckpointIO(record.keep, beside=device.type == "cuda")
         loop.watch.before_telling = files.join

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic
 
@@ -17,7 +18,7 @@ from ssl_blocks.engine.devices import choose_device
 from ssl_blocks.engine.lock import locked
 from ssl_blocks.engine.parallel import Machine, count_processes
 from ssl_blocks.engine.rank import is_rank_zero
-from ssl_blocks.evaluation import Scores
+from ssl_blocks.evaluation import FeatureQuality, Scores
 from ssl_blocks.files import TEMPORARY_SUFFIX, atomically
 from ssl_blocks.pretrain.module import PretrainModule
 from ssl_blocks.pretrain.recipe import Assemble, C, build
@@ -29,8 +30,11 @@ from ssl_blocks.program import VERSION
 from ssl_blocks.text import terminal
 
 if TYPE_CHECKING:
+    from pytorch_lightning.loggers import Logger
+
     from ssl_blocks.engine.loop import Loop
-    from ssl_blocks.pretrain.callbacks import OnlineKnn
+    from ssl_blocks.pretrain.callbacks import OnlineScores
+    from ssl_blocks.pretrain.watching import Watcher
 
 NUM_TEST = 10_000  # of streamed data, for scores
 
@@ -79,6 +83,7 @@ class Run(Generic[C]):
         checkpoint = starting_point(config, resume)
         device, autocast_dtype = choose_device(config.trainer.device, config.trainer.precision, section="trainer.")
         console = terminal(quiet=not is_rank_zero())
+        config.trainer.check_loggers()
         with stage(console, "loading the data", later=True) as tell_of_loading:
             data = config.load_data()
         objective = build(config, assemble, data)
@@ -120,24 +125,30 @@ class Run(Generic[C]):
         return folder
 
     def _fit(self, folder: Path, console: Console) -> None:
-        # where weights are dealt out, every process has to help with scoring while training
-        helps = is_rank_zero() or self.machine.strategy == "fsdp"
-        images = self._images_for_scores(console) if helps else None
-        sample, scores = self._sample(images), list[Scores]()
         if is_rank_zero():
             self._open(folder, console)
             for remark in [*self.data.remarks, *self.module.remarks(self.machine.processes.world_size)]:
                 console.print(f"note: {remark}", soft_wrap=True)
+        loggers = self._loggers(folder, console)
+        # where weights are dealt out, every process has to help with scoring while training
+        helps = is_rank_zero() or self.machine.strategy == "fsdp"
+        images = self._images_for_scores(console) if helps else None
+        sample, scores, quality = self._sample(images), list[Scores](), dict[str, FeatureQuality]()
+        watcher = self._watcher(images, sample, console)
+        if is_rank_zero():
             first = "random encoder" if self.config.start is None else "encoder at the start"
             scores += self._score("raw pixels", sample, console) + self._score(first, sample, console)
-        knn = self._train(folder, console, sample)
+            quality |= watcher.measure(first, self.module.objective)
+        self._train(folder, console, loggers, watcher)
         if not is_rank_zero():
             return
         assert images is not None
         self._take_final_weights()
-        scores += self._score("pretrained encoder", sample, console, knn)
+        scores += self._score("pretrained encoder", sample, console, watcher.online)
+        quality |= watcher.measure("pretrained encoder", self.module.objective)
         objective, device, autocast_dtype = self.module.objective, self.machine.device, self.machine.autocast_dtype
-        measured = measure_objective(objective, images, device=str(device), autocast_dtype=autocast_dtype)
+        with stage(console, "measuring the objective"):
+            measured = measure_objective(objective, images, device=str(device), autocast_dtype=autocast_dtype)
         export_encoder(
             objective.export_encoder(),
             folder / "encoder",
@@ -150,6 +161,7 @@ class Run(Generic[C]):
             "recipe": self._recipe(),
             "seconds": round(self.loop.seconds, 1),
             "scores": [score.as_dict() for score in scores],
+            "quality": {name: found.as_dict() for name, found in quality.items()},
             "objective": measured,
             "skipped_images": [str(path) for path in self.data.skipped],
             "value_range": self.data.value_range,
@@ -159,27 +171,41 @@ class Run(Generic[C]):
         write_card(folder)
         # last: what cannot be drawn must cost nothing
         figures = self._draw(folder, scores, console) if self.config.trainer.figures else []
-        print_report(console, self.config, scores, figures, seconds=self.loop.seconds, measured=measured)
+        seconds = self.loop.seconds
+        print_report(console, self.config, scores, figures, seconds=seconds, quality=quality, measured=measured)
         if self.data.skipped:
             console.print(f"{len(self.data.skipped)} unreadable images were skipped, {self.data.skipped[0]} first")
 
-    def _train(self, folder: Path, console: Console, sample: Sample | None) -> "OnlineKnn | None":
+    def _train(self, folder: Path, console: Console, loggers: "list[Logger]", watcher: "Watcher") -> None:
         from ssl_blocks.engine.fit import Record, fit
         from ssl_blocks.engine.progress import RichRunProgress
 
-        settings, knn = self.config.trainer, self._knn(console, sample)
+        settings = self.config.trainer
         record = Record(
             folder,
             f"go on with --resume {folder}",
             checkpoint_every=settings.checkpoint_every,
             keep=settings.keep_checkpoints,
-            tensorboard=True,
+            loggers=loggers,
         )
-        remark = str if knn is None else knn.remark
-        progress = RichRunProgress(console, "pretraining", remark, every=settings.log_every)
-        callbacks = [progress] if knn is None else [knn, progress]
-        fit(self.loop, record=record, checkpoint=self.checkpoint, callbacks=callbacks)
-        return knn
+        progress = RichRunProgress(console, "pretraining", watcher.remark, every=settings.log_every)
+        fit(self.loop, record=record, checkpoint=self.checkpoint, callbacks=[*watcher.callbacks, progress])
+
+    def _watcher(self, images: ImageData | None, sample: Sample | None, console: Console) -> "Watcher":
+        from ssl_blocks.pretrain.watching import Watcher
+
+        return Watcher(self.config, self.module, self.machine, images, sample, console)
+
+    def _loggers(self, folder: Path, console: Console) -> "list[Logger]":
+        from ssl_blocks.engine.loggers import open_loggers
+
+        return open_loggers(
+            self.config.trainer.loggers,
+            folder,
+            resumed_step=self.loop.resumed_step,
+            hyperparameters=self.config.model_dump(mode="json"),
+            tell=partial(console.print, soft_wrap=True),
+        )
 
     def _draw(self, folder: Path, scores: list[Scores], console: Console) -> list[Path]:
         """Draw what there is to see; a picture that fails is one line."""
@@ -193,13 +219,16 @@ class Run(Generic[C]):
             "features": lambda: write_features(module.objective, self.data, figures),
             "curves": lambda: [write_curves(folder, scores)],
         }
+        if "csv" not in self.config.trainer.loggers:
+            del pictures["curves"]
         drawn: list[Path] = []
-        for name, draw in pictures.items():
-            try:
-                drawn += draw()
-            except Exception as error:  # whatever it is, the run is done
-                reason = " ".join(str(error).split())
-                console.print(f"warning: no pictures of {name}: {type(error).__name__}: {reason}", soft_wrap=True)
+        with stage(console, "drawing pictures"):
+            for name, draw in pictures.items():
+                try:
+                    drawn += draw()
+                except Exception as error:  # whatever it is, the run is done
+                    reason = " ".join(str(error).split())
+                    console.print(f"warning: no pictures of {name}: {type(error).__name__}: {reason}", soft_wrap=True)
         return drawn
 
     def _open(self, folder: Path, console: Console) -> None:
@@ -234,18 +263,6 @@ class Run(Generic[C]):
             return None
         return Sample(images, autocast_dtype=self.machine.autocast_dtype)
 
-    def _knn(self, console: Console, sample: Sample | None) -> "OnlineKnn | None":
-        from ssl_blocks.pretrain.callbacks import OnlineKnn
-
-        settings, steps = self.config.trainer, self.module.plan.steps_per_epoch
-        if settings.knn_every is None:
-            return None
-        if sample is None:
-            console.print("trainer.knn_every has no effect: there are no labels, or no test images")
-            return None
-        part = sample.part(settings.knn_bank, NUM_TEST)
-        return OnlineKnn(self.module.objective, part, every=settings.knn_every * steps)
-
     def _take_final_weights(self) -> None:
         """Have the trained objective in this process, whole and on CPU."""
         if self.machine.strategy != "fsdp":
@@ -256,7 +273,7 @@ class Run(Generic[C]):
         type(self.loop)(self.module).load_state_dict(state)
 
     def _score(
-        self, name: str, sample: Sample | None, console: Console, knn: "OnlineKnn | None" = None
+        self, name: str, sample: Sample | None, console: Console, knn: "OnlineScores | None" = None
     ) -> list[Scores]:
         """Score raw pixels or the encoder as it stands, which ends up on CPU; what kNN has just looked at is known."""
         settings, plan, device = self.config.trainer, self.module.plan, self.machine.device
