@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import torch
+from torch import Tensor
 
 FORMAT_VERSION = 2
 MARK = "ssl_blocks"
@@ -120,6 +121,15 @@ def _verified(path: Path) -> dict[str, Any]:
             f"{path} cannot be gone on from: {', '.join(missing)} {'are' if missing[1:] else 'is'} not in it"
         )
     return content
+
+
+def numbers_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Weights and what the optimizer remembers, of a checkpoint or of a state alone: what is to be finite, by name."""
+    found = dict(content.get("state_dict", {} if "optimizer_states" in content else content))
+    for state in content.get("optimizer_states", ()):
+        for place, values in state["state"].items():
+            found |= {f"{name} of the optimizer's parameter {place}": value for name, value in values.items()}
+    return {name: x for name, x in found.items() if isinstance(x, Tensor) and x.is_floating_point()}
 
 
 def differing_facts(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:

@@ -9,14 +9,15 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from ssl_blocks.engine.checkpoints import FORMAT_VERSION, MARK, differing_facts
+from ssl_blocks.engine.checkpoints import FORMAT_VERSION, MARK, differing_facts, numbers_of
+from ssl_blocks.engine.gradients import decay, finish_gradients, local, name_of
 from ssl_blocks.engine.graph import Capture, CudaCapture, StepGraph
 from ssl_blocks.engine.late import Later
 from ssl_blocks.engine.masters import MasterAdamW, rounded_weights
 from ssl_blocks.engine.optimizers import cosine_weight_decay
 from ssl_blocks.engine.parallel import Machine, one_for_none, shard, sum_over_processes
 from ssl_blocks.engine.task import Moment, Portion, Task
-from ssl_blocks.engine.watch import LossWatch
+from ssl_blocks.engine.watch import Verdict, Watch, bad_ones
 from ssl_blocks.randomness import mix_seed
 
 HERE = Machine()
@@ -50,7 +51,11 @@ class Loop(pl.LightningModule):
         super().__init__()
         self.task, self.model, self.machine, self.tell = task, task.model, machine, tell
         self.world = machine.processes.world_size
-        self.watch = LossWatch(folder, task.advice)
+        self.watch = Watch(folder, task.advice)
+        self.watch.name = lambda parameter: name_of(parameter, self.model, self._optimizer)
+        self.verdict = Verdict(torch.zeros(3), ())  # of the step under way
+        self._halted: Tensor | None = None  # on a GPU: whether a step was bad, after which weights stay as they are
+        self._open: frozenset[str] = frozenset()  # what is not finite from the beginning, and is not trained
         self.resumed_step = 0
         self._seconds_before: float = 0.0
         self._started: float | None = None
@@ -99,6 +104,9 @@ class Loop(pl.LightningModule):
         """Look at the clock, and see whether steps can be captured."""
         self._started = time.perf_counter()
         self.lr_schedulers().step_update(self.global_step)  # type: ignore[union-attr]  # the run may be a longer one now
+        trained = {f"model.{name}" for name, p in self.model.named_parameters() if p.requires_grad}
+        state = {name: local(value) for name, value in numbers_of(self.state_dict()).items() if name not in trained}
+        self._open = frozenset(name for name, bad in zip(state, bad_ones(state.values()).tolist(), strict=True) if bad)
         reason = self._why_not_captured()
         if self.machine.graph != "off" and reason is None:
             self.graph = StepGraph(self._whole_step, self.capture(), baked=self.task.baked, tell=self.tell)
@@ -159,7 +167,7 @@ class Loop(pl.LightningModule):
         moment = Moment(step, number * self.world + self.global_rank, self._seeded(*key))
         if self.graph is None:
             return self._part(batch, moment)
-        self.counted, self.latest = self.graph(batch)
+        self.counted, self.latest, self.verdict = self.graph(batch)
         self._note()
         return None
 
@@ -189,36 +197,36 @@ class Loop(pl.LightningModule):
         return self.world * self.task.plan.accumulate > 1
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Finish the gradients, and see to it that the loss is a number."""
-        self._finish_gradients()
+        """Finish the gradients, and see to it that loss and gradients are numbers before weights change."""
+        decaying = self._finish_gradients()
         self._note()
+        decay(decaying, self._kept, self._halted)
 
-    def _finish_gradients(self) -> None:
-        """Divide by what counts in the whole step, known only now; clip; and let weights decay by the schedule."""
+    def _finish_gradients(self) -> list[nn.Parameter]:
+        """Make gradients those of the whole step; return the parameters that decay by the schedule."""
         optimizer, plan = self._optimizer, self.task.plan
         for parameter in self.task.frozen():
             parameter.grad = None
         if isinstance(optimizer, MasterAdamW):
             optimizer.take_gradients()
         groups = [[p for p in group["params"] if p.grad is not None] for group in optimizer.param_groups]
-        parameters = [parameter for group in groups for parameter in group]
         assert self.counted is not None
-        if self._has_parts:
-            # gradients are means over processes and accumulated batches of sums: exactly 1 where parts count alike
-            self.counted = sum_over_processes(self.counted)
-            scale = self.unit * self.world * plan.accumulate / one_for_none(self.counted[1])
-            torch._foreach_mul_([_local(parameter.grad) for parameter in parameters], scale)
-        if plan.clip_grad is not None:
-            nn.utils.clip_grad_norm_(parameters, plan.clip_grad)
-        if plan.weight_decay_end is not None and groups[0]:
-            with torch.no_grad():
-                torch._foreach_mul_([_local(parameter) for parameter in groups[0]], self._kept)
+        self.counted, self.verdict = finish_gradients(
+            [parameter for group in groups for parameter in group],
+            self.counted,
+            sum_of=self.unit * self.world * plan.accumulate if self._has_parts else None,
+            clip=plan.clip_grad,
+            watched=self.machine.autocast_dtype != torch.float16,  # whose scaler looks at gradients itself
+        )
+        if self._halted is not None:
+            self._halted.copy_(torch.maximum(self._halted, self.verdict.is_bad()))
+        return groups[0] if plan.weight_decay_end is not None else []
 
     def _note(self) -> None:
         """Remember what the step came to."""
         assert self.counted is not None
         plan, (total, count) = self.task.plan, self.counted
-        self.watch.see(total, self.global_step)
+        self.watch.see(self.verdict, self.global_step)
         loss = total / one_for_none(count)
         self._epoch_loss = self._epoch_loss + loss.double()
         if (self.global_step + 1) % plan.steps_per_epoch == 0:
@@ -240,7 +248,7 @@ class Loop(pl.LightningModule):
         elif optimizer_closure is not None:
             optimizer_closure()  # does all of it
 
-    def _whole_step(self, batch: Any) -> tuple[Tensor, dict[str, Any]]:
+    def _whole_step(self, batch: Any) -> tuple[Tensor, dict[str, Any], Verdict]:
         """What Lightning does one after the other, in one function: from a batch to new weights."""
         optimizer = self._optimizer
         optimizer.zero_grad()
@@ -248,11 +256,11 @@ class Loop(pl.LightningModule):
         loss = self._part(batch, Moment(self.global_step, 0, self._generator))  # type: ignore[arg-type]
         with torch.autocast(self.device.type, enabled=False):
             loss.backward()  # type: ignore[no-untyped-call]
-            self._finish_gradients()
+            decay(self._finish_gradients(), self._kept, self._halted)
             optimizer.step()
             self.task.after_step()
         assert self.counted is not None
-        return self.counted, self.latest
+        return self.counted, self.latest, self.verdict
 
     @property
     def _optimizer(self) -> torch.optim.Optimizer:
@@ -272,6 +280,9 @@ class Loop(pl.LightningModule):
         if self.fused and self.world == 1:
             self._rates = [torch.zeros((), device=self.device) for _ in groups]
             self._kept = torch.ones((), device=self.device)
+        if self.fused and self.device_mesh is None and self.machine.autocast_dtype != torch.float16:
+            self._halted = torch.zeros((), device=self.device)
+            optimizer.found_inf = self._halted  # type: ignore[union-attr]  # where it is 1, the kernel changes nothing
         schedule = {"scheduler": plan.schedule_of(optimizer), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
@@ -309,8 +320,10 @@ class Loop(pl.LightningModule):
         scheduler.step_update(self.global_step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Mark the checkpoint as ours; never save weights that a bad loss has spoilt."""
+        """Mark the checkpoint as ours; never save what is no finite number."""
         self.watch.check()
+        values = {name: value for name, value in numbers_of(checkpoint).items() if name not in self._open}
+        self.watch.check_saved(values, total=lambda x: sum_over_processes(x.to(self.device)), step=self.global_step)
         self._later.catch_up()
         if isinstance(self._optimizer, MasterAdamW):
             checkpoint["state_dict"] = self._optimizer.whole(checkpoint["state_dict"])
@@ -321,6 +334,7 @@ class Loop(pl.LightningModule):
             "losses": self.losses,
             "epoch_loss": float(self._epoch_loss),
             "facts": self.task.facts(),
+            "not_finite": sorted(self._open),
         }
 
     def give_back_weights(self) -> None:
@@ -328,9 +342,3 @@ class Loop(pl.LightningModule):
         for optimizer in self.trainer.optimizers:
             if isinstance(optimizer, MasterAdamW):
                 optimizer.give_back()
-
-
-def _local(values: Any) -> Tensor:
-    """A process's own share of values that are dealt out."""
-    found: Tensor = values.to_local() if hasattr(values, "to_local") else values
-    return found
