@@ -48,6 +48,9 @@ def main(recipe: Recipe[C], argv: Sequence[str] | None = None, *, program: str |
             _print_help(recipe, program)
             return 0
         config = _configure(recipe, arguments)
+        if arguments.replay is not None:
+            _print("\n".join([*pretrain.replay(config, recipe.assemble, arguments.replay), ""]))
+            return 0
         if arguments.dry_run:
             _print(pretrain.describe(config, recipe.assemble))
             return 0
@@ -85,10 +88,13 @@ def _configure(recipe: Recipe[C], arguments: Arguments) -> C:
     if isinstance(arguments.resume, Path):
         folder = pretrain.run_folder(arguments.resume).resolve()
         base = pretrain.stored_config(arguments.resume) | {"name": folder.name, "output_dir": _short(folder.parent)}
+    elif arguments.replay is not None:
+        base = pretrain.dumped_config(arguments.replay)
     elif arguments.preset is not None:
         base = read_preset(arguments.preset, recipe)
 
-    source = f"--preset {arguments.preset}" if arguments.preset is not None else f"--resume {arguments.resume}"
+    known = {"--preset": arguments.preset, "--replay": arguments.replay, "--resume": arguments.resume}
+    source = next((f"{option} {value}" for option, value in known.items() if value is not None), "")
     config = parse_config(recipe.config, arguments.overrides, base=base, source=source)
     _check_effect(config, arguments.overrides)
     return config

@@ -1,14 +1,18 @@
 """What happens to gradients between the backward pass and the optimizer's step."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from ssl_blocks.engine.checkpoints import numbers_of
 from ssl_blocks.engine.masters import MasterAdamW
 from ssl_blocks.engine.parallel import one_for_none, sum_over_processes
 from ssl_blocks.engine.watch import Verdict, bad_ones
+
+if TYPE_CHECKING:
+    from ssl_blocks.engine.loop import Loop
 
 
 def finish_gradients(
@@ -17,6 +21,7 @@ def finish_gradients(
     *,
     sum_of: Tensor | None,
     clip: float | None,
+    halted: Tensor | None = None,
     watched: bool = True,
 ) -> tuple[Tensor, Verdict]:
     """Divide by what counts in the whole step, known only now; clip; and see whether all are finite.
@@ -26,6 +31,7 @@ def finish_gradients(
         counted: summed loss of this process, and what it is to be divided by ``[2]``.
         sum_of: where a step has parts, what a loss of 1 was weighed by in all of them; ``None``: there are none.
         clip: largest norm; ``None``: no clipping.
+        halted: becomes 1 where loss or gradients are not, and stays so.
         watched: whether gradients are looked at.
 
     Returns:
@@ -39,7 +45,10 @@ def finish_gradients(
         torch._foreach_mul_([local(parameter.grad) for parameter in parameters], scale)
     if clip is not None:
         nn.utils.clip_grad_norm_(parameters, clip)
-    return counted, Verdict.of(counted[0], bad if watched else bad[:0], parameters)
+    verdict = Verdict.of(counted[0], bad if watched else bad[:0], parameters)
+    if halted is not None:
+        halted.copy_(torch.maximum(halted, verdict.is_bad()))
+    return counted, verdict
 
 
 @torch.no_grad()
@@ -50,12 +59,19 @@ def decay(parameters: Sequence[nn.Parameter], kept: Tensor | float, halted: Tens
         torch._foreach_mul_([local(parameter) for parameter in parameters], kept)
 
 
-def name_of(parameter: nn.Parameter, model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
+def name_of(loop: "Loop", parameter: nn.Parameter) -> str:
     """The name in the model of a parameter that the optimizer updates."""
-    if isinstance(optimizer, MasterAdamW):
-        pairs = zip(optimizer.masters, optimizer.weights, strict=True)
+    if isinstance(loop.optimizer, MasterAdamW):
+        pairs = zip(loop.optimizer.masters, loop.optimizer.weights, strict=True)
         parameter = next((weight for master, weight in pairs if master is parameter), parameter)
-    return next(name for name, other in model.named_parameters() if other is parameter)
+    return next(name for name, other in loop.model.named_parameters() if other is parameter)
+
+
+def unbounded(loop: nn.Module) -> frozenset[str]:
+    """What is not finite from the beginning, and is not trained: a table of masks, say."""
+    trained = {name for name, parameter in loop.named_parameters() if parameter.requires_grad}
+    state = {name: local(value) for name, value in numbers_of(loop.state_dict()).items() if name not in trained}
+    return frozenset(name for name, bad in zip(state, bad_ones(state.values()).tolist(), strict=True) if bad)
 
 
 def local(values: Any) -> Tensor:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from ssl_blocks.engine.checkpoints import FORMAT_VERSION, MARK, differing_facts, numbers_of
-from ssl_blocks.engine.gradients import decay, finish_gradients, local, name_of
+from ssl_blocks.engine.gradients import decay, finish_gradients, name_of, unbounded
 from ssl_blocks.engine.graph import Capture, CudaCapture, StepGraph
 from ssl_blocks.engine.late import Later
 from ssl_blocks.engine.masters import MasterAdamW, rounded_weights
 from ssl_blocks.engine.optimizers import cosine_weight_decay
 from ssl_blocks.engine.parallel import Machine, one_for_none, shard, sum_over_processes
+from ssl_blocks.engine.replay import keep_step
 from ssl_blocks.engine.task import Moment, Portion, Task
-from ssl_blocks.engine.watch import Verdict, Watch, bad_ones
+from ssl_blocks.engine.watch import Verdict, Watch
 from ssl_blocks.randomness import mix_seed
 
 HERE = Machine()
@@ -51,11 +53,12 @@ class Loop(pl.LightningModule):
         super().__init__()
         self.task, self.model, self.machine, self.tell = task, task.model, machine, tell
         self.world = machine.processes.world_size
+        self.folder = folder
         self.watch = Watch(folder, task.advice)
-        self.watch.name = lambda parameter: name_of(parameter, self.model, self._optimizer)
+        self.watch.keep, self.watch.name = partial(keep_step, self), partial(name_of, self)
         self.verdict = Verdict(torch.zeros(3), ())  # of the step under way
-        self._halted: Tensor | None = None  # on a GPU: whether a step was bad, after which weights stay as they are
-        self._open: frozenset[str] = frozenset()  # what is not finite from the beginning, and is not trained
+        self.halted: Tensor | None = None  # on a GPU: whether a step was bad, after which weights stay as they are
+        self.unbounded: frozenset[str] = frozenset()  # what is not finite from the beginning, and is not trained
         self.resumed_step = 0
         self._seconds_before: float = 0.0
         self._started: float | None = None
@@ -104,9 +107,7 @@ class Loop(pl.LightningModule):
         """Look at the clock, and see whether steps can be captured."""
         self._started = time.perf_counter()
         self.lr_schedulers().step_update(self.global_step)  # type: ignore[union-attr]  # the run may be a longer one now
-        trained = {f"model.{name}" for name, p in self.model.named_parameters() if p.requires_grad}
-        state = {name: local(value) for name, value in numbers_of(self.state_dict()).items() if name not in trained}
-        self._open = frozenset(name for name, bad in zip(state, bad_ones(state.values()).tolist(), strict=True) if bad)
+        self.unbounded = unbounded(self)
         reason = self._why_not_captured()
         if self.machine.graph != "off" and reason is None:
             self.graph = StepGraph(self._whole_step, self.capture(), baked=self.task.baked, tell=self.tell)
@@ -200,11 +201,11 @@ class Loop(pl.LightningModule):
         """Finish the gradients, and see to it that loss and gradients are numbers before weights change."""
         decaying = self._finish_gradients()
         self._note()
-        decay(decaying, self._kept, self._halted)
+        decay(decaying, self._kept, self.halted)
 
     def _finish_gradients(self) -> list[nn.Parameter]:
         """Make gradients those of the whole step; return the parameters that decay by the schedule."""
-        optimizer, plan = self._optimizer, self.task.plan
+        optimizer, plan = self.optimizer, self.task.plan
         for parameter in self.task.frozen():
             parameter.grad = None
         if isinstance(optimizer, MasterAdamW):
@@ -216,10 +217,9 @@ class Loop(pl.LightningModule):
             self.counted,
             sum_of=self.unit * self.world * plan.accumulate if self._has_parts else None,
             clip=plan.clip_grad,
+            halted=self.halted,
             watched=self.machine.autocast_dtype != torch.float16,  # whose scaler looks at gradients itself
         )
-        if self._halted is not None:
-            self._halted.copy_(torch.maximum(self._halted, self.verdict.is_bad()))
         return groups[0] if plan.weight_decay_end is not None else []
 
     def _note(self) -> None:
@@ -231,8 +231,8 @@ class Loop(pl.LightningModule):
         self._epoch_loss = self._epoch_loss + loss.double()
         if (self.global_step + 1) % plan.steps_per_epoch == 0:
             self._later.catch_up()
-            steps = plan.steps_per_epoch
-            self._later.use({"sum": self._epoch_loss}, lambda found: self.losses.append(found["sum"] / steps))
+            found = {"mean": self._epoch_loss / plan.steps_per_epoch}
+            self._later.use(found, lambda found: self.losses.append(found["mean"]))
             self._epoch_loss = 0.0
         epoch = (self.global_step + 1) / plan.steps_per_epoch
         self.latest = {"loss": loss, "lr": self.lr, "epoch": epoch, **self.latest}
@@ -250,21 +250,19 @@ class Loop(pl.LightningModule):
 
     def _whole_step(self, batch: Any) -> tuple[Tensor, dict[str, Any], Verdict]:
         """What Lightning does one after the other, in one function: from a batch to new weights."""
-        optimizer = self._optimizer
+        optimizer = self.optimizer
         optimizer.zero_grad()
         self.counted = None
         loss = self._part(batch, Moment(self.global_step, 0, self._generator))  # type: ignore[arg-type]
         with torch.autocast(self.device.type, enabled=False):
             loss.backward()  # type: ignore[no-untyped-call]
-            decay(self._finish_gradients(), self._kept, self._halted)
+            decay(self._finish_gradients(), self._kept, self.halted)
             optimizer.step()
             self.task.after_step()
         assert self.counted is not None
         return self.counted, self.latest, self.verdict
 
-    @property
-    def _optimizer(self) -> torch.optim.Optimizer:
-        return self.trainer.optimizers[0]
+    optimizer = property(lambda self: self.trainer.optimizers[0])
 
     def configure_optimizers(self) -> Any:
         """AdamW, fused where the parameters lie on a GPU, with warm-up and cosine."""
@@ -281,8 +279,8 @@ class Loop(pl.LightningModule):
             self._rates = [torch.zeros((), device=self.device) for _ in groups]
             self._kept = torch.ones((), device=self.device)
         if self.fused and self.device_mesh is None and self.machine.autocast_dtype != torch.float16:
-            self._halted = torch.zeros((), device=self.device)
-            optimizer.found_inf = self._halted  # type: ignore[union-attr]  # where it is 1, the kernel changes nothing
+            self.halted = torch.zeros((), device=self.device)
+            vars(optimizer)["found_inf"] = self.halted  # where it is 1, the kernel changes nothing
         schedule = {"scheduler": plan.schedule_of(optimizer), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
@@ -303,7 +301,7 @@ class Loop(pl.LightningModule):
 
     def _set_rates(self) -> None:
         """Follow the schedules: numbers on CPU, and on a GPU places that are filled without waiting for it."""
-        plan, groups = self.task.plan, self._optimizer.param_groups
+        plan, groups = self.task.plan, self.optimizer.param_groups
         rates = [group["lr"] for group in groups]
         self.lr = max(rates)
         if plan.weight_decay_end is not None:
@@ -322,11 +320,11 @@ class Loop(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Mark the checkpoint as ours; never save what is no finite number."""
         self.watch.check()
-        values = {name: value for name, value in numbers_of(checkpoint).items() if name not in self._open}
+        values = {name: x for name, x in numbers_of(checkpoint).items() if name not in self.unbounded}
         self.watch.check_saved(values, total=lambda x: sum_over_processes(x.to(self.device)), step=self.global_step)
         self._later.catch_up()
-        if isinstance(self._optimizer, MasterAdamW):
-            checkpoint["state_dict"] = self._optimizer.whole(checkpoint["state_dict"])
+        if isinstance(self.optimizer, MasterAdamW):
+            checkpoint["state_dict"] = self.optimizer.whole(checkpoint["state_dict"])
         checkpoint[MARK] = {
             "format_version": FORMAT_VERSION,
             "step": self.global_step,
@@ -334,7 +332,8 @@ class Loop(pl.LightningModule):
             "losses": self.losses,
             "epoch_loss": float(self._epoch_loss),
             "facts": self.task.facts(),
-            "not_finite": sorted(self._open),
+            "configuration": self.task.configuration(),
+            "not_finite": sorted(self.unbounded),
         }
 
     def give_back_weights(self) -> None:
