@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from ssl_blocks.engine.bits import tell_of_bits, what_bits_depend_on
 from ssl_blocks.engine.checkpoints import FORMAT_VERSION, MARK, differing_facts, numbers_of
 from ssl_blocks.engine.gradients import decay, finish_gradients, name_of, unbounded
 from ssl_blocks.engine.graph import Capture, CudaCapture, StepGraph
@@ -97,6 +98,7 @@ class Loop(pl.LightningModule):
             raise ValueError(f"{path} must be gone on with as it began, but now {', '.join(changed)}")
         self.resumed_step, self._seconds_before = mark["step"], mark["seconds"]
         self.losses, self._epoch_loss = list(mark["losses"]), mark["epoch_loss"]
+        tell_of_bits(what_bits_depend_on(self.machine), mark.get("bits"), self.tell)
 
     @property
     def seconds(self) -> float:
@@ -332,6 +334,7 @@ class Loop(pl.LightningModule):
             "losses": self.losses,
             "epoch_loss": float(self._epoch_loss),
             "facts": self.task.facts(),
+            "bits": what_bits_depend_on(self.machine),
             "configuration": self.task.configuration(),
             "not_finite": sorted(self.unbounded),
         }

@@ -23,7 +23,8 @@ def stage(console: Console, what: str, *, later: bool = False) -> Iterator[Calla
     def tell() -> None:
         console.print(f"{what}: {took:.1f} s", soft_wrap=True)
 
-    with console.status(Text(f"{what} ...")):
+    spinner = "line" if console.options.ascii_only else "dots"
+    with console.status(Text(f"{what} ..."), spinner=spinner):
         yield tell
     took = time.perf_counter() - began
     if not later:
