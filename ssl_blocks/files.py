@@ -60,6 +60,29 @@ def atomically(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_output(path: Path) -> None:
+    """Refuse as a place for a new or rewritten file a link, a device, a folder, and what lies below a file.
+
+    Raises:
+        ValueError: naming the path and what it is.
+
+    Examples:
+        >>> check_output(Path("/dev/null"))
+        Traceback (most recent call last):
+        ...
+        ValueError: /dev/null is a device: give the path of a file
+    """
+    if path.is_symlink():
+        raise ValueError(f"{path} is a link, which is not followed: give the path of the file itself")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is a {'folder' if path.is_dir() else 'device'}: give the path of a file")
+    there = next(parent for parent in path.absolute().parents if parent.exists() or parent.is_symlink())
+    if not there.is_dir():
+        raise ValueError(f"{path} cannot be made, for {there} is no folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{path} cannot be made, for {there} may not be written")
+
+
 @contextmanager
 def alone_with(path: Path, *, patience: float = 60.0) -> Iterator[None]:
     """Have a file to oneself among processes that ask so, to read it and write it anew: others wait.

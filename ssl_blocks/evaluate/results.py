@@ -32,9 +32,12 @@ def read_results(path: Path) -> dict[str, Any]:
         results = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no JSON, and is left as it is: {error}; give another --output") from None
-    if not isinstance(results, dict) or not isinstance(results.get("evaluations", []), list):
+    known = isinstance(results, dict) and (
+        not results or "evaluations" in results or {"recipe", "scores"} <= {*results}
+    )
+    if not known or not isinstance(results.get("evaluations", []), list):
         raise ValueError(f"{path} holds no results, and is left as it is; give another --output")
-    return results
+    return dict(results)
 
 
 def add_entry(path: Path, entry: Mapping[str, Any]) -> None:

@@ -53,6 +53,16 @@ def write_results(folder: Path, results: Mapping[str, Any]) -> None:
             temporary.write_text(json.dumps({**results, **kept}, indent=2) + "\n")
 
 
+def clear_damaged(encoder: Path) -> None:
+    """Remove what is left of a run's own encoder where it is none any more, and could not be replaced as one."""
+    try:
+        read_json(encoder / "config.json")
+    except (OSError, ValueError):
+        for path in (encoder / name for name in ("config.json", "model.safetensors", CARD)):
+            if path.is_file() or path.is_symlink():
+                path.unlink()
+
+
 def seal(folder: Path, figures: Iterable[Path] | None) -> None:
     """Note checksums of the encoder's files and of pictures (``None``: none were asked for): the run is complete."""
     encoder = [folder / "encoder" / name for name in ("config.json", "model.safetensors")]

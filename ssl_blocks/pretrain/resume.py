@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from ssl_blocks.engine.checkpoints import MARK, is_good, list_checkpoints, read_checkpoint
 from ssl_blocks.engine.lock import LOCK
@@ -70,7 +71,13 @@ def check_folder(folder: Path) -> None:
 def _changed(config: RunConfig, stored: Mapping[str, Any]) -> list[str]:
     """What must not differ where a run goes on, and does, each with both values."""
     ours = dict(_flatten(config.model_dump(mode="json")))
-    theirs = dict(_flatten(type(config).model_validate(stored).model_dump(mode="json")))
+    try:
+        begun = type(config).model_validate(stored)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field, reason = ".".join(map(str, first["loc"])), first["msg"]
+        raise ValueError(f"what the run was begun with is no configuration of this recipe: {field}: {reason}") from None
+    theirs = dict(_flatten(begun.model_dump(mode="json")))
     return [
         f"{name}={ours.get(name)!r} (the run has {theirs.get(name)!r})"
         for name in dict.fromkeys([*ours, *theirs])

@@ -10,7 +10,7 @@ import yaml
 from rich.console import Console
 
 from ssl_blocks.data import ImageData
-from ssl_blocks.encoders.card import CARD, write_card
+from ssl_blocks.encoders.card import write_card
 from ssl_blocks.encoders.hub import export_encoder
 from ssl_blocks.engine.bits import what_bits_depend_on
 from ssl_blocks.engine.checkpoints import check_checkpoint, list_checkpoints, read_checkpoint
@@ -20,7 +20,7 @@ from ssl_blocks.engine.parallel import Machine, count_processes
 from ssl_blocks.engine.rank import is_rank_zero
 from ssl_blocks.evaluation import Scores
 from ssl_blocks.files import TEMPORARY_SUFFIX, atomically
-from ssl_blocks.pretrain.complete import missing_parts, seal, stored_scores, write_results
+from ssl_blocks.pretrain.complete import clear_damaged, missing_parts, seal, stored_scores, write_results
 from ssl_blocks.pretrain.module import PretrainModule
 from ssl_blocks.pretrain.recipe import Assemble, C, build
 from ssl_blocks.pretrain.report import print_report, stage
@@ -136,8 +136,6 @@ class Run(Generic[C]):
         self.loop.load_state_dict(read_checkpoint(self.checkpoint)["state_dict"])
         self._take_final_weights()
         if "encoder" in missing:
-            for name in ("config.json", "model.safetensors", CARD):  # damaged, they are no export to be replaced
-                (folder / "encoder" / name).unlink(missing_ok=True)
             self._export(folder)
         write_card(folder)
         wanted = self.config.trainer.figures
@@ -146,6 +144,7 @@ class Run(Generic[C]):
     def _export(self, folder: Path) -> None:
         objective, place = self.module.objective, folder / "encoder"
         statistics = {"mean": self.data.mean, "std": self.data.std}
+        clear_damaged(place)
         export_encoder(objective.export_encoder(), place, tokenizer=objective.tokenizer, **statistics)
 
     def _fit(self, folder: Path, console: Console) -> None:

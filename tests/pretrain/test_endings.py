@@ -83,6 +83,7 @@ def test_an_end_outside_training_is_a_line_and_a_code_and_the_run_goes_on(
 ) -> None:
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     for stage, action, said, code in CASES:
+        (trained / "results.json").unlink(missing_ok=True)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(STAGES[stage], action)
             assert resume(trained) == code, (stage, said)
