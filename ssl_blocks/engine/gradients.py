@@ -1,6 +1,7 @@
 """What happens to gradients between the backward pass and the optimizer's step."""
 
 from collections.abc import Sequence
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from ssl_blocks.engine.checkpoints import numbers_of
 from ssl_blocks.engine.masters import MasterAdamW
 from ssl_blocks.engine.parallel import one_for_none, sum_over_processes
-from ssl_blocks.engine.watch import Verdict, bad_ones
+from ssl_blocks.engine.watch import Verdict, largest
 
 if TYPE_CHECKING:
     from ssl_blocks.engine.loop import Loop
@@ -37,15 +38,15 @@ def finish_gradients(
     Returns:
         What counted in all processes ``[2]``, and what the step came to.
     """
-    bad = bad_ones(local(parameter.grad) for parameter in parameters)
+    sizes = largest(local(parameter.grad) for parameter in parameters)
     if sum_of is not None:
-        counted, bad = sum_over_processes(torch.cat([counted, bad.to(counted)])).tensor_split([2])
+        counted, sizes = sum_over_processes(torch.cat([counted, sizes.to(counted)])).tensor_split([2])
         # gradients are means over processes and accumulated batches of sums: exactly 1 where parts count alike
         scale = sum_of / one_for_none(counted[1])
         torch._foreach_mul_([local(parameter.grad) for parameter in parameters], scale)
     if clip is not None:
         nn.utils.clip_grad_norm_(parameters, clip)
-    verdict = Verdict.of(counted[0], bad if watched else bad[:0], parameters)
+    verdict = Verdict(torch.cat([counted[:1].to(sizes), sizes] if watched else [counted[:1]]).detach(), parameters)
     if halted is not None:
         halted.copy_(torch.maximum(halted, verdict.is_bad()))
     return counted, verdict
@@ -71,7 +72,7 @@ def unbounded(loop: nn.Module) -> frozenset[str]:
     """What is not finite from the beginning, and is not trained: a table of masks, say."""
     trained = {name for name, parameter in loop.named_parameters() if parameter.requires_grad}
     state = {name: local(value) for name, value in numbers_of(loop.state_dict()).items() if name not in trained}
-    return frozenset(name for name, bad in zip(state, bad_ones(state.values()).tolist(), strict=True) if bad)
+    return frozenset(name for name, x in zip(state, largest(state.values()).tolist(), strict=True) if not isfinite(x))
 
 
 def local(values: Any) -> Tensor:

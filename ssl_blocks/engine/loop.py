@@ -57,7 +57,7 @@ class Loop(pl.LightningModule):
         self.folder = folder
         self.watch = Watch(folder, task.advice)
         self.watch.keep, self.watch.name = partial(keep_step, self), partial(name_of, self)
-        self.verdict = Verdict(torch.zeros(3), ())  # of the step under way
+        self.verdict = Verdict(torch.zeros(1), ())  # of the step under way
         self.halted: Tensor | None = None  # on a GPU: whether a step was bad, after which weights stay as they are
         self.unbounded: frozenset[str] = frozenset()  # what is not finite from the beginning, and is not trained
         self.resumed_step = 0

@@ -16,38 +16,35 @@ LOOK_EVERY = 25  # steps between two looks on a GPU
 
 
 class Verdict(NamedTuple):
-    """What a step came to, as tensors that nobody has read yet.
+    """What a step came to, as numbers that nobody has read yet: few kernels, for they are a part of every step.
 
     Attributes:
-        numbers: the loss, how many gradients are not finite, and the place of the first of them ``[3]``.
-        parameters: whose gradients were looked at.
+        numbers: the loss, and of every gradient its largest entry ``[1 + n]``, none of which is finite unless all are.
+        parameters: whose gradients these are.
     """
 
     numbers: Tensor
     parameters: Sequence[Any]
 
-    @classmethod
-    def of(cls, loss: Tensor, bad: Tensor, parameters: Sequence[Any]) -> "Verdict":
-        """Of a loss and `bad_ones` among gradients."""
-        if not len(bad):
-            return cls(torch.stack([loss.detach(), loss.new_zeros(()), loss.new_zeros(())]).float(), parameters)
-        counts = bad.float().clamp(max=1)
-        return cls(torch.stack([loss.detach().float(), counts.sum(), counts.argmax().float()]), parameters)
-
     def is_bad(self) -> Tensor:
-        """1 where anything was not finite, else 0."""
-        return (self.numbers[0].isfinite().logical_not() | (self.numbers[1] > 0)).float()
+        """Whether anything was not finite."""
+        return _not_finite(self.numbers).any()
 
 
-def bad_ones(values: Iterable[Tensor]) -> Tensor:
-    """Which tensors hold what is no finite number, 1 or 0 for each ``[n]``; nothing is read."""
+def largest(values: Iterable[Tensor]) -> Tensor:
+    """The largest entry of every tensor, not finite unless all of its are ``[n]``; nothing is read."""
     whole = [value.detach() for value in values]
     filled = [value for value in whole if value.numel()]  # a process's share may be empty
     if not filled:
         return torch.zeros(len(whole))
-    largest = iter(torch._foreach_norm(filled, float("inf")))
-    none = filled[0].new_zeros((), dtype=torch.float32)
-    return torch.stack([next(largest).float() if value.numel() else none for value in whole]).isfinite().logical_not()
+    found = iter(torch._foreach_norm(filled, float("inf")))
+    none = None if len(filled) == len(whole) else filled[0].new_zeros((), dtype=torch.float32)
+    sizes = [next(found) if value.numel() else none for value in whole]
+    return torch.stack([size if size.dtype == torch.float32 else size.float() for size in sizes if size is not None])
+
+
+def _not_finite(values: Tensor) -> Tensor:
+    return (values - values).ne(0)  # fewer kernels than isfinite has
 
 
 class Watch:
@@ -76,7 +73,8 @@ class Watch:
         """Note what step ``step`` came to, the same in all processes."""
         self._later.catch_up()
         numbers = verdict.numbers
-        if self._seen is None:
+        if self._seen is None or self._seen.shape[1] != len(numbers):  # some are left out while they are frozen
+            self._look()
             every = self.every or (1 if numbers.device.type == "cpu" else LOOK_EVERY)
             self._seen = torch.empty(every, len(numbers), device=numbers.device)
         self._seen[len(self._parameters)].copy_(numbers)
@@ -101,7 +99,7 @@ class Watch:
         places: dict[torch.device, list[str]] = {}
         for name, value in values.items():
             places.setdefault(value.device, []).append(name)
-        bad = {where: bad_ones(values[name] for name in names) for where, names in places.items()}
+        bad = {where: _not_finite(largest(values[name] for name in names)) for where, names in places.items()}
         found = {"any": total(sum((one.sum().float().cpu() for one in bad.values()), torch.zeros(())))}
         found |= {str(where): torch.where(one.any(), one.int().argmax(), -1) for where, one in bad.items()}
         self._later.use(found, partial(self._judge_saved, {str(where): x for where, x in places.items()}, step))
@@ -112,10 +110,12 @@ class Watch:
             return
         seen, steps = self._seen[: len(self._parameters)], self._parameters
         first, self._parameters = self._next_step - len(steps), []
-        bad = seen[:, 0].isfinite().logical_not() | (seen[:, 1] > 0)
-        place = bad.int().argmax()
-        loss, count, parameter = seen.index_select(0, place.reshape(1))[0]
-        numbers = {"any": bad.any(), "place": place, "loss": loss, "count": count, "parameter": parameter}
+        bad = _not_finite(seen).int()
+        place = bad.amax(1).argmax()
+        loss, *_ = row = bad.index_select(0, place.reshape(1))[0]
+        numbers = {"any": bad.amax(), "place": place, "loss": loss, "count": row[1:].sum()}
+        if len(row) > 1:
+            numbers["parameter"] = row[1:].argmax()
         self._later.use(numbers, partial(self._judge, first, steps))
 
     def _judge(self, first_step: int, parameters: Sequence[Sequence[Any]], found: dict[str, float]) -> None:
@@ -126,10 +126,8 @@ class Watch:
         count, of_step = int(found["count"]), parameters[place]
         name = self.name(of_step[int(found["parameter"])]) if count else ""
         others = f" and {count - 1} other parameters" if count > 1 else ""
-        if torch.isfinite(torch.tensor(found["loss"])):
-            what = f"the gradient of {name}{others} was not a finite number, though the loss was,"
-        else:
-            what = "the loss was not a finite number"
+        what = f"the gradient of {name}{others} was not a finite number, though the loss was,"
+        what = "the loss was not a finite number" if found["loss"] else what
         self._stop(f"{what} in step {step} (counted from 0)", self.keep(step))
 
     def _judge_saved(self, names: Mapping[str, Sequence[str]], step: int, found: dict[str, float]) -> None:

@@ -49,8 +49,8 @@ def test_a_use_that_fails_is_not_tried_again() -> None:
     assert found == [{"a": 2.0}]
 
 
-def verdict(loss: torch.Tensor, *bad: int) -> Verdict:
-    return Verdict.of(loss, torch.tensor(bad, dtype=torch.float), ["first", "second"])
+def verdict(loss: torch.Tensor, *sizes: float) -> Verdict:
+    return Verdict(torch.stack([loss, *map(torch.tensor, sizes)]), ["first", "second"][: len(sizes)])
 
 
 def test_on_a_cpu_a_bad_loss_is_told_in_its_step(tmp_path: Path) -> None:
@@ -79,4 +79,20 @@ def test_whoever_saves_is_told_of_a_bad_loss_before(first: int) -> None:
     for step in range(10):
         watch.see(verdict(torch.tensor(1.0 if step < first else float("nan"))), step)
     with pytest.raises(RunStopped, match=f"not a finite number in step {first} "):
+        watch.check()
+
+
+@pytest.mark.usefixtures("numbers_come_late")
+def test_the_first_bad_gradient_of_the_first_bad_step_is_named_where_their_number_changes() -> None:
+    watch, one = Watch(None, "", every=10), torch.tensor(1.0)
+    for step in range(3):
+        watch.see(verdict(one, 1.0), step)
+    for step in range(3, 6):
+        watch.see(verdict(one, 1.0, 2.0 if step == 3 else torch.inf), step)
+    with pytest.raises(
+        RunStopped, match="the gradient of second was not a finite number, though the loss was, in step 4 "
+    ):
+        watch.check()
+    watch.see(verdict(one, torch.nan, torch.nan), 7)
+    with pytest.raises(RunStopped, match="the gradient of first and 1 other parameters was not"):
         watch.check()

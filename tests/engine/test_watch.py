@@ -18,9 +18,9 @@ from ssl_blocks.engine.checkpoints import (
     write_checkpoint,
 )
 from ssl_blocks.engine.fit import Record, fit as train_on
+from ssl_blocks.engine.gradients import finish_gradients
 from ssl_blocks.engine.loop import Loop
 from ssl_blocks.engine.replay import read_dump, replay_step
-from ssl_blocks.engine.watch import Verdict, bad_ones
 from ssl_blocks.testing import assert_no_wait
 from tests.engine.tape import FusedLoop, TapeLoop
 
@@ -127,8 +127,8 @@ def test_finishing_gradients_and_watching_them_waits_for_nothing() -> None:
 
     def step(model: nn.Module, x: Tensor, seen: Tensor) -> None:
         model(x).sum().backward()
-        verdict = Verdict.of(x.sum(), bad_ones(p.grad for p in model.parameters()), list(model.parameters()))
-        seen.copy_(torch.maximum(seen, verdict.is_bad()))
+        weights = list(model.parameters())
+        finish_gradients(weights, torch.stack([x.sum(), x.sum()]), sum_of=None, clip=1.0, halted=seen)
 
     assert_no_wait(step, model, torch.ones(3, 2), torch.zeros(()))
 
