@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_blocks.bounds import Channels, Count, Seed
+from ssl_blocks.bounds import Bytes, Channels, Count, Seed
 from ssl_blocks.code import import_named, is_code
 from ssl_blocks.data.adapters import CsvFiles, ZipImages, as_found, found_remark, read_arrays, read_datasets
 from ssl_blocks.data.arrays import Range, check_range
@@ -37,7 +37,7 @@ def load(
     max_test: Count | None = None,
     seed: Seed = 0,
     storage: Storage = "auto",
-    max_bytes: Count = 8 * 2**30,
+    max_bytes: Bytes = 8 * 2**30,
     corrupt: Corrupt = "error",
     value_range: Range | None = None,
 ) -> ImageData:

@@ -143,9 +143,16 @@ class Run(Generic[C]):
 
     def _export(self, folder: Path) -> None:
         objective, place = self.module.objective, folder / "encoder"
-        statistics = {"mean": self.data.mean, "std": self.data.std}
+        data = self.data
         clear_damaged(place)
-        export_encoder(objective.export_encoder(), place, tokenizer=objective.tokenizer, **statistics)
+        export_encoder(
+            objective.export_encoder(),
+            place,
+            tokenizer=objective.tokenizer,
+            mean=data.mean,
+            std=data.std,
+            value_range=data.value_range,
+        )
 
     def _fit(self, folder: Path, console: Console) -> None:
         # where weights are dealt out, every process has to help with scoring while training
