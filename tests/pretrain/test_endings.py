@@ -123,7 +123,13 @@ def test_a_killed_loader_ends_the_run_in_a_line(tmp_path: Path) -> None:
     for i in range(40):
         Image.new("L", (8, 8), 3 * i).save(tmp_path / "photos" / f"{i:02d}.png")
     photos = (f"--data.name=imagefolder:{tmp_path / 'photos'}", "--data.channels=1", "--optimizer.batch_size=4")
-    more = ("--data.storage=stream", "--data.workers=1", "--trainer.epochs=2", "--trainer.checkpoint_every=0.1")
+    more = (
+        "--data.storage=stream",
+        "--data.image_size=8",
+        "--data.workers=1",
+        "--trainer.epochs=2",
+        "--trainer.checkpoint_every=0.1",
+    )
 
     def kill(_: object) -> None:
         for child in multiprocessing.active_children():
