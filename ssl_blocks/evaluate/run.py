@@ -27,6 +27,7 @@ from ssl_blocks.evaluation.protocol import Protocol, Score
 from ssl_blocks.evaluation.protocols import PROTOCOLS
 from ssl_blocks.evaluation.sharing import Share, connected, share_of_torchrun
 from ssl_blocks.evaluation.subject import Subject, find_subject, run_of
+from ssl_blocks.files import check_output
 from ssl_blocks.program import VERSION
 from ssl_blocks.text import terminal
 
@@ -80,6 +81,9 @@ def run(wish: Wish, word: str, config: Any) -> None:
     """
     folder, share = run_of(word), share_of_torchrun()
     path = config.output or (None if folder is None else folder / "results.json")
+    if config.output is not None:
+        with section("output"):
+            check_output(config.output)
     if path is not None:
         read_results(path)  # refuses a file of something else
     setup = prepare(wish, word, config, terminal(stderr=True, quiet=share.rank > 0), share)

@@ -30,6 +30,7 @@ class PretrainModule(Task):
         config: sizes and rates.
     """
 
+    replay = "; --replay FILE does the step again, and tells where it went wrong"
     advice = "A smaller optimizer.base_lr, a longer warm-up, optimizer.clip_grad or trainer.precision=fp32 may help"
 
     def __init__(self, objective: Objective, data: ImageData, config: RunConfig) -> None:
@@ -179,6 +180,10 @@ class PretrainModule(Task):
             for name, value in vars(part).items()
             if isinstance(value, bool | int | float | str)
         )
+
+    def configuration(self) -> dict[str, Any]:
+        """The configuration, as ``config.yaml`` has it."""
+        return self.config.model_dump(mode="json")
 
     def facts(self) -> dict[str, Any]:
         """What images a run saw: schedule and statistics depend on them."""

@@ -23,8 +23,9 @@ def stage(console: Console, what: str, *, later: bool = False) -> Iterator[Calla
     def tell() -> None:
         console.print(f"{what}: {took:.1f} s", soft_wrap=True)
 
+    spinner = "line" if console.options.ascii_only else "dots"
     # a notebook would need widgets for it
-    with console.status(Text(f"{what} ...")) if console.is_terminal else nullcontext():
+    with console.status(Text(f"{what} ..."), spinner=spinner) if console.is_terminal else nullcontext():
         yield tell
     took = time.perf_counter() - began
     if not later:

@@ -1,6 +1,6 @@
 """One pretraining run from configuration to results: prepare everything, then fit."""
 
-import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +13,7 @@ from rich.console import Console
 from ssl_blocks.data import ImageData
 from ssl_blocks.encoders.card import write_card
 from ssl_blocks.encoders.hub import export_encoder
+from ssl_blocks.engine.bits import what_bits_depend_on
 from ssl_blocks.engine.checkpoints import check_checkpoint, list_checkpoints, read_checkpoint
 from ssl_blocks.engine.devices import choose_device
 from ssl_blocks.engine.lock import locked
@@ -20,10 +21,11 @@ from ssl_blocks.engine.parallel import Machine, count_processes
 from ssl_blocks.engine.rank import is_rank_zero
 from ssl_blocks.evaluation import FeatureQuality, Scores
 from ssl_blocks.files import TEMPORARY_SUFFIX, atomically
+from ssl_blocks.pretrain.complete import clear_damaged, missing_parts, seal, stored_scores, write_results
 from ssl_blocks.pretrain.module import PretrainModule
 from ssl_blocks.pretrain.recipe import Assemble, C, build
 from ssl_blocks.pretrain.report import print_report, stage
-from ssl_blocks.pretrain.resume import lengthen, starting_point
+from ssl_blocks.pretrain.resume import check_copy, lengthen, starting_point
 from ssl_blocks.pretrain.scoring import Sample, has_labels, measure_objective, num_scored
 from ssl_blocks.pretrain.state import begin_with
 from ssl_blocks.program import VERSION
@@ -104,7 +106,9 @@ class Run(Generic[C]):
         )
         loop = Loop(module, machine, folder=config.folder)
         if checkpoint is not None:
-            loop.continue_from(check_checkpoint(checkpoint), checkpoint)
+            content = check_checkpoint(checkpoint)
+            check_copy(config, content, checkpoint)
+            loop.continue_from(content, checkpoint)
         tell_of_loading()  # not before: a mistake is one line
         return cls(config, data, module, loop, machine, checkpoint, assemble)
 
@@ -117,12 +121,43 @@ class Run(Generic[C]):
         from ssl_blocks.engine.fit import ending_in_order
 
         folder, console = self.config.folder, terminal(quiet=not is_rank_zero())
-        if self.checkpoint is not None and (folder / "results.json").is_file() and not self.loop.steps_left:
+        trained = self.checkpoint is not None and not self.loop.steps_left
+        missing = missing_parts(folder, figures=self.config.trainer.figures) if trained else ["results"]
+        if not missing:
             console.print(f"{folder} is complete: nothing is left to do")
             return folder
         with ending_in_order(folder, advice=" (data.corrupt=skip would pass over it)"), locked(folder):
-            self._fit(folder, console)
+            if "results" in missing:
+                self._fit(folder, console)
+            elif is_rank_zero():
+                self._mend(folder, missing, console)
         return folder
+
+    def _mend(self, folder: Path, missing: list[str], console: Console) -> None:
+        """Make again what a trained run lacks, results apart."""
+        assert self.checkpoint is not None
+        console.print(f"{folder} lacks {', '.join(missing)}, made again", soft_wrap=True)
+        self._open(folder, console)
+        self.loop.load_state_dict(read_checkpoint(self.checkpoint)["state_dict"])
+        self._take_final_weights()
+        if "encoder" in missing:
+            self._export(folder)
+        write_card(folder)
+        wanted = self.config.trainer.figures
+        seal(folder, self._draw(folder, stored_scores(folder), console) if wanted else None)
+
+    def _export(self, folder: Path) -> None:
+        objective, place = self.module.objective, folder / "encoder"
+        data = self.data
+        clear_damaged(place)
+        export_encoder(
+            objective.export_encoder(),
+            place,
+            tokenizer=objective.tokenizer,
+            mean=data.mean,
+            std=data.std,
+            value_range=data.value_range,
+        )
 
     def _fit(self, folder: Path, console: Console) -> None:
         if is_rank_zero():
@@ -149,14 +184,7 @@ class Run(Generic[C]):
         objective, device, autocast_dtype = self.module.objective, self.machine.device, self.machine.autocast_dtype
         with stage(console, "measuring the objective"):
             measured = measure_objective(objective, images, device=str(device), autocast_dtype=autocast_dtype)
-        export_encoder(
-            objective.export_encoder(),
-            folder / "encoder",
-            tokenizer=objective.tokenizer,
-            mean=self.data.mean,
-            std=self.data.std,
-            value_range=self.data.value_range,
-        )
+        self._export(folder)
         results = {
             "recipe": self._recipe(),
             "seconds": round(self.loop.seconds, 1),
@@ -165,12 +193,13 @@ class Run(Generic[C]):
             "objective": measured,
             "skipped_images": [str(path) for path in self.data.skipped],
             "value_range": self.data.value_range,
+            "bits": what_bits_depend_on(self.machine),
         }
-        with atomically(folder / "results.json") as temporary:
-            temporary.write_text(json.dumps(results, indent=2) + "\n")
+        write_results(folder, results)
         write_card(folder)
         # last: what cannot be drawn must cost nothing
         figures = self._draw(folder, scores, console) if self.config.trainer.figures else []
+        seal(folder, figures if self.config.trainer.figures else None)
         seconds = self.loop.seconds
         print_report(console, self.config, scores, figures, seconds=seconds, quality=quality, measured=measured)
         if self.data.skipped:
@@ -234,6 +263,8 @@ class Run(Generic[C]):
     def _open(self, folder: Path, console: Console) -> None:
         for leftover in folder.rglob(f".*{TEMPORARY_SUFFIX}"):  # of a process that was killed while writing
             leftover.unlink(missing_ok=True)
+        for unfinished in folder.glob(".encoder.*.incomplete"):
+            shutil.rmtree(unfinished, ignore_errors=True)
         if not (folder / "config.yaml").is_file():
             with atomically(folder / "config.yaml") as temporary:
                 temporary.write_text(yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
