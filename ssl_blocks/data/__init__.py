@@ -9,7 +9,6 @@ if TYPE_CHECKING:
         ArrayImages as ArrayImages,
         CsvFiles as CsvFiles,
         DatasetImages as DatasetImages,
-        ZipImages as ZipImages,
     )
     from ssl_blocks.data.augment import (
         RandomResizedCropFlip as RandomResizedCropFlip,
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
         to_float as to_float,
     )
     from ssl_blocks.data.files import UnreadableImageError as UnreadableImageError
+    from ssl_blocks.data.hugging_face import HuggingFaceImages as HuggingFaceImages
     from ssl_blocks.data.loader import (
         RunSampler as RunSampler,
         share_of_cores as share_of_cores,

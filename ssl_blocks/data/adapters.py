@@ -1,9 +1,7 @@
-"""Data of other kinds as a `Source`: data sets of torch, arrays, tables of files, archives."""
+"""Data of other kinds as a `Source`: data sets of torch, arrays, tables of files."""
 
 import csv
-import os
 import threading
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +12,11 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ssl_blocks.data.files import SUFFIXES, Encoded, Raw
+from ssl_blocks.data.files import Raw
+from ssl_blocks.data.hugging_face import HuggingFaceImages, holds_files
 from ssl_blocks.data.items import Paths
 from ssl_blocks.data.protocol import Source
-from ssl_blocks.data.reading import Found, Listed
+from ssl_blocks.data.reading import Found, Listed, found_remark
 from ssl_blocks.files import at_home
 
 _ONE_AT_A_TIME = threading.Lock()  # data sets need not bear threads; processes have a lock each
@@ -159,75 +158,6 @@ class CsvFiles:
         return self.paths[index]
 
 
-class ZipImages:
-    """Images in a zip archive, read where they lie; folders are classes, as in ``imagefolder:``.
-
-    One folder around all others is passed through. Of several levels the first counts; images in no folder, of all or
-    some, have no label.
-
-    Args:
-        path: of the archive.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no zip archive, or holds no images.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = at_home(path)
-        if not self.path.is_file():
-            raise FileNotFoundError(f"zip:{self.path} must name a file")
-        if not zipfile.is_zipfile(self.path):
-            raise ValueError(f"zip:{self.path} must be a zip archive")
-        with zipfile.ZipFile(self.path) as archive:
-            names = [name for name in archive.namelist() if name.lower().endswith(SUFFIXES) and not _is_hidden(name)]
-        self.members = np.array(sorted(names))
-        if not names:
-            raise ValueError(f"zip:{self.path} must hold images ({', '.join(SUFFIXES)})")
-        parts = [str(name).split("/") for name in self.members]
-        while len({part[0] for part in parts}) == 1 and all(len(part) > 2 for part in parts):
-            parts = [part[1:] for part in parts]
-        labels, self.class_names = _by_name([part[0] if len(part) > 1 else "" for part in parts])
-        self.labels = labels if self.class_names else None
-        self._open: tuple[int, zipfile.ZipFile] | None = None
-
-    def __len__(self) -> int:
-        return len(self.members)
-
-    def __getitem__(self, index: int) -> Raw:
-        """An image."""
-        if self._open is None or self._open[0] != os.getpid():  # a file that processes share has one position
-            self._open = os.getpid(), zipfile.ZipFile(self.path)
-        name = str(self.members[index])
-        return Encoded(f"{self.path}/{name}", self._open[1].read(name))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_open": None}
-
-
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith((".", "__MACOSX", "@eaDir")) for part in name.split("/"))
-
-
-def read_datasets(path: str | Path) -> tuple[DatasetImages, DatasetImages] | DatasetImages:
-    """A data set of Hugging Face that lies on disk: with splits ``train`` and ``test`` (or ``validation``), or one."""
-    path = at_home(path)
-    if not path.is_dir():
-        raise FileNotFoundError(f"hf:{path} must name a folder that save_to_disk wrote")
-    try:
-        import datasets
-    except ImportError as error:
-        raise ValueError(f"hf:{path} needs the package datasets: install ssl_blocks[datasets]") from error
-    held = datasets.load_from_disk(str(path))
-    if not isinstance(held, datasets.DatasetDict):
-        return DatasetImages(held)
-    if "train" not in held:
-        raise ValueError(f"hf:{path} must have a split 'train', but has {sorted(held)}")
-    test = next((held[name] for name in ("test", "validation") if name in held), None)
-    train = DatasetImages(held["train"])
-    return train if test is None else (train, DatasetImages(test))
-
-
 def read_arrays(path: str | Path) -> ArrayImages:
     """Images of a ``.npy`` file, or ``images`` and ``labels`` of a ``.npz``."""
     path = at_home(path)
@@ -260,17 +190,13 @@ def as_found(data: Any) -> Found:
     )
 
 
-def found_remark(count: int, class_names: Sequence[str]) -> str:
-    """What was found, in words."""
-    classes = f" in {len(class_names):,} class{'es' * (len(class_names) > 1)}" if class_names else ""
-    return f"found {count:,} images{classes}"
-
-
 def _as_source(data: Any) -> Source:
     if isinstance(data, Source) and not isinstance(data[0], (tuple, Mapping)):
         return data
     if isinstance(data, (np.ndarray, Tensor)):
         return ArrayImages(data)
+    if holds_files(data):
+        return HuggingFaceImages(data)
     if hasattr(data, "__len__") and hasattr(data, "__getitem__") and not isinstance(data, (str, bytes, Mapping)):
         return DatasetImages(data)
     raise TypeError(

@@ -14,7 +14,8 @@ from torchvision.transforms.v2 import functional as TF
 from ssl_blocks.data.arrays import Range, range_of
 from ssl_blocks.data.files import UnreadableImageError, read_extremes, read_shape
 from ssl_blocks.data.items import Joined, Part, every, name_of
-from ssl_blocks.data.protocol import Items
+from ssl_blocks.data.layout import PassedOver
+from ssl_blocks.data.protocol import Items, Source
 from ssl_blocks.data.resample import fit_images
 from ssl_blocks.data.splits import Corrupt, FileSplit, ImageShape, ImageSplit, decode_files
 
@@ -46,6 +47,21 @@ class Found:
     class_names: tuple[str, ...]
     remarks: tuple[str, ...] = ()
     unread: tuple[Path, ...] = ()
+
+    @classmethod
+    def of(cls, train: Source, test: Source | None, passed: PassedOver) -> "Found":
+        """What an archive holds, and what in it is not read."""
+        parts = [None if part is None else Listed(part, part.labels) for part in (train, test)]
+        assert parts[0] is not None
+        count = len(train) + (0 if test is None else len(test))
+        return cls(parts[0], parts[1], train.class_names, (found_remark(count, train.class_names, passed),))
+
+
+def found_remark(count: int, class_names: Sequence[str], passed: PassedOver | None = None) -> str:
+    """What was found, in words."""
+    classes = f" in {len(class_names):,} class{'es' * (len(class_names) > 1)}" if class_names else ""
+    beside = f"; passed over {passed}" if passed is not None and passed.kinds else ""
+    return f"found {count:,} images{classes}{beside}"
 
 
 def as_pair(image_size: Size | None) -> tuple[int, int] | None:

@@ -10,14 +10,27 @@ import torch
 from torch import Tensor
 
 from ssl_blocks.code import import_named, is_code
-from ssl_blocks.data.adapters import CsvFiles, ZipImages, as_found, found_remark, read_arrays, read_datasets
+from ssl_blocks.data.adapters import CsvFiles, as_found, read_arrays
+from ssl_blocks.data.archives import read_shards, read_zip
 from ssl_blocks.data.arrays import Range, check_range
 from ssl_blocks.data.augment import channel_statistics
 from ssl_blocks.data.files import read_shape
 from ssl_blocks.data.generated import GENERATED, NUM_TEST, NUM_TRAIN
+from ssl_blocks.data.hugging_face import first_of_parquet, read_parquet, read_saved
 from ssl_blocks.data.imagefolder import list_folder
 from ssl_blocks.data.items import Paths, fingerprint
-from ssl_blocks.data.reading import Found, Listed, Size, SplitReader, Storage, as_pair, find_range, some_images
+from ssl_blocks.data.protocol import Items
+from ssl_blocks.data.reading import (
+    Found,
+    Listed,
+    Size,
+    SplitReader,
+    Storage,
+    as_pair,
+    find_range,
+    found_remark,
+    some_images,
+)
 from ssl_blocks.data.splits import Corrupt, ImageData, ImageShape, shuffled_ranks
 from ssl_blocks.files import at_home
 
@@ -105,10 +118,11 @@ def load(
         value_range, told = measured
         remarks += (told,)
     splits = SplitReader(size, channels, storage, max_bytes, corrupt, value_range).read(parts)
-    mean, std = channel_statistics(some_images(splits[0]))
+    seen = some_images(splits[0])
+    mean, std = channel_statistics(seen)
     test_split = splits[1] if len(splits) > 1 else None
     title = name if isinstance(name, str) else type(name).__name__
-    more = (mean, std, value_range, remarks, found.unread, fingerprint(parts[0].items))
+    more = (mean, std, value_range, remarks, found.unread, fingerprint(parts[0].items, seen))
     return ImageData(title, splits[0], test_split, found.class_names, *more)
 
 
@@ -126,7 +140,10 @@ def find_shape(
     if isinstance(name, str) and name in SHAPES:
         own = SHAPES[name]
         return ImageShape(channels or own.channels, *(size or (own.height, own.width)))
-    items = _find(name, at_home(root)).train.items
+    if str(name).startswith("parquet:"):
+        items: Tensor | Items = [first_of_parquet(name.partition(":")[2])]
+    else:
+        items = _find(name, at_home(root)).train.items
     if isinstance(items, Tensor):
         own = ImageShape(channels or items.shape[1], *items.shape[2:])
     else:
@@ -153,7 +170,7 @@ def register_source(name: str, find: Callable[[str], Any]) -> None:
     if name in SOURCES or name in KINDS:
         raise ValueError(f"name={name!r} must be another one: it is taken")
     if name.endswith(":"):
-        KINDS[name] = lambda rest: as_found(find(rest))
+        KINDS[name] = lambda rest, root: as_found(find(rest))
     else:
         SOURCES[name] = lambda root: as_found(find(""))
 
@@ -175,7 +192,7 @@ def _find(name: Any, root: Path) -> Found:
         if not rest:
             what = "folder" if kind == "imagefolder" else "file"
             raise ValueError(f"name={name!r} must name a {what}: {kind}:PATH")
-        return KINDS[kind + ":"](rest)
+        return KINDS[kind + ":"](rest, root)
     if colon and is_code(name):
         return as_found(import_named(name)())
     names = [*SOURCES, *(f"{kind}PATH" for kind in KINDS)]
@@ -255,16 +272,12 @@ def _imagenet(root: Path) -> Found:
 
 
 def _imagefolder(path: str) -> Found:
-    train, test, passed = list_folder(at_home(path))
-    count = len(train.files) + (0 if test is None else len(test.files))
-    beside = f"; passed over {passed}" if passed.kinds else ""
-    return Found(
-        Listed(Paths(train.files), train.labels),
-        None if test is None else Listed(Paths(test.files), test.labels),
-        train.class_names,
-        (found_remark(count, train.class_names) + beside,),
-        tuple(passed.dangling),
-    )
+    held = list_folder(at_home(path))
+    train, test = (None if part is None else Listed(Paths(held.of(part)), part.labels) for part in held[1:3])
+    assert train is not None
+    count = len(train.items) + (0 if test is None else len(test.items))
+    names = held.train.class_names
+    return Found(train, test, names, (found_remark(count, names, held.passed),), tuple(held.dangling))
 
 
 _TRAIN_AND_TEST = ({"train": True}, {"train": False})
@@ -277,12 +290,14 @@ SOURCES: dict[str, Callable[[Path], Found]] = {
     "imagenet": _imagenet,
     **{name: _generated(name) for name in GENERATED},
 }
-KINDS: dict[str, Callable[[str], Found]] = {
-    "imagefolder:": _imagefolder,
-    "csv:": lambda path: as_found(CsvFiles(path)),
-    "zip:": lambda path: as_found(ZipImages(path)),
-    "array:": lambda path: as_found(read_arrays(path)),
-    "hf:": lambda path: as_found(read_datasets(path)),
+KINDS: dict[str, Callable[[str, Path], Found]] = {
+    "imagefolder:": lambda path, root: _imagefolder(path),
+    "csv:": lambda path, root: as_found(CsvFiles(path)),
+    "zip:": lambda path, root: read_zip(path),
+    "shards:": lambda pattern, root: read_shards(pattern, root),
+    "parquet:": lambda pattern, root: as_found(read_parquet(pattern, root)),
+    "array:": lambda path, root: as_found(read_arrays(path)),
+    "hf:": lambda path, root: as_found(read_saved(path)),
 }
 SHAPES = {
     "digits": ImageShape(1, 8, 8),

@@ -163,7 +163,7 @@ class ImageData:
         value_range: which values of the source are 0 and 1 on that scale; ``None``: those of 8 bits.
         remarks: what was found, in words.
         unread: files that were found, and could not be read.
-        fingerprint: of names and sizes of the training images' files; ``None``: they are in none.
+        fingerprint: of the training images: names and sizes of their files, or what they look like; ``None``: unknown.
     """
 
     name: str

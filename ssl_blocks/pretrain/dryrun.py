@@ -181,12 +181,12 @@ def _num_images(config: RunConfig) -> int | None:
     found = NUM_IMAGES.get(name)
     if name.startswith("imagefolder:"):
         try:
-            train, test, _ = list_folder(at_home(name.partition(":")[2]))
+            held = list_folder(at_home(name.partition(":")[2]))
         except (OSError, ValueError):
             return None
-        if test is None and train.labels is not None:
+        if held.test is None and held.train.labels is not None:
             return None  # some of them will be held out
-        found = len(train.files)
+        found = len(held.train.places)
     return found if found is None or most is None else min(found, most)
 
 

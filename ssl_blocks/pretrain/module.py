@@ -189,7 +189,7 @@ class PretrainModule(Task):
         """What images a run saw: schedule and statistics depend on them."""
         data = self.data
         numbers = {"training images": len(data.train), "their mean": list(data.mean), "their std": list(data.std)}
-        return numbers | {"fingerprint of their names and sizes": data.fingerprint}
+        return numbers | {"their fingerprint": data.fingerprint}
 
 
 def reached(loss: Tensor) -> set[int]:

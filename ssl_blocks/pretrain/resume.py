@@ -36,7 +36,7 @@ FREE = {
     "trainer.checkpoint_every",
     "trainer.keep_checkpoints",
 }
-FILES = {"imagefolder", "csv", "zip", "array"}  # sources that are named by where they lie
+FILES = {"imagefolder", "csv", "zip", "shards", "parquet", "array"}  # sources that are named by where they lie
 
 
 def starting_point(config: RunConfig, resume: Path | bool | None) -> Path | None:
