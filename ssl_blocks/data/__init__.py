@@ -44,5 +44,6 @@ if TYPE_CHECKING:
         ImageShape as ImageShape,
         ImageSplit as ImageSplit,
     )
+    from ssl_blocks.data.streams import StreamImages as StreamImages
 else:
     __getattr__, __dir__ = lazily(__name__, __file__)

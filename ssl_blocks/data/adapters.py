@@ -16,7 +16,8 @@ from ssl_blocks.data.files import Raw
 from ssl_blocks.data.hugging_face import HuggingFaceImages, holds_files
 from ssl_blocks.data.items import Paths
 from ssl_blocks.data.protocol import Source
-from ssl_blocks.data.reading import Found, Listed, found_remark
+from ssl_blocks.data.reading import Found, Listed, Storage, found_remark
+from ssl_blocks.data.streams import IMAGES, LABELS, StreamImages, image_in, is_stream, place_of
 from ssl_blocks.files import at_home
 
 _ONE_AT_A_TIME = threading.Lock()  # data sets need not bear threads; processes have a lock each
@@ -51,9 +52,9 @@ class DatasetImages:
         if not len(dataset):
             raise ValueError("dataset must hold at least one image, but is empty")
         self.dataset, first = dataset, dataset[0]
-        self.image = _place(first, ("image", "img", "pixel_values"), 0) if image is None else image
+        self.image = place_of(first, IMAGES, 0) if image is None else image
         if label == "auto":
-            label = _place(first, ("label", "labels", "target"), 1)
+            label = place_of(first, LABELS, 1)
         if labels is None and label is not None:
             labels = next((getattr(dataset, n) for n in ("targets", "labels") if hasattr(dataset, n)), None)
             if hasattr(dataset, "column_names"):  # of Hugging Face
@@ -72,19 +73,7 @@ class DatasetImages:
         """An image."""
         with _ONE_AT_A_TIME:
             item = self.dataset[index]
-        image: Raw = item if self.image is None else item[self.image]
-        return Path(image) if isinstance(image, str) else image
-
-
-def _place(item: Any, keys: Sequence[str], position: int) -> int | str | None:
-    if isinstance(item, Mapping):
-        found = next((key for key in keys if key in item), None)
-        if found is None and position == 0:
-            raise ValueError(f"image must name one of the data set's fields {sorted(map(str, item))}")
-        return found
-    if isinstance(item, (tuple, list)):
-        return position if position < len(item) else None
-    return None
+        return image_in(item, self.image)
 
 
 class ArrayImages:
@@ -181,16 +170,17 @@ def as_found(data: Any) -> Found:
         return data
     train, test = data if isinstance(data, tuple) and len(data) == 2 else (data, None)
     source, held_out = _as_source(train), None if test is None else _as_source(test)
-    count = len(source) + (0 if held_out is None else len(held_out))
-    return Found(
-        _listed(source),
-        None if held_out is None else _listed(held_out),
-        source.class_names,
-        (found_remark(count, source.class_names),),
-    )
+    remark = () if StreamImages in (type(source), type(held_out)) else (_remark(source, held_out),)
+    return Found(_listed(source), None if held_out is None else _listed(held_out), source.class_names, remark)
+
+
+def _remark(source: Source, held_out: Source | None) -> str:
+    return found_remark(len(source) + (0 if held_out is None else len(held_out)), source.class_names)
 
 
 def _as_source(data: Any) -> Source:
+    if is_stream(data) or (callable(data) and not hasattr(data, "__getitem__")):
+        return StreamImages(data)
     if isinstance(data, Source) and not isinstance(data[0], (tuple, Mapping)):
         return data
     if isinstance(data, (np.ndarray, Tensor)):
@@ -200,9 +190,48 @@ def _as_source(data: Any) -> Source:
     if hasattr(data, "__len__") and hasattr(data, "__getitem__") and not isinstance(data, (str, bytes, Mapping)):
         return DatasetImages(data)
     raise TypeError(
-        f"data of type {type(data).__name__} must be a Source, a map-style data set, an array or tensor of images, or "
-        "two of these to train and to test on"
+        f"data of type {type(data).__name__} must be a Source, a data set, an array, a tensor, an iterable of images, "
+        "or two of these to train and to test on"
     )
+
+
+def hold_streams(found: Found, *, storage: Storage, max_bytes: int, most: int | None, decoded: int | None) -> Found:
+    """Read streams into memory that are to lie there: those to test on, and others but for ``storage="stream"``.
+
+    Args:
+        found: streams, or anything else.
+        storage: ``"auto"``: a stream stays one if its images, decoded, are known to need more than ``max_bytes``.
+        max_bytes: see `StreamImages.items`.
+        most: images of train.
+        decoded: bytes of an image; ``None``: not known.
+    """
+
+    def held(part: Listed | None, *, stays: bool) -> tuple[Listed | None, tuple[str, ...]]:
+        if part is None or not isinstance(part.items, StreamImages):
+            return part, ()
+        stream = part.items
+        if stays:
+            return Listed(stream.limited(most), None), stream.class_names
+        source = DatasetImages(
+            stream.items(max_bytes), image=stream.image, label=stream.label, class_names=stream.class_names or None
+        )
+        return Listed(source, source.labels), source.class_names
+
+    stream, tests = found.train.items, None if found.test is None else found.test.items
+    if not isinstance(stream, StreamImages) and not isinstance(tests, StreamImages):
+        return found
+    stays = isinstance(stream, StreamImages) and (
+        storage == "stream" or (storage == "auto" and _needs(stream.limited(most), decoded) > max_bytes)
+    )
+    train, names = held(found.train, stays=stays)
+    test, _ = held(found.test, stays=False)
+    assert train is not None
+    count = len(train.items) + (0 if test is None else len(test.items))
+    return Found(train, test, names or found.class_names, (found_remark(count, names or found.class_names),))
+
+
+def _needs(stream: StreamImages, decoded: int | None) -> int:
+    return 0 if stream.count is None or decoded is None else stream.count * decoded
 
 
 def _listed(source: Source) -> Listed:

@@ -18,6 +18,7 @@ from ssl_blocks.data.layout import PassedOver
 from ssl_blocks.data.protocol import Items, Source
 from ssl_blocks.data.resample import fit_images
 from ssl_blocks.data.splits import Corrupt, FileSplit, ImageShape, ImageSplit, decode_files
+from ssl_blocks.data.streams import StreamImages
 
 CHUNK = 1024  # images resized at a time
 NUM_FOR_STATISTICS = 2000  # images of streamed data
@@ -82,6 +83,9 @@ class SplitReader:
 
     def read(self, parts: Sequence[Listed]) -> list[ImageSplit | FileSplit]:
         """Make a split of every part."""
+        if parts and isinstance(stream := parts[0].items, StreamImages):
+            shape = self._first_shape(looked_at(stream))
+            return [self._stream(parts[0], shape), *self.read(parts[1:])]
         count = sum(len(part.items) for part in parts)
         listed = [part.items for part in parts if not isinstance(part.items, Tensor)]
         if not listed:
@@ -175,7 +179,7 @@ def find_range(part: Listed, channels: int | None) -> tuple[Range, str] | None:
     """
     if isinstance(part.items, Tensor):
         return None
-    items = part.items
+    items = looked_at(part.items)
 
     def look(place: int) -> tuple[np.dtype[Any], Range | None] | None:
         try:
@@ -199,8 +203,15 @@ def find_range(part: Listed, channels: int | None) -> tuple[Range, str] | None:
     return (low, high), told
 
 
+def looked_at(items: Items) -> Items:
+    """What is looked at for statistics: of a stream the beginning, for it is read from there."""
+    return items.first(NUM_FOR_STATISTICS) if isinstance(items, StreamImages) else items
+
+
 def some_images(split: ImageSplit | FileSplit) -> Tensor:
     """Images for statistics: all that are in memory, or an even choice of those that are not."""
     if isinstance(split, ImageSplit):
         return split.images
-    return split.read(torch.tensor(every(len(split), NUM_FOR_STATISTICS)))
+    count = len(split)
+    some = range(min(count, NUM_FOR_STATISTICS)) if split.is_stream else every(count, NUM_FOR_STATISTICS)
+    return split.read(torch.tensor(some))

@@ -1,7 +1,7 @@
 """Data sets by name."""
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ssl_blocks.code import import_named, is_code
-from ssl_blocks.data.adapters import CsvFiles, as_found, read_arrays
+from ssl_blocks.data.adapters import CsvFiles, as_found, hold_streams, read_arrays
 from ssl_blocks.data.archives import read_shards, read_zip
 from ssl_blocks.data.arrays import Range, check_range
 from ssl_blocks.data.augment import channel_statistics
@@ -102,7 +102,10 @@ def load(
     size = as_pair(image_size)
     _check_numbers(image_size=size, channels=channels, max_train=max_train, max_test=max_test)
     check_range(value_range)
-    found = _find(name, at_home(root))
+    decoded = None if size is None else (channels or 3) * size[0] * size[1] * (1 if value_range is None else 2)
+    found = hold_streams(
+        _find(name, at_home(root)), storage=storage, max_bytes=max_bytes, most=max_train, decoded=decoded
+    )
     train, test = found.train, found.test
     if value_range is not None and isinstance(train.items, Tensor):
         raise ValueError(f"value_range={value_range} must be None for images of 8 bits in memory")
@@ -194,7 +197,9 @@ def _find(name: Any, root: Path) -> Found:
             raise ValueError(f"name={name!r} must name a {what}: {kind}:PATH")
         return KINDS[kind + ":"](rest, root)
     if colon and is_code(name):
-        return as_found(import_named(name)())
+        make = import_named(name)
+        made = make()
+        return as_found(make if isinstance(made, Iterator) else made)  # what is read once only is made again and again
     names = [*SOURCES, *(f"{kind}PATH" for kind in KINDS)]
     nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
     raise ValueError(f"name={name!r} must be one of {', '.join(names)}, or MODULE:FUNCTION; did you mean {nearest!r}?")

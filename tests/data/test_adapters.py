@@ -175,7 +175,7 @@ def test_labels_of_a_table_may_be_missing_or_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda: as_found(3), "data of type int must be a Source"),
+        (lambda: as_found(3), "data of type int must be a Source, a data set"),
         (lambda: as_found({"a": 1}), "data of type dict must be a Source"),
         (lambda: ArrayImages(np.zeros((3, 4))), r"images of shape \(3, 4\) must be"),
         (lambda: ArrayImages(PIXELS, LABELS[:5]), r"labels of .* must be one whole number for each of 12"),
