@@ -37,7 +37,12 @@ if TYPE_CHECKING:
         ShapeImages as ShapeImages,
         ShapeScene as ShapeScene,
     )
-    from ssl_blocks.data.sources import find_shape as find_shape, load as load, register_source as register_source
+    from ssl_blocks.data.sources import (
+        IN_CODE as IN_CODE,
+        find_shape as find_shape,
+        load as load,
+        register_source as register_source,
+    )
     from ssl_blocks.data.splits import (
         FileSplit as FileSplit,
         ImageData as ImageData,

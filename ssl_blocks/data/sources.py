@@ -35,6 +35,7 @@ from ssl_blocks.data.splits import Corrupt, ImageData, ImageShape, shuffled_rank
 from ssl_blocks.files import at_home
 
 HELD_OUT_SHARE = 0.1
+IN_CODE = "in-code"  # the name of data that a run was given in code
 
 
 def load(
@@ -188,6 +189,11 @@ def _check_numbers(**numbers: int | tuple[int, int] | None) -> None:
 def _find(name: Any, root: Path) -> Found:
     if not isinstance(name, str):
         return as_found(name)
+    if name == IN_CODE:
+        raise ValueError(
+            f"name={name!r} says that the run was given its data in code: give it there again, as in "
+            "Run.prepare(config, assemble, data=...), or name it here"
+        )
     if name in SOURCES:
         return SOURCES[name](root)
     kind, colon, rest = name.partition(":")

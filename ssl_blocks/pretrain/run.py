@@ -20,7 +20,7 @@ from ssl_blocks.engine.rank import is_rank_zero
 from ssl_blocks.evaluation import Scores
 from ssl_blocks.files import TEMPORARY_SUFFIX, atomically
 from ssl_blocks.pretrain.module import PretrainModule
-from ssl_blocks.pretrain.recipe import Assemble, C, build
+from ssl_blocks.pretrain.recipe import Assemble, C, build, with_data_in_code
 from ssl_blocks.pretrain.report import print_report, stage
 from ssl_blocks.pretrain.resume import starting_point
 from ssl_blocks.pretrain.scoring import Sample, has_labels, measure_objective, num_scored
@@ -57,12 +57,17 @@ class Run(Generic[C]):
     assemble: Assemble[C]
 
     @classmethod
-    def prepare(cls, config: C, assemble: Assemble[C], *, resume: Path | bool | None = None) -> "Run[C]":
+    def prepare(
+        cls, config: C, assemble: Assemble[C], *, data: Any = None, resume: Path | bool | None = None
+    ) -> "Run[C]":
         """Load data, assemble the objective, and try all of it once on two images.
 
         Args:
             config: the recipe's configuration.
             assemble: builds the objective for the data.
+            data: in place of ``config.data.name``: what `ssl_blocks.data.load` takes (a data set of torch, an array, a
+                tensor, an iterable, a `Source`, or two of these, to train and to test on), or an `ImageData`. A run
+                that goes on is given the same data again.
             resume: ``None`` begins a run; ``True`` goes on with it where its folder exists; a path goes on with
                 that run, or from that checkpoint.
 
@@ -72,6 +77,8 @@ class Run(Generic[C]):
             ValueError: if data or parts do not fit, or the checkpoint is damaged or another run's.
             TypeError: if the encoder cannot be kept causal.
         """
+        if data is not None:
+            config = with_data_in_code(config)
         processes = count_processes(config.trainer, config.optimizer)
         if not is_rank_zero() and resume is None:
             resume = True  # the first process has looked, and may have begun to write
@@ -79,8 +86,8 @@ class Run(Generic[C]):
         device, autocast_dtype = choose_device(config.trainer.device, config.trainer.precision, section="trainer.")
         console = terminal(quiet=not is_rank_zero())
         with stage(console, "loading the data", later=True) as tell_of_loading:
-            data = config.load_data()
-        module = PretrainModule(build(config, assemble, data), data, config)
+            images = config.load_data() if data is None else config.load_given(data)
+        module = PretrainModule(build(config, assemble, images), images, config)
         module.check()
         from ssl_blocks.engine.loop import Loop  # Lightning takes seconds to load: mistakes are told before
 
@@ -97,7 +104,7 @@ class Run(Generic[C]):
         if checkpoint is not None:
             loop.continue_from(check_checkpoint(checkpoint), checkpoint)
         tell_of_loading()  # not before: a mistake is one line
-        return cls(config, data, module, loop, machine, checkpoint, assemble)
+        return cls(config, images, module, loop, machine, checkpoint, assemble)
 
     def fit(self) -> Path:
         """Train, score, export the encoder and draw figures; return the run's folder.
