@@ -1,7 +1,9 @@
 """Data of other kinds as a `Source`: data sets of torch, arrays, tables of files."""
 
 import csv
+import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import ConcatDataset, Subset
 
 from ssl_blocks.data.files import Raw
 from ssl_blocks.data.hugging_face import HuggingFaceImages, holds_files
@@ -20,6 +23,7 @@ from ssl_blocks.data.reading import Found, Listed, Storage, found_remark
 from ssl_blocks.data.streams import IMAGES, LABELS, StreamImages, image_in, is_stream, place_of
 from ssl_blocks.files import at_home
 
+TELL_EVERY = 10.0  # seconds
 _ONE_AT_A_TIME = threading.Lock()  # data sets need not bear threads; processes have a lock each
 
 
@@ -31,7 +35,8 @@ class DatasetImages:
             ``[H, W, C]``, or a tensor ``[C, H, W]``.
         image: place or key of the image in an item.
         label: place or key of the label; ``None`` leaves labels out.
-        labels: ``[N]``; ``None`` takes the data set's ``targets`` or ``labels``, and else reads every item once.
+        labels: ``[N]``; ``None`` takes the data set's ``targets`` or ``labels``, and else reads every item once, which
+            is told on the way.
         class_names: by label; ``None`` takes the data set's ``classes``, if it has them.
 
     Examples:
@@ -56,15 +61,11 @@ class DatasetImages:
         if label == "auto":
             label = place_of(first, LABELS, 1)
         if labels is None and label is not None:
-            labels = next((getattr(dataset, n) for n in ("targets", "labels") if hasattr(dataset, n)), None)
-            if hasattr(dataset, "column_names"):  # of Hugging Face
-                labels = list(dataset[label])
-                class_names = getattr(dataset.features[label], "names", None) if class_names is None else class_names
+            labels = told_labels(dataset)
             if labels is None or len(labels) != len(dataset):
-                labels = [dataset[i][label] for i in range(len(dataset))]
+                labels = _read_labels(dataset, label)
         self.labels = None if labels is None else _as_labels(labels, len(dataset))
-        names = getattr(dataset, "classes", ()) if class_names is None else class_names
-        self.class_names = _class_names(self.labels, names)
+        self.class_names = _class_names(self.labels, _told_names(dataset) if class_names is None else class_names)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -74,6 +75,36 @@ class DatasetImages:
         with _ONE_AT_A_TIME:
             item = self.dataset[index]
         return image_in(item, self.image)
+
+
+def told_labels(dataset: Any) -> Any:
+    """Labels that a data set tells without reading its items, also inside ``Subset`` and ``ConcatDataset``; or none."""
+    if isinstance(dataset, Subset):
+        whole = told_labels(dataset.dataset)
+        return None if whole is None else np.asarray(whole)[np.asarray(dataset.indices)]
+    if isinstance(dataset, ConcatDataset):
+        parts = [told_labels(part) for part in dataset.datasets]
+        return None if any(part is None for part in parts) else np.concatenate([np.asarray(part) for part in parts])
+    return next((getattr(dataset, name) for name in ("targets", "labels") if hasattr(dataset, name)), None)
+
+
+def _told_names(dataset: Any) -> Sequence[str]:
+    while isinstance(dataset, (Subset, ConcatDataset)):
+        dataset = dataset.dataset if isinstance(dataset, Subset) else dataset.datasets[0]
+    return getattr(dataset, "classes", ())
+
+
+def _read_labels(dataset: Any, label: int | str) -> list[Any]:
+    """Labels out of items that have to be read, and as a rule decoded, for them; what takes long is told."""
+    count, told = len(dataset), time.monotonic()
+    labels = []
+    for i in range(count):
+        if time.monotonic() - told > TELL_EVERY:
+            told = time.monotonic()
+            more = f"{i:,} of {count:,} (DatasetImages(dataset, labels=...) or a dataset with targets spares it)"
+            print(f"reading every item for its label: {more}", file=sys.stderr, flush=True)
+        labels.append(dataset[i][label])
+    return labels
 
 
 class ArrayImages:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from ssl_blocks.data import (
     ArrayImages,
@@ -18,6 +18,7 @@ from ssl_blocks.data import (
     DatasetImages,
     RandomResizedCropFlip,
     Source,
+    adapters,
     load,
     register_source,
     train_loader,
@@ -203,3 +204,34 @@ def test_hugging_face(tmp_path: Path) -> None:
     data = load(f"hf:{tmp_path}/set")
     assert data.class_names == ("cat", "dog", "emu")
     assert everything(data) == everything(load(ArrayImages(PIXELS, LABELS)))
+
+
+class Told(Pairs):
+    """Knows its labels and classes without its items being read."""
+
+    targets = LABELS
+    classes = ("cat", "dog", "emu")
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        self.read = [*getattr(self, "read", []), index]
+        return super().__getitem__(index)
+
+
+def test_labels_that_a_data_set_tells_are_not_read_out_of_its_items() -> None:
+    told = Told()
+    wrapped = ConcatDataset([Subset(told, [3, 4, 5]), Subset(Subset(told, range(6, 12)), [1, 2])])
+    source = DatasetImages(wrapped)
+    assert source.labels is not None
+    assert source.labels.tolist() == [LABELS[i] for i in (3, 4, 5, 7, 8)]
+    assert source.class_names == ("cat", "dog", "emu")
+    assert told.read == [3]  # to see what an item looks like
+
+
+def test_reading_items_for_their_labels_is_told_where_it_takes_long(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    DatasetImages(Pairs())
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(adapters, "TELL_EVERY", -1.0)
+    DatasetImages(Pairs())
+    assert "reading every item for its label: 5 of 12 (DatasetImages(dataset, labels=...)" in capsys.readouterr().err

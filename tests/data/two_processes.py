@@ -1,4 +1,4 @@
-"""Load shards and a stream in as many processes as torchrun started, from two steps on; run by tests/two_processes.py."""
+"""Load shards and a stream in as many processes as there are, from two steps on; run by tests/two_processes.py."""
 
 from pathlib import Path
 
