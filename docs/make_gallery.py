@@ -12,9 +12,12 @@ import yaml
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "examples" / "gallery"
 PAGE = Path(__file__).with_name("gallery.md")
+PAPERS = Path(__file__).with_name("papers.md")
 RESULTS = FOLDER / "results.yaml"
 NO_METHOD = ("run",)
 MARKED = re.compile(r"<!-- (\w+) -->.*?<!-- end -->", re.DOTALL)
+LINKED = re.compile(r"\[([^\]]+)\]\((https?://[^)]+)\)")
+QUOTED = re.compile(r'"([^"]+)"')
 FIELD = re.compile(r"^(Paper|Idea|What|Where|Who|New|Command) +(\S.*)$")
 
 
@@ -111,11 +114,17 @@ def measured() -> str:
     return f"Measured {results['date']} on {results['hardware']}: `{results['command']}`. {results['note']}"
 
 
+def linked(papers: str) -> str:
+    """What a header says of its papers, with links where docs/papers.md has them."""
+    links = dict(LINKED.findall(PAPERS.read_text()))
+    return QUOTED.sub(lambda m: f"[{m[1]}]({links[m[1]]})" if m[1] in links else m[0], papers)
+
+
 def sections() -> str:
     """A section a method, which shows its file."""
     return "\n\n".join(
         f"## {(fields := header(file.read_text()))['title']} {{#{name}}}\n\n{fields['Idea']}\n\n"
-        f'New: {fields["New"]}.\n\n```python title="examples/gallery/{name}.py"\n'
+        f'Paper: {linked(fields["Paper"])}.\n\nNew: {fields["New"]}.\n\n```python title="examples/gallery/{name}.py"\n'
         f'--8<-- "examples/gallery/{name}.py"\n```'
         for name, file in files().items()
     )

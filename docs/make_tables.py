@@ -7,28 +7,31 @@ from typing import Any
 
 import yaml
 
+from ssl_blocks.cli.arguments import kind_of, sub_models
 from ssl_blocks.recipes import RECIPES
 
 PAGE = Path(__file__).with_name("recipes.md")
 PRESETS = {name: file for recipe in RECIPES.values() for name, file in recipe.preset_files().items()}
+OF_KINDS = re.compile(r"<!-- kinds -->.*?<!-- end -->", re.DOTALL)
+KINDS = ("vit", "torchvision", "transformers", "map", "original")
 TABLE = re.compile(r"<!-- table ([\w ]+) -->.*?<!-- end -->", re.DOTALL)
 ROWS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "data": lambda c: c["data"]["name"].partition(":")[0],
     "image size": lambda c: c["data"].get("image_size", "own"),
-    "patch": lambda c: c["encoder"].get("patch_size", "the model's" if "crops" in c else None),
+    "patch": lambda c: c["encoder"].get(
+        "patch_size", "the model's" if "crops" in c or "name" in c["encoder"] else None
+    ),
     "grid": lambda c: c.get("grid"),
     "crop": lambda c: c.get("crop"),
-    "encoder (depth × width × heads)": lambda c: (
-        None
-        if "crops" in c
-        else " × ".join(str(c["encoder"].get(k, "a patch's values")) for k in ("depth", "width", "heads"))
-    ),
+    "encoder (depth × width × heads)": lambda c: None if "crops" in c else _layers(c["encoder"]),
     "encoder (stages; width)": lambda c: _stages(c["encoder"]) if "crops" in c else None,
     "small crops": lambda c: f"{c['crops']['num_local']} of {c['crops']['local_size']} px" if "crops" in c else None,
     "classes of the heads": lambda c: c["head"]["out_dim"] if "crops" in c else None,
     "region weight": lambda c: c.get("region_weight", 0.5) if "crops" in c else None,
     "decoder (depth × width × heads)": lambda c: (
-        " × ".join(str(c["decoder"].get(k, c["encoder"]["width"])) for k in ("depth", "width", "heads"))
+        " × ".join(
+            str(c["decoder"].get(k, c["encoder"].get("width", "the encoder's"))) for k in ("depth", "width", "heads")
+        )
         if "decoder" in c
         else None
     ),
@@ -47,6 +50,12 @@ ROWS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "warm-up epochs": lambda c: c["optimizer"]["warmup_epochs"],
     "epochs": lambda c: c["trainer"]["epochs"],
 }
+
+
+def _layers(encoder: dict[str, Any]) -> str:
+    if "depth" not in encoder:
+        return f"`{encoder['name']}`"
+    return " × ".join(str(encoder.get(size, "a patch's values")) for size in ("depth", "width", "heads"))
 
 
 def _stages(encoder: dict[str, Any]) -> str:
@@ -71,11 +80,25 @@ def table(names: Sequence[str]) -> str:
     lines = [["", *(name.partition("_")[2] for name in names)], ["---"] * (len(names) + 1)]
     rows = {row: [read(preset) for preset in presets] for row, read in ROWS.items()}
     lines += [[row, *map(str, values)] for row, values in rows.items() if any(value is not None for value in values)]
+    return _written(lines)
+
+
+def kinds() -> str:
+    """Which recipe trains which kind of encoder."""
+    lines = [["recipe", *KINDS], ["---"] * (1 + len(KINDS))]
+    for name, recipe in RECIPES.items():
+        trained = {kind_of(model) for model in sub_models(recipe.config.model_fields["encoder"])}
+        lines.append([name, *("yes" if kind in trained else "no" for kind in KINDS)])
+    return _written(lines)
+
+
+def _written(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def updated(text: str) -> str:
     """The page with its tables made anew."""
+    text = OF_KINDS.sub(lambda _: f"<!-- kinds -->\n\n{kinds()}\n\n<!-- end -->", text)
     return TABLE.sub(lambda m: f"<!-- table {m[1]} -->\n\n{table(m[1].split())}\n\n<!-- end -->", text)
 
 

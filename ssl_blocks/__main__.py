@@ -1,4 +1,4 @@
-"""The command ``ssl-blocks``: a recipe by name, or the evaluation of an encoder."""
+"""The command ``ssl-blocks``: a recipe by name, evaluation, and what is done with a finished run."""
 
 import sys
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from ssl_blocks import evaluate
 from ssl_blocks.cli import main as run_recipe
 from ssl_blocks.cli.arguments import closest_word
 from ssl_blocks.cli.command import WRONG_WISH, fail
+from ssl_blocks.deploy.cli import COMMANDS, main as run_command
 from ssl_blocks.engine.rank import is_rank_zero
 from ssl_blocks.program import as_typed
 from ssl_blocks.recipes import RECIPES
@@ -30,7 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return evaluate.main(rest, program=program)
     if name in RECIPES:
         return run_recipe(RECIPES[name], rest, program=program)
-    names = [*RECIPES, EVALUATE]
+    if name in COMMANDS:
+        return run_command(COMMANDS[name], rest, program=program)
+    names = [*RECIPES, EVALUATE, *COMMANDS]
     near = closest_word(name, names)
     hint = f"did you mean {near}? " if near else ""
     return fail(ValueError(f"{name!r} is no command; {hint}commands: {', '.join(names)}"), WRONG_WISH)
@@ -40,6 +43,7 @@ def help_text() -> str:
     """List the commands."""
     meanings = {name: recipe.title for name, recipe in RECIPES.items()}
     meanings[EVALUATE] = "What an encoder is worth: nearest neighbours, probes, few labels, fine-tuning, segmentation."
+    meanings |= {command.name: command.title for command in COMMANDS.values()}
     width = max(map(len, meanings)) + 2
     lines = [f"  {name.ljust(width)}{meaning}" for name, meaning in meanings.items()]
     program = as_typed()

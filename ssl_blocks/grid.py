@@ -8,9 +8,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ssl_blocks.doors import checked
+
 MOST_TOKENS = 2**31 - 1
 
 
+@checked
 @dataclass(frozen=True, init=False, repr=False)
 class Grid:
     """Tokens along every axis: height and width of an image, depth, height and width of a volume, length of a signal.
@@ -89,6 +92,7 @@ class Grid:
         return f"Grid({', '.join(map(str, self.sizes))})"
 
 
+@checked
 def axis_names(ndim: int) -> tuple[str, ...]:
     """What errors call the axes: height and width of an image, else their numbers."""
     return ("height", "width") if ndim == 2 else tuple(f"axis {number}" for number in range(ndim))

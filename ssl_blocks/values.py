@@ -7,9 +7,12 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from ssl_blocks.bounds import Count, Whole
+from ssl_blocks.doors import checked
 from ssl_blocks.grid import Grid
 
 
+@checked
 def gather_tokens(x: Shaped[Tensor, "b n *rest"], index: Int[Tensor, "b m"]) -> Shaped[Tensor, "b m *rest"]:
     """Pick tokens by position, per image.
 
@@ -28,6 +31,7 @@ def gather_tokens(x: Shaped[Tensor, "b n *rest"], index: Int[Tensor, "b m"]) -> 
     return x.gather(1, index.reshape(*index.shape, *[1] * (x.ndim - 2)).expand(shape))
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Segments:
     """Which segment every position belongs to, per level of a hierarchy.
@@ -48,15 +52,12 @@ class Segments:
     """
 
     levels: tuple[Int[Tensor, "b n"], ...]
-    counts: tuple[int, ...]
-    step_sizes: tuple[int, ...] | None = None
+    counts: tuple[Count, ...]
+    step_sizes: tuple[Whole, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.levels or len(self.levels) != len(self.counts):
             raise ValueError(f"counts={self.counts} must name one count for each of the {len(self.levels)} levels")
-        shapes = {tuple(level.shape) for level in self.levels}
-        if len(shapes) > 1:
-            raise ValueError(f"levels must share one shape [B, N], got {sorted(shapes)}")
         if self.step_sizes is not None and sum(self.step_sizes) != self.num_tokens:
             raise ValueError(f"step_sizes={self.step_sizes} must add up to the {self.num_tokens} tokens of an image")
 
@@ -93,6 +94,7 @@ class Segments:
             raise ValueError(f"step_sizes={expected} must be the sizes in every image, but these are {sizes.tolist()}")
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Serialization:
     """A reading order of the tokens and the decoding step of each.
@@ -112,7 +114,11 @@ class Serialization:
 
     order: Int[Tensor, "b n"]
     step: Int[Tensor, "b n"]
-    step_sizes: tuple[int, ...] | None = None
+    step_sizes: tuple[Whole, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.step_sizes is not None and sum(self.step_sizes) != self.num_tokens:
+            raise ValueError(f"step_sizes={self.step_sizes} must add up to the {self.num_tokens} tokens of an image")
 
     @property
     def num_tokens(self) -> int:
@@ -168,7 +174,7 @@ class Serialization:
             predict_first: also predict the first step, from prefix tokens alone.
 
         Returns:
-            ``(encoded, predicted)``: a prefix and a suffix of the sequence.
+            ``(encoded, predicted)``, a prefix and a suffix of the sequence.
         """
         n = self.num_tokens
         if self.step_sizes is None:
@@ -176,6 +182,7 @@ class Serialization:
         return slice(0, n - self.step_sizes[-1]), slice(0 if predict_first else self.step_sizes[0], n)
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class AttentionMasks:
     """Who may attend to whom: bool, ``True`` = may attend.
@@ -197,6 +204,7 @@ class AttentionMasks:
     feedback: Bool[Tensor, "_ 1 s t"] | None = None
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Encoded:
     """What a token encoder returns.
@@ -212,6 +220,7 @@ class Encoded:
     final: Float[Tensor, "b n d"]
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Regions:
     """What a region encoder returns: a map of features, and one vector for the whole image.
@@ -227,6 +236,7 @@ class Regions:
     grid: Grid
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Views:
     """Several crops of every image, the global ones first.
@@ -260,6 +270,7 @@ class Views:
         return len(self.images[0])
 
 
+@checked
 @dataclass(frozen=True)
 class Progress:
     """Where a training run stands, handed to an objective's ``before_step``.
@@ -271,12 +282,13 @@ class Progress:
         steps_per_epoch: optimizer steps of one epoch.
     """
 
-    step: int
-    epoch: int
-    num_steps: int
-    steps_per_epoch: int
+    step: Whole
+    epoch: Whole
+    num_steps: Count
+    steps_per_epoch: Whole
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class ObjectiveOutput:
     """What an objective returns; rows are aligned and in sequence order.

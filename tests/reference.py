@@ -499,12 +499,20 @@ def distillation_loss(
 
 
 def lars_step(
-    values: list[float], gradient: list[float], momentum: list[float], lr: float, *, adapts: bool
+    values: list[float],
+    gradient: list[float],
+    momentum: list[float],
+    lr: float,
+    *,
+    adapts: bool,
+    decay: float = 0.0,
+    trust: float = 0.001,
 ) -> tuple[list[float], list[float]]:
-    """One step of LARS (momentum 0.9, trust coefficient 0.001, no weight decay) on one parameter."""
+    """One step of LARS (momentum 0.9) on one parameter, as MAE's code has it."""
+    gradient = [g + decay * v for g, v in zip(gradient, values, strict=True)] if adapts else gradient
     norm = math.sqrt(sum(v * v for v in values))
     slope = math.sqrt(sum(g * g for g in gradient))
-    ratio = 0.001 * norm / slope if adapts and norm > 0 and slope > 0 else 1.0
+    ratio = trust * norm / slope if adapts and norm > 0 and slope > 0 else 1.0
     momentum = [0.9 * m + ratio * g for m, g in zip(momentum, gradient, strict=True)]
     return [v - lr * m for v, m in zip(values, momentum, strict=True)], momentum
 

@@ -1,9 +1,12 @@
 """Code of the documentation fits its column, and pages that show another file redefine the links of that file."""
 
+import ast
 import re
 from pathlib import Path
 
 import pytest
+
+from docs.make_gallery import QUOTED, files
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted({ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")})
@@ -42,3 +45,33 @@ def test_the_map_of_contributing_leads_somewhere() -> None:
     assert len(named) > 30
     missing = [path for path in named if "NAME" not in path and not (ROOT / path).exists()]
     assert not missing, f"CONTRIBUTING.md names {missing}"
+
+
+RETURNS = re.compile(r"^(?:Returns|Yields):\n((?:    .*\n?|\n)+)", re.MULTILINE)
+
+
+def returns(code: str) -> dict[str, str]:
+    """What docstrings say of what is returned, by the name of what they document."""
+    documented = (ast.FunctionDef, ast.ClassDef)
+    nodes = [node for node in ast.walk(ast.parse(code)) if isinstance(node, documented)]
+    found = {node.name: RETURNS.search(ast.get_docstring(node) or "") for node in nodes}
+    return {name: section[1] for name, section in found.items() if section}
+
+
+def test_what_is_returned_is_shown_whole() -> None:
+    """The reference takes what stands before a colon for a type, and drops it."""
+    read = {path: returns(path.read_text()) for path in (ROOT / "ssl_blocks").rglob("*.py")}
+    assert sum(map(len, read.values())) > 30
+    cut = [f"{path.relative_to(ROOT)}: {name}" for path, found in read.items() for name in found if ": " in found[name]]
+    assert not cut, f"a colon in Returns: {cut}"
+    assert returns('def f():\n    """Do.\n\n    Returns:\n        Two: one.\n    """') == {"f": "    Two: one."}
+
+
+def test_papers_has_every_paper_that_a_header_names() -> None:
+    page = (ROOT / "docs" / "papers.md").read_text()
+    methods = [*files().values(), *(ROOT / "ssl_blocks" / "recipes").glob("*.py")]
+    headers = {path: ast.get_docstring(ast.parse(path.read_text())) or "" for path in methods}
+    titles = {title for text in headers.values() for title in QUOTED.findall(" ".join(text.split()))}
+    assert len(titles) > 30
+    missing = [title for title in titles if title not in page]
+    assert not missing, f"docs/papers.md misses {missing}"

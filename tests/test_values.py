@@ -167,7 +167,10 @@ def test_segments_need_one_count_per_level(levels, counts):
 
 
 def test_segments_need_levels_of_one_shape():
-    with pytest.raises(ValueError, match=r"levels must share one shape \[B, N\], got \[\(1, 2\), \(1, 3\)\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"levels=\(Tensor\(1, 2\), Tensor\(1, 3\)\) must be several values, each of shape \[B, N\], N = 2",
+    ):
         Segments(levels=(torch.zeros(1, 2).long(), torch.zeros(1, 3).long()), counts=(1, 1))
 
 

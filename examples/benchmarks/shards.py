@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader, Dataset
 from examples.benchmarks.measure import alternate, machine
 from ssl_blocks.data import RandomResizedCropFlip
 from ssl_blocks.data.files import Box, Encoded, Raw, read_crop
-from ssl_blocks.data.sources import _find
+from ssl_blocks.data.sources import find_named
 from ssl_blocks.randomness import seeded_generator
 
 BATCH, SIZE = 64, 224
@@ -53,7 +53,7 @@ class Indexed(Dataset[Tensor]):
     """What a name of `ssl_blocks.data.load` leads to."""
 
     def __init__(self, name: str, root: Path, *, decode: bool) -> None:
-        self.items, self.decode = _find(name, root).train.items, decode
+        self.items, self.decode = find_named(name, root).train.items, decode
 
     def __len__(self) -> int:
         return len(self.items)

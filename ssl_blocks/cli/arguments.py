@@ -243,7 +243,9 @@ def _expectation(item: dict[str, Any]) -> str:
         case "less_than":
             return f"must be less than {context['lt']:g}"
         case "less_than_equal":
-            return f"must be at most {context['le']:g}"
+            return (
+                f"must be at most {context['le']:,}" if context["le"] < 10**15 else f"must be at most {context['le']:g}"
+            )
         case "literal_error":
             choices = context["expected"]
             near = closest_word(

@@ -18,6 +18,7 @@ from ssl_blocks.cli.arguments import DISCRIMINATOR, Arguments, closest_word, exp
 from ssl_blocks.cli.helptext import help_text
 from ssl_blocks.engine.errors import RunStopped
 from ssl_blocks.engine.rank import ProcessesError, check_environment, is_rank_zero
+from ssl_blocks.engine.settings import default_kind
 from ssl_blocks.files import at_home
 from ssl_blocks.pretrain.config import RunConfig
 from ssl_blocks.pretrain.recipe import Recipe
@@ -190,13 +191,11 @@ class _BaseSource(PydanticBaseSettingsSource):
         return self.values.get(field_name), field_name, False
 
     def __call__(self) -> dict[str, Any]:
-        return {
-            name: value for name, value in self.values.items() if not _another_kind(value, self.current_state.get(name))
-        }
+        return {name: value for name, value in self.values.items() if not self._another_kind(name, value)}
 
-
-def _another_kind(value: Any, over: Any) -> bool:
-    if not isinstance(value, dict) or not isinstance(over, dict):
-        return False
-    kind = value.get(DISCRIMINATOR)
-    return bool(over.get(DISCRIMINATOR, kind) != kind)
+    def _another_kind(self, name: str, value: Any) -> bool:
+        over = self.current_state.get(name)
+        if not isinstance(value, dict) or not isinstance(over, dict):
+            return False
+        kind = default_kind(self.settings_cls, name, value) or value.get(DISCRIMINATOR)
+        return bool(over.get(DISCRIMINATOR, kind) != kind)

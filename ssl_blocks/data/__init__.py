@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         to_float as to_float,
     )
     from ssl_blocks.data.files import UnreadableImageError as UnreadableImageError
+    from ssl_blocks.data.finding import find_images as find_images
     from ssl_blocks.data.hugging_face import HuggingFaceImages as HuggingFaceImages
     from ssl_blocks.data.loader import (
         RunSampler as RunSampler,

@@ -21,12 +21,14 @@ from ssl_blocks.data.items import Paths
 from ssl_blocks.data.protocol import Source
 from ssl_blocks.data.reading import Found, Listed, Storage, found_remark
 from ssl_blocks.data.streams import IMAGES, LABELS, StreamImages, image_in, is_stream, place_of
+from ssl_blocks.doors import checked
 from ssl_blocks.files import at_home
 
 TELL_EVERY = 10.0  # seconds
 _ONE_AT_A_TIME = threading.Lock()  # data sets need not bear threads; processes have a lock each
 
 
+@checked
 class DatasetImages:
     """A map-style data set of torch: its items are images, tuples that begin with one, or mappings.
 
@@ -107,6 +109,7 @@ def _read_labels(dataset: Any, label: int | str) -> list[Any]:
     return labels
 
 
+@checked
 class ArrayImages:
     """Images in memory: an array ``[N, H, W]`` or ``[N, H, W, C]``, or a tensor ``[N, C, H, W]`` or ``[N, H, W]``.
 
@@ -139,6 +142,7 @@ class ArrayImages:
         return self.images[index]
 
 
+@checked
 class CsvFiles:
     """A table of files: a column ``file``, ``path``, ``image`` or ``filename``, and with labels ``label`` or ``class``.
 

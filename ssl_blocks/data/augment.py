@@ -7,9 +7,11 @@ import torch
 from jaxtyping import Float, UInt
 from torch import Tensor
 
+from ssl_blocks.bounds import Pixels, Positive
 from ssl_blocks.constants import constant
 from ssl_blocks.data.files import Box
 from ssl_blocks.data.resample import resample
+from ssl_blocks.doors import checked
 from ssl_blocks.modes import full_precision
 from ssl_blocks.randomness import check_generator
 
@@ -17,6 +19,7 @@ NUM_ATTEMPTS = 10
 HIGHEST = {torch.uint8: 255, torch.uint16: 65535}  # what is 1 on the 0..1 scale
 
 
+@checked
 class RandomResizedCropFlip:
     """Cut a random box out of every image, resize it, and mirror it half of the time.
 
@@ -41,15 +44,13 @@ class RandomResizedCropFlip:
 
     def __init__(
         self,
-        size: int | tuple[int, int],
+        size: Pixels | tuple[Pixels, Pixels],
         scale: tuple[float, float] = (0.2, 1.0),
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
         flip: bool = True,
     ) -> None:
         self.size = (size, size) if isinstance(size, int) else (size[0], size[1])
         self.scale, self.ratio, self.flip = scale, ratio, flip
-        if min(self.size) < 1:
-            raise ValueError(f"size={size} must be at least 1 pixel in height and width")
         if not 0 < scale[0] <= scale[1] <= 1:
             raise ValueError(f"scale={scale} must be (smallest, largest) share of the area, within (0, 1]")
         if not 0 < ratio[0] <= ratio[1] < math.inf:
@@ -86,7 +87,7 @@ class RandomResizedCropFlip:
         with full_precision(images):  # affine_grid would round its product to 16 bits
             return resample(wide, boxes, sign, self.size).to(images.dtype)
 
-    def file_crop(self, size: tuple[int, int]) -> "RandomResizedCropFlip":
+    def file_crop(self, size: tuple[Pixels, Pixels]) -> "RandomResizedCropFlip":
         """This same crop: it resizes to ``self.size`` whatever the images' own ``size``."""
         return self
 
@@ -144,7 +145,8 @@ class RandomResizedCropFlip:
         return float((height - h) // 2), float((width - w) // 2), float(h), float(w)
 
 
-def to_float(images: UInt[Tensor, "b c *s"], mean: Sequence[float], std: Sequence[float]) -> Float[Tensor, "b c *s"]:
+@checked
+def to_float(images: UInt[Tensor, "b c *s"], mean: Sequence[float], std: Sequence[Positive]) -> Float[Tensor, "b c *s"]:
     """Normalise images ``[B, C, *sizes]`` to float32: scale to 0..1, subtract the mean, divide by the deviation.
 
     Args:
@@ -165,7 +167,9 @@ def to_float(images: UInt[Tensor, "b c *s"], mean: Sequence[float], std: Sequenc
     return normalize(images.float() / HIGHEST[images.dtype], mean, std)
 
 
-def normalize(images: Float[Tensor, "b c *s"], mean: Sequence[float], std: Sequence[float]) -> Float[Tensor, "b c *s"]:
+def normalize(
+    images: Float[Tensor, "b c *s"], mean: Sequence[float], std: Sequence[Positive]
+) -> Float[Tensor, "b c *s"]:
     """Normalise images ``[B, C, H, W]`` of the 0..1 scale: subtract the mean, divide by the standard deviation.
 
     Mean and std are one number per channel, and std above 0; else it is a ``ValueError``.
@@ -174,8 +178,9 @@ def normalize(images: Float[Tensor, "b c *s"], mean: Sequence[float], std: Seque
     return (images - center) / spread
 
 
+@checked
 def denormalize(
-    images: Float[Tensor, "b c *s"], mean: Sequence[float], std: Sequence[float]
+    images: Float[Tensor, "b c *s"], mean: Sequence[float], std: Sequence[Positive]
 ) -> Float[Tensor, "b c *s"]:
     """Undo the normalisation of `to_float`: images ``[B, C, H, W]`` on the 0..1 scale, not clamped.
 
@@ -189,7 +194,7 @@ def denormalize(
     return images * spread + center
 
 
-def _per_channel(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
+def _per_channel(images: Tensor, mean: Sequence[float], std: Sequence[Positive]) -> tuple[Tensor, Tensor]:
     channels = images.shape[1]
     for name, values in (("mean", mean), ("std", std)):
         if len(values) != channels:

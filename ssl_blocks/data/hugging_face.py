@@ -10,12 +10,14 @@ from torch import Tensor
 
 from ssl_blocks.data.archives import by_split, find_files
 from ssl_blocks.data.files import Encoded, Raw
+from ssl_blocks.doors import checked
 from ssl_blocks.files import at_home
 
 IMAGES, LABELS = ("image", "img", "pixel_values"), ("label", "labels", "target", "fine_label")
 _ONE_AT_A_TIME = threading.Lock()  # its tables need not bear threads; processes have a lock each
 
 
+@checked
 class HuggingFaceImages:
     """A data set of Hugging Face whose images are files or their bytes; they are decoded like all others.
 

@@ -5,7 +5,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from ssl_blocks.data.layout import DANGLING, Entry, Listing, PassedOver, arrange, is_foreign, kind_of, known_splits
+from ssl_blocks.data.files import SUFFIXES
+from ssl_blocks.data.layout import (
+    DANGLING,
+    Entry,
+    Listing,
+    PassedOver,
+    arrange,
+    images_of,
+    is_foreign,
+    kind_of,
+    known_splits,
+)
 
 
 class Folder(NamedTuple):
@@ -49,6 +60,21 @@ def list_folder(path: Path) -> Folder:
     files = [path / entry.name for entry in entries]
     dangling = [file for file, entry in zip(files, entries, strict=True) if entry.kind == DANGLING]
     return Folder(files, *arrange(f"imagefolder:{path}", entries), dangling)
+
+
+def list_images(path: Path) -> tuple[list[Path], PassedOver]:
+    """All images below a folder, at any depth and in the order of their paths, and what was passed over.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    passed = PassedOver()
+    entries = list(_entries(path, ""))
+    files = [path / entries[place].name for place in images_of(list(enumerate(entries)), passed)]
+    if not files:
+        held = f"; it holds {passed}" if passed.kinds else ""
+        raise ValueError(f"{path} must hold images ({', '.join(SUFFIXES)}), at any depth, but has none{held}")
+    return files, passed
 
 
 def _entries(path: Path, name: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[Entry]:

@@ -132,7 +132,7 @@ def _by_folder(members: Members) -> tuple[dict[str, Members], Members]:
     return below, beside
 
 
-def _images(members: Members, passed: PassedOver) -> list[int]:
+def images_of(members: Members, passed: PassedOver) -> list[int]:
     """Places of the images in the order of their paths, whatever folders they lie in."""
     found = [(entry.name.split("/"), place) for place, entry in members if entry.kind is None and entry.name[-1] != "/"]
     passed.kinds.update(entry.kind for _, entry in members if entry.kind is not None)
@@ -140,7 +140,7 @@ def _images(members: Members, passed: PassedOver) -> list[int]:
 
 
 def _has_classes(members: Members) -> bool:
-    return any(_images(inner, PassedOver()) for inner in _by_folder(members)[0].values())
+    return any(images_of(inner, PassedOver()) for inner in _by_folder(members)[0].values())
 
 
 def _labelled(listing: Listing) -> Listing:
@@ -150,12 +150,12 @@ def _labelled(listing: Listing) -> Listing:
 
 def _split(where: str, members: Members, passed: PassedOver) -> Listing:
     below, loose = _by_folder(members)
-    beside = _images(loose, passed)
+    beside = images_of(loose, passed)
     found: dict[str, list[int]] = {}
     empty: dict[str, PassedOver] = {}
     for name in sorted(below):
         own = PassedOver()
-        places = _images(below[name], own)
+        places = images_of(below[name], own)
         if places:
             found[name] = places
         else:

@@ -13,10 +13,12 @@ from jaxtyping import UInt
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ssl_blocks.bounds import Batch, Count, Epochs, Seed, Whole, Workers
 from ssl_blocks.data.augment import RandomResizedCropFlip
 from ssl_blocks.data.files import Raw, UnreadableImageError
 from ssl_blocks.data.splits import FileSplit, ImageSplit
 from ssl_blocks.data.streams import StreamImages
+from ssl_blocks.doors import checked
 from ssl_blocks.randomness import seeded_generator
 
 WINDOW = 1000  # images of a stream that are shuffled among each other
@@ -31,6 +33,7 @@ class Place(NamedTuple):
     slot: int
 
 
+@checked
 class RunSampler(Sampler[list[Place]]):
     """Which images every batch of a run holds, for one process.
 
@@ -61,21 +64,17 @@ class RunSampler(Sampler[list[Place]]):
 
     def __init__(
         self,
-        num_images: int,
-        batch_size: int,
+        num_images: Count,
+        batch_size: Batch,
         *,
-        seed: int,
-        epochs: int = 1,
-        first_step: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        accumulate: int = 1,
+        seed: Seed,
+        epochs: Epochs = 1,
+        first_step: Whole = 0,
+        rank: Whole = 0,
+        world_size: Count = 1,
+        accumulate: Count = 1,
         order: Callable[[int], Tensor] | None = None,
     ) -> None:
-        lowest = {"batch_size": 1, "epochs": 1, "world_size": 1, "accumulate": 1, "seed": 0, "first_step": 0, "rank": 0}
-        for name, least in lowest.items():
-            if (value := locals()[name]) < least:
-                raise ValueError(f"{name}={value} must be at least {least}")
         if rank >= world_size:
             raise ValueError(f"rank={rank} must be below world_size={world_size}")
         if batch_size > num_images:
@@ -254,12 +253,13 @@ def _order_in_windows(count: int, seed: int) -> Callable[[int], Tensor]:
     return order
 
 
+@checked
 def train_loader(
     split: ImageSplit | FileSplit,
     *,
-    seed: int,
+    seed: Seed,
     crop: RandomResizedCropFlip,
-    workers: int | None = None,
+    workers: Workers | None = None,
     device: torch.device | str = "cpu",
     **run: Any,
 ) -> DataLoader[UInt[Tensor, "b c h w"]] | StreamLoader:
@@ -304,7 +304,8 @@ def train_loader(
     )
 
 
-def share_of_cores(processes: int = 1) -> int:
+@checked
+def share_of_cores(processes: Count = 1) -> int:
     """CPU cores for each of several processes of this machine, at least one."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, allowed // processes)

@@ -7,13 +7,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ssl_blocks.bounds import Crops, Pixels, Positive
 from ssl_blocks.constants import constant
 from ssl_blocks.data import colors
 from ssl_blocks.data.augment import RandomResizedCropFlip, denormalize, normalize
+from ssl_blocks.doors import checked
 from ssl_blocks.modes import full_precision
 from ssl_blocks.values import Views
 
 
+@checked
 @dataclass(frozen=True)
 class ColorChanges:
     """How far and how often the colours of a view are changed; the defaults are DINO's.
@@ -61,6 +64,7 @@ class ColorChanges:
             raise ValueError(f"sigma={self.sigma} must be (smallest, largest) width in pixels, both above 0")
 
 
+@checked
 class MultiCrop:
     """Two large and several small crops of every image, each in changed colours.
 
@@ -90,19 +94,17 @@ class MultiCrop:
 
     def __init__(
         self,
-        global_size: int | tuple[int, int],
-        local_size: int | tuple[int, int],
+        global_size: Pixels | tuple[Pixels, Pixels],
+        local_size: Pixels | tuple[Pixels, Pixels],
         *,
-        num_local: int = 8,
+        num_local: Crops = 8,
         mean: Sequence[float],
-        std: Sequence[float],
+        std: Sequence[Positive],
         global_scale: tuple[float, float] = (0.4, 1.0),
         local_scale: tuple[float, float] = (0.05, 0.4),
         flip: bool = True,
         colors: ColorChanges | None = ColorChanges(),
     ) -> None:
-        if num_local < 0:
-            raise ValueError(f"num_local={num_local} must be at least 0")
         self.global_crop = _crop("global", global_size, global_scale, flip)
         self.local_crop = _crop("local", local_size, local_scale, flip)
         self.num_local, self.mean, self.std, self.colors = num_local, tuple(mean), tuple(std), colors
@@ -123,7 +125,7 @@ class MultiCrop:
             views.append(self._recolor(crop(images, generator=generator), number, generator))
         return Views(tuple(views), num_global=2)
 
-    def file_crop(self, size: tuple[int, int]) -> RandomResizedCropFlip:
+    def file_crop(self, size: tuple[Pixels, Pixels]) -> RandomResizedCropFlip:
         """The largest centred part of a file's image that has the shape of ``size``, resized to it.
 
         Images held in memory are cut so, too, when they are loaded; all views are cut from this part. Where sides

@@ -14,11 +14,13 @@ from torch.utils.data import Dataset, Subset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
+from ssl_blocks.bounds import Channels, Classes, Pixels, Seed
 from ssl_blocks.data.arrays import Range, check_range
 from ssl_blocks.data.files import SUFFIXES, UnreadableImageError, read_image, read_shape
 from ssl_blocks.data.items import every
 from ssl_blocks.data.resample import central_part, cover_of, fit_images
 from ssl_blocks.data.shapes import SHAPE_CLASSES, ShapeImages
+from ssl_blocks.doors import checked
 from ssl_blocks.files import at_home
 from ssl_blocks.randomness import mix_seed
 
@@ -46,6 +48,7 @@ class MaskedImages(Protocol):
         ...
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class SegmentationData:
     """What a segmentation model is trained and tested on.
@@ -68,14 +71,15 @@ class SegmentationData:
         return len(self.class_names)
 
 
+@checked
 def load_segmentation(
     name: str,
     *,
-    image_size: int | tuple[int, int],
-    num_classes: int | None = None,
-    channels: int = 3,
+    image_size: Pixels | tuple[Pixels, Pixels],
+    num_classes: Classes | None = None,
+    channels: Channels = 3,
     root: str | Path = ".data",
-    seed: int = 0,
+    seed: Seed = 0,
     value_range: Range | None = None,
 ) -> SegmentationData:
     """Find images and masks by name.
@@ -124,6 +128,7 @@ def load_segmentation(
     raise ValueError(f"name={name!r} must be 'shapes', 'voc', 'voc:PATH' or 'maskfolder:PATH'")
 
 
+@checked
 class ImageMaskFiles(Dataset[tuple[Tensor, Tensor]]):
     """Files of images and of their masks, decoded whenever they are asked for.
 
@@ -147,9 +152,9 @@ class ImageMaskFiles(Dataset[tuple[Tensor, Tensor]]):
         images: Sequence[Path],
         masks: Sequence[Path],
         *,
-        size: tuple[int, int],
-        num_classes: int,
-        channels: int = 3,
+        size: tuple[Pixels, Pixels],
+        num_classes: Classes,
+        channels: Channels = 3,
         value_range: Range | None = None,
     ) -> None:
         if not images or len(images) != len(masks):
@@ -189,8 +194,14 @@ def fit_mask(mask: UInt8[Tensor, "h w"], size: tuple[int, int]) -> UInt8[Tensor,
     return fitted
 
 
+@checked
 def mask_folder(
-    path: Path, *, size: tuple[int, int], num_classes: int, channels: int = 3, value_range: Range | None = None
+    path: Path,
+    *,
+    size: tuple[Pixels, Pixels],
+    num_classes: Classes,
+    channels: Channels = 3,
+    value_range: Range | None = None,
 ) -> ImageMaskFiles:
     """Pair ``images/`` and ``masks/*.png`` below a folder by the stems of their names.
 
@@ -237,13 +248,14 @@ def _refuse_black_and_white(masks: Sequence[Path]) -> None:
         )
 
 
+@checked
 def voc_images(
     root: str | Path,
     image_set: str,
     *,
-    size: tuple[int, int],
+    size: tuple[Pixels, Pixels],
     year: str = "2012",
-    channels: int = 3,
+    channels: Channels = 3,
     value_range: Range | None = None,
 ) -> ImageMaskFiles:
     """Pascal VOC's images with segmentation masks, as torchvision's ``VOCSegmentation`` finds them; 21 classes.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
+from ssl_blocks.bounds import Pixels
 from ssl_blocks.data.arrays import Range, range_of
 from ssl_blocks.data.files import UnreadableImageError, read_extremes, read_shape
 from ssl_blocks.data.items import Joined, Part, every, name_of
@@ -23,7 +24,7 @@ from ssl_blocks.data.streams import StreamImages
 CHUNK = 1024  # images resized at a time
 NUM_FOR_STATISTICS = 2000  # images of streamed data
 Storage = Literal["auto", "memory", "stream"]
-Size = int | tuple[int, int]
+Size = Pixels | tuple[Pixels, Pixels]
 
 
 @dataclass(frozen=True)

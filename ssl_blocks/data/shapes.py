@@ -11,11 +11,15 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ssl_blocks.bounds import Channels, Count, Depth, Pixels, Seed
+from ssl_blocks.doors import checked
+
 SHAPE_CLASSES = ("background", "circle", "square", "triangle")
 NUM_CORNERS = {1: None, 2: 4, 3: 3}  # of each class
 ATTEMPTS = 20
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class ShapeScene:
     """One generated image and all that is known of it.
@@ -39,6 +43,7 @@ class ShapeScene:
         return {"boxes": self.boxes, "labels": self.labels, "masks": self.instances.to(torch.uint8)}
 
 
+@checked
 class ShapeImages(Dataset[tuple[Tensor, Tensor]]):
     """Images of one to ``max_shapes`` shapes on a textured background, with a mask of classes.
 
@@ -64,7 +69,13 @@ class ShapeImages(Dataset[tuple[Tensor, Tensor]]):
     """
 
     def __init__(
-        self, num: int, *, size: int | tuple[int, int], seed: int = 0, max_shapes: int = 3, channels: int = 3
+        self,
+        num: Count,
+        *,
+        size: Pixels | tuple[Pixels, Pixels],
+        seed: Seed = 0,
+        max_shapes: Depth = 3,
+        channels: Channels = 3,
     ) -> None:
         self.size = (size, size) if isinstance(size, int) else size
         self.num, self.seed, self.max_shapes, self.channels = num, seed, max_shapes, channels

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssl_blocks.bounds import Channels, Count, Seed
 from ssl_blocks.code import import_named, is_code
 from ssl_blocks.data.adapters import CsvFiles, as_found, hold_streams, read_arrays
 from ssl_blocks.data.archives import read_shards, read_zip
@@ -32,23 +33,25 @@ from ssl_blocks.data.reading import (
     some_images,
 )
 from ssl_blocks.data.splits import Corrupt, ImageData, ImageShape, shuffled_ranks
+from ssl_blocks.doors import checked
 from ssl_blocks.files import at_home
 
 HELD_OUT_SHARE = 0.1
 IN_CODE = "in-code"  # the name of data that a run was given in code
 
 
+@checked
 def load(
     name: Any,
     *,
     image_size: Size | None = None,
-    channels: int | None = None,
+    channels: Channels | None = None,
     root: str | Path = ".data",
-    max_train: int | None = None,
-    max_test: int | None = None,
-    seed: int = 0,
+    max_train: Count | None = None,
+    max_test: Count | None = None,
+    seed: Seed = 0,
     storage: Storage = "auto",
-    max_bytes: int = 8 * 2**30,
+    max_bytes: Count = 8 * 2**30,
     corrupt: Corrupt = "error",
     value_range: Range | None = None,
 ) -> ImageData:
@@ -84,8 +87,8 @@ def load(
             told; values beyond it become its ends.
 
     Returns:
-        The images and labels, with mean and std per channel of the train split as loaded (of streamed data: of
-        2,000 images), and remarks on what was found.
+        The images and labels, with mean and std per channel of the train split as loaded (of 2,000 images
+        where data is streamed), and remarks on what was found.
 
     Raises:
         FileNotFoundError: if the folder is missing, or a download failed.
@@ -105,7 +108,7 @@ def load(
     check_range(value_range)
     decoded = None if size is None else (channels or 3) * size[0] * size[1] * (1 if value_range is None else 2)
     found = hold_streams(
-        _find(name, at_home(root)), storage=storage, max_bytes=max_bytes, most=max_train, decoded=decoded
+        find_named(name, at_home(root)), storage=storage, max_bytes=max_bytes, most=max_train, decoded=decoded
     )
     train, test = found.train, found.test
     if value_range is not None and isinstance(train.items, Tensor):
@@ -130,8 +133,9 @@ def load(
     return ImageData(title, splits[0], test_split, found.class_names, *more)
 
 
+@checked
 def find_shape(
-    name: Any, *, image_size: Size | None = None, channels: int | None = None, root: str | Path = ".data"
+    name: Any, *, image_size: Size | None = None, channels: Channels | None = None, root: str | Path = ".data"
 ) -> ImageShape:
     """Tell the shape of a data set's images; one image is read, and nothing is downloaded.
 
@@ -147,7 +151,7 @@ def find_shape(
     if str(name).startswith("parquet:"):
         items: Tensor | Items = [first_of_parquet(name.partition(":")[2])]
     else:
-        items = _find(name, at_home(root)).train.items
+        items = find_named(name, at_home(root)).train.items
     if isinstance(items, Tensor):
         own = ImageShape(channels or items.shape[1], *items.shape[2:])
     else:
@@ -155,6 +159,7 @@ def find_shape(
     return ImageShape(own.channels, *(size or (own.height, own.width)))
 
 
+@checked
 def register_source(name: str, find: Callable[[str], Any]) -> None:
     """Make data known by a name, for ``data.name`` and `load`.
 
@@ -186,7 +191,8 @@ def _check_numbers(**numbers: int | tuple[int, int] | None) -> None:
             raise ValueError(f"{argument}={shown} must be at least 1, or None")
 
 
-def _find(name: Any, root: Path) -> Found:
+def find_named(name: Any, root: Path) -> Found:
+    """What a source holds that goes by a name, or that stands in place of one."""
     if not isinstance(name, str):
         return as_found(name)
     if name == IN_CODE:

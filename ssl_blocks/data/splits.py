@@ -11,12 +11,14 @@ import torch
 from jaxtyping import Int, UInt
 from torch import Tensor
 
+from ssl_blocks.bounds import Channels, Pixels, Positive
 from ssl_blocks.data.arrays import Range
 from ssl_blocks.data.augment import HIGHEST
 from ssl_blocks.data.files import BoxChooser, Raw, UnreadableImageError, read_crop, read_image
 from ssl_blocks.data.items import Part, name_of
 from ssl_blocks.data.protocol import Items
 from ssl_blocks.data.streams import StreamImages
+from ssl_blocks.doors import checked
 
 FILES_PER_JOB = 64
 Corrupt = Literal["error", "skip"]
@@ -30,6 +32,7 @@ class ImageShape(NamedTuple):
     width: int
 
 
+@checked
 @dataclass(frozen=True)
 class ImageSplit:
     """Images in memory, and their labels where there are any.
@@ -73,6 +76,7 @@ class ImageSplit:
         return ImageSplit(self.images[index], None if self.labels is None else self.labels[index])
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class FileSplit:
     """Images in files or of a stream, decoded anew whenever they are asked for.
@@ -88,8 +92,8 @@ class FileSplit:
 
     source: Items
     labels: Int[Tensor, " n"] | None
-    size: tuple[int, int]
-    channels: int
+    size: tuple[Pixels, Pixels]
+    channels: Channels
     corrupt: Corrupt = "error"
     value_range: Range | None = None
     unreadable: Tensor = field(init=False)
@@ -158,6 +162,7 @@ def _shared_flags(count: int) -> Tensor:
     return flags
 
 
+@checked
 @dataclass(frozen=True)
 class ImageData:
     """A data set: its splits, class names, and per-channel mean and std of train on the 0..1 scale.
@@ -180,7 +185,7 @@ class ImageData:
     test: ImageSplit | FileSplit | None
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
-    std: tuple[float, ...]
+    std: tuple[Positive, ...]
     value_range: Range | None = None
     remarks: tuple[str, ...] = ()
     unread: tuple[Path, ...] = ()

@@ -13,10 +13,12 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from ssl_blocks.data.files import Encoded, Raw
+from ssl_blocks.doors import checked
 
 IMAGES, LABELS = ("image", "img", "pixel_values"), ("label", "labels", "target")
 
 
+@checked
 class StreamImages:
     """Images that are read one after the other: an iterable data set of torch, or any other iterable.
 

@@ -1,6 +1,11 @@
 """Encoder adapters: any vision transformer behind one protocol."""
 
-from ssl_blocks.encoders.eva import TimmEva as TimmEva, timm_eva as timm_eva
+from ssl_blocks.encoders.building import (
+    num_heads as num_heads,
+    torchvision_vit as torchvision_vit,
+    transformers_vit as transformers_vit,
+)
+from ssl_blocks.encoders.eva import TimmEva as TimmEva, is_eva as is_eva, timm_eva as timm_eva
 from ssl_blocks.encoders.families import ADAPTERS as ADAPTERS, wrap as wrap
 from ssl_blocks.encoders.grid import GridTransformer as GridTransformer, GridViT as GridViT
 from ssl_blocks.encoders.hub import (

@@ -11,11 +11,12 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ssl_blocks.bounds import Pixels
 from ssl_blocks.grid import Grid
 from ssl_blocks.parts.position import resample_positions
 
 M = TypeVar("M", bound=nn.Module)
-Size = int | tuple[int, ...]
+Size = Pixels | tuple[Pixels, ...]
 
 
 class Adapter(nn.Module, ABC, Generic[M]):

@@ -30,23 +30,51 @@ def plain_card(folder: Path, exported: Mapping[str, Any]) -> str:
     return "\n".join(_card(folder, exported, config=None, results={}))
 
 
+def hub_card(
+    repository: str,
+    folder: Path,
+    run: Path | None,
+    *,
+    license: str | None = None,
+    datasets: Sequence[str] = (),
+    tags: Sequence[str] = (),
+) -> str:
+    """The card of an encoder in a repository on the hub: its files lie in ``folder``, and come from a run if any."""
+    config = None if run is None else read_mapping(run / "config.yaml")
+    results = read_json(run / "results.json") if run is not None and (run / "results.json").is_file() else {}
+    exported = read_json(folder / "config.json")
+    more = {"license": license, "datasets": list(datasets) or None, "pipeline_tag": "image-feature-extraction"}
+    return "\n".join(
+        _card(folder, exported, config=config, results=results, more=more, tags=tags, repository=repository)
+    )
+
+
 def _card(
-    folder: Path, exported: Mapping[str, Any], *, config: Mapping[str, Any] | None, results: Mapping[str, Any]
+    folder: Path,
+    exported: Mapping[str, Any],
+    *,
+    config: Mapping[str, Any] | None,
+    results: Mapping[str, Any],
+    more: Mapping[str, Any] | None = None,
+    tags: Sequence[str] = (),
+    repository: str | None = None,
 ) -> Iterator[str]:
     notes: dict[str, Any] = exported.get("ssl_blocks", {})
     of_timm = is_of_timm(exported)
-    library, tags = "timm" if of_timm else "ssl_blocks", ["image-feature-extraction", "self-supervised"]
-    origin = notes.get("origin") or {}
-    front = ModelCardData(library_name=library, tags=tags, license=origin.get("license"))
+    known = dict(more or {})
+    known["license"] = known.get("license") or (notes.get("origin") or {}).get("license")
+    library, own = "timm" if of_timm else "ssl_blocks", ["image-feature-extraction", "self-supervised"]
+    front = ModelCardData(library_name=library, tags=[*own, *tags], **known)
     yield from ["---", front.to_yaml(), "---", ""]
-    yield from [f"# {plain(config['name'] if config else folder.name)}", ""]
+    title = repository or (config["name"] if config else folder.name)
+    yield from [f"# {plain(title)}", ""]
     if config:
         yield from _origin(config, results)
     yield from _encoder(notes, exported)
     scores = list(_scores(results))
     if scores:
         yield from ["## Scores", "", *scores]
-    yield from _loading(folder, notes, of_timm=of_timm)
+    yield from _loading(folder, notes, of_timm=of_timm, repository=repository)
 
 
 def is_of_timm(exported: Mapping[str, Any]) -> bool:
@@ -86,6 +114,9 @@ def _encoder(notes: Mapping[str, Any], exported: Mapping[str, Any]) -> Iterator[
         yield f"| patches | {' x '.join(map(str, grid))} of {' x '.join(map(str, patch))} pixels{cut} |"
     if "mean" in notes:
         yield f"| input | {notes['channels']} channels; mean {_numbers(notes['mean'])}, std {_numbers(notes['std'])} |"
+    if notes.get("value_range"):
+        low, high = notes["value_range"]
+        yield f"| images of more than 8 bits | {low:g} is black (0), {high:g} is white (1) |"
     yield f"| features | {plain(notes.get('pooling', 'unknown'))} |"
     yield ""
 
@@ -133,12 +164,15 @@ def _numbers(values: Sequence[float]) -> str:
     return ", ".join(f"{value:.4g}" for value in values)
 
 
-def _loading(folder: Path, notes: Mapping[str, Any], *, of_timm: bool) -> Iterator[str]:
+def _loading(folder: Path, notes: Mapping[str, Any], *, of_timm: bool, repository: str | None) -> Iterator[str]:
+    name = f"local-dir:{folder.as_posix()}" if repository is None else f"hf-hub:{repository}"
+    place = quoted(folder.as_posix()) if repository is None else f"snapshot_download({quoted(repository)})"
+    download = "" if repository is None else "from huggingface_hub import snapshot_download\n"
     what = "patches [B, N, C, p, q]" if notes.get("crop") else "images [B, C, H, W]"
     by_timm = f"""```python
 import timm
 
-model = timm.create_model({quoted(f"local-dir:{folder.as_posix()}")}, pretrained=True).eval()
+model = timm.create_model({quoted(name)}, pretrained=True).eval()
 features = model(images)  # normalised images [B, C, H, W] -> [B, D]
 ```
 
@@ -148,9 +182,9 @@ or, as an encoder for objectives and evaluation:
     yield f"""## Load
 
 {by_timm if of_timm and not notes.get("crop") else ""}```python
-from ssl_blocks.encoders import load_encoder
+{download}from ssl_blocks.encoders import load_encoder
 
-encoder = load_encoder({quoted(folder.as_posix())})
+encoder = load_encoder({place})
 features = encoder.features(images)  # normalised {what} -> [B, D]
 ```
 """

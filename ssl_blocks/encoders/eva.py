@@ -8,12 +8,23 @@ import torch
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
+from ssl_blocks.bounds import Channels
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders.adapter import Size
-from ssl_blocks.encoders.timm_building import build_model, create_pretrained, placed, prepared, rebuilding
+from ssl_blocks.encoders.timm_building import (
+    as_saved,
+    build_model,
+    check_name,
+    create_pretrained,
+    placed,
+    prepared,
+    rebuilding,
+)
 from ssl_blocks.encoders.timm_models import TimmAdapter, require_fit
 from ssl_blocks.modes import modes_kept
 
 
+@checked
 class TimmEva(TimmAdapter[Eva]):
     """See a timm ``Eva`` as a token encoder: absolute positions, rotary ones (axial or mixed), or both.
 
@@ -79,12 +90,29 @@ def _refuse_unfit(module: nn.Module) -> Eva:
     return module
 
 
+def is_eva(name: str) -> bool:
+    """Whether timm builds an ``Eva`` by this name, which may have a tag, or be that of a folder or a repository.
+
+    Raises:
+        ValueError: if the name is unknown, or the model cannot be read.
+        FileNotFoundError: if the folder holds no model.
+
+    Examples:
+        >>> is_eva("eva02_tiny_patch14_224"), is_eva("vit_tiny_patch16_224")
+        (True, False)
+    """
+    name = placed(name)
+    check_name(name)
+    return isinstance(as_saved(name, nn.Module, _refuse_unfit), Eva)
+
+
+@checked
 def timm_eva(
     name: str = "vit_small_patch16_rope_224",
     *,
     image_size: Size,
     patch_size: Size | None = None,
-    channels: int = 3,
+    channels: Channels = 3,
     pretrained: bool = False,
     **model_args: Any,
 ) -> TimmEva:

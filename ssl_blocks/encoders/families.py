@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders.adapter import Adapter, Size
 from ssl_blocks.encoders.eva import TimmEva
 from ssl_blocks.encoders.grid import GridViT
@@ -33,6 +34,7 @@ ADAPTERS: tuple[type[Adapter[Any]], ...] = (
 )
 
 
+@checked
 def wrap(module: nn.Module) -> TokenEncoder:
     """Pick the adapter that fits a model of timm, torchvision or transformers.
 

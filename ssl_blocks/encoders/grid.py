@@ -9,6 +9,8 @@ from jaxtyping import Float
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from ssl_blocks.bounds import Channels, Depth, Heads, MlpRatio, Pixels, Whole, Width
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders.adapter import DescribedAdapter, Description, Size, grid_for, resampled
 from ssl_blocks.encoders.tokens import TokenAdapter, number_layers
 from ssl_blocks.grid import Grid
@@ -52,6 +54,7 @@ class PatchStem(nn.Module):
         return f"{self.in_channels}, {len(self.weight)}, kernel_size={self.kernel_size}"
 
 
+@checked
 class GridTransformer(nn.Module):
     """A vision transformer for signals, images, volumes, video, and for one token per channel and place.
 
@@ -84,22 +87,20 @@ class GridTransformer(nn.Module):
     def __init__(
         self,
         *,
-        image_size: int | tuple[int, ...],
-        patch_size: int | tuple[int, ...],
-        channels: int = 3,
-        dim: int = 192,
-        depth: int = 12,
-        num_heads: int = 3,
-        mlp_ratio: float = 4.0,
+        image_size: Pixels | tuple[Pixels, ...],
+        patch_size: Pixels | tuple[Pixels, ...],
+        channels: Channels = 3,
+        dim: Width = 192,
+        depth: Depth = 12,
+        num_heads: Heads = 3,
+        mlp_ratio: MlpRatio = 4.0,
         positions: Literal["sincos", "learned", "none"] = "sincos",
-        num_prefix: int = 0,
+        num_prefix: Whole = 0,
     ) -> None:
         super().__init__()
         check_sizes(dim, num_heads, depth)
         if positions not in ("sincos", "learned", "none"):
             raise ValueError(f"positions={positions!r} must be 'sincos', 'learned' or 'none'")
-        if num_prefix < 0:
-            raise ValueError(f"num_prefix={num_prefix} must be at least 0")
         tokenizer = PatchTokenizer(image_size=image_size, patch_size=patch_size, channels=channels)
         self.grid = tokenizer.grid
         self.model_args: dict[str, Any] = {
@@ -134,6 +135,7 @@ class GridTransformer(nn.Module):
         return out
 
 
+@checked
 class GridViT(DescribedAdapter[GridTransformer], TokenAdapter[GridTransformer]):
     """See a `GridTransformer` as a token encoder.
 
@@ -172,7 +174,7 @@ class GridViT(DescribedAdapter[GridTransformer], TokenAdapter[GridTransformer]):
         first = [*model.stem.parameters(), *(getattr(model, name) for name in self._spared())]
         return number_layers(model, model.blocks, first=first)
 
-    def query_blocks(self, depth: int) -> tuple[QueryBlock, ...]:
+    def query_blocks(self, depth: Depth) -> tuple[QueryBlock, ...]:
         """The first ``depth`` blocks, run on queries with the same weights, as those of `TimmViT`.
 
         Raises:

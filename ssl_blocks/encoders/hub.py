@@ -12,6 +12,8 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from ssl_blocks.bounds import Positive, Seed
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders.adapter import ImageSizeError, Size
 from ssl_blocks.encoders.card import CARD, plain_card
 from ssl_blocks.encoders.families import rebuild
@@ -29,13 +31,15 @@ FORMAT_VERSION = 1
 _DAMAGED = (ValueError, TypeError, LookupError, RuntimeError, AttributeError, AssertionError, SafetensorError)
 
 
+@checked
 def export_encoder(
     encoder: FeatureEncoder,
     folder: str | Path,
     *,
     tokenizer: Tokenizer | None,
     mean: tuple[float, ...],
-    std: tuple[float, ...],
+    std: tuple[Positive, ...],
+    value_range: tuple[float, float] | None = None,
 ) -> Path:
     """Write ``config.json``, ``model.safetensors`` and a model card; an earlier export is replaced as a whole.
 
@@ -55,6 +59,7 @@ def export_encoder(
             builds it again where it is a `StoredTokenizer`.
         mean: per channel on the 0..1 scale.
         std: likewise.
+        value_range: which values of images of more than 8 bits are 0 and 1 on that scale; ``None``: it saw 8 bits.
 
     Returns:
         The folder.
@@ -69,7 +74,7 @@ def export_encoder(
     fresh = place.with_name(f".{place.name}.{os.getpid()}.incomplete")
     shutil.rmtree(fresh, ignore_errors=True)
     try:
-        adapter.save(fresh, _notes(encoder, tokenizer, mean, std))
+        adapter.save(fresh, _notes(encoder, tokenizer, mean, std, value_range))
         card = plain_card(folder, json.loads((fresh / "config.json").read_text()))
         (fresh / CARD).write_text(card)
         shutil.copymode(fresh / CARD, fresh / "model.safetensors")  # safetensors gives its files to their owner alone
@@ -100,7 +105,11 @@ def _require_replaceable(folder: Path) -> None:
 
 
 def _notes(
-    encoder: FeatureEncoder, tokenizer: Tokenizer | None, mean: tuple[float, ...], std: tuple[float, ...]
+    encoder: FeatureEncoder,
+    tokenizer: Tokenizer | None,
+    mean: tuple[float, ...],
+    std: tuple[Positive, ...],
+    value_range: tuple[float, float] | None,
 ) -> dict[str, Any]:
     """What evaluation asks for, and loading beyond the model itself."""
     return {
@@ -114,6 +123,7 @@ def _notes(
         "channels": encoder.channels,
         "mean": list(mean),
         "std": list(std),
+        "value_range": None if value_range is None else list(value_range),
         "pooling": getattr(encoder, "pooling", "mean of normalised patch tokens"),
     }
 
@@ -131,6 +141,7 @@ def tokenizer_note(tokenizer: Tokenizer | None) -> dict[str, Any] | None:
     return {"name": f"{module}:{kind.__qualname__}", "arguments": arguments}
 
 
+@checked
 def load_encoder(folder: str | Path, *, image_size: Size | None = None) -> FeatureEncoder:
     """Load an encoder that a run or ``ssl_blocks.encoders.export_encoder`` has saved, in evaluation mode.
 
@@ -184,7 +195,8 @@ def load_encoder(folder: str | Path, *, image_size: Size | None = None) -> Featu
     return encoder
 
 
-def untrained(folder: str | Path, *, seed: int, image_size: Size | None = None) -> FeatureEncoder:
+@checked
+def untrained(folder: str | Path, *, seed: Seed, image_size: Size | None = None) -> FeatureEncoder:
     """Load an exported encoder and draw all its weights anew; fixed tables of positions stay.
 
     Models of timm are drawn as timm draws them: one built by ``timm_vit`` right after ``torch.manual_seed(seed)``
@@ -209,6 +221,7 @@ def untrained(folder: str | Path, *, seed: int, image_size: Size | None = None) 
     return encoder
 
 
+@checked
 def trace_features(encoder: FeatureEncoder, images: Float[Tensor, "b c *s"]) -> "ExportedProgram":
     """Trace an encoder's features with ``torch.export``, for any number of images of one size.
 

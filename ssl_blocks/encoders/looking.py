@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders.protocol import TokenEncoder
 from ssl_blocks.modes import modes_kept
 
@@ -33,6 +34,7 @@ class _Noted(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+@checked
 @torch.no_grad()
 def attention_weights(
     encoder: TokenEncoder,

@@ -6,11 +6,13 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders.adapter import Adapter
 from ssl_blocks.encoders.protocol import FeatureEncoder
 from ssl_blocks.encoders.timm_models import TimmStored, refusals_named
 
 
+@checked
 class TimmPooled(TimmStored[nn.Module]):
     """See any timm model without its classifier as an encoder of features: what it returns, as it pools by itself.
 

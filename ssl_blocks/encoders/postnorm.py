@@ -8,12 +8,15 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ssl_blocks.bounds import Channels, Depth, Dropped, Heads
+from ssl_blocks.doors import check_weights, checked
 from ssl_blocks.encoders.adapter import DescribedAdapter, Description, Size, grid_for
 from ssl_blocks.encoders.tokens import TokenAdapter, are_images, number_layers
 from ssl_blocks.grid import Grid
 from ssl_blocks.parts.tokenize import pair
 
 
+@checked
 class PostNormTransformer(DescribedAdapter["PostNormTransformer"], TokenAdapter["PostNormTransformer"]):
     """A transformer over raw patches without positions, normalised after each step (APL).
 
@@ -49,11 +52,11 @@ class PostNormTransformer(DescribedAdapter["PostNormTransformer"], TokenAdapter[
         *,
         grid: Size,
         patch: Size,
-        channels: int = 3,
-        depth: int = 4,
-        num_heads: int = 16,
+        channels: Channels = 3,
+        depth: Depth = 4,
+        num_heads: Heads = 16,
         mlp_ratio: int = 3,
-        dropout: float = 0.0,
+        dropout: Dropped = 0.0,
     ) -> None:
         patch = pair(patch)
         dim = channels * patch[0] * patch[1]
@@ -65,10 +68,6 @@ class PostNormTransformer(DescribedAdapter["PostNormTransformer"], TokenAdapter[
                 f"num_heads={num_heads} must divide the width {dim}, which is the values of a patch: "
                 f"{channels} channels of {patch[0]}x{patch[1]} pixels"
             )
-        if depth < 1:
-            raise ValueError(f"depth={depth} must be at least 1")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout={dropout} must be at least 0 and below 1")
         self.model_args: dict[str, Any] = {
             "grid": (self.grid.height, self.grid.width),
             "patch": patch,
@@ -97,6 +96,7 @@ class PostNormTransformer(DescribedAdapter["PostNormTransformer"], TokenAdapter[
         Raises:
             ValueError: if the pixels are not the encoder's: image size, patch size or channels.
         """
+        check_weights("images", x, self.blocks[0].proj.weight)  # type: ignore[union-attr, arg-type]
         if not are_images(x, self.grid, self.patch, self.channels):
             return x.flatten(2)
         return rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch[0], q=self.patch[1])

@@ -12,16 +12,19 @@ from timm.layers import LayerNorm2d, RmsNorm, RmsNorm2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ssl_blocks.bounds import Channels
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders.adapter import Adapter, Size, noted, refuse
 from ssl_blocks.encoders.pooled import adapter_of
 from ssl_blocks.encoders.protocol import TokenEncoder
-from ssl_blocks.encoders.timm_building import check_name, placed
+from ssl_blocks.encoders.timm_building import check_name, create_pretrained, placed, rebuilding
 from ssl_blocks.encoders.timm_models import TimmStored, load_timm, refusals_named
 from ssl_blocks.grid import Grid
 from ssl_blocks.parts.tokenize import pair
 from ssl_blocks.values import Regions
 
 
+@checked
 class TimmRegions(TimmStored[nn.Module]):
     """See a timm model as an encoder of regions: its last map, normalised; the model itself stays as it is.
 
@@ -114,6 +117,7 @@ class TimmRegions(TimmStored[nn.Module]):
         return self.regions(images).pooled
 
 
+@checked
 class TokenRegions(Adapter[nn.Module]):
     """See a vision transformer's patch tokens as regions, and its class token as the feature of the image.
 
@@ -213,11 +217,13 @@ def _spread_cells(grid: Grid, on: Grid, device: torch.device) -> Tensor:
     return (row[:, None] * on.width + column).flatten()
 
 
+@checked
 def timm_regions(
     name: str = "swin_tiny_patch4_window7_224",
     *,
     image_size: Size,
-    channels: int = 3,
+    channels: Channels = 3,
+    pretrained: bool = False,
     **model_args: Any,
 ) -> TimmRegions:
     """Build a timm model that ends in a map, and wrap it.
@@ -229,10 +235,12 @@ def timm_regions(
         name: any timm model with a map of regions.
         image_size: height and width of global crops in pixels; one number means a square.
         channels: colour channels of the images.
+        pretrained: start from the weights that belong to the name, all but the head's, as for `timm_vit`; where window
+            or image size are others, timm resamples the tables of relative positions.
         **model_args: handed to timm, for example ``patch_size=2, window_size=4, depths=(2, 2), num_heads=(2, 4)``.
 
     Raises:
-        ValueError: if the name is unknown, or the model cannot be built so.
+        ValueError: if the name is unknown, the model cannot be built so, or its weights cannot be loaded.
         TypeError: if the model has no map of regions.
 
     Examples:
@@ -248,6 +256,8 @@ def timm_regions(
     if "strict_img_size" in takes:
         sized["strict_img_size"] = False
     arguments = {**sized, "in_chans": channels, "num_classes": 0, **model_args}
+    if pretrained:
+        return TimmRegions(create_pretrained(name, arguments), model_args=rebuilding(name, arguments))
     try:
         model = timm.create_model(name, **arguments)
     except (TypeError, AssertionError, RuntimeError) as error:

@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from ssl_blocks.bounds import Channels, Depth
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders.adapter import Size
 from ssl_blocks.encoders.timm_building import as_saved, build_model, create_pretrained, placed, prepared, rebuilding
 from ssl_blocks.encoders.timm_models import TimmAdapter, require_fit
@@ -18,6 +20,7 @@ from ssl_blocks.parts.position import sincos_table
 from ssl_blocks.parts.query_block import QueryBlock
 
 
+@checked
 class TimmViT(TimmAdapter[VisionTransformer]):
     """See a timm ``VisionTransformer`` as a token encoder; the model itself stays as it is.
 
@@ -56,7 +59,7 @@ class TimmViT(TimmAdapter[VisionTransformer]):
         fixed = table is not None and is_sincos(table[0], Grid(*stored.patch_embed.grid_size))
         initialize(TimmViT(fresh), fixed_positions=fixed)
 
-    def query_blocks(self, depth: int) -> tuple[QueryBlock, ...]:
+    def query_blocks(self, depth: Depth) -> tuple[QueryBlock, ...]:
         """The first ``depth`` blocks, run on queries with the same weights (SAIM with shared weights).
 
         Not for parameters dealt out over processes (FSDP): a block's weights are gathered only when it runs on content.
@@ -82,12 +85,13 @@ def _refuse_unfit(module: nn.Module) -> VisionTransformer:
     return module
 
 
+@checked
 def timm_vit(
     name: str = "vit_tiny_patch16_224",
     *,
     image_size: Size,
     patch_size: Size | None = None,
-    channels: int = 3,
+    channels: Channels = 3,
     positions: Literal["sincos", "learned", "none"] | None = None,
     class_token: bool | None = None,
     pretrained: bool = False,

@@ -13,11 +13,14 @@ import timm
 import torch
 from torch import nn
 
+from ssl_blocks.bounds import Depth, Heads, MlpRatio, Width
+from ssl_blocks.doors import check_value
 from ssl_blocks.encoders.adapter import Size
 from ssl_blocks.files import at_home
 from ssl_blocks.parts.tokenize import pair
 
 LOCAL, HUB = "local-dir", ("hf-hub", "hf_hub")  # timm's prefixes of names that are no names of its own
+BOUNDED: dict[str, Any] = {"depth": Depth, "embed_dim": Width, "num_heads": Heads, "mlp_ratio": MlpRatio}
 # arguments of timm.create_model that say where weights are, not what the model is
 SOURCES = ("pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 
@@ -49,6 +52,8 @@ def build_model(
     name: str, arguments: dict[str, Any], model_args: dict[str, Any], refuse_unfit: Callable[[nn.Module], object]
 ) -> nn.Module:
     """Build a model of timm; say why where it cannot be built."""
+    for argument, kind in BOUNDED.items():
+        check_value(argument, model_args.get(argument), kind | None)
     try:
         model: nn.Module = timm.create_model(name, **arguments)
     except TypeError as error:  # another family: say why it does not fit, rather than which argument it lacks
@@ -110,13 +115,14 @@ def create_pretrained(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     It is built as it was saved, so that timm loads every weight strictly. Only then its head is taken off: classifier
     and attention pooling."""
     rest = {key: value for key, value in arguments.items() if key not in ("global_pool", "num_classes")}
+    pool = {key: value for key, value in arguments.items() if key == "global_pool"}
     load = torch.get_default_device().type != "meta"
     try:
         model: Any = timm.create_model(name, pretrained=load, **rest)
         told = model.pretrained_cfg.get("num_classes")
         if load and told != model.num_classes:  # timm would then not mind missing weights
             raise ValueError(f"its configuration tells of {told} classes, its arguments of {model.num_classes}")
-        model.reset_classifier(arguments["num_classes"], arguments["global_pool"])
+        model.reset_classifier(arguments["num_classes"], **pool)
         model.origin = _origin(name, model.pretrained_cfg)
     except Exception as error:  # networks, hubs and files each fail in their own way
         raise ValueError(f"name={name!r}: its pretrained weights cannot be loaded: {_reason(error)}") from error

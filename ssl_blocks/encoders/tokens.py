@@ -11,12 +11,15 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ssl_blocks.bounds import Channels, Depth, Pixels, Whole, Width
+from ssl_blocks.doors import check_weights, checked
 from ssl_blocks.encoders.adapter import Adapter, M
 from ssl_blocks.grid import Grid
 from ssl_blocks.parts.attention import additive, run_block
 from ssl_blocks.values import Encoded
 
 
+@checked
 class TokenAdapter(Adapter[M]):
     """Shows a vision transformer as a ``TokenEncoder``; the base of the adapters, none of which changes its model.
 
@@ -29,11 +32,11 @@ class TokenAdapter(Adapter[M]):
         module: M | None,
         *,
         grid: Grid,
-        dim: int,
-        depth: int,
-        num_prefix: int,
-        patch: tuple[int, ...] | None = None,
-        channels: int | None = None,
+        dim: Width,
+        depth: Depth,
+        num_prefix: Whole,
+        patch: tuple[Pixels, ...] | None = None,
+        channels: Channels | None = None,
     ) -> None:
         super().__init__(module)
         self.grid, self.dim, self.depth, self.num_prefix = grid, dim, depth, num_prefix
@@ -62,6 +65,7 @@ class TokenAdapter(Adapter[M]):
             ValueError: if the pixels are not the encoder's: image size, patch size or channels.
         """
         stem = self._stem()
+        check_weights("images", x, stem.weight)
         if are_images(x, self.grid, self.patch, self.channels):
             return self._embedded(stem(x).flatten(2).transpose(1, 2))
         # a convolution whose kernel is its stride is one product per patch

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders.adapter import (
     DescribedAdapter,
     Description,
@@ -28,6 +29,7 @@ from ssl_blocks.encoders.tokens import (
 from ssl_blocks.grid import Grid
 
 
+@checked
 class TorchEncoder(DescribedAdapter[nn.Module], TokenAdapter[nn.Module]):
     """See a patch stem and an ``nn.TransformerEncoder`` as a token encoder, norm first or last.
 

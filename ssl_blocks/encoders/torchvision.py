@@ -9,6 +9,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torchvision.models.vision_transformer import EncoderBlock, VisionTransformer
 
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders.adapter import (
     DescribedAdapter,
     Description,
@@ -30,6 +31,7 @@ from ssl_blocks.grid import Grid
 _TABLE = "encoder.pos_embedding"
 
 
+@checked
 class TorchvisionViT(DescribedAdapter[VisionTransformer], TokenAdapter[VisionTransformer]):
     """See a torchvision ``VisionTransformer`` as a token encoder; the model itself stays as it is.
 

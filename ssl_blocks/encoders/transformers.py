@@ -12,6 +12,7 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders.adapter import Size, grid_for, resampled
 from ssl_blocks.encoders.tokens import TokenAdapter, number_layers, refuse_relative_positions, require_plain_stem
 from ssl_blocks.grid import Grid
@@ -35,6 +36,7 @@ _NORMS = ("layernorm", "norm")
 _PREFIX = ("cls_token", "register_tokens")
 
 
+@checked
 class TransformersViT(TokenAdapter[nn.Module]):
     """See a ``ViTModel``, ``Dinov2Model``, ``Dinov2WithRegistersModel`` or ``DINOv3ViTModel`` as a token encoder.
 

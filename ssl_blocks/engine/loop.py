@@ -13,7 +13,7 @@ from ssl_blocks.engine.checkpoints import FORMAT_VERSION, MARK, differing_facts
 from ssl_blocks.engine.graph import Capture, CudaCapture, StepGraph
 from ssl_blocks.engine.late import Later
 from ssl_blocks.engine.masters import MasterAdamW, rounded_weights
-from ssl_blocks.engine.optimizers import cosine_weight_decay, warmup_cosine
+from ssl_blocks.engine.optimizers import cosine_weight_decay
 from ssl_blocks.engine.parallel import Machine, one_for_none, shard, sum_over_processes
 from ssl_blocks.engine.task import Moment, Portion, Task
 from ssl_blocks.engine.watch import LossWatch
@@ -98,6 +98,7 @@ class Loop(pl.LightningModule):
     def on_train_start(self) -> None:
         """Look at the clock, and see whether steps can be captured."""
         self._started = time.perf_counter()
+        self.lr_schedulers().step_update(self.global_step)  # type: ignore[union-attr]  # the run may be a longer one now
         reason = self._why_not_captured()
         if self.machine.graph != "off" and reason is None:
             self.graph = StepGraph(self._whole_step, self.capture(), baked=self.task.baked, tell=self.tell)
@@ -271,14 +272,8 @@ class Loop(pl.LightningModule):
         if self.fused and self.world == 1:
             self._rates = [torch.zeros((), device=self.device) for _ in groups]
             self._kept = torch.ones((), device=self.device)
-        schedule = warmup_cosine(
-            optimizer,
-            num_steps=plan.num_steps,
-            warmup_steps=plan.warmup_steps,
-            min_lr=plan.min_lr,
-            warmup_start=plan.warmup_start,
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        schedule = {"scheduler": plan.schedule_of(optimizer), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     @property
     def fused(self) -> bool:

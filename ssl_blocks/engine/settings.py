@@ -1,23 +1,37 @@
 """Settings that loops share: what a configuration model is, and the sections on data, optimizer and trainer."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
-from ssl_blocks.engine.bounds import check_bound, words_for_truth
+from ssl_blocks.bounds import (
+    Batch,
+    Channels,
+    Count,
+    Decay,
+    Epochs,
+    Gigabytes,
+    NotNegative,
+    Number,
+    Parts,
+    Pixels,
+    Positive,
+    Processes,
+    Rate,
+    Span,
+    Workers,
+)
 from ssl_blocks.files import at_home
 
 
@@ -47,11 +61,40 @@ class StrictModel(BaseModel):
     def _truth_is_no_number(cls, given: Any) -> Any:
         return words_for_truth(given, cls.model_fields) if isinstance(given, dict) else given
 
-    @field_validator("*")
+    @model_validator(mode="before")
     @classmethod
-    def _is_within_bounds(cls, value: Any, info: Any) -> Any:
-        check_bound(str(info.field_name), value)
-        return value
+    def _parts_have_kinds(cls, given: Any) -> Any:
+        """A part of which no kind is given is of the default's."""
+        if not isinstance(given, dict):
+            return given
+        kinds = {name: kind for name, part in given.items() if (kind := default_kind(cls, name, part)) is not None}
+        return given | {name: {"kind": kind, **given[name]} for name, kind in kinds.items()}
+
+
+def words_for_truth(given: Mapping[str, Any], fields: Mapping[str, FieldInfo]) -> dict[str, Any]:
+    """Write ``true`` as a word in fields of numbers, which then refuse it: Python takes it for 1."""
+    return {
+        name: _worded(value) if name in fields and not _takes_bool(fields[name].annotation) else value
+        for name, value in given.items()
+    }
+
+
+def _worded(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_worded(member) for member in value]
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+def _takes_bool(annotation: Any) -> bool:
+    return annotation in (bool, Any, object) or any(map(_takes_bool, get_args(annotation)))
+
+
+def default_kind(model: type[BaseModel], name: str, part: Any) -> str | None:
+    """The kind of a field's default, where a part is described that says nothing of its own."""
+    field = model.model_fields.get(name)
+    if field is None or not isinstance(part, dict) or "kind" in part:
+        return None
+    return getattr(field.default, "kind", None)
 
 
 def _shares(scale: tuple[float, float]) -> tuple[float, float]:
@@ -72,26 +115,24 @@ class DataConfig(StrictModel):
     name: str = Field(
         "digits", description="data set by name; imagefolder:, csv:, zip: or array:PATH; or MODULE:FUNCTION of your own"
     )
-    image_size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = Field(
+    image_size: Pixels | tuple[Pixels, Pixels] | None = Field(
         None, description="side in pixels, or height and width (64,96); default: the images' own"
     )
-    channels: PositiveInt | None = Field(
+    channels: Channels | None = Field(
         None, description="1 makes images grey; default: the data set's own, 3 for pictures of 8 bits in files"
     )
-    value_range: tuple[float, float] | None = Field(
+    value_range: tuple[Number, Number] | None = Field(
         None, description="values that are black and white; default: of 8 bits their own, of other images measured"
     )
     root: Path = Field(Path(".data"), description="folder for downloads")
-    max_train: PositiveInt | None = Field(None, description="train on this many images, drawn class by class")
-    max_test: PositiveInt | None = Field(None, description="test on this many images, drawn class by class")
+    max_train: Count | None = Field(None, description="train on this many images, drawn class by class")
+    max_test: Count | None = Field(None, description="test on this many images, drawn class by class")
     flip: bool = Field(True, description="mirror half of the images")
     storage: Literal["auto", "memory", "stream"] = Field(
         "auto", description="decode once into memory, or anew every epoch; auto: memory where max_memory_gib suffices"
     )
-    max_memory_gib: PositiveFloat = Field(8.0, description="most memory that decoded images may take, per process")
-    workers: NonNegativeInt | None = Field(
-        None, description="decoding processes of each process; default: its share of cores"
-    )
+    max_memory_gib: Gigabytes = Field(8.0, description="most memory that decoded images may take, per process")
+    workers: Workers | None = Field(None, description="decoding processes of each process; default: its share of cores")
     corrupt: Literal["error", "skip"] = Field("error", description="what to do about an image that cannot be read")
 
     @field_validator("image_size", mode="before")
@@ -130,21 +171,31 @@ class CroppedDataConfig(DataConfig):
     crop_scale: AreaShares = Field((0.2, 1.0), description="share of the area that a random crop keeps")
 
 
-class OptimizerConfig(StrictModel):
-    """AdamW with a linear warm-up and a cosine to ``min_lr``, step by step."""
+Schedules = Annotated[
+    Literal["mae", "dino", "apl"],
+    Field(
+        description="whose code the learning rate follows; mae: step i of a warm-up of n has i/n of the peak, then a "
+        "cosine; dino: i/(n-1); apl: once an epoch, the cosine from the first one on"
+    ),
+]
 
-    base_lr: PositiveFloat = Field(1e-3, description="learning rate per 256 images of a batch")
-    batch_size: PositiveInt = Field(256, description="images per step, over all processes and accumulated batches")
-    accumulate: PositiveInt = Field(1, description="take a step's images in this many parts, to save memory")
-    weight_decay: float = Field(0.05, ge=0, description="not applied to norms, biases, positions and tokens")
-    weight_decay_end: float | None = Field(
-        None, ge=0, description="weight decay at the end, reached along half a cosine; default: constant"
+
+class OptimizerConfig(StrictModel):
+    """AdamW with a linear warm-up and a cosine to ``min_lr``."""
+
+    base_lr: Rate = Field(1e-3, description="learning rate per 256 images of a batch")
+    batch_size: Batch = Field(256, description="images per step, over all processes and accumulated batches")
+    accumulate: Parts = Field(1, description="take a step's images in this many parts, to save memory")
+    weight_decay: Decay = Field(0.05, description="not applied to norms, biases, positions and tokens")
+    weight_decay_end: Decay | None = Field(
+        None, description="weight decay at the end, reached along half a cosine; default: constant"
     )
     betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's decay rates")
-    warmup_epochs: float = Field(10.0, ge=0, description="epochs of linear warm-up")
+    warmup_epochs: Span = Field(10.0, description="epochs of linear warm-up")
     warmup_start: float = Field(0.0, ge=0, le=1, description="share of the peak at which the warm-up begins")
-    min_lr: float = Field(0.0, ge=0, description="learning rate at the end")
-    clip_grad: PositiveFloat | None = Field(None, description="largest gradient norm; default: no clipping")
+    min_lr: NotNegative = Field(0.0, description="learning rate at the end")
+    schedule: Schedules = "mae"
+    clip_grad: Positive | None = Field(None, description="largest gradient norm; default: no clipping")
 
     @field_validator("betas")
     @classmethod
@@ -160,6 +211,10 @@ class OptimizerConfig(StrictModel):
                 f"optimizer.min_lr={self.min_lr:g} must not exceed the peak rate {self.lr:g}, which is "
                 "optimizer.base_lr * optimizer.batch_size / 256"
             )
+        if self.schedule == "apl" and not self.warmup_start:
+            raise ValueError(
+                "optimizer.warmup_start=0 must be above 0 with optimizer.schedule=apl, which multiplies by it"
+            )
         return self
 
     @property
@@ -168,31 +223,38 @@ class OptimizerConfig(StrictModel):
         return self.base_lr * self.batch_size / 256
 
     def warmup_steps(self, *, steps_per_epoch: int, epochs: int) -> int:
-        """Optimizer steps of the warm-up.
+        """Optimizer steps of the warm-up: a tenth of the run's where it would not be shorter than the run.
 
-        Raises:
-            ValueError: if the warm-up is not shorter than the run.
+        Examples:
+            >>> settings = OptimizerConfig(warmup_epochs=10)
+            >>> [settings.warmup_steps(steps_per_epoch=20, epochs=epochs) for epochs in (11, 10, 3)]
+            [200, 20, 6]
         """
         warmup, steps = int(self.warmup_epochs * steps_per_epoch), steps_per_epoch * epochs
-        if warmup >= steps:
-            raise ValueError(
-                f"optimizer.warmup_epochs makes {warmup} warm-up steps, which must be fewer than the {steps} of the run"
-            )
-        return warmup
+        return warmup if warmup < steps else steps // 10
+
+    def warmup_remark(self, epochs: int) -> str | None:
+        """What is to be said where the warm-up would not be shorter than a run of so many epochs."""
+        if self.warmup_epochs < epochs:
+            return None
+        return (
+            f"optimizer.warmup_epochs={self.warmup_epochs:g} is not shorter than trainer.epochs={epochs}: the warm-up "
+            f"takes a tenth of the run, {epochs / 10:g} epochs"
+        )
 
 
 class TrainerConfig(StrictModel):
     """How long, how precisely and on what."""
 
-    epochs: PositiveInt = Field(100, description="passes over the training images")
+    epochs: Epochs = Field(100, description="passes over the training images")
     precision: Literal["auto", "bf16", "bf16-pure", "fp32", "tf32"] = Field(
         "auto",
         description="auto: bf16 where the hardware has it, else fp32; bf16-pure: the same, with linear "
         "maps kept in 16 bits and updated in 32; tf32: fp32 with products in TF32",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
-    devices: PositiveInt | None = Field(None, description="processes on this machine; default: torchrun's, else 1")
-    num_nodes: PositiveInt | None = Field(None, description="machines; default: torchrun's, else 1")
+    devices: Processes | None = Field(None, description="processes on this machine; default: torchrun's, else 1")
+    num_nodes: Processes | None = Field(None, description="machines; default: torchrun's, else 1")
     strategy: Literal["ddp", "fsdp"] = Field(
         "ddp", description="several processes: whole copies of the model (ddp), or its blocks in shards (fsdp)"
     )
@@ -203,18 +265,18 @@ class TrainerConfig(StrictModel):
     graph: Literal["auto", "on", "off"] = Field(
         "auto", description="capture whole steps as a CUDA graph; auto: on a GPU, where it can be done"
     )
-    knn_every: PositiveInt | None = Field(None, description="kNN on the test images every so many epochs")
-    knn_bank: PositiveInt = Field(5000, description="training images that kNN while training looks at")
-    log_every: PositiveInt | None = Field(
+    knn_every: Count | None = Field(None, description="kNN on the test images every so many epochs")
+    knn_bank: Count = Field(5000, description="training images that kNN while training looks at")
+    log_every: Count | None = Field(
         None, description="steps between two lines where the output is no terminal; default: a tenth of the run"
     )
     score: bool = Field(True, description="score raw pixels, and the encoder before and after training")
-    score_bank: PositiveInt | None = Field(
+    score_bank: Count | None = Field(
         None, description="training images that these scores look at; default: all, or what takes about 5% of the run"
     )
     figures: bool = Field(True, description="draw pictures when all else is done")
-    checkpoint_every: PositiveFloat = Field(1.0, description="epochs between checkpoints; 0.5 is twice an epoch")
-    keep_checkpoints: PositiveInt = Field(2, description="how many of the newest checkpoints are kept")
+    checkpoint_every: Rate = Field(1.0, description="epochs between checkpoints; 0.5 is twice an epoch")
+    keep_checkpoints: Count = Field(2, description="how many of the newest checkpoints are kept")
 
     @model_validator(mode="after")
     def _one_kind_of_graphs(self) -> "TrainerConfig":

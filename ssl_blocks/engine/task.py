@@ -3,13 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ssl_blocks.engine.optimizers import parameter_groups
+from ssl_blocks.engine.optimizers import Schedule, chained_by_epoch, parameter_groups, warmup_cosine
 from ssl_blocks.values import Progress
 
 
@@ -31,6 +31,7 @@ class Plan:
         weight_decay_end: the same at the end, reached along half a cosine in the first group; ``None``: constant.
         betas: AdamW's decay rates.
         clip_grad: largest norm of the gradient; ``None``: no clipping.
+        schedule: whose code the learning rate follows: see `schedule_of`.
     """
 
     steps_per_epoch: int
@@ -46,6 +47,7 @@ class Plan:
     weight_decay_end: float | None = None
     betas: tuple[float, float] = (0.9, 0.999)
     clip_grad: float | None = None
+    schedule: Literal["mae", "dino", "apl"] = "mae"
 
     @property
     def num_steps(self) -> int:
@@ -55,6 +57,15 @@ class Plan:
     def progress(self, step: int) -> Progress:
         """Where a run stands before step ``step``, counted from 0."""
         return Progress(step, step // self.steps_per_epoch, self.num_steps, self.steps_per_epoch)
+
+    def schedule_of(self, optimizer: torch.optim.Optimizer) -> Schedule:
+        """Learning rates of every step: `warmup_cosine` as in MAE's or DINO's code, `chained_by_epoch` as in APL's."""
+        ends: dict[str, Any] = {"min_lr": self.min_lr, "warmup_start": self.warmup_start}
+        if self.schedule == "apl":
+            warmup, steps = self.warmup_steps // self.steps_per_epoch, self.steps_per_epoch
+            return chained_by_epoch(optimizer, epochs=self.epochs, steps_per_epoch=steps, warmup_epochs=warmup, **ends)
+        sizes: dict[str, Any] = {"num_steps": self.num_steps, "warmup_steps": self.warmup_steps}
+        return warmup_cosine(optimizer, **sizes, **ends, ends_at_peak=self.schedule == "dino")
 
 
 class Portion(NamedTuple):

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, create_model
+from pydantic import Field, create_model
 
+from ssl_blocks.bounds import Count, Gigabytes, Number, Pixels, Seed
 from ssl_blocks.engine.settings import StrictModel
 from ssl_blocks.evaluation.protocol import Protocol
 
@@ -17,20 +18,22 @@ class LabelledDataConfig(StrictModel):
         None, description="data set by name, or imagefolder:PATH; default: what the run was trained on"
     )
     root: Path = Field(Path(".data"), description="folder for downloads")
-    max_train: PositiveInt | None = Field(None, description="this many training images, drawn class by class")
-    max_test: PositiveInt | None = Field(None, description="this many test images, drawn class by class")
-    value_range: tuple[float, float] | None = Field(
-        None, description="values that are black and white; default: the run's on its own data, else measured"
+    max_train: Count | None = Field(None, description="this many training images, drawn class by class")
+    max_test: Count | None = Field(None, description="this many test images, drawn class by class")
+    value_range: tuple[Number, Number] | None = Field(
+        None,
+        description="values that are black and white; default: the run's on its own data; of more than 8 bits those "
+        "that the encoder was trained with, else measured",
     )
     corrupt: Literal["error", "skip"] = Field("error", description="what to do about an image that cannot be read")
-    max_memory_gib: PositiveFloat = Field(8.0, description="most memory of decoded images; beyond, they are streamed")
+    max_memory_gib: Gigabytes = Field(8.0, description="most memory of decoded images; beyond, they are streamed")
 
 
 class GeneralConfig(StrictModel):
     """Everything an evaluation depends on, but the protocols' own sections."""
 
-    seed: int = Field(0, ge=0, description="of random weights, of what is held out, and of everything trained")
-    image_size: PositiveInt | None = Field(
+    seed: Seed = Field(0, description="of random weights, of what is held out, and of everything trained")
+    image_size: Pixels | None = Field(
         None, description="input size in pixels, positions resampled; default: the encoder's own"
     )
     pretrained: bool = Field(True, description="load the weights of a timm name; false: random ones")
@@ -43,6 +46,7 @@ class GeneralConfig(StrictModel):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the hardware has it")
+    pictures: bool = Field(True, description="draw nearest neighbours, and features of places, beside the results")
     output: Path | None = Field(None, description="JSON file for the results; default: results.json of the run")
     data: LabelledDataConfig = LabelledDataConfig()
 

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,12 @@ from rich.console import Console
 from ssl_blocks.data import ImageData, load
 from ssl_blocks.encoders.card import write_card
 from ssl_blocks.engine.devices import choose_device
+from ssl_blocks.engine.errors import RunStopped
 from ssl_blocks.engine.settings import section
 from ssl_blocks.evaluate.cli import Wish
+from ssl_blocks.evaluate.pictures import draw_pictures
 from ssl_blocks.evaluate.results import Rows, add_entry, read_results, results_table
+from ssl_blocks.evaluation.checks import CannotScoreError
 from ssl_blocks.evaluation.labelled import Labelled
 from ssl_blocks.evaluation.protocol import Protocol, Score
 from ssl_blocks.evaluation.protocols import PROTOCOLS
@@ -30,6 +33,26 @@ from ssl_blocks.text import terminal
 MOST_PIXEL_VALUES = 2**30  # 4 GiB in single precision
 
 
+class Skipped:
+    """Scores that cannot be computed of this data: each is said, and noted."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
+        self.entries: list[dict[str, str]] = []
+
+    def note(self, protocol: Protocol[Any, Any], reason: CannotScoreError, name: str = "") -> None:
+        """Say that a protocol was left out, of a row or altogether."""
+        words = " ".join(str(reason).split())
+        self.say(f"skipped: {f'{name}: ' if name else ''}{protocol.name}: {words}")
+        self.entries.append({"protocol": protocol.name, "name": name, "reason": words})
+
+    def check(self, is_any: bool) -> None:
+        """End with exit code 1 where nothing was scored."""
+        if not is_any:
+            reasons = "; ".join(dict.fromkeys(f"{entry['protocol']}: {entry['reason']}" for entry in self.entries))
+            raise RunStopped(f"nothing can be scored: {reasons}", exit_code=1)
+
+
 @dataclass(frozen=True, eq=False)
 class Setup:
     """What is evaluated by which protocols, each on data of its own, in the order of the table."""
@@ -39,6 +62,7 @@ class Setup:
     data: tuple[Any, ...]
     config: Any
     say: Callable[[str], None]
+    skipped: "Skipped"
 
     @property
     def images(self) -> Labelled | None:
@@ -61,9 +85,10 @@ def run(wish: Wish, word: str, config: Any) -> None:
     setup = prepare(wish, word, config, terminal(stderr=True, quiet=share.rank > 0), share)
     started = time.perf_counter()
     with connected(share, str(setup.subject.extractor.device)):
-        rows = evaluate(setup)
+        rows, drawn = evaluate(setup, None if share.world > 1 else path)
     if share.rank == 0:
-        _report(setup, rows, make_entry(setup, wish, rows, seconds=time.perf_counter() - started), path)
+        entry = make_entry(setup, wish, rows, seconds=time.perf_counter() - started)
+        _report(setup, rows, entry | {"pictures": [str(file) for file in drawn]}, path)
 
 
 def prepare(wish: Wish, word: str, config: Any, console: Console, share: Share) -> Setup:
@@ -73,6 +98,7 @@ def prepare(wish: Wish, word: str, config: Any, console: Console, share: Share) 
     def say(text: str) -> None:
         console.print(text, style="dim")
 
+    skipped = Skipped(say)
     context = {"seed": config.seed, "say": say, "share": share}
     protocols = [protocol for kind in wish.asked for protocol in kind.configured(config, **context)]
     alone = [protocol.name for protocol in protocols if not protocol.is_shared]
@@ -94,16 +120,28 @@ def prepare(wish: Wish, word: str, config: Any, console: Console, share: Share) 
     @cache
     def labelled() -> Labelled:
         images = load_images()
-        with section("data"):
+        try:
             return Labelled.of(images)
+        except CannotScoreError as reason:
+            raise CannotScoreError(f"data: {reason}") from None
 
-    data = [protocol.load(subject, labelled) for protocol in protocols]
-    if any(isinstance(item, Labelled) for item in data):
+    data: dict[Protocol[Any, Any], Any] = {}
+    for protocol in protocols:
+        try:
+            data[protocol] = protocol.load(subject, labelled)
+        except CannotScoreError as reason:
+            skipped.note(protocol, reason)
+    if any(isinstance(item, Labelled) for item in data.values()):
         subject = subject.normalised(load_images().mean, load_images().std)
         subject.extractor.check(labelled().train.shape)
-    for protocol, item in zip(protocols, data, strict=True):
-        protocol.check(subject, item)
-    return Setup(subject, tuple(protocols), tuple(data), config, say)
+    for protocol, item in list(data.items()):
+        try:
+            protocol.check(subject, item)
+        except CannotScoreError as reason:
+            skipped.note(protocol, reason)
+            del data[protocol]
+    skipped.check(bool(data))
+    return Setup(subject, tuple(data), tuple(data.values()), config, say, skipped)
 
 
 def _check_attention(subject: Subject, protocols: Sequence[Protocol[Any, Any]], config: Any) -> None:
@@ -119,23 +157,32 @@ def _load(subject: Subject, config: Any) -> ImageData:
     settings, size = config.data, subject.image_size
     if settings.name is None:
         raise ValueError(f"data.name is required, for {subject.name} comes from no run: give --data.name")
+    own = partial(
+        load,
+        settings.name,
+        image_size=None if size is None else (size[0], size[1]),
+        channels=len(subject.extractor.mean),
+        root=settings.root,
+        max_train=settings.max_train,
+        max_test=settings.max_test,
+        seed=config.seed,
+        max_bytes=int(settings.max_memory_gib * 2**30),
+        corrupt=settings.corrupt,
+    )
     with section("data"):
-        return load(
-            settings.name,
-            image_size=None if size is None else (size[0], size[1]),
-            channels=len(subject.extractor.mean),
-            root=settings.root,
-            max_train=settings.max_train,
-            max_test=settings.max_test,
-            seed=config.seed,
-            max_bytes=int(settings.max_memory_gib * 2**30),
-            corrupt=settings.corrupt,
-            value_range=settings.value_range,
-        )
+        data = own(value_range=settings.value_range)
+        known = subject.value_range
+        if settings.value_range is None and data.value_range is not None and known not in (None, data.value_range):
+            data = own(value_range=known)  # what is bright is as bright as in training
+    return data
 
 
-def evaluate(setup: Setup) -> Rows:
-    """Score all there is to score: by name of the row and by protocol."""
+def evaluate(setup: Setup, path: Path | None = None) -> tuple[Rows, list[Path]]:
+    """Score all there is to score, by name of the row and by protocol; and draw beside a file of results, if any.
+
+    Pictures are of features that were made for a score.
+    """
+    drawn: list[Path] = []
     rows: dict[str, dict[str, Any]] = {}
 
     def note(name: str, protocol: Protocol[Any, Any], score: Score, **more: Any) -> None:
@@ -149,10 +196,18 @@ def evaluate(setup: Setup) -> Rows:
         for protocol in protocols:
             setup.say(f"{subject.name}: {protocol.name}")
             started = time.perf_counter()
-            score = protocol.score(subject, by_data[protocol])
+            try:
+                score = protocol.score(subject, by_data[protocol])
+            except CannotScoreError as reason:
+                setup.skipped.note(protocol, reason, subject.name)
+                continue
             note(subject.name, protocol, score, seconds=round(time.perf_counter() - started, 2))
+        wants_pictures = setup.config.pictures and path is not None and subject.name == setup.subject.name
+        if wants_pictures and subject.has_features and setup.images is not None:
+            drawn += draw_pictures(subject, setup.images, path, setup.say)
         subject.extractor.encoder.module.to("cpu")
-    return rows
+    setup.skipped.check(bool(rows))
+    return rows, drawn
 
 
 def _asked(setup: Setup) -> Iterator[tuple[Subject, list[Protocol[Any, Any]]]]:
@@ -208,6 +263,7 @@ def make_entry(setup: Setup, wish: Wish, rows: Rows, *, seconds: float) -> dict[
         "versions": {"ssl_blocks": VERSION, "torch": torch.__version__, "timm": timm.__version__},
         "seconds": round(seconds, 1),
         "scores": [{"name": name, **scores} for name, scores in rows.items()],
+        "skipped": setup.skipped.entries,
     }
 
 
@@ -221,5 +277,7 @@ def _report(setup: Setup, rows: Rows, entry: dict[str, Any], path: Path | None) 
         return
     add_entry(path, entry)
     console.print(f"added to {path}", soft_wrap=True)
+    for file in entry["pictures"]:
+        console.print(f"  {file}", soft_wrap=True)
     if folder is not None and path == folder / "results.json":
         console.print(f"and to {write_card(folder)}", soft_wrap=True)

@@ -6,6 +6,11 @@ from torch import Tensor
 from ssl_blocks.data.splits import FileSplit, ImageSplit
 
 
+class CannotScoreError(ValueError):
+    """Data or features of which a score cannot be computed, whatever the settings: one class, a class that is missing,
+    too few rows. The command says so, and goes on with what else was asked."""
+
+
 def check_features(name: str, features: Tensor, labels: Tensor, *, may_be_empty: bool = False) -> None:
     """Refuse features ``name`` that are none, not finite, or without one class index each.
 
@@ -54,7 +59,7 @@ def check_classes(name: str, labels: Int[Tensor, " n"], num_classes: int) -> Non
     """Refuse class indices that a head of ``num_classes`` does not know."""
     lowest, highest = int(labels.min()), int(labels.max())
     if lowest < 0 or highest >= num_classes:
-        raise ValueError(
+        raise CannotScoreError(
             f"{name} must be classes 0..{num_classes - 1}, for which the head was made, but reach from {lowest} "
             f"to {highest}"
         )

@@ -6,12 +6,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ssl_blocks.bounds import Classes
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders import FeatureEncoder, TokenEncoder
 from ssl_blocks.engine.optimizers import parameter_groups
 from ssl_blocks.evaluation.layers import layer_ids, spared_names
 from ssl_blocks.parts.tokenize import Tokenizer
 
 
+@checked
 class Classifier(nn.Module):
     """Pool an encoder's features and classify them.
 
@@ -38,7 +41,7 @@ class Classifier(nn.Module):
         self,
         encoder: FeatureEncoder,
         *,
-        num_classes: int,
+        num_classes: Classes,
         fresh_norm: bool = False,
         tokenizer: Tokenizer | None = None,
         generator: torch.Generator | None = None,

@@ -6,11 +6,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ssl_blocks.bounds import Count
+from ssl_blocks.doors import checked
 from ssl_blocks.evaluation.fewshot import ProbeScore, fewshot_probe
 from ssl_blocks.evaluation.knn import knn_accuracy
 from ssl_blocks.evaluation.protocol import Result
 
 
+@checked
 @dataclass(frozen=True)
 class Scores(Result):
     """What one kind of features is worth.
@@ -27,11 +30,12 @@ class Scores(Result):
     name: str
     knn: float
     fewshot: ProbeScore | None
-    shots: int
+    shots: Count
     num_train: int
     num_test: int
 
 
+@checked
 def score_features(
     name: str,
     train: Float[Tensor, "n d"],
@@ -39,7 +43,7 @@ def score_features(
     test: Float[Tensor, "m d"],
     test_labels: Int[Tensor, " m"],
     *,
-    shots: int = 10,
+    shots: Count = 10,
     device: torch.device | str = "cpu",
 ) -> Scores:
     """Score features of training and test images, ``[N, D]`` and ``[M, D]``, by kNN and a few-shot probe.

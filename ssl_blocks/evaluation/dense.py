@@ -12,9 +12,11 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
+from ssl_blocks.bounds import Positive, Seed, Width
 from ssl_blocks.data.augment import RandomResizedCropFlip, to_float
 from ssl_blocks.data.pairs import IGNORED, MaskedImages, SegmentationData
 from ssl_blocks.data.resample import resize
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders import TokenEncoder
 from ssl_blocks.engine.batches import load_parts
 from ssl_blocks.engine.parallel import Machine, Processes
@@ -32,6 +34,7 @@ from ssl_blocks.randomness import seeded_generator
 ORDER, CROPS = range(2)  # what a seed is for
 
 
+@checked
 def segmentation_loss(
     logits: Float[Tensor, "b k h w"], masks: Int[Tensor, "b h w"] | UInt8[Tensor, "b h w"]
 ) -> Float[Tensor, ""]:
@@ -63,7 +66,7 @@ class SegmentationTask(Task):
         training: SegmentationTraining,
         *,
         mean: Sequence[float],
-        std: Sequence[float],
+        std: Sequence[Positive],
         seed: int,
     ) -> None:
         if len(data) == 0:
@@ -115,20 +118,22 @@ class SegmentationTask(Task):
         return settings | data | freeze | {"mean": list(self.mean), "std": list(self.std)}
 
 
+@checked
 def train_segmentation(
     model: SegmentationModel,
     data: MaskedImages,
     *,
     mean: Sequence[float],
-    std: Sequence[float],
+    std: Sequence[Positive],
     training: SegmentationTraining | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     device: torch.device | str = "cpu",
     autocast_dtype: torch.dtype | None = None,
     processes: Processes | None = None,
     folder: Path | None = None,
     resume: Path | bool = False,
     progress: bool = False,
+    class_names: Sequence[str] = (),
 ) -> tuple[float, ...]:
     """Train a segmentation model in place; return the mean loss of every epoch.
 
@@ -147,6 +152,7 @@ def train_segmentation(
         folder: of checkpoints, ``metrics.csv`` and, at the end, the model (`load_segmenter`); ``None`` writes nothing.
         resume: ``True`` goes on from the newest checkpoint in the folder, if there is one; a path from that one.
         progress: whether to show a bar.
+        class_names: by class, kept with the model in the folder.
 
     Raises:
         ValueError: if there are no images, images or masks do not fit the model, or the checkpoint is damaged or
@@ -163,17 +169,18 @@ def train_segmentation(
     machine = Machine(device, autocast_dtype, processes or Processes())
     losses = train(task, machine, folder=folder, resume=resume, title="segmentation" if progress else None)
     if folder is not None and is_rank_zero():
-        save_segmenter(model, folder, mean=mean, std=std)
+        save_segmenter(model, folder, mean=mean, std=std, class_names=class_names)
     return losses
 
 
+@checked
 def evaluate_segmentation(
     extractor: Extractor,
     data: SegmentationData,
     *,
     freeze: bool = False,
-    width: int = 64,
-    seed: int = 0,
+    width: Width = 64,
+    seed: Seed = 0,
     **options: Any,
 ) -> SegmentationScores:
     """Put a pyramid and a segmentation head on an encoder, train them, and score them on the test images.
@@ -200,7 +207,7 @@ def evaluate_segmentation(
         with modes_kept(pyramid, training=False):
             pyramid.check_finite(to_float(data.train[0][0][None].to(x.device), x.mean, x.std))
         where: dict[str, Any] = {"mean": x.mean, "std": x.std, "device": x.device, "autocast_dtype": x.dtype}
-        train_segmentation(model, data.train, seed=seed, **where, **options)
+        train_segmentation(model, data.train, seed=seed, class_names=data.class_names, **where, **options)
         return score_segmentation(model, data.test, data.class_names, **where)
 
 

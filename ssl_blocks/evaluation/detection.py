@@ -3,14 +3,17 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ssl_blocks.bounds import Classes, Positive
+from ssl_blocks.doors import checked
 from ssl_blocks.evaluation.pyramid import FeaturePyramid
 
 if TYPE_CHECKING:
     from torchvision.models.detection import MaskRCNN
 
 
+@checked
 def mask_rcnn(
-    pyramid: FeaturePyramid, *, num_classes: int, mean: Sequence[float], std: Sequence[float], **options: Any
+    pyramid: FeaturePyramid, *, num_classes: Classes, mean: Sequence[float], std: Sequence[Positive], **options: Any
 ) -> "MaskRCNN":
     """Build torchvision's Mask R-CNN on a feature pyramid (RandSAC, appendix B).
 
@@ -59,7 +62,7 @@ def mask_rcnn(
     return MaskRCNN(pyramid, num_classes, **(arguments | options))
 
 
-def _check(pyramid: FeaturePyramid, num_classes: int, mean: Sequence[float], std: Sequence[float]) -> None:
+def _check(pyramid: FeaturePyramid, num_classes: int, mean: Sequence[float], std: Sequence[Positive]) -> None:
     patch, grid = pyramid.encoder.patch, pyramid.encoder.grid
     side = patch[0]
     if patch[0] != patch[1] or side < 4 or side & (side - 1):

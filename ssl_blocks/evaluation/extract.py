@@ -10,8 +10,10 @@ import torch
 from jaxtyping import Bool, Float, UInt
 from torch import Tensor, nn
 
+from ssl_blocks.bounds import Batch, Channels, Pixels, Positive
 from ssl_blocks.data.augment import to_float
-from ssl_blocks.encoders import FeatureEncoder, TokenEncoder
+from ssl_blocks.doors import checked
+from ssl_blocks.encoders import FeatureEncoder
 from ssl_blocks.grid import Grid
 from ssl_blocks.modes import modes_kept
 from ssl_blocks.parts.mask import SegmentCausalMask
@@ -21,6 +23,7 @@ from ssl_blocks.values import Serialization
 Attention = Literal["bidirectional", "causal"]
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Extractor:
     """An encoder, and all that is needed to feed it: images in, features out.
@@ -51,12 +54,12 @@ class Extractor:
 
     encoder: FeatureEncoder
     mean: tuple[float, ...]
-    std: tuple[float, ...]
+    std: tuple[Positive, ...]
     tokenizer: Tokenizer | None = None
     device: str | torch.device = "cpu"
     dtype: torch.dtype | None = None
     attention: Attention = "bidirectional"
-    batch_size: int = 512
+    batch_size: Batch = 512
 
     def __post_init__(self) -> None:
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -65,8 +68,6 @@ class Extractor:
                     f"{name}={tuple(values)} must be one number for each of the encoder's {self.encoder.channels} "
                     "channels"
                 )
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size} must be at least 1")
         if self.attention == "causal" and not takes_mask(self.encoder):
             raise ValueError(
                 f"attention='causal' needs an encoder of tokens whose features(images, mask=) takes a mask, and "
@@ -127,9 +128,10 @@ class Extractor:
         given = x if self.tokenizer is None else self.tokenizer(x)
         if self.attention == "bidirectional":
             return self.encoder.features(given)
-        assert isinstance(self.encoder, TokenEncoder)
-        mask = raster_causal_mask(self.encoder.grid, self.encoder.num_prefix, device=x.device)
-        return self.encoder.features(given, mask=mask)
+        encoder: Any = self.encoder  # of tokens, as was asked at the beginning
+        mask = raster_causal_mask(encoder.grid, encoder.num_prefix, device=x.device)
+        features: Tensor = encoder.features(given, mask=mask)
+        return features
 
     def _extract(self, images: UInt[Tensor, "n c *s"]) -> Float[Tensor, "n d"]:
         kind, rows = torch.device(self.device).type, []
@@ -154,6 +156,7 @@ class Extractor:
         return joined
 
 
+@checked
 class RawPixels:
     """Normalised pixels as features: what an encoder is given, and must beat to be of use.
 
@@ -162,7 +165,7 @@ class RawPixels:
         size: their height and width in pixels.
     """
 
-    def __init__(self, *, channels: int, size: tuple[int, int]) -> None:
+    def __init__(self, *, channels: Channels, size: tuple[Pixels, Pixels]) -> None:
         self.channels, self.dim, self.module = channels, channels * size[0] * size[1], nn.Identity()
 
     def features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
@@ -172,7 +175,8 @@ class RawPixels:
 
 def takes_mask(encoder: FeatureEncoder) -> bool:
     """Whether an encoder's features can be asked for under a mask."""
-    return isinstance(encoder, TokenEncoder) and "mask" in inspect.signature(encoder.features).parameters
+    has_tokens = hasattr(encoder, "grid") and hasattr(encoder, "num_prefix")
+    return has_tokens and "mask" in inspect.signature(encoder.features).parameters
 
 
 def raster_causal_mask(grid: Grid, num_prefix: int, *, device: torch.device | str = "cpu") -> Bool[Tensor, "1 1 s s"]:

@@ -2,14 +2,16 @@
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ssl_blocks.evaluation.checks import check_features
+from ssl_blocks.bounds import Count, Positive, Seed
+from ssl_blocks.doors import checked
+from ssl_blocks.evaluation.checks import CannotScoreError, check_features
 from ssl_blocks.evaluation.extract import Extractor
 from ssl_blocks.evaluation.finetune import finetune_encoder
 from ssl_blocks.evaluation.labelled import Labelled
@@ -17,6 +19,7 @@ from ssl_blocks.evaluation.logistic import classify
 from ssl_blocks.evaluation.protocol import Result
 
 
+@checked
 @dataclass(frozen=True)
 class ProbeScore(Result):
     """Accuracies, 0..1, of probes that differ in the labels drawn: one per seed, their mean and deviation.
@@ -34,15 +37,16 @@ class ProbeScore(Result):
         return cls(statistics.fmean(accuracies), statistics.pstdev(accuracies), tuple(accuracies))
 
 
+@checked
 def fewshot_probe(
     train: Float[Tensor, "n d"],
     train_labels: Int[Tensor, " n"],
     test: Float[Tensor, "m d"],
     test_labels: Int[Tensor, " m"],
     *,
-    shots: int = 10,
-    seeds: Sequence[int] = (0, 1, 2),
-    c: float = 1.0,
+    shots: Count = 10,
+    seeds: Sequence[Seed] = (0, 1, 2),
+    c: Positive = 1.0,
     device: torch.device | str = "cpu",
 ) -> ProbeScore:
     """Fit a logistic regression on ``shots`` labels per class, once per seed: that of `logistic_probe`.
@@ -72,8 +76,6 @@ def fewshot_probe(
     check_features("test", test, test_labels)
     if test.shape[1:] != train.shape[1:]:
         raise ValueError(f"test of shape {tuple(test.shape)} must have as many features as {tuple(train.shape)}")
-    if not c > 0:
-        raise ValueError(f"c={c} must be above 0")
     truth, accuracies = test_labels.cpu(), []
     unseen = test.detach().to(device, torch.float64)
     for chosen in _draws(train_labels.cpu(), truth, shots, seeds):
@@ -82,12 +84,13 @@ def fewshot_probe(
     return ProbeScore.of(accuracies)
 
 
+@checked
 def fewshot_finetune(
     extractor: Extractor,
     data: Labelled,
     *,
-    shots: int,
-    seeds: Sequence[int] = (0, 1, 2),
+    shots: Count,
+    seeds: Sequence[Seed] = (0, 1, 2),
     **options: Any,
 ) -> ProbeScore:
     """Fine-tune copies of an encoder on ``shots`` labels per class, once per seed: what APL asks of few labels.
@@ -101,17 +104,17 @@ def fewshot_finetune(
     draws = _draws(data.train_labels, data.test_labels, shots, seeds)
     accuracies = []
     for seed, chosen in zip(seeds, draws, strict=True):
-        few = Labelled(data.train.take(chosen), data.test)
+        few = replace(data, train=data.train.take(chosen))
         done = finetune_encoder(extractor, few, seed=seed, **options)
         accuracies.append(done.score.accuracy)
     return ProbeScore.of(accuracies)
 
 
-def _draws(labels: Tensor, test_labels: Tensor, shots: int, seeds: Sequence[int]) -> list[Tensor]:
+def _draws(labels: Tensor, test_labels: Tensor, shots: int, seeds: Sequence[Seed]) -> list[Tensor]:
     if shots < 1 or len(seeds) == 0:
         raise ValueError(f"shots={shots} must be at least 1, and seeds={tuple(seeds)} at least one")
     if len(set(labels.tolist())) < 2:
-        raise ValueError(f"labels must name at least two classes, but all are {labels[0].item()}")
+        raise CannotScoreError(f"labels must name at least two classes, but all are {labels[0].item()}")
     return [draw_shots(labels, test_labels, shots, torch.Generator().manual_seed(seed)) for seed in seeds]
 
 
@@ -123,7 +126,7 @@ def draw_shots(
     for label in sorted({*labels.tolist(), *test_labels.tolist()}):
         members = (labels == label).nonzero()[:, 0]
         if len(members) < shots:
-            raise ValueError(
+            raise CannotScoreError(
                 f"shots={shots} must not exceed the labels of a class, but class {label} has {len(members)}"
             )
         chosen.append(members[torch.randperm(len(members), generator=generator)[:shots]])

@@ -10,7 +10,9 @@ import torch
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor
 
+from ssl_blocks.bounds import Batch, Classes, Positive, Seed
 from ssl_blocks.data import FileSplit, ImageSplit, to_float
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders import FeatureEncoder
 from ssl_blocks.engine.batches import load_parts
 from ssl_blocks.engine.parallel import Machine, Processes
@@ -33,15 +35,17 @@ from ssl_blocks.randomness import mix_seed, seeded_generator
 INITIAL, ORDER, IMAGES, LABELS = range(4)  # what a seed is for
 
 
+@checked
 @dataclass(frozen=True)
 class FinetuneScore(Result):
     """What a fine-tuned encoder reaches: accuracy on the test images, 0..1, and the mean loss of every epoch."""
 
     accuracy: float
     losses: tuple[float, ...]
-    num_classes: int
+    num_classes: Classes
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Finetuned:
     """A score, and the model that reached it, in evaluation mode."""
@@ -50,13 +54,14 @@ class Finetuned:
     model: Classifier
 
 
+@checked
 def finetune_encoder(
     extractor: Extractor,
     data: Labelled,
     *,
     settings: FinetuneSettings | None = None,
-    seed: int = 0,
-    num_classes: int | None = None,
+    seed: Seed = 0,
+    num_classes: Classes | None = None,
     processes: Processes | None = None,
     folder: Path | None = None,
     resume: Path | bool = False,
@@ -110,16 +115,18 @@ def finetune_encoder(
     reached = classifier_accuracy(model, data.test, mean=x.mean, std=x.std, device=x.device, autocast_dtype=x.dtype)
     score = FinetuneScore(reached, losses, classes)
     if folder is not None and is_rank_zero():
-        save_classifier(model, folder, mean=x.mean, std=x.std)
+        notes: dict[str, Any] = {"class_names": data.class_names, "value_range": data.value_range}
+        save_classifier(model, folder, mean=x.mean, std=x.std, **notes)
     return Finetuned(score, model.eval())
 
 
+@checked
 def make_classifier(
     encoder: FeatureEncoder,
     *,
-    num_classes: int,
+    num_classes: Classes,
     settings: FinetuneSettings,
-    seed: int = 0,
+    seed: Seed = 0,
     tokenizer: Tokenizer | None = None,
 ) -> Classifier:
     """Copy an encoder, put a head on it, and set what is trained and what is dropped.
@@ -141,15 +148,16 @@ def make_classifier(
     return model
 
 
+@checked
 def classifier_accuracy(
     model: Classifier,
     split: ImageSplit | FileSplit,
     *,
     mean: Sequence[float],
-    std: Sequence[float],
+    std: Sequence[Positive],
     device: torch.device | str = "cpu",
     autocast_dtype: torch.dtype | None = None,
-    batch_size: int = 512,
+    batch_size: Batch = 512,
 ) -> float:
     """Share of images that a classifier in evaluation mode classifies correctly, 0..1.
 
@@ -192,7 +200,7 @@ class FinetuneTask(Task):
         settings: FinetuneSettings,
         *,
         mean: Sequence[float],
-        std: Sequence[float],
+        std: Sequence[Positive],
         seed: int = 0,
     ) -> None:
         self.model: Classifier = model

@@ -9,18 +9,21 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ssl_blocks.bounds import Count, Positive
+from ssl_blocks.doors import checked
 from ssl_blocks.evaluation.checks import check_features
 
 
+@checked
 def knn_accuracy(
-    bank: Float[Tensor, "n d"],
-    bank_labels: Int[Tensor, " n"],
-    queries: Float[Tensor, "m d"],
-    query_labels: Int[Tensor, " m"],
+    bank: Float[Tensor, "n d"],  # whether axes fit is said by all processes alike, below
+    bank_labels: Int[Tensor, " n_labels"],
+    queries: Float[Tensor, "m d_queries"],
+    query_labels: Int[Tensor, " m_labels"],
     *,
-    k: int = 20,
-    temperature: float = 0.07,
-    chunk: int = 4096,
+    k: Count = 20,
+    temperature: Positive = 0.07,
+    chunk: Count = 4096,
     bank_sharded: bool = False,
     queries_sharded: bool = False,
 ) -> float:
@@ -55,10 +58,6 @@ def knn_accuracy(
     # a heavy import, for one call at the end of a run
     from torchmetrics.classification import MulticlassAccuracy
 
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature} must be above 0")
-    if chunk < 1:
-        raise ValueError(f"chunk={chunk} must be at least 1")
     sharded = bank_sharded or queries_sharded
     if sharded and not dist.is_initialized():
         raise ValueError("bank_sharded and queries_sharded need torch.distributed.init_process_group before")

@@ -8,11 +8,13 @@ from jaxtyping import Int, UInt
 from torch import Tensor
 
 from ssl_blocks.data import FileSplit, ImageData, ImageSplit
-from ssl_blocks.evaluation.checks import check_classes, labels_of
+from ssl_blocks.doors import checked
+from ssl_blocks.evaluation.checks import CannotScoreError, check_classes, labels_of
 
 CHUNK = 2048  # images that are decoded at a time
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Labelled:
     """What protocols train and test on: every image has a label, and every class of test is known in train.
@@ -21,6 +23,8 @@ class Labelled:
         train: images and labels.
         test: the same, of the same shape.
         name: of the data.
+        class_names: by label; empty where they have none.
+        value_range: which values of the source are 0 and 1 on the scale of mean and std; ``None``: those of 8 bits.
 
     Raises:
         ValueError: if a split is empty, labels are missing, test has a class that train has not, or shapes differ.
@@ -29,6 +33,8 @@ class Labelled:
     train: ImageSplit | FileSplit
     test: ImageSplit | FileSplit
     name: str = "images"
+    class_names: tuple[str, ...] = ()
+    value_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         labels_of("train", self.train)
@@ -44,17 +50,17 @@ class Labelled:
             ValueError: if there are no test images, or no labels.
         """
         if data.test is None:
-            raise ValueError(f"name={data.name!r} has no test images to score on")
+            raise CannotScoreError(f"name={data.name!r} has no test images to score on")
         for name, split in (("training", data.train), ("test", data.test)):
             if split.labels is None or not bool((split.labels >= 0).any()):
-                raise ValueError(
+                raise CannotScoreError(
                     f"name={data.name!r} has no labels of its {name} images, and every protocol needs them: give class "
                     "folders (imagefolder:PATH) or another data set"
                 )
         if any(bool((split.labels < 0).any()) for split in (data.train, data.test) if split.labels is not None):
             data = data.sample()
         assert data.test is not None
-        return cls(data.train, data.test, data.name)
+        return cls(data.train, data.test, data.name, data.class_names, data.value_range)
 
     @property
     def train_labels(self) -> Int[Tensor, " n"]:

@@ -6,10 +6,12 @@ import torch
 from timm.layers import DropPath
 from torch import nn
 
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders import FeatureEncoder, TokenEncoder
 from ssl_blocks.encoders.pooled import adapter_of
 
 
+@checked
 def layer_ids(encoder: FeatureEncoder) -> dict[str, int]:
     """Layer of every parameter of ``encoder.module``: 0 is the embedding, i the block i, then all that follows.
 
@@ -61,6 +63,7 @@ def _check(encoder: FeatureEncoder, ids: dict[str, int], kind: str) -> None:
         )
 
 
+@checked
 def set_drop_path(module: nn.Module, rate: float) -> list[float]:
     """Let every block drop whole images' residuals at random, from 0 in the first block up to ``rate`` in the last.
 

@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from rich.progress import track
-from timm.optim import Lars
 from torch import Tensor, nn
 
+from ssl_blocks.bounds import Seed
 from ssl_blocks.data import RandomResizedCropFlip
+from ssl_blocks.doors import checked
 from ssl_blocks.engine.optimizers import warmup_cosine
 from ssl_blocks.evaluation.checks import check_splits
 from ssl_blocks.evaluation.extract import Extractor
@@ -23,6 +24,7 @@ INITIAL, HELD_OUT, ORDER, CROPS = range(4)  # what a generator is for
 CROPS_AT_A_TIME = 512
 
 
+@checked
 def linear_probe(
     train: Float[Tensor, "n d"],
     train_labels: Int[Tensor, " n"],
@@ -30,7 +32,7 @@ def linear_probe(
     test_labels: Int[Tensor, " m"],
     *,
     settings: LinearSettings | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     device: torch.device | str = "cpu",
 ) -> SweepScore:
     """Train a linear classifier on features that were extracted once, and score it on the test features.
@@ -64,12 +66,13 @@ def linear_probe(
     return probe.score(lambda index: train[index.to(device)], test, test_labels)
 
 
+@checked
 def augmented_linear_probe(
     extractor: Extractor,
     data: Labelled,
     *,
     settings: LinearSettings | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     progress: bool = False,
 ) -> SweepScore:
     """Train a linear classifier on features of randomly cropped and mirrored images, encoded anew in every epoch.
@@ -128,7 +131,13 @@ class _Probe:
         settings, num = self.settings, len(self.labels)
         batch = settings.batch(num)
         rates = [lr * batch / 256 for lr in self.lrs] * (len(self.is_seen) // len(self.lrs))
-        optimizer = lars(self.heads, rates, momentum=settings.momentum, weight_decay=settings.weight_decay)
+        optimizer = lars(
+            self.heads,
+            rates,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            trust=settings.trust_coefficient,
+        )
         schedule = warmup_cosine(
             optimizer,
             num_steps=num // batch * settings.epochs,
@@ -144,7 +153,7 @@ class _Probe:
                 loss = head_loss(logits, self.labels[index].to(self.device), self.is_seen[:, index].to(self.device))
                 optimizer.zero_grad()
                 torch.autograd.backward(loss)
-                optimizer.step()  # type: ignore[no-untyped-call]
+                optimizer.step()
                 step += 1
         self.heads.eval()
 
@@ -231,14 +240,50 @@ def head_loss(
     return total
 
 
-def lars(heads: LinearHeads, lrs: Sequence[float], *, momentum: float, weight_decay: float) -> Lars:
-    """LARS as MAE uses it: weight decay and trust ratio (0.001) on weights, neither on biases; no Nesterov.
+class Lars(torch.optim.Optimizer):
+    """LARS as in the official code of MoCo v3 and MAE: one rate per layer, by the norms of weights and updates.
 
-    Every head has a learning rate of its own; ``momentum`` is of the update, scaled already by the trust ratio.
+    A matrix moves by ``lr * m``, where m follows ``q * (gradient + weight_decay * w)`` with momentum, and the trust
+    ratio q is ``trust * |w| / |gradient + weight_decay * w|``, or 1 where a norm is 0. Vectors, such as biases, neither
+    decay nor have such a ratio. No Nesterov.
+
+    Args:
+        params: parameters or groups of them.
+        lr: learning rate.
+        momentum: of the scaled update.
+        weight_decay: of matrices.
+        trust: the trust coefficient.
     """
-    groups: list[dict[str, Any]] = []
-    for weight, bias, lr in zip(heads.weights, heads.biases, lrs, strict=True):
-        # without always_adapt, timm leaves the trust ratio out where weight decay is 0
-        groups.append({"params": [weight], "lr": lr, "weight_decay": weight_decay, "always_adapt": True})
-        groups.append({"params": [bias], "lr": lr, "weight_decay": 0.0, "always_adapt": False})
-    return Lars(groups, momentum=momentum, trust_coeff=0.001, nesterov=False)
+
+    def __init__(
+        self, params: Any, *, lr: float = 1.0, momentum: float = 0.9, weight_decay: float = 0.0, trust: float = 0.001
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Move all parameters that have a gradient."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._move(parameter, group)
+
+    def _move(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        update: Any = parameter.grad
+        if parameter.ndim > 1:
+            update = update.add(parameter, alpha=group["weight_decay"])
+            norm, length = parameter.norm(), update.norm()
+            update = update * torch.where((norm > 0) & (length > 0), group["trust"] * norm / length, 1.0)
+        state = self.state[parameter]
+        state["moved"] = update.clone() if "moved" not in state else state["moved"].mul_(group["momentum"]).add_(update)
+        parameter.sub_(state["moved"] * group["lr"])
+
+
+def lars(
+    heads: LinearHeads, lrs: Sequence[float], *, momentum: float, weight_decay: float = 0.0, trust: float = 0.001
+) -> Lars:
+    """`Lars` of heads, each with a learning rate of its own."""
+    groups = [
+        {"params": [weight, bias], "lr": lr} for weight, bias, lr in zip(heads.weights, heads.biases, lrs, strict=True)
+    ]
+    return Lars(groups, momentum=momentum, weight_decay=weight_decay, trust=trust)

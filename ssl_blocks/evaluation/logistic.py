@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ssl_blocks.bounds import Count, Positive, Seed
+from ssl_blocks.doors import checked
 from ssl_blocks.evaluation.checks import check_splits
 from ssl_blocks.evaluation.sweep import SweepScore, accuracy, check_candidates, hold_out
 from ssl_blocks.randomness import seeded_generator
@@ -15,17 +17,18 @@ from ssl_blocks.randomness import seeded_generator
 MOST_UNKNOWNS, MOST_ENTRIES = 1536, 2**24  # up to which Newton's method is faster
 
 
+@checked
 def logistic_probe(
     train: Float[Tensor, "n d"],
     train_labels: Int[Tensor, " n"],
     test: Float[Tensor, "m d"],
     test_labels: Int[Tensor, " m"],
     *,
-    cs: Sequence[float] = (1.0,),
+    cs: Sequence[Positive] = (1.0,),
     standardize: bool = True,
     validation: float = 0.1,
-    max_iterations: int = 1000,
-    seed: int = 0,
+    max_iterations: Count = 1000,
+    seed: Seed = 0,
     device: torch.device | str = "cpu",
 ) -> SweepScore:
     """Fit a logistic regression with an L2 penalty by LBFGS, and score it on the test features.

@@ -9,13 +9,16 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ssl_blocks.bounds import Batch, Count, Positive
 from ssl_blocks.data.augment import to_float
 from ssl_blocks.data.pairs import IGNORED, MaskedImages, SegmentationData
+from ssl_blocks.doors import checked
 from ssl_blocks.evaluation.protocol import Result
 from ssl_blocks.evaluation.segmentation import SegmentationModel
 from ssl_blocks.modes import modes_kept
 
 
+@checked
 @dataclass(frozen=True)
 class SegmentationScores(Result):
     """How well pixels are classified; ignored ones do not count.
@@ -31,17 +34,18 @@ class SegmentationScores(Result):
     mean_iou: float
     pixel_accuracy: float
     class_iou: dict[str, float | None]
-    num_images: int
+    num_images: Count
 
 
+@checked
 def score_segmentation(
     model: SegmentationModel,
     data: MaskedImages,
     class_names: Sequence[str],
     *,
     mean: Sequence[float],
-    std: Sequence[float],
-    batch_size: int = 16,
+    std: Sequence[Positive],
+    batch_size: Batch = 16,
     device: torch.device | str = "cpu",
     autocast_dtype: torch.dtype | None = None,
 ) -> SegmentationScores:
@@ -73,6 +77,7 @@ def score_segmentation(
         return _score(data, class_names, predict, batch_size, device)
 
 
+@checked
 def majority_baseline(data: SegmentationData) -> SegmentationScores:
     """Score the answer "the most frequent class of the training masks" everywhere: what a model must beat.
 

@@ -7,11 +7,14 @@ from jaxtyping import Float
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from ssl_blocks.bounds import Width
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders import TokenEncoder
 
 SCALES = (0.25, 0.5, 1.0, 2.0)  # of each map, in patches
 
 
+@checked
 class FeaturePyramid(nn.Module):
     """Bring the hidden states of a token encoder to four maps, fine to coarse.
 
@@ -37,14 +40,12 @@ class FeaturePyramid(nn.Module):
         [(1, 8, 16, 16), (1, 8, 8, 8), (1, 8, 4, 4), (1, 8, 2, 2)]
     """
 
-    def __init__(self, encoder: TokenEncoder, *, out_channels: int = 256, freeze: bool = False) -> None:
+    def __init__(self, encoder: TokenEncoder, *, out_channels: Width = 256, freeze: bool = False) -> None:
         super().__init__()
         if encoder.depth % len(SCALES):
             raise ValueError(
                 f"encoder of depth {encoder.depth} must have a multiple of four blocks, for they form four equal groups"
             )
-        if out_channels < 1:
-            raise ValueError(f"out_channels={out_channels} must be at least 1")
         self.encoder, self.out_channels, self.freeze = encoder, out_channels, freeze
         if not isinstance(encoder, nn.Module):  # then its model would not be found
             self.encoder_module = encoder.module

@@ -5,12 +5,14 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ssl_blocks.bounds import Positive
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders import FeatureEncoder, TokenEncoder, export_encoder, load_encoder
 from ssl_blocks.encoders.hub import tokenizer_note
 from ssl_blocks.evaluation.classifier import Classifier
@@ -26,27 +28,47 @@ ENCODER, HEAD, NOTES = "encoder", "head.safetensors", "model.json"
 M = TypeVar("M", bound=nn.Module)
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Loaded(Generic[M]):
-    """A trained model in evaluation mode, and how its images are normalised, per channel on the 0..1 scale."""
+    """A trained model in evaluation mode, and how its images are normalised, per channel on the 0..1 scale.
+
+    ``class_names`` are by class, and empty where nobody gave them; ``value_range`` says which values of images of more
+    than 8 bits are 0 and 1 on that scale, and is ``None`` where it was trained on 8 bits.
+    """
 
     model: M
     mean: tuple[float, ...]
-    std: tuple[float, ...]
+    std: tuple[Positive, ...]
+    class_names: tuple[str, ...] = ()
+    value_range: tuple[float, float] | None = None
 
 
-def save_classifier(model: Classifier, folder: str | Path, *, mean: Sequence[float], std: Sequence[float]) -> Path:
+@checked
+def save_classifier(
+    model: Classifier,
+    folder: str | Path,
+    *,
+    mean: Sequence[float],
+    std: Sequence[Positive],
+    class_names: Sequence[str] = (),
+    value_range: tuple[float, float] | None = None,
+) -> Path:
     """Write a classifier: its encoder by `export_encoder` into ``encoder/``, ``head.safetensors`` and ``model.json``.
 
-    Mean and std are one number per channel on the 0..1 scale, as in training. Other files in the folder stay.
+    Mean and std are one number per channel on the 0..1 scale, as in training, ``class_names`` and ``value_range`` as
+    in `Loaded`. Other files in the folder stay.
 
     Raises:
+        ValueError: if there are names of other classes than the head's.
         TypeError: if encoder or tokenizer cannot be built again.
     """
     notes = {"num_classes": model.num_classes, "fresh_norm": model.fresh_norm}
-    return _save(model, "backbone.", folder, model.encoder, model.tokenizer, notes, mean, std)
+    images = _Images(mean, std, class_names, value_range)
+    return _save(model, "backbone.", folder, model.encoder, model.tokenizer, notes, images)
 
 
+@checked
 def load_classifier(folder: str | Path) -> Loaded[Classifier]:
     """Load what `finetune_encoder` or `save_classifier` has written, with equal logits.
 
@@ -62,8 +84,15 @@ def load_classifier(folder: str | Path) -> Loaded[Classifier]:
     return _filled(model, "backbone.", folder, notes)
 
 
+@checked
 def save_segmenter(
-    model: SegmentationModel, folder: str | Path, *, mean: Sequence[float], std: Sequence[float]
+    model: SegmentationModel,
+    folder: str | Path,
+    *,
+    mean: Sequence[float],
+    std: Sequence[Positive],
+    class_names: Sequence[str] = (),
+    value_range: tuple[float, float] | None = None,
 ) -> Path:
     """Write a segmentation model as `save_classifier` writes a classifier."""
     head, pyramid = model.head, model.pyramid
@@ -73,9 +102,11 @@ def save_segmenter(
         "pyramid": {"out_channels": pyramid.out_channels, "freeze": pyramid.freeze},
         "head": {"in_channels": pyramid.out_channels, "width": width, "num_levels": levels},
     }
-    return _save(model, "pyramid.encoder", folder, pyramid.encoder, None, notes, mean, std)
+    images = _Images(mean, std, class_names, value_range)
+    return _save(model, "pyramid.encoder", folder, pyramid.encoder, None, notes, images)
 
 
+@checked
 def load_segmenter(folder: str | Path) -> Loaded[SegmentationModel]:
     """Load what `evaluate_segmentation` or `save_segmenter` has written, with equal logits.
 
@@ -111,6 +142,21 @@ def _describe(tokenizer: Tokenizer | None) -> dict[str, Any] | None:
     return note
 
 
+class _Images(NamedTuple):
+    """What images a model was trained on."""
+
+    mean: Sequence[float]
+    std: Sequence[float]
+    class_names: Sequence[str]
+    value_range: tuple[float, float] | None
+
+    def notes(self, num_classes: int) -> dict[str, Any]:
+        """The same, for JSON."""
+        if len(self.class_names) not in (0, num_classes):
+            raise ValueError(f"class_names={tuple(self.class_names)} must be {num_classes}, the classes of the head")
+        return {name: None if value is None else list(value) for name, value in self._asdict().items()}
+
+
 def _save(
     model: nn.Module,
     body: str,
@@ -118,15 +164,22 @@ def _save(
     encoder: FeatureEncoder,
     tokenizer: Tokenizer | None,
     notes: dict[str, Any],
-    mean: Sequence[float],
-    std: Sequence[float],
+    images: _Images,
 ) -> Path:
     """Write the encoder, then all weights that are not below ``body``, then what tells that both are there."""
     notes = {"format_version": FORMAT_VERSION, "kind": type(model).__name__, **notes, "tokenizer": _describe(tokenizer)}
+    notes |= images.notes(notes["num_classes"])
     folder = at_home(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / NOTES).unlink(missing_ok=True)
-    export_encoder(encoder, folder / ENCODER, tokenizer=tokenizer, mean=tuple(mean), std=tuple(std))
+    export_encoder(
+        encoder,
+        folder / ENCODER,
+        tokenizer=tokenizer,
+        mean=tuple(images.mean),
+        std=tuple(images.std),
+        value_range=images.value_range,
+    )
     state = {
         name: value.detach().cpu().contiguous()
         for name, value in model.state_dict().items()
@@ -138,7 +191,7 @@ def _save(
         save_file(state, temporary)
         temporary.chmod(mode)
     with atomically(folder / NOTES) as temporary:
-        temporary.write_text(json.dumps(notes | {"mean": list(mean), "std": list(std)}, indent=2) + "\n")
+        temporary.write_text(json.dumps(notes, indent=2) + "\n")
     return folder
 
 
@@ -165,4 +218,6 @@ def _filled(model: M, body: str, folder: Path, notes: dict[str, Any]) -> Loaded[
     wrong = [*found.unexpected_keys, *(name for name in found.missing_keys if not name.startswith(body))]
     if wrong:
         raise ValueError(f"{folder / HEAD} does not fit {NOTES}: {wrong[0]} is missing or too much ({len(wrong)} such)")
-    return Loaded(model.eval(), tuple(notes["mean"]), tuple(notes["std"]))
+    low_high = notes["value_range"]
+    names, values = tuple(notes["class_names"]), None if low_high is None else (low_high[0], low_high[1])
+    return Loaded(model.eval(), tuple(notes["mean"]), tuple(notes["std"]), names, values)

@@ -8,12 +8,15 @@ from jaxtyping import Float
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from ssl_blocks.bounds import Classes, Count, Width
 from ssl_blocks.data.pairs import IGNORED
+from ssl_blocks.doors import checked
 from ssl_blocks.evaluation.pyramid import FeaturePyramid
 
 BINS = (1, 2, 3, 6)
 
 
+@checked
 class UPerHead(nn.Module):
     """Classify every pixel of the finest map, having seen all maps.
 
@@ -37,12 +40,11 @@ class UPerHead(nn.Module):
         torch.Size([1, 3, 16, 16])
     """
 
-    def __init__(self, *, in_channels: int, num_classes: int, width: int | None = None, num_levels: int = 4) -> None:
+    def __init__(
+        self, *, in_channels: Width, num_classes: Classes, width: Width | None = None, num_levels: Count = 4
+    ) -> None:
         super().__init__()
         width = in_channels if width is None else width
-        for name, value in (("in_channels", in_channels), ("width", width), ("num_levels", num_levels)):
-            if value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
         if not 1 <= num_classes <= IGNORED:
             raise ValueError(f"num_classes={num_classes} must be within 1..{IGNORED}: {IGNORED} marks ignored pixels")
         self.num_classes = num_classes
@@ -71,6 +73,7 @@ class UPerHead(nn.Module):
         return logits
 
 
+@checked
 class SegmentationModel(nn.Module):
     """A pyramid, which makes maps, and a head, which classifies them: images in, one logit per class and pixel out.
 

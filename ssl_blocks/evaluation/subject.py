@@ -12,8 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ssl_blocks.bounds import Pixels, Positive, Seed
 from ssl_blocks.code import ELSEWHERE, import_named, is_code
 from ssl_blocks.data import FileSplit
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders import FeatureEncoder, TimmPooled, TimmRegions, TokenEncoder, load_encoder, untrained, wrap
 from ssl_blocks.encoders.timm_building import placed
 from ssl_blocks.encoders.timm_models import knows_size
@@ -37,6 +39,7 @@ class Features(NamedTuple):
     test_labels: Int[Tensor, " m"]
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Subject:
     """What is evaluated: a row of the table.
@@ -47,16 +50,23 @@ class Subject:
         image_size: of its input in pixels, height and width; ``None`` where any will do and none is known.
         folder: of the run that it comes from; ``None`` for other encoders.
         fresh: builds the same encoder with random weights from a seed; ``None`` where that is not known.
+        value_range: which values of images of more than 8 bits its training had as black and white; ``None``: unknown.
         knows_statistics: whether mean and deviation are its own; else those of the data take their place.
     """
 
     name: str
     extractor: Extractor
-    image_size: tuple[int, ...] | None = None
+    image_size: tuple[Pixels, ...] | None = None
     folder: Path | None = None
     fresh: Callable[[int], FeatureEncoder] | None = None
+    value_range: tuple[float, float] | None = None
     knows_statistics: bool = True
     _kept: dict[Share, Features] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def has_features(self) -> bool:
+        """Whether features were made and kept, of this process's share of the images."""
+        return bool(self._kept)
 
     @property
     def pooling(self) -> str:
@@ -77,7 +87,7 @@ class Subject:
             yield self.extractor.of_parts(read_images(split, places, **whole))
             yield labels[places]
 
-    def normalised(self, mean: Sequence[float], std: Sequence[float]) -> "Subject":
+    def normalised(self, mean: Sequence[float], std: Sequence[Positive]) -> "Subject":
         """The same with the data's mean and deviation, unless it has its own."""
         if self.knows_statistics:
             return self
@@ -88,7 +98,7 @@ class Subject:
         name = self.name if attention == "bidirectional" else f"{self.name}, {attention}"
         return replace(self, name=name, extractor=replace(self.extractor, attention=attention))
 
-    def randomly(self, seed: int) -> "Subject":
+    def randomly(self, seed: Seed) -> "Subject":
         """The same encoder with random weights of a seed."""
         assert self.fresh is not None
         return replace(self, name=RANDOM, extractor=replace(self.extractor, encoder=self.fresh(seed)))
@@ -100,10 +110,11 @@ class Subject:
         return replace(self, name="raw pixels", extractor=extractor, fresh=None)
 
 
+@checked
 def find_subject(
     word: str,
     *,
-    image_size: int | None = None,
+    image_size: Pixels | None = None,
     pretrained: bool = True,
     device: str = "cpu",
     dtype: torch.dtype | None = None,
@@ -187,7 +198,9 @@ def _subject(
     fits = len(mean) == len(std) == (encoder.channels if tokenizer is None else len(mean) or None)
     if not fits:
         mean = std = (NEUTRAL,) * encoder.channels
-    return Subject(name, Extractor(encoder, mean, std, tokenizer), knows_statistics=fits, **others)
+    low_high = known.get("value_range")
+    values = None if low_high is None else (float(low_high[0]), float(low_high[1]))
+    return Subject(name, Extractor(encoder, mean, std, tokenizer), value_range=values, knows_statistics=fits, **others)
 
 
 def _tokenizer(notes: dict[str, Any], image_size: int | None) -> Tokenizer | None:

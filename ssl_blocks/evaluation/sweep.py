@@ -7,9 +7,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ssl_blocks.bounds import Classes
+from ssl_blocks.doors import checked
+from ssl_blocks.evaluation.checks import CannotScoreError
 from ssl_blocks.evaluation.protocol import Result
 
 
+@checked
 @dataclass(frozen=True)
 class SweepScore(Result):
     """What a classifier reaches on the test images, 0..1, with the setting that did best on images held out of train.
@@ -22,7 +26,7 @@ class SweepScore(Result):
     chosen: float
     candidates: tuple[float, ...]
     validation: tuple[float, ...]
-    num_classes: int
+    num_classes: Classes
 
 
 def check_candidates(name: str, candidates: Sequence[float], share: float) -> None:
@@ -56,7 +60,7 @@ def hold_out(labels: Int[Tensor, " n"], share: float, generator: torch.Generator
         held.append(members[torch.randperm(len(members), generator=generator)[:count]])
     places = torch.cat(held).sort().values
     if len(places) == 0:
-        raise ValueError("a choice needs images to hold out, but every class has one image")
+        raise CannotScoreError("a choice needs images to hold out, but every class has one image")
     return places
 
 

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders.protocol import TokenEncoder
 from ssl_blocks.objectives.objective import Objective, check_tokenizer
 from ssl_blocks.parts.blocks import BlockSampler, TargetBlocks
@@ -15,6 +16,7 @@ from ssl_blocks.parts.tokenize import Tokenizer
 from ssl_blocks.values import AttentionMasks, ObjectiveOutput, gather_tokens
 
 
+@checked
 class BlockPrediction(Objective):
     """Encode what is given of an image once, and predict several blocks of it, each without a look at the others.
 
@@ -82,7 +84,7 @@ class BlockPrediction(Objective):
             draw: the random choices; ``None`` makes them here.
 
         Returns:
-            Rows for all positions of all blocks, block by block: a position that lies in two has two rows.
+            Rows for all positions of all blocks, block by block. A position that lies in two has two rows.
         """
         draw = self.draw(images) if draw is None else draw
         patches, (batch, count, size) = self.tokenizer(images), draw.asked.shape

@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders.protocol import TokenEncoder
 from ssl_blocks.objectives.prediction import SegmentPrediction
 from ssl_blocks.parts.decode import Decoder, SegmentDecoder
@@ -16,6 +17,7 @@ from ssl_blocks.parts.target import PixelTarget, Target
 from ssl_blocks.parts.tokenize import Tokenizer
 
 
+@checked
 def randsac(
     *,
     encoder: TokenEncoder,
@@ -64,6 +66,7 @@ def randsac(
     )
 
 
+@checked
 def mae(
     *,
     encoder: TokenEncoder,
@@ -115,12 +118,14 @@ def mae(
     )
 
 
+@checked
 def saim(
     *,
     encoder: TokenEncoder,
     tokenizer: Tokenizer,
     decoder: QueryStreamDecoder,
     target: Target | None = None,
+    loss: Loss = predicted_mse,
     head: nn.Module | None = None,
 ) -> SegmentPrediction:
     """SAIM: tokens one by one in random order, predicted by a query stream (Qi et al.).
@@ -132,6 +137,7 @@ def saim(
         tokenizer: cuts the images.
         decoder: the query stream, with blocks of its own or the encoder's (`QueryStreamDecoder.sharing`).
         target: ``None``: the pixels of each patch of the blurred image, normalised.
+        loss: compares predictions with targets.
         head: ``None``: one Linear.
 
     Examples:
@@ -149,11 +155,13 @@ def saim(
         partitioner=TokenPartitioner(),
         reader=DecoderReader(MatchedRouter(encoder_depth=encoder.depth, decoder_depth=decoder.depth), decoder),
         target=PixelTarget(tokenizer, normalize=True, blur=(9, 1.0)) if target is None else target,
+        loss=loss,
         head=head,
         predict_first=encoder.num_prefix > 0,
     )
 
 
+@checked
 def simmim(
     *,
     encoder: TokenEncoder,

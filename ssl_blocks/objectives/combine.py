@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders.protocol import FeatureEncoder
 from ssl_blocks.objectives.objective import Objective, seen_by
 from ssl_blocks.values import ObjectiveOutput, Views
@@ -28,6 +29,7 @@ class SharedPass(Protocol):
         ...
 
 
+@checked
 class WeightedSum(Objective):
     """Train one encoder with several objectives: the loss is the weighted sum of theirs.
 

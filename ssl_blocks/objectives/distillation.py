@@ -8,7 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ssl_blocks.bounds import Classes, Positive, Share, Whole
 from ssl_blocks.constants import constant
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders.protocol import RegionEncoder
 from ssl_blocks.objectives.heads import LastLayerGate, dino_head
 from ssl_blocks.objectives.objective import Objective
@@ -18,6 +20,7 @@ from ssl_blocks.parts.region_loss import Pairing, match_regions, paired_cross_en
 from ssl_blocks.values import ObjectiveOutput, Progress, Views
 
 
+@checked
 class ViewRegionDistillation(Objective):
     """Teach a student to say of every view what its own moving average says of another, large view.
 
@@ -67,13 +70,13 @@ class ViewRegionDistillation(Objective):
         self,
         *,
         encoder: RegionEncoder,
-        out_dim: int = 65_536,
+        out_dim: Classes = 65_536,
         head: Callable[[int, int], nn.Module] = dino_head,
-        region_weight: float = 0.5,
-        student_temperature: float = 0.1,
+        region_weight: Share = 0.5,
+        student_temperature: Positive = 0.1,
         schedule: TeacherSchedule | None = None,
-        center_momentum: float = 0.9,
-        freeze_epochs: int = 1,
+        center_momentum: Share = 0.9,
+        freeze_epochs: Whole = 1,
     ) -> None:
         super().__init__()
         if not callable(getattr(encoder, "regions", None)):
@@ -81,10 +84,6 @@ class ViewRegionDistillation(Objective):
                 f"encoder must have regions(images), such as TimmRegions, got {type(encoder).__name__}: "
                 "a token encoder fits as TokenRegions(encoder)"
             )
-        if not 0 <= region_weight <= 1:
-            raise ValueError(f"region_weight={region_weight} must be at least 0 and at most 1")
-        if student_temperature <= 0:
-            raise ValueError(f"student_temperature={student_temperature} must be above 0")
         self.region_weight, self.student_temperature = region_weight, student_temperature
         self.schedule = TeacherSchedule() if schedule is None else schedule
         view_head = head(encoder.dim, out_dim)
@@ -113,7 +112,7 @@ class ViewRegionDistillation(Objective):
             draw: nothing.
 
         Returns:
-            A row per pair of a teacher's view (``step``) and a student's (``index``): its loss, beside 0.
+            A row per pair of a teacher's view (``step``) and a student's (``index``), which holds its loss, beside 0.
 
         Raises:
             ValueError: if there is no pair of views, or the encoder refuses a view's size.

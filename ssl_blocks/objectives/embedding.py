@@ -7,12 +7,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders.protocol import RegionEncoder
 from ssl_blocks.objectives.objective import Objective
 from ssl_blocks.parts.gather import gathered
 from ssl_blocks.values import ObjectiveOutput, Views
 
 
+@checked
 class JointEmbedding(Objective):
     """Embed every view of an image, and let a loss compare the embeddings of the whole batch.
 
@@ -59,7 +61,7 @@ class JointEmbedding(Objective):
             draw: the random choices.
 
         Returns:
-            A row per view of an image: its embedding, beside 0.
+            A row per view of an image, which holds its embedding, beside 0.
 
         Raises:
             ValueError: if there is only one view.

@@ -7,15 +7,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ssl_blocks.bounds import Classes, Width
+from ssl_blocks.doors import checked
 from ssl_blocks.values import Progress
 
 
+@checked
 def dino_head(
-    dim: int,
-    out_dim: int = 65_536,
+    dim: Width,
+    out_dim: Classes = 65_536,
     *,
-    hidden_dim: int = 2048,
-    bottleneck_dim: int = 256,
+    hidden_dim: Width = 2048,
+    bottleneck_dim: Width = 256,
     batch_norm: bool = False,
     norm_last_layer: bool = True,
 ) -> nn.Module:

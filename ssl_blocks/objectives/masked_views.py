@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from ssl_blocks.bounds import Classes, Positive, Share
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders.protocol import TokenEncoder
 from ssl_blocks.encoders.regions import TokenRegions
 from ssl_blocks.objectives.objective import Objective
@@ -21,6 +23,7 @@ from ssl_blocks.parts.tokenize import PatchTokenizer
 from ssl_blocks.values import ObjectiveOutput, Progress, Views
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class ViewPass:
     """What student and teacher make of views.
@@ -40,6 +43,7 @@ class ViewPass:
     is_hidden: Bool[Tensor, "b g n"]
 
 
+@checked
 class MaskedViews(nn.Module):
     """Hide patches of global views from the student, and nothing from its moving average (iBOT, Sec. 3; DINOv2).
 
@@ -56,13 +60,11 @@ class MaskedViews(nn.Module):
     """
 
     def __init__(
-        self, encoder: TokenEncoder, partitioner: SegmentPartitioner, *, momentum: float = 0.996, share: float = 0.5
+        self, encoder: TokenEncoder, partitioner: SegmentPartitioner, *, momentum: Share = 0.996, share: Share = 0.5
     ) -> None:
         super().__init__()
         if not encoder.num_prefix:
             raise ValueError("encoder must have a class token, which speaks for the view, got num_prefix=0")
-        if not 0 <= share <= 1:
-            raise ValueError(f"share={share} must be at least 0 and at most 1")
         self.encoder, self.partitioner, self.share = encoder, partitioner, share
         self.teacher = MovingAverage(encoder, cosine_momentum(momentum))  # type: ignore[arg-type]
         self.mask_token = nn.Parameter(torch.randn(1, 1, encoder.dim) * 0.02)
@@ -119,6 +121,7 @@ def _given(shared: ViewPass | None) -> ViewPass:
     return shared
 
 
+@checked
 class _ReadsViews(Objective):
     """Reads the shared pass, and leaves the teacher's encoder behind."""
 
@@ -152,6 +155,7 @@ class _ReadsViews(Objective):
         )
 
 
+@checked
 class _Distilled(_ReadsViews):
     """A head, its moving average, and a centred and sharpened teacher."""
 
@@ -197,6 +201,7 @@ def _entropies(logits: Float[Tensor, "*b k"], wanted: Float[Tensor, "*b k"]) -> 
     return entropies
 
 
+@checked
 class DistilledViews(_Distilled):
     """Say of every view what the teacher says of another, global one: DINO on a shared pass (DINOv2, Sec. 4).
 
@@ -221,6 +226,7 @@ class DistilledViews(_Distilled):
         return self._output(rows.mean(), rows)
 
 
+@checked
 class DistilledTokens(_Distilled):
     """Say of every hidden patch what the teacher, who sees it, says of it: iBOT on a shared pass (iBOT, Sec. 3.2).
 
@@ -239,11 +245,11 @@ class DistilledTokens(_Distilled):
         self,
         views: MaskedViews,
         head: nn.Module,
-        out_dim: int,
+        out_dim: Classes,
         *,
         schedule: TeacherSchedule | None = None,
-        student_temperature: float = 0.1,
-        center_momentum: float = 0.9,
+        student_temperature: Positive = 0.1,
+        center_momentum: Share = 0.9,
     ) -> None:
         super().__init__(
             views,
@@ -274,6 +280,7 @@ class DistilledTokens(_Distilled):
         return replace(self._output(loss, rows, hidden), predictions=logits, targets=wanted)
 
 
+@checked
 class SpreadViews(_ReadsViews):
     """Keep the images of a batch apart: KoLeo on the student's class tokens of a shared pass (DINOv2, Sec. 4).
 

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ssl_blocks.bounds import Count
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders.protocol import TokenEncoder
 from ssl_blocks.objectives.objective import Objective, check_tokenizer
 from ssl_blocks.parts.attention import can_be_looked_at
@@ -17,6 +19,7 @@ from ssl_blocks.parts.tokenize import Tokenizer
 from ssl_blocks.values import ObjectiveOutput, Serialization
 
 
+@checked
 class SegmentPrediction(Objective):
     """Predict segments of an image from other segments: what tokens hold, where they sit, who may see whom.
 
@@ -77,14 +80,12 @@ class SegmentPrediction(Objective):
         loss: Loss = predicted_mse,
         head: nn.Module | None = None,
         predict_first: bool = False,
-        num_predicted: int | None = None,
+        num_predicted: Count | None = None,
     ) -> None:
         super().__init__()
         check_tokenizer(tokenizer, encoder)
         if predict_first and not encoder.num_prefix:
             raise ValueError("predict_first=True needs an encoder with a prefix token: the first segment sees no other")
-        if num_predicted is not None and num_predicted < 1:
-            raise ValueError(f"num_predicted={num_predicted} must be at least 1, or None for all steps")
         self.num_predicted = num_predicted
         self.encoder, self.tokenizer, self.partitioner, self.reader = encoder, tokenizer, partitioner, reader
         self.target, self.loss, self.predict_first = target, loss, predict_first

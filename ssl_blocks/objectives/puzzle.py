@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from ssl_blocks.bounds import Dropped
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders.protocol import TokenEncoder
 from ssl_blocks.modes import modes_kept
 from ssl_blocks.objectives.objective import Objective, check_tokenizer
@@ -22,6 +24,7 @@ _POSITIONS = re.compile(
 )
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class PuzzleDraw:
     """The random choices of a patch puzzle.
@@ -33,6 +36,7 @@ class PuzzleDraw:
     is_dropped: Bool[Tensor, "b n"]
 
 
+@checked
 class PatchPuzzle(Objective):
     """Tell the position of every patch from the patches alone.
 
@@ -80,14 +84,12 @@ class PatchPuzzle(Objective):
         tokenizer: Tokenizer,
         target: Target | None = None,
         head: nn.Module | None = None,
-        patch_dropout: float = 0.0,
+        patch_dropout: Dropped = 0.0,
     ) -> None:
         super().__init__()
         check_tokenizer(tokenizer, encoder)
         if tokenizer.grid.num_tokens < 2:
             raise ValueError(f"the tokenizer's grid {tokenizer.grid} is one patch: a puzzle needs at least two")
-        if not 0 <= patch_dropout < 1:
-            raise ValueError(f"patch_dropout={patch_dropout} must be at least 0 and below 1")
         _refuse_positions(encoder)
         self.encoder, self.tokenizer, self.patch_dropout = encoder, tokenizer, patch_dropout
         self.target = PositionTarget(tokenizer) if target is None else target

@@ -6,9 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ssl_blocks.bounds import Positive, Share, Whole, Width
+from ssl_blocks.doors import checked
 from ssl_blocks.values import Progress
 
 
+@checked
 @dataclass(frozen=True)
 class TeacherSchedule:
     """How sharp the teacher is, and how slowly it follows.
@@ -28,17 +31,10 @@ class TeacherSchedule:
         [0.04, 0.05, 0.06, 0.07, 0.07]
     """
 
-    temperature: float = 0.04
-    warmup_temperature: float = 0.04
-    warmup_epochs: int = 0
-    momentum: float = 0.996
-
-    def __post_init__(self) -> None:
-        for name in ("temperature", "warmup_temperature"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be above 0")
-        if not 0 <= self.momentum <= 1:
-            raise ValueError(f"momentum={self.momentum} must be at least 0 and at most 1")
+    temperature: Positive = 0.04
+    warmup_temperature: Positive = 0.04
+    warmup_epochs: Whole = 0
+    momentum: Share = 0.996
 
     def temperature_at(self, epoch: int) -> float:
         """Temperature in an epoch, counted from 0."""
@@ -48,6 +44,7 @@ class TeacherSchedule:
         return self.warmup_temperature + (self.temperature - self.warmup_temperature) * share
 
 
+@checked
 class Center(nn.Module):
     """Moving average of a teacher's logits, subtracted from them so that no class wins everywhere (DINO, Sec. 3.1).
 
@@ -61,10 +58,8 @@ class Center(nn.Module):
 
     value: Tensor
 
-    def __init__(self, dim: int, momentum: float) -> None:
+    def __init__(self, dim: Width, momentum: Share) -> None:
         super().__init__()
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"center_momentum={momentum} must be at least 0 and at most 1")
         self.momentum = momentum
         self.register_buffer("value", torch.zeros(dim))
         # logits of the step under way, summed, and their number; no buffer, for DistributedDataParallel would overwrite

@@ -14,15 +14,19 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ssl_blocks.bounds import Share
+from ssl_blocks.doors import checked
+
 _UNSUPPORTED = ("is_causal", "enable_gqa")
 
 
+@checked
 def explicit_attention(
     query: Float[Tensor, "b h q d"],
     key: Float[Tensor, "b h k d"],
     value: Float[Tensor, "b h k e"],
     attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
+    dropout_p: Share = 0.0,
     scale: float | None = None,
 ) -> Float[Tensor, "b h q e"]:
     """Compute attention in plain operations, which keep nothing but the probabilities for the backward pass.

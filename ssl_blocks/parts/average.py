@@ -8,9 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ssl_blocks.bounds import Share
+from ssl_blocks.doors import checked
 from ssl_blocks.values import Progress
 
 
+@checked
 class MovingAverage(nn.Module):
     """A copy of a module whose weights are the moving average of the module's, step by step.
 
@@ -23,8 +26,8 @@ class MovingAverage(nn.Module):
         momentum: of the average, in [0, 1]: a number, or what gives it for a step.
 
     Attributes:
-        rate: 1 - momentum of the step under way, a scalar on the module's device. Where the momentum follows a schedule
-            kernels read it, so that a captured CUDA graph follows, too.
+        rate: 1 - momentum: a number, or where the momentum follows a schedule a scalar on the module's device, that of
+            the step under way, which kernels read, so that a captured CUDA graph follows, too.
 
     Raises:
         ValueError: if a number lies outside [0, 1].
@@ -40,16 +43,16 @@ class MovingAverage(nn.Module):
     """
 
     copy: nn.Module
-    rate: Tensor
+    rate: Tensor | float
 
-    def __init__(self, of: nn.Module, momentum: float | Callable[[Progress], float]) -> None:
+    def __init__(self, of: nn.Module, momentum: Share | Callable[[Progress], float]) -> None:
         super().__init__()
         self.schedule = momentum if callable(momentum) else None
-        if not callable(momentum) and not 0 <= momentum <= 1:
-            raise ValueError(f"momentum={momentum} must be at least 0 and at most 1")
-        self.register_buffer("rate", torch.tensor(torch.nan if callable(momentum) else 1 - momentum), persistent=False)
-        self._fixed_rate = None if callable(momentum) else 1 - momentum
-        self._is_told = not callable(momentum)
+        self._is_told = self.schedule is None
+        if callable(momentum):
+            self.register_buffer("rate", torch.tensor(torch.nan), persistent=False)
+        else:
+            self.rate = 1 - momentum
         self._of = (of,)  # in a tuple nn.Module does not register it
         self.copy = copy.deepcopy(of).requires_grad_(False)
         self.train()
@@ -64,7 +67,7 @@ class MovingAverage(nn.Module):
 
     def before_step(self, progress: Progress) -> None:
         """Set the momentum of the step to come."""
-        if self.schedule is not None:
+        if self.schedule is not None and isinstance(self.rate, Tensor):
             self.rate.fill_(1 - self.schedule(progress))
             self._is_told = True
 
@@ -93,8 +96,8 @@ class MovingAverage(nn.Module):
     def _move(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
         wide = [mine.to(torch.promote_types(mine.dtype, torch.float32)) for mine, _ in pairs]  # most are themselves
         theirs = [its.to(mine.dtype) for mine, (_, its) in zip(wide, pairs, strict=True)]
-        if self._fixed_rate is not None:
-            torch._foreach_lerp_(wide, theirs, self._fixed_rate)
+        if isinstance(self.rate, float | int):
+            torch._foreach_lerp_(wide, theirs, self.rate)
         else:
             steps = torch._foreach_sub(theirs, wide)
             torch._foreach_mul_(steps, self.rate)
@@ -104,7 +107,8 @@ class MovingAverage(nn.Module):
                 mine.copy_(moved)
 
 
-def cosine_momentum(start: float) -> Callable[[Progress], float]:
+@checked
+def cosine_momentum(start: Share) -> Callable[[Progress], float]:
     """Momentum that rises along half a cosine from ``start`` in the first step to 1 after the last (DINO's code).
 
     Raises:
@@ -115,8 +119,6 @@ def cosine_momentum(start: float) -> Callable[[Progress], float]:
         >>> [round(momentum(Progress(step, 0, 3, 1)), 3) for step in range(3)]
         [0.9, 0.925, 0.975]
     """
-    if not 0 <= start <= 1:
-        raise ValueError(f"momentum={start} must be at least 0 and at most 1")
 
     def at(progress: Progress) -> float:
         return 1 - (1 - start) * 0.5 * (1 + math.cos(math.pi * progress.step / progress.num_steps))

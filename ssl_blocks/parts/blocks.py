@@ -8,10 +8,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ssl_blocks.bounds import Count, Pixels
+from ssl_blocks.doors import checked
 from ssl_blocks.grid import Grid
 from ssl_blocks.randomness import check_generator
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class TargetBlocks:
     """What is given of every image, and what is predicted from it, block by block.
@@ -36,6 +39,7 @@ class BlockSampler(Protocol):
         ...
 
 
+@checked
 class RectangleSampler:
     """Draw rectangles of one size, and give what lies outside all of them (I-JEPA, Sec. 3).
 
@@ -57,7 +61,7 @@ class RectangleSampler:
         (torch.Size([2, 28]), torch.Size([2, 4, 9]))
     """
 
-    def __init__(self, *, count: int = 4, size: tuple[int, ...]) -> None:
+    def __init__(self, *, count: Count = 4, size: tuple[Pixels, ...]) -> None:
         if count < 1 or min(size) < 1:
             raise ValueError(f"count={count} and size={size} must be at least 1")
         self.count, self.size = count, size

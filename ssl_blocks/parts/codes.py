@@ -5,11 +5,16 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ssl_blocks.bounds import Count, Seed, Whole
+from ssl_blocks.doors import checked
 from ssl_blocks.parts.target import Target
 from ssl_blocks.randomness import random_ranks, seeded_generator
 
 
-def kmeans(values: Float[Tensor, "n p"], count: int, *, iterations: int = 20, seed: int = 0) -> Float[Tensor, "k p"]:
+@checked
+def kmeans(
+    values: Float[Tensor, "n p"], count: Count, *, iterations: Whole = 20, seed: Seed = 0
+) -> Float[Tensor, "k p"]:
     """Find cluster centres by Lloyd's iterations, from values drawn at random.
 
     A centre that no value is nearest to stays where it is.
@@ -50,6 +55,7 @@ def nearest(values: Float[Tensor, "*b p"], centers: Float[Tensor, "k p"]) -> Int
     return distance.argmin(-1)
 
 
+@checked
 class ClusterTarget(nn.Module):
     """Predict which entry of a codebook a patch is nearest to: one-hot rows, so predictions are logits (BEiT, iGPT).
 

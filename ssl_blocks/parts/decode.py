@@ -1,7 +1,8 @@
 """Decoders turn memories into one vector per predicted token."""
 
+from collections.abc import Callable
 from functools import partial
-from typing import Literal, Protocol, cast, runtime_checkable
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,8 @@ from timm.layers import Mlp
 from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 
+from ssl_blocks.bounds import Depth, Heads, MlpRatio, NotNegative, Width
+from ssl_blocks.doors import checked
 from ssl_blocks.grid import Grid
 from ssl_blocks.parts.attention import additive, can_be_looked_at, run_block, split_empty_rows
 from ssl_blocks.parts.layers import check_sizes, init_linear
@@ -80,13 +83,21 @@ class _CrossAttention(nn.Module):
 class _SegmentLayer(nn.Module):
     """Self-attention, where there is one, cross-attention and MLP, each behind its own norm."""
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, eps: float, self_attention: bool) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float,
+        eps: float,
+        self_attention: bool,
+        act_layer: Callable[[], nn.Module],
+    ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=eps) if self_attention else None
         self.norm2, self.norm3 = (nn.LayerNorm(dim, eps=eps) for _ in range(2))
         self.self_attn = Attention(dim, num_heads=num_heads, qkv_bias=True) if self_attention else None
         self.cross_attn = _CrossAttention(dim, num_heads)
-        self.mlp = Mlp(dim, hidden_features=int(dim * mlp_ratio))
+        self.mlp = Mlp(dim, hidden_features=int(dim * mlp_ratio), act_layer=cast("type[nn.Module]", act_layer))
 
     def forward(self, x: Tensor, memory: Tensor, target_mask: Tensor, memory_mask: Tensor, empty: Tensor) -> Tensor:
         if self.self_attn is not None and self.norm1 is not None:
@@ -96,11 +107,12 @@ class _SegmentLayer(nn.Module):
         return out
 
 
+@checked
 class SegmentDecoder(nn.Module):
     """Predict segments from positions alone: self-attention over queries, cross-attention to memories.
 
     RandSAC, Sec. 3.2: a query is the position of the token to predict; it carries no content, mask token or
-    start token. Pre-norm layers with GELU, as the encoder's.
+    start token. Pre-norm layers, as the encoder's.
 
     Args:
         grid: tokens of an image.
@@ -114,6 +126,8 @@ class SegmentDecoder(nn.Module):
         eps: added to the variance in layer norms.
         self_attention: whether queries attend to each other, as the mask has it; CrossMAE's do not.
         mask_token: whether a learned vector, the same for all queries, is added to their positions (CrossMAE).
+        act_layer: builds the MLP's activation; ``nn.ReLU`` is that of RandSAC's pseudocode, whose encoder is then
+            ``timm_vit(..., act_layer="relu")``.
 
     Raises:
         ValueError: if ``num_heads`` does not divide ``dim``, or the depth is smaller than 1.
@@ -127,15 +141,16 @@ class SegmentDecoder(nn.Module):
         self,
         *,
         grid: Grid,
-        dim: int,
-        depth: int,
-        num_heads: int,
-        memory_dim: int | None = None,
-        mlp_ratio: float = 4.0,
+        dim: Width,
+        depth: Depth,
+        num_heads: Heads,
+        memory_dim: Width | None = None,
+        mlp_ratio: MlpRatio = 4.0,
         positions: Literal["sincos", "learned"] | nn.Module = "sincos",
-        eps: float = 1e-6,
+        eps: NotNegative = 1e-6,
         self_attention: bool = True,
         mask_token: bool = False,
+        act_layer: Callable[[], nn.Module] = nn.GELU,
     ) -> None:
         super().__init__()
         check_sizes(dim, num_heads, depth)
@@ -144,7 +159,9 @@ class SegmentDecoder(nn.Module):
         self.positions = position_module(positions, grid, dim)
         self.mask_token = nn.Parameter(torch.randn(1, 1, dim) * 0.02) if mask_token else None
         self.memory_proj = nn.Identity() if self.memory_dim == dim else nn.Linear(self.memory_dim, dim)
-        self.layers = nn.ModuleList(_SegmentLayer(dim, num_heads, mlp_ratio, eps, self_attention) for _ in range(depth))
+        self.layers = nn.ModuleList(
+            _SegmentLayer(dim, num_heads, mlp_ratio, eps, self_attention, act_layer) for _ in range(depth)
+        )
         self.norm = nn.LayerNorm(dim, eps=eps)
         for own in (self.memory_proj, self.layers):  # not the positions: they may be the caller's
             own.apply(init_linear)
@@ -180,6 +197,7 @@ class SegmentDecoder(nn.Module):
         return out
 
 
+@checked
 class MaskTokenDecoder(nn.Module):
     """Fill in mask tokens: self-attention over encoded and mask tokens together (MAE, Sec. 3).
 
@@ -195,6 +213,7 @@ class MaskTokenDecoder(nn.Module):
         mlp_ratio: hidden width of the MLP in units of ``dim``.
         positions: as for `SegmentDecoder`.
         eps: added to the variance in layer norms.
+        act_layer: builds the MLP's activation.
 
     Raises:
         ValueError: if ``num_heads`` does not divide ``dim``, or the depth is smaller than 1.
@@ -208,13 +227,14 @@ class MaskTokenDecoder(nn.Module):
         self,
         *,
         grid: Grid,
-        dim: int = 512,
-        depth: int = 8,
-        num_heads: int = 16,
-        memory_dim: int | None = None,
-        mlp_ratio: float = 4.0,
+        dim: Width = 512,
+        depth: Depth = 8,
+        num_heads: Heads = 16,
+        memory_dim: Width | None = None,
+        mlp_ratio: MlpRatio = 4.0,
         positions: Literal["sincos", "learned"] | nn.Module = "sincos",
-        eps: float = 1e-6,
+        eps: NotNegative = 1e-6,
+        act_layer: Callable[[], nn.Module] = nn.GELU,
     ) -> None:
         super().__init__()
         check_sizes(dim, num_heads, depth)
@@ -224,9 +244,9 @@ class MaskTokenDecoder(nn.Module):
         self.memory_proj = nn.Linear(self.memory_dim, dim)
         self.mask_token = nn.Parameter(torch.randn(1, 1, dim) * 0.02)
         norm = partial(nn.LayerNorm, eps=eps)
+        layers: Any = {"norm_layer": norm, "act_layer": act_layer}
         self.blocks = nn.ModuleList(
-            Block(dim, num_heads, mlp_ratio=mlp_ratio, qkv_bias=True, norm_layer=cast("type[nn.Module]", norm))
-            for _ in range(depth)
+            Block(dim, num_heads, mlp_ratio=mlp_ratio, qkv_bias=True, **layers) for _ in range(depth)
         )
         self.norm = norm(dim)
         for own in (self.memory_proj, self.blocks):

@@ -5,10 +5,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from ssl_blocks.bounds import Count, NotNegative, Positive
+from ssl_blocks.doors import checked
+
 Embeddings = Float[Tensor, "b v d"]
 
 
-def nt_xent(embeddings: Embeddings, *, temperature: float = 0.5) -> Float[Tensor, ""]:
+@checked
+def nt_xent(embeddings: Embeddings, *, temperature: Positive = 0.5) -> Float[Tensor, ""]:
     """Tell the other views of an image from all views of other images (SimCLR, Sec. 2.1).
 
     The cross-entropy of cosines over a temperature, the mean over all pairs of views of one image.
@@ -30,8 +34,13 @@ def nt_xent(embeddings: Embeddings, *, temperature: float = 0.5) -> Float[Tensor
     return -torch.where(pairs, scores.log_softmax(-1), 0.0).sum() / (batch * views * (views - 1))
 
 
+@checked
 def vicreg(
-    embeddings: Embeddings, *, invariance: float = 25.0, variance: float = 25.0, covariance: float = 1.0
+    embeddings: Embeddings,
+    *,
+    invariance: NotNegative = 25.0,
+    variance: NotNegative = 25.0,
+    covariance: NotNegative = 1.0,
 ) -> Float[Tensor, ""]:
     """Keep views alike, every component's deviation above 1, and components uncorrelated (VICReg, Sec. 4).
 
@@ -58,6 +67,7 @@ def vicreg(
     return invariance * apart + variance * lacking + covariance * 2 * others / (dim * views)
 
 
+@checked
 def koleo(embeddings: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
     """Spread embeddings: minus the mean log distance to the nearest neighbour, on the sphere (KoLeo; DINOv2, Sec. 4).
 
@@ -75,8 +85,9 @@ def koleo(embeddings: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
     return -(distance + 1e-8).log().mean()
 
 
+@checked
 def sigreg(
-    embeddings: Float[Tensor, "b d"], directions: Float[Tensor, "d k"], *, knots: int = 17, reach: float = 5.0
+    embeddings: Float[Tensor, "b d"], directions: Float[Tensor, "d k"], *, knots: Count = 17, reach: Positive = 5.0
 ) -> Float[Tensor, ""]:
     """How far embeddings are from a standard normal distribution, along directions (SIGReg; LeJEPA, Sec. 4).
 

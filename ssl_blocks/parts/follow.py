@@ -4,10 +4,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ssl_blocks.bounds import Count, Width
+from ssl_blocks.doors import checked
 from ssl_blocks.parts.read import ReadableEncoder
 from ssl_blocks.values import AttentionMasks
 
 
+@checked
 class NextReader(nn.Module):
     """Read the prediction of every token off the encoder's output at the token before it (iGPT, AIM).
 
@@ -28,7 +31,7 @@ class NextReader(nn.Module):
         192
     """
 
-    def __init__(self, dim: int, *, num_tokens: int, step: int = 1) -> None:
+    def __init__(self, dim: Width, *, num_tokens: Count, step: Count = 1) -> None:
         super().__init__()
         if not 1 <= step < num_tokens:
             raise ValueError(f"step={step} must be at least 1 and below num_tokens={num_tokens}")

@@ -9,6 +9,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ssl_blocks.bounds import Count
+from ssl_blocks.doors import checked
 from ssl_blocks.parts.tokenize import Tokenizer
 
 
@@ -26,6 +28,7 @@ def dct_matrix(size: int) -> Float[Tensor, "n n"]:
     return table.to(torch.get_default_dtype())
 
 
+@checked
 class DCTTarget(nn.Module):
     """Predict the lowest frequencies of each patch: its discrete cosine transform along every axis, as in JPEG.
 
@@ -49,12 +52,10 @@ class DCTTarget(nn.Module):
 
     basis: Tensor
 
-    def __init__(self, tokenizer: Tokenizer, *, lowest: int | None = None) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, lowest: Count | None = None) -> None:
         super().__init__()
         waves = itertools.product(*(range(size) for size in tokenizer.patch))
         kept = [place for place, wave in enumerate(waves) if lowest is None or sum(wave) < lowest]
-        if not kept:
-            raise ValueError(f"lowest={lowest} must be at least 1, so that a frequency is kept")
         self.tokenizer, self.dim = tokenizer, tokenizer.channels * len(kept)
         basis = functools.reduce(torch.kron, map(dct_matrix, tokenizer.patch))  # [frequencies, pixels of a patch]
         self.register_buffer("basis", basis[kept], persistent=False)

@@ -7,7 +7,10 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
+from ssl_blocks.doors import checked
 
+
+@checked
 def gathered(x: Float[Tensor, "b *rest"]) -> Float[Tensor, "all *rest"]:
     """Rows of all processes, in the order of their ranks; alone, ``x`` itself.
 

@@ -8,9 +8,12 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from ssl_blocks.bounds import Count
+from ssl_blocks.doors import checked
 from ssl_blocks.parts.tokenize import Tokenizer, pair
 
 
+@checked
 class HOGTarget:
     """Predict how edges run in each patch: histograms of gradient directions (MaskFeat, Sec. 3.2).
 
@@ -33,11 +36,9 @@ class HOGTarget:
         torch.Size([2, 4, 27])
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, bins: int = 9, cell: int | None = None) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, bins: Count = 9, cell: Count | None = None) -> None:
         height, width = pair(tokenizer.patch)
         self.tokenizer, self.bins, self.cell = tokenizer, bins, (height, width) if cell is None else (cell, cell)
-        if bins < 1:
-            raise ValueError(f"bins={bins} must be at least 1")
         if min(self.cell) < 1 or height % self.cell[0] or width % self.cell[1]:
             raise ValueError(f"cell={cell} must divide the patch of {height}x{width} pixels")
         if getattr(tokenizer, "crop", 0):

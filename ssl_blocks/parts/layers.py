@@ -11,8 +11,6 @@ def check_sizes(dim: int, num_heads: int, depth: int) -> None:
     """
     if num_heads < 1 or dim % num_heads:
         raise ValueError(f"num_heads={num_heads} must divide dim={dim}")
-    if depth < 1:
-        raise ValueError(f"depth={depth} must be at least 1")
 
 
 def init_linear(module: nn.Module) -> None:

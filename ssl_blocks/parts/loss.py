@@ -7,6 +7,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ssl_blocks.bounds import Positive
+from ssl_blocks.doors import checked
+
 
 @runtime_checkable
 class Loss(Protocol):
@@ -25,6 +28,7 @@ class Loss(Protocol):
         ...
 
 
+@checked
 def predicted_mse(
     predictions: Float[Tensor, "b t p"], targets: Float[Tensor, "b t p"], is_target: Bool[Tensor, "b t"]
 ) -> Float[Tensor, ""]:
@@ -45,6 +49,7 @@ def predicted_mse(
     return _mean(_error(predictions, targets, is_target).square().mean(-1), is_target)
 
 
+@checked
 def predicted_l1(
     predictions: Float[Tensor, "b t p"], targets: Float[Tensor, "b t p"], is_target: Bool[Tensor, "b t"]
 ) -> Float[Tensor, ""]:
@@ -62,12 +67,13 @@ def predicted_l1(
     return _mean(_error(predictions, targets, is_target).abs().mean(-1), is_target)
 
 
+@checked
 def predicted_smooth_l1(
     predictions: Float[Tensor, "b t p"],
     targets: Float[Tensor, "b t p"],
     is_target: Bool[Tensor, "b t"],
     *,
-    beta: float = 1.0,
+    beta: Positive = 1.0,
 ) -> Float[Tensor, ""]:
     """Squared error near 0, absolute error from ``beta`` on (data2vec, Sec. 3.3); otherwise as `predicted_mse`.
 
@@ -86,6 +92,7 @@ def predicted_smooth_l1(
     return _mean(F.smooth_l1_loss(error, torch.zeros_like(error), reduction="none", beta=beta).mean(-1), is_target)
 
 
+@checked
 def predicted_cosine(
     predictions: Float[Tensor, "b t p"], targets: Float[Tensor, "b t p"], is_target: Bool[Tensor, "b t"]
 ) -> Float[Tensor, ""]:
@@ -104,6 +111,7 @@ def predicted_cosine(
     return _mean(torch.where(is_target, 1 - F.cosine_similarity(ours, theirs, dim=-1), 0.0), is_target)
 
 
+@checked
 def predicted_cross_entropy(
     predictions: Float[Tensor, "b t p"], targets: Float[Tensor, "b t p"], is_target: Bool[Tensor, "b t"]
 ) -> Float[Tensor, ""]:

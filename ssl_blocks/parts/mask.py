@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 
+from ssl_blocks.bounds import Count, Whole
+from ssl_blocks.doors import checked
 from ssl_blocks.values import AttentionMasks, Serialization
 
 PREFIX_STEP = -1
@@ -36,6 +38,7 @@ class MaskBuilder(Protocol):
         ...
 
 
+@checked
 class SegmentCausalMask:
     """Let each token see its own segment and those before it; let predictions see only those before.
 
@@ -56,13 +59,14 @@ class SegmentCausalMask:
         serialization: Serialization,
         encoded: slice,
         predicted: slice,
-        num_prefix: int,
+        num_prefix: Whole,
         predict_first: bool = False,
     ) -> AttentionMasks:
         """Build the masks; one for all images where steps have the same size in each."""
         return _causal(_steps(serialization), encoded, predicted, num_prefix, predict_first)
 
 
+@checked
 class PrefixCausalMask:
     """As `SegmentCausalMask`, but the first steps are one prefix that sees itself whole (AIM, Sec. 3.2).
 
@@ -83,9 +87,7 @@ class PrefixCausalMask:
                 [1, 1]], dtype=torch.int32)
     """
 
-    def __init__(self, *, num_steps: int) -> None:
-        if num_steps < 1:
-            raise ValueError(f"num_steps={num_steps} must be at least 1")
+    def __init__(self, *, num_steps: Count) -> None:
         self.num_given = num_steps
 
     def __call__(
@@ -93,7 +95,7 @@ class PrefixCausalMask:
         serialization: Serialization,
         encoded: slice,
         predicted: slice,
-        num_prefix: int,
+        num_prefix: Whole,
         predict_first: bool = False,
     ) -> AttentionMasks:
         """Build the masks; one for all images where steps have the same size in each."""
@@ -106,6 +108,7 @@ class PrefixCausalMask:
         return _causal(step, encoded, predicted, num_prefix, predict_first)
 
 
+@checked
 class FullMask:
     """Let all see all that is given: what is predicted is not encoded, or only as a mask token (MAE, SimMIM, BEiT).
 
@@ -135,7 +138,7 @@ class FullMask:
         serialization: Serialization,
         encoded: slice,
         predicted: slice,
-        num_prefix: int,
+        num_prefix: Whole,
         predict_first: bool = False,
     ) -> AttentionMasks:
         """Build the masks; one for all images where steps have the same size in each."""

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ssl_blocks.bounds import Clusters, Count, Share, Tokens
+from ssl_blocks.doors import checked
 from ssl_blocks.grid import Grid, axis_names
 from ssl_blocks.randomness import check_generator, random_ranks
 from ssl_blocks.values import Segments, gather_tokens
@@ -31,6 +33,7 @@ class SegmentPartitioner(Protocol):
         ...
 
 
+@checked
 class TokenPartitioner:
     """Make every token a segment of its own (pixel-raster, patch-raster and patch-random in RandSAC, Tables 1 and 2).
 
@@ -45,6 +48,7 @@ class TokenPartitioner:
         return Segments(levels=(ids.expand(len(images), n),), counts=(n,), step_sizes=(1,) * n)
 
 
+@checked
 class SquarePartitioner:
     """Cut the grid into squares, and those into partitions of larger squares (RandSAC, Sec. 3.1 and 3.4).
 
@@ -62,7 +66,7 @@ class SquarePartitioner:
         tensor([[0, 0, 1, 1, 0, 0, 1, 1]])
     """
 
-    def __init__(self, *, sides: Sequence[int]) -> None:
+    def __init__(self, *, sides: Sequence[Tokens]) -> None:
         self.sides = tuple(sides)
         if not self.sides or min(self.sides) < 1:
             raise ValueError(f"sides={self.sides} must name at least one side of at least 1 token")
@@ -93,6 +97,7 @@ def _square_ids(grid: Grid, side: int, device: torch.device) -> Int[Tensor, " n"
     return ids
 
 
+@checked
 class BlobPartitioner:
     """Draw irregular regions: every token goes to the nearest of K random Gaussians (RandSAC, Sec. 3.1, eq. 1).
 
@@ -119,7 +124,7 @@ class BlobPartitioner:
     def __init__(
         self,
         *,
-        counts: Sequence[int],
+        counts: Sequence[Clusters],
         mean_range: tuple[float, float] = (-2.0, 2.0),
         std_range: tuple[float, float] = (0.5, 1.5),
     ) -> None:
@@ -166,6 +171,7 @@ def nearest_gaussian(
     return offsets.square().sum(-1).argmin(-1)
 
 
+@checked
 class SubsetPartitioner:
     """Hide a share of the tokens at random; id 0 is what stays visible (MAE, Sec. 3).
 
@@ -186,7 +192,7 @@ class SubsetPartitioner:
         ((16, 48), 16)
     """
 
-    def __init__(self, *, hidden: float | Sequence[float], side: int = 1) -> None:
+    def __init__(self, *, hidden: float | Sequence[float], side: Tokens = 1) -> None:
         self.hidden = tuple(hidden) if isinstance(hidden, Sequence) else (float(hidden),)
         self.squares = SquarePartitioner(sides=(side,))
         if not self.hidden or min(self.hidden) <= 0 or sum(self.hidden) >= 1:
@@ -209,6 +215,7 @@ class SubsetPartitioner:
         return Segments(levels=(gather_tokens(ids, squares.levels[0]),), counts=(len(sizes),), step_sizes=step_sizes)
 
 
+@checked
 class BlockSubsetPartitioner:
     """Hide tokens in rectangular blocks; id 0 is what stays visible (MAE, Fig. 6; BEiT, Sec. 2.3).
 
@@ -229,7 +236,7 @@ class BlockSubsetPartitioner:
         (32, 32)
     """
 
-    def __init__(self, *, hidden: float, area: tuple[float, float] = (0.08, 0.3), aspect: float = 0.3) -> None:
+    def __init__(self, *, hidden: float, area: tuple[Share, Share] = (0.08, 0.3), aspect: float = 0.3) -> None:
         self.hidden, self.area, self.aspect = hidden, area, aspect
         if not 0 < hidden < 1:
             raise ValueError(f"hidden={hidden} must lie between 0 and 1, both excluded")
@@ -265,6 +272,7 @@ class BlockSubsetPartitioner:
         return Segments(levels=(ids,), counts=(2,), step_sizes=(kept, grid.num_tokens - kept))
 
 
+@checked
 class GridSubsetPartitioner:
     """Keep one token of every square of ``period`` x ``period`` tokens: id 0 (MAE, Fig. 6); of every cube in a volume.
 
@@ -279,7 +287,7 @@ class GridSubsetPartitioner:
         [[0, 1, 0, 1, 1, 1, 1, 1]]
     """
 
-    def __init__(self, *, period: int) -> None:
+    def __init__(self, *, period: Count) -> None:
         if period < 2:
             raise ValueError(f"period={period} must be at least 2")
         self.period = period
@@ -295,6 +303,7 @@ class GridSubsetPartitioner:
         return Segments(levels=(ids,), counts=(2,), step_sizes=(kept, grid.num_tokens - kept))
 
 
+@checked
 class ShuffledPartitioner:
     """Scatter the tokens of another partition at random: the incoherent control of RandSAC, Table 5.
 
@@ -321,6 +330,7 @@ class ShuffledPartitioner:
         return Segments(levels=levels, counts=segments.counts, step_sizes=segments.step_sizes)
 
 
+@checked
 class TubePartitioner:
     """Cut all places along the first axis alike: tubes through time, or the same places in every channel (VideoMAE).
 

@@ -5,10 +5,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ssl_blocks.bounds import Whole, Width
+from ssl_blocks.doors import checked
 from ssl_blocks.grid import Grid
 
 
-def sincos_table(grid: Grid, dim: int) -> Float[Tensor, "n d"]:
+@checked
+def sincos_table(grid: Grid, dim: Width) -> Float[Tensor, "n d"]:
     """Fixed sine-cosine table, ``[N, D]``: MAE's in two dimensions (used for RandSAC as well), the usual one in one.
 
     Every axis of the grid gets an equal share of the channels, the last axis the first: of an image the first half
@@ -38,6 +41,7 @@ def sincos_table(grid: Grid, dim: int) -> Float[Tensor, "n d"]:
     return table.to(torch.get_default_dtype())
 
 
+@checked
 class PositionTable(nn.Module):
     """Look up positions in a table that is fixed (a tensor) or learned (a parameter, may be shared).
 
@@ -54,8 +58,10 @@ class PositionTable(nn.Module):
 
     table: Tensor
 
-    def __init__(self, table: Tensor, *, num_prefix: int = 0) -> None:
+    def __init__(self, table: Float[Tensor, "*one n d"], *, num_prefix: Whole = 0) -> None:
         super().__init__()
+        if num_prefix >= table.shape[-2]:
+            raise ValueError(f"num_prefix={num_prefix} must be below the {table.shape[-2]} rows of the table")
         if isinstance(table, nn.Parameter):
             self.table = table
         else:
@@ -64,12 +70,12 @@ class PositionTable(nn.Module):
         self.num_prefix = num_prefix
 
     @classmethod
-    def sincos(cls, grid: Grid, dim: int) -> "PositionTable":
+    def sincos(cls, grid: Grid, dim: Width) -> "PositionTable":
         """Fixed sine-cosine table of a grid."""
         return cls(sincos_table(grid, dim))
 
     @classmethod
-    def learned(cls, grid: Grid, dim: int) -> "PositionTable":
+    def learned(cls, grid: Grid, dim: Width) -> "PositionTable":
         """Learned table of a grid, drawn from N(0, 0.02)."""
         return cls(nn.Parameter(torch.randn(grid.num_tokens, dim) * 0.02))
 
@@ -87,8 +93,9 @@ class PositionTable(nn.Module):
         return self.table.reshape(-1, self.table.shape[-1])[self.num_prefix :][index]
 
 
+@checked
 def resample_positions(
-    table: Float[Tensor, "1 r d"], *, old: Grid, new: Grid, num_prefix: int = 0, antialias: bool = False
+    table: Float[Tensor, "1 r d"], *, old: Grid, new: Grid, num_prefix: Whole = 0, antialias: bool = False
 ) -> Float[Tensor, "1 s d"]:
     """Resample a table of positions to another grid, as DeiT and MAE do when the input size changes.
 

@@ -7,7 +7,10 @@ from jaxtyping import Bool, Float, Shaped
 from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 
+from ssl_blocks.doors import checked
 
+
+@checked
 class QueryBlock(nn.Module):
     """Run a block of timm as a query block: queries come from one stream, keys and values from another.
 

@@ -1,13 +1,15 @@
 """Query stream: a decoder that attends to the encoder's content stream and to nothing else."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal, Protocol, cast, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from ssl_blocks.bounds import Depth, Heads, MlpRatio, NotNegative, Width
+from ssl_blocks.doors import checked
 from ssl_blocks.grid import Grid
 from ssl_blocks.parts.attention import additive, run_block, split_empty_rows
 from ssl_blocks.parts.decode import Memories, position_module
@@ -33,6 +35,7 @@ class QuerySharing(Protocol):
         ...
 
 
+@checked
 class QueryStreamDecoder(nn.Module):
     """Predict from positions that ask the content stream, layer by layer, and never see each other.
 
@@ -51,6 +54,7 @@ class QueryStreamDecoder(nn.Module):
         num_heads: attention heads of blocks of its own; to be left out where ``blocks`` are given.
         mlp_ratio: hidden width of the MLP in units of ``dim``, in blocks of its own.
         eps: added to the variance in layer norms of blocks of its own.
+        act_layer: builds the MLP's activation in blocks of its own.
         positions: ``"sincos"``, ``"learned"``, or a module from indices ``[B, t]`` to ``[B, t, D]``.
         blocks: ``depth`` blocks shared with the encoder, see `sharing`; ``None`` makes own ones.
 
@@ -68,12 +72,13 @@ class QueryStreamDecoder(nn.Module):
         self,
         *,
         grid: Grid,
-        dim: int,
-        depth: int,
+        dim: Width,
+        depth: Depth,
         norm: nn.Module,
-        num_heads: int | None = None,
-        mlp_ratio: float = 4.0,
-        eps: float = 1e-6,
+        num_heads: Heads | None = None,
+        mlp_ratio: MlpRatio = 4.0,
+        eps: NotNegative = 1e-6,
+        act_layer: Callable[[], nn.Module] = nn.GELU,
         positions: Literal["sincos", "learned"] | nn.Module = "sincos",
         blocks: Sequence[nn.Module] | None = None,
     ) -> None:
@@ -88,16 +93,15 @@ class QueryStreamDecoder(nn.Module):
         self._norm = (norm,)  # in a tuple nn.Module does not register it: it is the encoder's
         self._shared = None if blocks is None else tuple(blocks)
         if num_heads is not None:
-            layer_norm = cast("type[nn.Module]", partial(nn.LayerNorm, eps=eps))
+            layers: Any = {"norm_layer": partial(nn.LayerNorm, eps=eps), "act_layer": act_layer}
             self.layers = nn.ModuleList(
-                QueryBlock(Block(dim, num_heads, mlp_ratio=mlp_ratio, qkv_bias=True, norm_layer=layer_norm))
-                for _ in range(depth)
+                QueryBlock(Block(dim, num_heads, mlp_ratio=mlp_ratio, qkv_bias=True, **layers)) for _ in range(depth)
             )
             self.layers.apply(init_linear)
 
     @classmethod
     def sharing(
-        cls, encoder: object, *, depth: int, positions: Literal["sincos", "learned"] | nn.Module = "sincos"
+        cls, encoder: object, *, depth: Depth, positions: Literal["sincos", "learned"] | nn.Module = "sincos"
     ) -> "QueryStreamDecoder":
         """Use the encoder's own blocks for the queries: step j runs its block j, whatever content block came before.
 

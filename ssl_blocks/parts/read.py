@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ssl_blocks.bounds import Width
+from ssl_blocks.doors import checked
 from ssl_blocks.parts.decode import Decoder
 from ssl_blocks.parts.route import SkipMemoryRouter
 from ssl_blocks.values import AttentionMasks, Encoded
@@ -54,6 +56,7 @@ class Reader(Protocol):
         ...
 
 
+@checked
 class DecoderReader(nn.Module):
     """Encode content, then ask it by a decoder: RandSAC, MAE, SAIM, CrossMAE.
 
@@ -92,6 +95,7 @@ class DecoderReader(nn.Module):
         return self.decoder(memories, masks, query_index=query_index, memory_index=index)
 
 
+@checked
 class QueryReader(nn.Module):
     """Let queries pass through the encoder beside its content: there is no decoder.
 
@@ -107,7 +111,7 @@ class QueryReader(nn.Module):
         torch.Size([1, 1, 192])
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: Width) -> None:
         super().__init__()
         self.dim = dim
         self.query = nn.Parameter(torch.randn(1, 1, dim) * 0.02)

@@ -9,11 +9,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ssl_blocks.bounds import Count, NotNegative, Positive, Whole
+from ssl_blocks.doors import checked
+
 # bytes of all that a chunk of rows needs: on a CPU it should stay in the cache, an accelerator wants large ones
 CHUNK_BYTES_CPU, CHUNK_BYTES_ACCELERATOR = 4 << 20, 64 << 20
 BUFFERS = 4  # of a chunk's size that live at once: logits, slope, probabilities, and what an operation makes in passing
 
 
+@checked
 @dataclass(frozen=True)
 class Pairing:
     """Which rows of a student's view are compared with which views of the teacher.
@@ -25,12 +29,13 @@ class Pairing:
         weight: of each row and teacher view in the loss.
     """
 
-    start: int
-    stop: int
-    teachers: tuple[int, ...]
-    weight: float
+    start: Whole
+    stop: Count
+    teachers: tuple[Whole, ...]
+    weight: NotNegative
 
 
+@checked
 def match_regions(student: Float[Tensor, "b r d"], teacher: Float[Tensor, "b s d"]) -> Int[Tensor, "b r"]:
     """Find for every region of one view the most similar one of another, by cosine.
 
@@ -51,7 +56,8 @@ def match_regions(student: Float[Tensor, "b r d"], teacher: Float[Tensor, "b s d
     # the meta device knows no autocast
     plain = nullcontext() if student.is_meta else torch.autocast(student.device.type, enabled=False)
     with torch.no_grad(), plain:
-        ours, theirs = (_unit(x.detach()) for x in (student, teacher))
+        dtype = torch.promote_types(student.dtype, teacher.dtype)
+        ours, theirs = (_unit(x.detach().to(dtype)) for x in (student, teacher))
         return (ours @ theirs.transpose(1, 2)).argmax(2)
 
 
@@ -60,6 +66,7 @@ def _unit(x: Tensor) -> Tensor:
     return torch.nn.functional.normalize(wide, dim=-1)
 
 
+@checked
 def paired_cross_entropy(
     student: Float[Tensor, "n k"],
     teacher: Float[Tensor, "m k"],
@@ -67,7 +74,7 @@ def paired_cross_entropy(
     match: Int[Tensor, "n g"],
     pairings: tuple[Pairing, ...],
     *,
-    student_temperature: float,
+    student_temperature: Positive,
     teacher_temperature: Float[Tensor, ""] | float,
     overwrite: bool = False,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "n g"]]:

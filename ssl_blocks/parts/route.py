@@ -6,6 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ssl_blocks.bounds import Depth, NotNegative, Width
+from ssl_blocks.doors import checked
+
 Hidden = tuple[Float[Tensor, "b n d"], ...]
 
 
@@ -26,6 +29,7 @@ class SkipMemoryRouter(Protocol):
         ...
 
 
+@checked
 class LearnedSkipRouter(nn.Module):
     """Give every decoder layer its own learned mixture of all encoder layers (RandSAC, Sec. 3.5).
 
@@ -42,7 +46,7 @@ class LearnedSkipRouter(nn.Module):
         [(2, 5, 8), (2, 5, 8)]
     """
 
-    def __init__(self, *, encoder_depth: int, decoder_depth: int) -> None:
+    def __init__(self, *, encoder_depth: Depth, decoder_depth: Depth) -> None:
         super().__init__()
         self.mix = nn.Linear(encoder_depth, decoder_depth)
 
@@ -66,6 +70,7 @@ def _mixed(states: Float[Tensor, "b l n d"], weight: Float[Tensor, "k l"]) -> Fl
     return torch.bmm(weight.expand(states.shape[0], -1, -1), states.flatten(2))
 
 
+@checked
 class WeightedSkipRouter(nn.Module):
     """Give every decoder layer its own weighted sum of all encoder layers, and a norm of its own (CrossMAE, Sec. 3.3).
 
@@ -88,7 +93,7 @@ class WeightedSkipRouter(nn.Module):
 
     takes_input = True
 
-    def __init__(self, *, encoder_depth: int, decoder_depth: int, dim: int, eps: float = 1e-6) -> None:
+    def __init__(self, *, encoder_depth: Depth, decoder_depth: Depth, dim: Width, eps: NotNegative = 1e-6) -> None:
         super().__init__()
         self.mix = nn.Linear(encoder_depth + 1, decoder_depth, bias=False)
         nn.init.normal_(self.mix.weight, std=(encoder_depth + 1) ** -0.5)
@@ -109,6 +114,7 @@ class WeightedSkipRouter(nn.Module):
         return tuple(own(memory.reshape(hidden[0].shape)) for own, memory in zip(self.norms, mixed, strict=True))
 
 
+@checked
 class LastLayerRouter:
     """Give every decoder layer the encoder's normalised output: the plain transformer (RandSAC, Table 10).
 
@@ -116,7 +122,7 @@ class LastLayerRouter:
         decoder_depth: decoder layers.
     """
 
-    def __init__(self, *, decoder_depth: int) -> None:
+    def __init__(self, *, decoder_depth: Depth) -> None:
         self.decoder_depth = decoder_depth
 
     def __call__(self, hidden: Hidden, norm: nn.Module) -> Hidden:
@@ -124,6 +130,7 @@ class LastLayerRouter:
         return (norm(hidden[-1]),) * self.decoder_depth
 
 
+@checked
 class MatchedRouter:
     """Give every decoder layer the raw states of the encoder layer that it belongs to (SAIM, query stream).
 
@@ -144,7 +151,7 @@ class MatchedRouter:
         [1.0, 3.0, 5.0]
     """
 
-    def __init__(self, *, encoder_depth: int, decoder_depth: int) -> None:
+    def __init__(self, *, encoder_depth: Depth, decoder_depth: Depth) -> None:
         if decoder_depth < 1 or encoder_depth % decoder_depth:
             raise ValueError(f"decoder_depth={decoder_depth} must divide encoder_depth={encoder_depth}")
         self.encoder_depth, self.decoder_depth = encoder_depth, decoder_depth

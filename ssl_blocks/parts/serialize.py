@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 
+from ssl_blocks.doors import checked
 from ssl_blocks.parts.attention import can_be_looked_at
 from ssl_blocks.randomness import check_generator, random_ranks
 from ssl_blocks.values import Segments, Serialization
@@ -22,6 +23,7 @@ class Serializer(Protocol):
         ...
 
 
+@checked
 class OrderedSerializer:
     """Read segments by ascending id, partition by partition: raster order of tokens or squares; MAE's visible first.
 
@@ -44,6 +46,7 @@ class OrderedSerializer:
         return _serialize(segments.levels, segments.counts, sizes)
 
 
+@checked
 class RandomSerializer:
     """Visit partitions in random order, and the segments inside each in random order.
 

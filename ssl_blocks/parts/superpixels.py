@@ -7,14 +7,17 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ssl_blocks.bounds import Count, NotNegative, Pixels
+from ssl_blocks.doors import checked
 from ssl_blocks.grid import Grid
 from ssl_blocks.parts.partition import Images
 from ssl_blocks.randomness import check_generator
 from ssl_blocks.values import Segments
 
 
+@checked
 def slic(
-    images: Float[Tensor, "b c *s"], shape: tuple[int, ...], *, compactness: float = 0.5, iterations: int = 5
+    images: Float[Tensor, "b c *s"], shape: tuple[int, ...], *, compactness: NotNegative = 0.5, iterations: Count = 5
 ) -> Int[Tensor, "b *s"]:
     """Cluster pixels by colour and place around evenly spread centres (Achanta et al., "SLIC Superpixels").
 
@@ -65,6 +68,7 @@ def slic(
     return ids.reshape(batch, *sizes)
 
 
+@checked
 class SuperpixelPartitioner:
     """Make every superpixel of the picture a segment: a token goes where most of its pixels go.
 
@@ -85,7 +89,9 @@ class SuperpixelPartitioner:
         (torch.Size([2, 64]), (9,))
     """
 
-    def __init__(self, *, shape: int | tuple[int, ...], compactness: float = 0.5, iterations: int = 5) -> None:
+    def __init__(
+        self, *, shape: Pixels | tuple[Pixels, ...], compactness: NotNegative = 0.5, iterations: Count = 5
+    ) -> None:
         self.shape, self.compactness, self.iterations = shape, compactness, iterations
 
     @torch.no_grad()

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ssl_blocks.bounds import Depth
+from ssl_blocks.doors import checked
 from ssl_blocks.parts.average import MovingAverage
 from ssl_blocks.parts.tokenize import Tokenizer
 from ssl_blocks.values import gather_tokens
@@ -37,6 +39,7 @@ class PictureTarget(Target, Protocol):
         ...
 
 
+@checked
 class PixelTarget:
     """Predict the pixels of each patch, raw or normalised by the patch's own mean and deviation.
 
@@ -126,6 +129,7 @@ def _blurred(images: Float[Tensor, "b c *s"], kernel: tuple[float, ...]) -> Floa
     return images
 
 
+@checked
 class PositionTarget:
     """Predict where each patch lies: class t is raster position t (APL, the patch puzzle).
 
@@ -188,6 +192,7 @@ class PositionTarget:
         return self.tokenizer.untokenize(patches * is_put)
 
 
+@checked
 class EncoderTarget(nn.Module):
     """Predict what another encoder makes of the whole image: a moving average or a frozen one (data2vec, I-JEPA).
 
@@ -211,9 +216,11 @@ class EncoderTarget(nn.Module):
     """
 
     def __init__(
-        self, encoder: nn.Module, *, layers: int = 1, norm: Literal["final", "token"] | None = "final"
+        self, encoder: nn.Module, *, layers: Depth = 1, norm: Literal["final", "token"] | None = "final"
     ) -> None:
         super().__init__()
+        if not callable(getattr(encoder.copy if isinstance(encoder, MovingAverage) else encoder, "encode", None)):
+            raise TypeError(f"encoder must be a token encoder or a MovingAverage of one, got {type(encoder).__name__}")
         self.encoder = encoder if isinstance(encoder, MovingAverage) else encoder.requires_grad_(False)
         self.layers, self.norm = layers, norm
         self.dim: int = self._whole.dim

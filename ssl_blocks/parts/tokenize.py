@@ -7,9 +7,11 @@ from einops import rearrange
 from jaxtyping import Shaped
 from torch import Tensor
 
+from ssl_blocks.bounds import Channels, Depth, Pixels, Whole
+from ssl_blocks.doors import checked
 from ssl_blocks.grid import Grid, axis_names
 
-Sizes = int | tuple[int, ...]
+Sizes = Pixels | tuple[Pixels, ...]
 
 
 @runtime_checkable
@@ -75,6 +77,7 @@ def same_length(**sizes: Sizes) -> tuple[tuple[int, ...], ...]:
     return tuple((size,) * ndim if isinstance(size, int) else tuple(size) for size in sizes.values())
 
 
+@checked
 class PatchTokenizer:
     """Cut images into equal patches; a patch of 1 pixel makes pixel tokens.
 
@@ -110,7 +113,7 @@ class PatchTokenizer:
 
     image_size: tuple[int, ...]
 
-    def __init__(self, *, image_size: Sizes, patch_size: Sizes, channels: int = 3, crop: int = 0) -> None:
+    def __init__(self, *, image_size: Sizes, patch_size: Sizes, channels: Channels = 3, crop: Whole = 0) -> None:
         self.image_size, cell = same_length(image_size=image_size, patch_size=patch_size)
         for side, length, size in zip(axis_names(len(cell)), self.image_size, cell, strict=True):
             if size < 1 or length < 1 or length % size:
@@ -120,8 +123,6 @@ class PatchTokenizer:
                 )
         if not 0 <= crop < min(cell):
             raise ValueError(f"crop={crop} must be at least 0 and smaller than patch_size={patch_size}")
-        if channels < 1:
-            raise ValueError(f"channels={channels} must be at least 1")
         self.grid = Grid(*(length // size for length, size in zip(self.image_size, cell, strict=True)))
         self.cell, self.crop, self.channels = cell, crop, channels
         self.patch = tuple(size - crop for size in cell)
@@ -132,7 +133,7 @@ class PatchTokenizer:
         self._counts = dict(zip(h, self.grid.sizes, strict=True))
 
     @classmethod
-    def from_grid(cls, *, image_size: Sizes, grid: Sizes, channels: int = 3, crop: int = 0) -> "PatchTokenizer":
+    def from_grid(cls, *, image_size: Sizes, grid: Sizes, channels: Channels = 3, crop: Whole = 0) -> "PatchTokenizer":
         """Cut images into so many cells; what the grid does not divide is left out at the far end of each axis (APL).
 
         Args:
@@ -205,6 +206,7 @@ class PatchTokenizer:
         return F.pad(covered, [n for rest in reversed(left) for n in (0, rest)]) if any(left) else covered
 
 
+@checked
 class ChannelTokenizer:
     """Cut every channel by itself: one token per channel and place, for multi-channel microscopy (ChannelViT, Sec. 3).
 
@@ -233,7 +235,7 @@ class ChannelTokenizer:
 
     channels = 1
 
-    def __init__(self, *, image_size: Sizes, patch_size: Sizes, channels: int, depth: int = 1) -> None:
+    def __init__(self, *, image_size: Sizes, patch_size: Sizes, channels: Channels, depth: Depth = 1) -> None:
         size, patch = same_length(image_size=image_size, patch_size=patch_size)
         if depth < 1 or channels < 1 or channels % depth:
             raise ValueError(f"depth={depth} must divide channels={channels}")

@@ -8,13 +8,18 @@ if TYPE_CHECKING:
     from ssl_blocks.pretrain.config import (
         BlobSegments,
         DecoderConfig,
-        EncoderConfig,
         RunConfig,
         SegmentsConfig,
         SquareSegments,
         TokenSegments,
     )
     from ssl_blocks.pretrain.dryrun import describe
+    from ssl_blocks.pretrain.encoders import (
+        EncoderConfig,
+        TokenEncoderConfig,
+        TorchvisionEncoderConfig,
+        TransformersEncoderConfig,
+    )
     from ssl_blocks.pretrain.module import PretrainModule
     from ssl_blocks.pretrain.recipe import Recipe
     from ssl_blocks.pretrain.resume import run_folder, stored_config
@@ -32,7 +37,10 @@ __all__ = [
     "RunConfig",
     "SegmentsConfig",
     "SquareSegments",
+    "TokenEncoderConfig",
     "TokenSegments",
+    "TorchvisionEncoderConfig",
+    "TransformersEncoderConfig",
     "describe",
     "run_folder",
     "stored_config",

@@ -5,68 +5,24 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, field_validator, model_validator
 
 import ssl_blocks as sb
+from ssl_blocks.bounds import Clusters, Depth, Heads, Number, Seed, Tokens, Width
 from ssl_blocks.engine.settings import CroppedDataConfig, OptimizerConfig, StrictModel, TrainerConfig, section
-
-
-class EncoderConfig(StrictModel):
-    """The vision transformer to pretrain, built by timm."""
-
-    name: str = Field("vit_tiny_patch16_224", description="timm model that gives all sizes not set here")
-    pretrained: bool = Field(
-        False, description="start from the weights of the name: a tag of timm, or local-dir:FOLDER of an export"
-    )
-    patch_size: PositiveInt | None = Field(
-        None, description="side of a patch in pixels; default: 4, or the pretrained model's"
-    )
-    width: PositiveInt | None = Field(None, description="token width; default: the model's")
-    depth: PositiveInt | None = Field(None, description="number of blocks; default: the model's")
-    heads: PositiveInt | None = Field(None, description="attention heads; default: the model's")
-    positions: Literal["sincos", "learned", "none"] | None = Field(
-        None, description="position table; default: sincos, or the pretrained model's"
-    )
-    class_token: bool | None = Field(
-        None,
-        description="put a class token in front (it sees no patch while pretraining); default: false, or as the "
-        "pretrained model has it",
-    )
-
-    def arguments(self) -> dict[str, Any]:
-        """What `timm_vit` is to be told; what is not said here is left to the pretrained model."""
-        given = {
-            "patch_size": self.patch_size or (None if self.pretrained else 4),
-            "positions": self.positions,
-            "class_token": self.class_token,
-            "embed_dim": self.width,
-            "depth": self.depth,
-            "num_heads": self.heads,
-        }
-        return {"pretrained": self.pretrained} | {name: value for name, value in given.items() if value is not None}
-
-    def build(self, *, image_size: int | tuple[int, int], channels: int) -> sb.encoders.TimmViT:
-        """Build the encoder for images of this size.
-
-        Raises:
-            ValueError: if sizes do not fit each other, the name is unknown, or pretrained weights cannot be loaded or
-                are contradicted.
-            FileNotFoundError: if the folder holds no model.
-            TypeError: if the model is no plain vision transformer.
-        """
-        with section("encoder"):
-            return sb.encoders.timm_vit(self.name, image_size=image_size, channels=channels, **self.arguments())
+from ssl_blocks.pretrain.encoders import NOT_TOKENS, EncoderConfig
 
 
 class DecoderConfig(StrictModel):
     """The decoder, thrown away after pretraining."""
 
-    depth: PositiveInt = Field(4, description="number of layers")
-    width: PositiveInt | None = Field(None, description="token width; default: the encoder's")
-    heads: PositiveInt = Field(3, description="attention heads")
+    depth: Depth = Field(4, description="number of layers")
+    width: Width | None = Field(None, description="token width; default: the encoder's")
+    heads: Heads | None = Field(None, description="attention heads; default: the encoder's")
     positions: Literal["sincos", "learned"] = Field("sincos", description="position table of the queries")
+    activation: Literal["gelu", "relu"] = Field("gelu", description="of the MLPs; relu as in RandSAC's pseudocode")
 
     def build(self, encoder: sb.encoders.TokenEncoder) -> sb.SegmentDecoder:
         """Build the decoder that attends to this encoder's states.
@@ -74,14 +30,17 @@ class DecoderConfig(StrictModel):
         Raises:
             ValueError: if the width does not divide into heads.
         """
+        from torch import nn  # not above: --help would wait for it
+
         with section("decoder"):
             return sb.SegmentDecoder(
                 grid=encoder.grid,
                 dim=self.width or encoder.dim,
                 depth=self.depth,
-                num_heads=self.heads,
+                num_heads=self.heads or sb.encoders.num_heads(encoder),
                 memory_dim=encoder.dim,
                 positions=self.positions,
+                act_layer=nn.ReLU if self.activation == "relu" else nn.GELU,
             )
 
 
@@ -99,7 +58,7 @@ class SquareSegments(StrictModel):
     """Squares of tokens, and squares of squares."""
 
     kind: Literal["square"] = "square"
-    sides: tuple[PositiveInt, ...] = Field((2,), description="side of the squares in tokens, finest level first")
+    sides: tuple[Tokens, ...] = Field((2,), description="side of the squares in tokens, finest level first")
 
     def build(self) -> sb.parts.SegmentPartitioner:
         """Build the partitioner."""
@@ -111,9 +70,9 @@ class BlobSegments(StrictModel):
     """Irregular regions around random Gaussians."""
 
     kind: Literal["blob"] = "blob"
-    counts: tuple[PositiveInt, ...] = Field((7,), description="number of Gaussians, finest level first")
-    mean_range: tuple[float, float] = Field((-2.0, 2.0), description="lowest and highest mean; the grid spans -2..2")
-    std_range: tuple[float, float] = Field((0.5, 1.5), description="lowest and highest standard deviation")
+    counts: tuple[Clusters, ...] = Field((7,), description="number of Gaussians, finest level first")
+    mean_range: tuple[Number, Number] = Field((-2.0, 2.0), description="lowest and highest mean; the grid spans -2..2")
+    std_range: tuple[Number, Number] = Field((0.5, 1.5), description="lowest and highest standard deviation")
     shuffled: bool = Field(False, description="scatter the tokens of the blobs: the incoherent control")
 
     def build(self) -> sb.parts.SegmentPartitioner:
@@ -143,12 +102,24 @@ class RunConfig(StrictModel):
 
     name: str = Field(description="the run's folder below output_dir")
     output_dir: Path = Field(Path("runs"), description="folder of all runs")
-    seed: int = Field(0, ge=0, description="seed of weights, data order and draws")
+    seed: Seed = Field(0, description="seed of weights, data order and draws")
     note: str = Field("", description="a remark printed before the final table")
+    start: Path | None = Field(
+        None, description="begin with all weights of a folder that `ssl-blocks export RUN --format state` wrote"
+    )
     data: CroppedDataConfig = CroppedDataConfig()
     encoder: EncoderConfig = EncoderConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     trainer: TrainerConfig = TrainerConfig()
+    untrainable: ClassVar[dict[str, str]] = NOT_TOKENS  # kinds of encoders, and why
+
+    @field_validator("encoder", mode="before")
+    @classmethod
+    def _can_be_trained(cls, given: Any) -> Any:
+        kind = given.get("kind") if isinstance(given, dict) else None
+        if kind in cls.untrainable:
+            raise ValueError(f"encoder.kind={kind} cannot be trained by this recipe: {cls.untrainable[kind]}")
+        return given
 
     @field_validator("name")
     @classmethod
@@ -158,6 +129,15 @@ class RunConfig(StrictModel):
         if len(name.encode()) > MOST_NAME:
             raise ValueError(f"must name a folder: at most {MOST_NAME} bytes, not {len(name.encode())}")
         return name
+
+    @model_validator(mode="after")
+    def _blocks_can_be_dealt_out(self) -> RunConfig:
+        if str(self.encoder.kind) == "torchvision" and self.trainer.strategy == "fsdp":
+            raise ValueError(
+                "encoder.kind=torchvision needs trainer.strategy=ddp: fsdp gathers a block when it is called, and its "
+                "blocks are computed from their parts"
+            )
+        return self
 
     def load_data(self) -> sb.data.ImageData:
         """Load the images; override it to bring data of your own, which the section ``data`` need not describe.

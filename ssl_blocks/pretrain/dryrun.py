@@ -169,18 +169,16 @@ def _memory(config: RunConfig, objective: Objective, shape: ImageShape, augmenta
 def _schedule(config: RunConfig, number: int | None) -> str:
     settings, epochs = config.optimizer, config.trainer.epochs
     rows = [("schedule", ""), ("peak learning rate", f"{settings.lr:.4g}")]
+    remark = settings.warmup_remark(epochs)
+    note = "" if remark is None else f"\n  note: {remark}"
     if number is None:
-        if settings.warmup_epochs >= epochs:
-            raise ValueError(
-                f"optimizer.warmup_epochs={settings.warmup_epochs:g} must be below trainer.epochs={epochs}"
-            )
-        return f"{_columns(rows)}\n  steps are not known before the data is"
+        return f"{_columns(rows)}\n  steps are not known before the data is{note}"
     if number < settings.batch_size:
         raise ValueError(f"optimizer.batch_size={settings.batch_size} must not exceed the {number} training images")
     steps = number // settings.batch_size
     warmup = settings.warmup_steps(steps_per_epoch=steps, epochs=epochs)
     counted = [("training images", number), ("steps per epoch", steps), ("steps", steps * epochs), ("warm-up", warmup)]
-    return _columns([*rows, *((name, f"{value:,}") for name, value in counted)])
+    return _columns([*rows, *((name, f"{value:,}") for name, value in counted)]) + note
 
 
 def _num_images(config: RunConfig) -> int | None:

@@ -14,7 +14,6 @@ from ssl_blocks.engine.task import CountedLoss, Moment, Plan, Portion, Task
 from ssl_blocks.modes import modes_kept
 from ssl_blocks.noise import Pure
 from ssl_blocks.objectives import Objective
-from ssl_blocks.objectives.heads import LastLayerGate
 from ssl_blocks.objectives.life_cycle import find_parts, followers
 from ssl_blocks.objectives.objective import seen_by
 from ssl_blocks.pretrain.config import RunConfig
@@ -57,7 +56,6 @@ class PretrainModule(Task):
         batch = self.config.optimizer.batch_size
         if batch > len(self.data.train):
             raise ValueError(f"optimizer.batch_size={batch} must not exceed the {len(self.data.train)} training images")
-        _ = self.plan  # refuses a warm-up that is too long
         some = self.data.train.read(torch.arange(min(8, len(self.data.train))))[:2]  # unreadable ones may be left out
         plain = to_float(some, self.data.mean, self.data.std)
         generator = seeded_generator("cpu", self.config.seed)
@@ -89,11 +87,12 @@ class PretrainModule(Task):
         return {name for name, p in self.objective.named_parameters() if p.requires_grad and id(p) not in used}
 
     def remarks(self, world_size: int) -> list[str]:
-        """What statistics of batches mean in this many processes, where it is not what they mean in one."""
+        """A warm-up that is cut, and what statistics of batches mean in this many processes, if not as in one."""
         images, accumulate = self.config.optimizer.batch_size, self.config.optimizer.accumulate
         alone = images // (world_size * accumulate)
         kinds = {"per_process": (world_size * accumulate > 1, alone), "per_part": (accumulate > 1, alone * world_size)}
-        found = []
+        remark = self.config.optimizer.warmup_remark(self.config.trainer.epochs)
+        found = [] if remark is None else [remark]
         for kind, (matters, number) in kinds.items():
             names = sorted({type(part).__name__ for part in find_parts(self.objective) if _has(part, kind)})
             if matters and names:
@@ -102,11 +101,7 @@ class PretrainModule(Task):
 
     @cached_property
     def plan(self) -> Plan:  # type: ignore[override]
-        """Steps and rates, as configured for this many images.
-
-        Raises:
-            ValueError: if the warm-up is not shorter than the run.
-        """
+        """Steps and rates, as configured for this many images."""
         settings, epochs = self.config.optimizer, self.config.trainer.epochs
         steps = len(self.data.train) // settings.batch_size
         return Plan(
@@ -123,6 +118,7 @@ class PretrainModule(Task):
             weight_decay_end=settings.weight_decay_end,
             betas=settings.betas,
             clip_grad=settings.clip_grad,
+            schedule=settings.schedule,
         )
 
     def batches(self, portion: Portion) -> Iterable[UInt[Tensor, "b c h w"]]:
@@ -168,13 +164,14 @@ class PretrainModule(Task):
         self.objective.after_step()
 
     def frozen(self) -> Iterable[nn.Parameter]:
-        """Those behind a closed gate."""
-        return [p for weight, gate in self._gated if not gate.is_open for p in weight.parameters()]
+        """Those of a weight with a parametrization that says of itself that it is not ``is_open``, such as a gate."""
+        return [
+            p for weight in self._gated if not all(gate.is_open for gate in _gates(weight)) for p in weight.parameters()
+        ]
 
     @cached_property
-    def _gated(self) -> list[tuple[ParametrizationList, LastLayerGate]]:
-        weights = [part for part in self.objective.modules() if isinstance(part, ParametrizationList)]
-        return [(weight, gate) for weight in weights for gate in weight if isinstance(gate, LastLayerGate)]
+    def _gated(self) -> list[ParametrizationList]:
+        return [part for part in self.objective.modules() if isinstance(part, ParametrizationList) and _gates(part)]
 
     def baked(self) -> tuple[Hashable, ...]:
         """Plain attributes of the parts that follow schedules or weights."""
@@ -189,7 +186,12 @@ class PretrainModule(Task):
         """What images a run saw: schedule and statistics depend on them."""
         data = self.data
         numbers = {"training images": len(data.train), "their mean": list(data.mean), "their std": list(data.std)}
-        return numbers | {"their fingerprint": data.fingerprint}
+        kind = {"recipe": type(self.config).__name__, "image shape": list(data.shape)}
+        return kind | numbers | {"their fingerprint": data.fingerprint}
+
+
+def _gates(weight: ParametrizationList) -> list[Any]:
+    return [part for part in weight if hasattr(part, "is_open")]
 
 
 def reached(loss: Tensor) -> set[int]:

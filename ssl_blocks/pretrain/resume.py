@@ -4,38 +4,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ssl_blocks.engine.checkpoints import list_checkpoints
 from ssl_blocks.engine.lock import LOCK
-from ssl_blocks.files import TEMPORARY_SUFFIX, at_home, read_json
+from ssl_blocks.files import TEMPORARY_SUFFIX, at_home, atomically, read_json
 from ssl_blocks.pretrain.config import RunConfig
 from ssl_blocks.yaml_files import read_mapping
 
-# what may differ when a run goes on: where it runs, and what it writes besides
-FREE = {
-    "name",
-    "output_dir",
-    "note",
-    "data.root",
-    "data.workers",
-    "data.corrupt",
-    "optimizer.accumulate",
-    "trainer.precision",
-    "trainer.device",
-    "trainer.devices",
-    "trainer.num_nodes",
-    "trainer.strategy",
-    "trainer.compile",
-    "trainer.compile_mode",
-    "trainer.graph",
-    "trainer.knn_every",
-    "trainer.knn_bank",
-    "trainer.log_every",
-    "trainer.score",
-    "trainer.score_bank",
-    "trainer.figures",
-    "trainer.checkpoint_every",
-    "trainer.keep_checkpoints",
-}
+# what may differ when a run goes on: where it runs, and what it writes besides; of the trainer all but its length
+FREE = {"name", "output_dir", "note", "data.root", "data.workers", "data.corrupt", "optimizer.accumulate"}
+EPOCHS = "trainer.epochs"
+ALLOWED = f"{EPOCHS} may be raised, and trainer.*, {', '.join(sorted(FREE))} may be others"
 FILES = {"imagefolder", "csv", "zip", "shards", "parquet", "array"}  # sources that are named by where they lie
 
 
@@ -93,13 +73,20 @@ def _check_same(config: RunConfig, stored: Mapping[str, Any], folder: Path) -> N
     changed = [
         f"{name}={ours.get(name)!r} (the run has {theirs.get(name)!r})"
         for name in dict.fromkeys([*ours, *theirs])
-        if name not in FREE and ours.get(name) != theirs.get(name) and not _moved(name, ours, theirs)
+        if ours.get(name) != theirs.get(name) and not _may_differ(name, ours, theirs)
     ]
     if changed:
         raise ValueError(
             f"--resume must go on as {folder} began, but {', '.join(changed)} differ{'s' * (len(changed) == 1)}: "
-            "leave out what changes, or begin another run with --name"
+            f"leave out what changes, or begin another run with --name ({ALLOWED})"
         )
+
+
+def _may_differ(name: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
+    if name == EPOCHS:
+        longer: bool = ours[name] > theirs[name]
+        return longer
+    return name in FREE or name.startswith("trainer.") or _moved(name, ours, theirs)
 
 
 def _moved(name: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
@@ -130,6 +117,19 @@ def run_folder(path: Path) -> Path:
             f"but {folder} holds no config.yaml"
         )
     return folder
+
+
+def lengthen(folder: Path, epochs: int) -> int | None:
+    """Note in a run's ``config.yaml`` for how many epochs it goes on; return for how many it went, if for fewer."""
+    stored = stored_config(folder)
+    trainer: dict[str, Any] = stored["trainer"]
+    before: int = trainer["epochs"]
+    if before >= epochs:
+        return None
+    with atomically(folder / "config.yaml") as temporary:
+        content = stored | {"trainer": trainer | {"epochs": epochs}}
+        temporary.write_text(yaml.safe_dump(content, sort_keys=False))
+    return before
 
 
 def stored_config(path: Path) -> dict[str, Any]:

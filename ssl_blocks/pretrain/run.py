@@ -22,8 +22,9 @@ from ssl_blocks.files import TEMPORARY_SUFFIX, atomically
 from ssl_blocks.pretrain.module import PretrainModule
 from ssl_blocks.pretrain.recipe import Assemble, C, build, with_data_in_code
 from ssl_blocks.pretrain.report import print_report, stage
-from ssl_blocks.pretrain.resume import starting_point
+from ssl_blocks.pretrain.resume import lengthen, starting_point
 from ssl_blocks.pretrain.scoring import Sample, has_labels, measure_objective, num_scored
+from ssl_blocks.pretrain.state import begin_with
 from ssl_blocks.program import VERSION
 from ssl_blocks.text import terminal
 
@@ -87,7 +88,10 @@ class Run(Generic[C]):
         console = terminal(quiet=not is_rank_zero())
         with stage(console, "loading the data", later=True) as tell_of_loading:
             images = config.load_data() if data is None else config.load_given(data)
-        module = PretrainModule(build(config, assemble, images), images, config)
+        objective = build(config, assemble, images)
+        if config.start is not None and checkpoint is None:
+            begin_with(objective, config.start)
+        module = PretrainModule(objective, images, config)
         module.check()
         from ssl_blocks.engine.loop import Loop  # Lightning takes seconds to load: mistakes are told before
 
@@ -131,7 +135,8 @@ class Run(Generic[C]):
             self._open(folder, console)
             for remark in [*self.data.remarks, *self.module.remarks(self.machine.processes.world_size)]:
                 console.print(f"note: {remark}", soft_wrap=True)
-            scores += self._score("raw pixels", sample, console) + self._score("random encoder", sample, console)
+            first = "random encoder" if self.config.start is None else "encoder at the start"
+            scores += self._score("raw pixels", sample, console) + self._score(first, sample, console)
         knn = self._train(folder, console, sample)
         if not is_rank_zero():
             return
@@ -146,6 +151,7 @@ class Run(Generic[C]):
             tokenizer=objective.tokenizer,
             mean=self.data.mean,
             std=self.data.std,
+            value_range=self.data.value_range,
         )
         results = {
             "recipe": self._recipe(),
@@ -214,6 +220,11 @@ class Run(Generic[C]):
         else:
             console.print(
                 f"going on from {self.checkpoint}, step {self.loop.resumed_step}/{self.module.plan.num_steps}"
+            )
+        epochs = self.config.trainer.epochs
+        if (before := lengthen(folder, epochs)) is not None:
+            console.print(
+                f"note: {epochs} epochs instead of {before}: rates are those of a run of {epochs} from here on"
             )
 
     def _images_for_scores(self, console: Console) -> ImageData:

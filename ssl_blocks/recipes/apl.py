@@ -13,22 +13,25 @@ Results   docs/results.md
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field
 
 import ssl_blocks as sb
-from ssl_blocks.engine import StrictModel, section
+from ssl_blocks.bounds import Depth, Heads, Times, Whole, Width
+from ssl_blocks.engine import OptimizerConfig, StrictModel, section
+from ssl_blocks.engine.settings import Schedules
 from ssl_blocks.pretrain import Recipe, RunConfig
+from ssl_blocks.pretrain.encoders import WITHOUT_POSITIONS, NamedEncoder
 
 
 class OriginalEncoder(StrictModel):
     """The original's transformer: a token is the patch itself, so the values of a patch are the width."""
 
     kind: Literal["original"] = "original"
-    depth: PositiveInt = Field(4, description="number of blocks")
-    heads: PositiveInt = Field(16, description="attention heads; they must divide the values of a patch")
-    mlp_ratio: PositiveInt = Field(3, description="hidden width of the MLP in units of the width")
+    depth: Depth = Field(4, description="number of blocks")
+    heads: Heads = Field(16, description="attention heads; they must divide the values of a patch")
+    mlp_ratio: Times = Field(3, description="hidden width of the MLP in units of the width")
     dropout: float = Field(0.15, ge=0, lt=1, description="share of values dropped in the blocks")
 
     def build(self, tokenizer: sb.PatchTokenizer) -> sb.encoders.PostNormTransformer:
@@ -47,20 +50,22 @@ class OriginalEncoder(StrictModel):
         )
 
 
-class ViTEncoder(StrictModel):
+class ViTEncoder(NamedEncoder):
     """A vision transformer of timm without positions; grid and crop decide its patches."""
 
     kind: Literal["vit"] = "vit"
     name: str = Field("vit_tiny_patch16_224", description="timm model that gives all sizes not set here")
-    width: PositiveInt | None = Field(None, description="token width; default: the model's")
-    depth: PositiveInt | None = Field(None, description="number of blocks; default: the model's")
-    heads: PositiveInt | None = Field(None, description="attention heads; default: the model's")
+    width: Width | None = Field(None, description="token width; default: the model's")
+    depth: Depth | None = Field(None, description="number of blocks; default: the model's")
+    heads: Heads | None = Field(None, description="attention heads; default: the model's")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of values dropped in the blocks")
 
     def build(self, tokenizer: sb.PatchTokenizer) -> sb.encoders.TimmViT:
         """Build the encoder of these patches, as they are left by the crop."""
         from ssl_blocks.parts.tokenize import pair  # not above: --help would wait for torch
 
+        if sb.encoders.is_eva(self.name):
+            raise ValueError(f"name={self.name!r} has rotary positions, which would give the places away: take a ViT")
         grid, patch = tokenizer.grid, pair(tokenizer.patch)
         sizes: dict[str, Any] = {"embed_dim": self.width, "depth": self.depth, "num_heads": self.heads}
         return sb.encoders.timm_vit(
@@ -68,7 +73,10 @@ class ViTEncoder(StrictModel):
             image_size=(grid.height * patch[0], grid.width * patch[1]),
             patch_size=patch,
             channels=tokenizer.channels,
-            positions="none",
+            positions=None
+            if self.loads
+            else "none",  # of weights with positions the objective says why they do not fit
+            pretrained=self.loads,
             proj_drop_rate=self.dropout,
             **{name: size for name, size in sizes.items() if size is not None},
         )
@@ -77,15 +85,27 @@ class ViTEncoder(StrictModel):
 EncoderChoice = Annotated[OriginalEncoder | ViTEncoder, Field(discriminator="kind")]
 
 
+class APLOptimizer(OptimizerConfig):
+    """AdamW, with the learning rate of APL's code: once an epoch, a linear warm-up and a cosine that act together."""
+
+    schedule: Schedules = "apl"
+    warmup_start: float = Field(0.5, ge=0, le=1, description="share of the peak at which the warm-up begins")
+
+
 class APLConfig(RunConfig):
     """Everything an APL run depends on."""
 
     # in place of the other recipes' encoder: the grid decides the patch, and there are no positions to choose
     encoder: EncoderChoice = Field(OriginalEncoder(), description="the encoder to pretrain")  # type: ignore[assignment]
-    grid: int = Field(7, ge=2, description="patches along each side of the image; the remainder is left out")
-    crop: NonNegativeInt = Field(1, description="pixels taken off each side length of a patch, in total")
+    untrainable: ClassVar[dict[str, str]] = WITHOUT_POSITIONS
+    optimizer: APLOptimizer = APLOptimizer()
+    grid: int = Field(7, ge=2, le=2**12, description="patches along each side of the image; the remainder is left out")
+    crop: Whole = Field(1, description="pixels taken off each side length of a patch, in total")
     patch_dropout: float = Field(0.1, ge=0, lt=1, description="probability of blanking out a patch")
-    head: Literal["linear", "mlp"] = Field("linear", description="classifier of positions on every token")
+    head: Literal["linear", "mlp"] = Field(
+        "linear",
+        description="classifier of positions on every token; mlp: with a hidden layer of ReLU, three times as wide",
+    )
 
 
 def assemble(config: APLConfig, data: sb.data.ImageData) -> sb.PatchPuzzle:
@@ -100,7 +120,10 @@ def assemble(config: APLConfig, data: sb.data.ImageData) -> sb.PatchPuzzle:
     with section("encoder"):
         encoder = config.encoder.build(tokenizer)
     target = sb.PositionTarget(tokenizer)
-    head = Mlp(encoder.dim, out_features=target.dim) if config.head == "mlp" else nn.Linear(encoder.dim, target.dim)
+    width = encoder.dim
+    head = (
+        Mlp(width, 3 * width, target.dim, act_layer=nn.ReLU) if config.head == "mlp" else nn.Linear(width, target.dim)
+    )
     return sb.PatchPuzzle(
         encoder=encoder, tokenizer=tokenizer, target=target, head=head, patch_dropout=config.patch_dropout
     )

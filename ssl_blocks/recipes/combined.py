@@ -16,34 +16,44 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import Field
 
 import ssl_blocks as sb
+from ssl_blocks.bounds import Classes, Crops, NotNegative, Pixels, Width
 from ssl_blocks.engine import DataConfig, StrictModel, section
-from ssl_blocks.pretrain import DecoderConfig, Recipe, RunConfig, SegmentsConfig, SquareSegments
+from ssl_blocks.pretrain import (
+    DecoderConfig,
+    EncoderConfig,
+    Recipe,
+    RunConfig,
+    SegmentsConfig,
+    SquareSegments,
+    TokenEncoderConfig,
+)
 
 
 class WeightsConfig(StrictModel):
     """How much each loss counts; a loss of weight 0 is computed and trains nothing."""
 
-    randsac: NonNegativeFloat = Field(1.0, description="of the prediction of segments")
-    dino: NonNegativeFloat = Field(0.1, description="of the distillation between views")
+    randsac: NotNegative = Field(1.0, description="of the prediction of segments")
+    dino: NotNegative = Field(0.1, description="of the distillation between views")
 
 
 class DinoConfig(StrictModel):
     """Distillation between views."""
 
-    out_dim: PositiveInt = Field(1024, description="classes of the heads")
-    hidden_dim: PositiveInt = Field(512, description="width of the heads' hidden layers")
-    bottleneck_dim: PositiveInt = Field(64, description="width in front of the heads' last layer")
-    local_size: PositiveInt = Field(16, description="side of the small crops in pixels, a multiple of the patch")
-    num_local: NonNegativeInt = Field(2, description="number of small crops")
+    out_dim: Classes = Field(1024, description="classes of the heads")
+    hidden_dim: Width = Field(512, description="width of the heads' hidden layers")
+    bottleneck_dim: Width = Field(64, description="width in front of the heads' last layer")
+    local_size: Pixels = Field(16, description="side of the small crops in pixels, a multiple of the patch")
+    num_local: Crops = Field(2, description="number of small crops")
 
 
 class CombinedConfig(RunConfig):
     """Everything such a run depends on."""
 
     data: DataConfig = DataConfig()  # type: ignore[assignment] # crops have scales of their own
+    encoder: TokenEncoderConfig = Field(EncoderConfig(), description="the encoder to pretrain")  # type: ignore[assignment]
     segments: SegmentsConfig = Field(SquareSegments(), description="how the first large crop is cut")
     decoder: DecoderConfig = DecoderConfig()
     normalize_target: bool = Field(True, description="normalise each target patch")

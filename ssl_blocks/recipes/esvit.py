@@ -16,25 +16,38 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field
 
 import ssl_blocks as sb
-from ssl_blocks.engine import DataConfig, StrictModel, section
-from ssl_blocks.pretrain import EncoderConfig, Recipe, RunConfig
+from ssl_blocks.bounds import Classes, Crops, Depth, Heads, Number, Pixels, Positive, Tokens, Whole, Width
+from ssl_blocks.engine import DataConfig, OptimizerConfig, StrictModel, section
+from ssl_blocks.engine.settings import Schedules
+from ssl_blocks.pretrain import (
+    EncoderConfig,
+    Recipe,
+    RunConfig,
+    TorchvisionEncoderConfig,
+    TransformersEncoderConfig,
+)
+from ssl_blocks.pretrain.encoders import NOT_TOKENS, NamedEncoder
 
 
-class MapEncoderConfig(StrictModel):
+class MapEncoderConfig(NamedEncoder):
     """A timm model that ends in a map of features: Swin, PVT, ConvNeXt, ResNet."""
 
     kind: Literal["map"] = "map"
-    name: str = Field("swin_tiny_patch4_window7_224", description="timm model that gives all sizes not set here")
-    patch_size: PositiveInt | None = Field(None, description="side of a patch in pixels; default: the model's")
-    window_size: PositiveInt | None = Field(None, description="side of a window in tokens; default: the model's")
-    width: PositiveInt | None = Field(None, description="token width of the first stage; default: the model's")
-    stage_depths: tuple[PositiveInt, ...] | None = Field(None, description="blocks per stage; default: the model's")
-    stage_heads: tuple[PositiveInt, ...] | None = Field(None, description="attention heads likewise")
+    name: str = Field(
+        "swin_tiny_patch4_window7_224",
+        description="timm model that gives all sizes not set here; with a tag, local-dir:FOLDER of an export or "
+        "hf-hub:OWNER/NAME it starts from weights",
+    )
+    patch_size: Tokens | None = Field(None, description="side of a patch in pixels; default: the model's")
+    window_size: Tokens | None = Field(None, description="side of a window in tokens; default: the model's")
+    width: Width | None = Field(None, description="token width of the first stage; default: the model's")
+    stage_depths: tuple[Depth, ...] | None = Field(None, description="blocks per stage; default: the model's")
+    stage_heads: tuple[Heads, ...] | None = Field(None, description="attention heads likewise")
     drop_path: float | None = Field(None, ge=0, lt=1, description="drop path of the student; default: the model's")
 
     def build(self, *, image_size: tuple[int, int], channels: int) -> sb.encoders.TimmRegions:
@@ -49,7 +62,9 @@ class MapEncoderConfig(StrictModel):
         }
         given = {name: value for name, value in sizes.items() if value is not None}
         with section("encoder"):
-            return sb.encoders.timm_regions(self.name, image_size=image_size, channels=channels, **given)
+            return sb.encoders.timm_regions(
+                self.name, image_size=image_size, channels=channels, pretrained=self.loads, **given
+            )
 
 
 class ViTEncoderConfig(EncoderConfig):
@@ -58,32 +73,28 @@ class ViTEncoderConfig(EncoderConfig):
     kind: Literal["vit"] = "vit"
     class_token: bool = Field(True, description="put a class token in front; otherwise tokens are averaged")
 
-    def build(self, *, image_size: int | tuple[int, int], channels: int) -> sb.encoders.TokenRegions:  # type: ignore[override]
-        """Build the encoder for global crops of this size."""
-        with section("encoder"):
-            encoder = sb.encoders.timm_vit(
-                self.name,
-                image_size=image_size,
-                channels=channels,
-                global_pool="token" if self.class_token else "avg",  # so that plain timm returns the same feature
-                **self.arguments(),
-            )
-            return sb.encoders.TokenRegions(encoder)
+    def build(self, *, image_size: int | tuple[int, int], channels: int, **more: Any) -> sb.encoders.TokenEncoder:
+        """Build the encoder for global crops of this size, whose plain model returns the same feature."""
+        pool = "token" if self.class_token else "avg"
+        return super().build(image_size=image_size, channels=channels, global_pool=pool, **more)
 
 
-RegionEncoderConfig = Annotated[MapEncoderConfig | ViTEncoderConfig, Field(discriminator="kind")]
+RegionEncoderConfig = Annotated[
+    MapEncoderConfig | ViTEncoderConfig | TorchvisionEncoderConfig | TransformersEncoderConfig,
+    Field(discriminator="kind"),
+]
 
 
 class CropsConfig(StrictModel):
     """Two large crops as large as the images, and small ones; data.flip mirrors them."""
 
-    num_local: NonNegativeInt = Field(8, description="number of small crops")
-    local_size: PositiveInt = Field(96, description="their side in pixels")
+    num_local: Crops = Field(8, description="number of small crops")
+    local_size: Pixels = Field(96, description="their side in pixels")
     global_scale: tuple[float, float] = Field((0.4, 1.0), description="share of the area that a large crop keeps")
     local_scale: tuple[float, float] = Field((0.05, 0.4), description="share of the area that a small crop keeps")
     color: float = Field(1.0, ge=0, le=2.5, description="strength of the colour jitter; 1 is DINO's")
     solarize: float = Field(0.2, ge=0, le=1, description="share of the second large crops that are solarized")
-    blur_sigma: tuple[float, float] = Field((0.1, 2.0), description="smallest and largest blur in pixels")
+    blur_sigma: tuple[Number, Number] = Field((0.1, 2.0), description="smallest and largest blur in pixels")
 
     def build(
         self, shape: sb.data.ImageShape, *, flip: bool, mean: Sequence[float], std: Sequence[float]
@@ -114,21 +125,27 @@ class CropsConfig(StrictModel):
 class HeadConfig(StrictModel):
     """The heads, thrown away after pretraining."""
 
-    out_dim: PositiveInt = Field(65_536, description="number of classes")
-    hidden: PositiveInt = Field(2048, description="width of the hidden layers")
-    bottleneck: PositiveInt = Field(256, description="width before the last layer")
+    out_dim: Classes = Field(65_536, description="number of classes")
+    hidden: Width = Field(2048, description="width of the hidden layers")
+    bottleneck: Width = Field(256, description="width before the last layer")
     norm_last_layer: bool = Field(True, description="keep the rows of the last layer at length 1")
-    freeze_epochs: NonNegativeInt = Field(1, description="epochs in which the last layer stands still")
+    freeze_epochs: Whole = Field(1, description="epochs in which the last layer stands still")
 
 
 class TeacherConfig(StrictModel):
     """How sharp the teacher is, and how slowly it follows."""
 
-    temperature: PositiveFloat = Field(0.04, description="of its softmax, after the warm-up")
-    warmup_temperature: PositiveFloat = Field(0.04, description="of its softmax in the first epoch")
-    warmup_epochs: NonNegativeInt = Field(0, description="epochs of going from one to the other")
+    temperature: Positive = Field(0.04, description="of its softmax, after the warm-up")
+    warmup_temperature: Positive = Field(0.04, description="of its softmax in the first epoch")
+    warmup_epochs: Whole = Field(0, description="epochs of going from one to the other")
     momentum: float = Field(0.996, ge=0, le=1, description="of its weights in the first step; 1 after the last")
     center_momentum: float = Field(0.9, ge=0, le=1, description="of the centres of its logits")
+
+
+class EsViTOptimizer(OptimizerConfig):
+    """AdamW, with the learning rate of DINO's and EsViT's code: the last step of the warm-up has the peak."""
+
+    schedule: Schedules = "dino"
 
 
 class EsViTConfig(RunConfig):
@@ -136,11 +153,13 @@ class EsViTConfig(RunConfig):
 
     data: DataConfig = DataConfig()  # type: ignore[assignment] # crops have scales of their own
     encoder: RegionEncoderConfig = MapEncoderConfig()  # type: ignore[assignment]
+    untrainable: ClassVar[dict[str, str]] = {"original": NOT_TOKENS["original"]}
+    optimizer: EsViTOptimizer = EsViTOptimizer()
     crops: CropsConfig = CropsConfig()
     head: HeadConfig = HeadConfig()
     teacher: TeacherConfig = TeacherConfig()
     region_weight: float = Field(0.5, ge=0, le=1, description="share of the loss of regions; 0 is DINO")
-    student_temperature: PositiveFloat = Field(0.1, description="of the student's softmax")
+    student_temperature: Positive = Field(0.1, description="of the student's softmax")
 
     def augmentation(self, shape: sb.data.ImageShape, mean: Sequence[float], std: Sequence[float]) -> sb.data.MultiCrop:
         """Several crops of every image."""
@@ -151,9 +170,10 @@ def assemble(config: EsViTConfig, data: sb.data.ImageData) -> sb.ViewRegionDisti
     """Put the objective together from its parts."""
     shape = data.shape
     encoder = config.encoder.build(image_size=(shape.height, shape.width), channels=shape.channels)
+    regions = sb.encoders.TokenRegions(encoder) if isinstance(encoder, sb.encoders.TokenEncoder) else encoder
     head, teacher = config.head, config.teacher
     return sb.ViewRegionDistillation(
-        encoder=encoder,
+        encoder=regions,
         out_dim=head.out_dim,
         head=partial(
             sb.dino_head,

@@ -13,30 +13,32 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 import ssl_blocks as sb
+from ssl_blocks.bounds import Depth, Heads, Tokens, Width
 from ssl_blocks.engine import StrictModel, section
-from ssl_blocks.pretrain import Recipe, RunConfig
+from ssl_blocks.pretrain import EncoderConfig, Recipe, RunConfig, TokenEncoderConfig
 
 
 class MaskTokenDecoderConfig(StrictModel):
     """The decoder, thrown away after pretraining."""
 
-    depth: PositiveInt = Field(8, description="number of blocks")
-    width: PositiveInt = Field(512, description="token width")
-    heads: PositiveInt = Field(16, description="attention heads")
+    depth: Depth = Field(8, description="number of blocks")
+    width: Width = Field(512, description="token width")
+    heads: Heads = Field(16, description="attention heads")
     positions: Literal["sincos", "learned"] = Field("sincos", description="position table")
 
 
 class MAEConfig(RunConfig):
     """Everything an MAE run depends on."""
 
+    encoder: TokenEncoderConfig = Field(EncoderConfig(), description="the encoder to pretrain")  # type: ignore[assignment]
     mask: Literal["random", "block", "grid"] = Field(
         "random", description="hide tokens at random, in blocks, or all but one of every square"
     )
     mask_ratio: float = Field(0.75, gt=0, lt=1, description="share of the tokens that is hidden (random and block)")
-    mask_period: PositiveInt = Field(2, description="side in tokens of the squares that keep one token (grid)")
+    mask_period: Tokens = Field(2, description="side in tokens of the squares that keep one token (grid)")
     decoder: MaskTokenDecoderConfig = MaskTokenDecoderConfig()
     normalize_target: bool = Field(True, description="normalise each target patch")
 

@@ -16,12 +16,21 @@ from pathlib import Path
 from pydantic import Field
 
 import ssl_blocks as sb
-from ssl_blocks.pretrain import DecoderConfig, Recipe, RunConfig, SegmentsConfig, SquareSegments
+from ssl_blocks.pretrain import (
+    DecoderConfig,
+    EncoderConfig,
+    Recipe,
+    RunConfig,
+    SegmentsConfig,
+    SquareSegments,
+    TokenEncoderConfig,
+)
 
 
 class RandSACConfig(RunConfig):
     """Everything a RandSAC run depends on."""
 
+    encoder: TokenEncoderConfig = Field(EncoderConfig(), description="the encoder to pretrain")  # type: ignore[assignment]
     segments: SegmentsConfig = Field(SquareSegments(), description="how the image is cut")
     in_order: bool = Field(False, description="read segments in raster order instead of a random one")
     decoder: DecoderConfig = DecoderConfig()

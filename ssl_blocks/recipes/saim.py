@@ -13,16 +13,23 @@ Results   docs/results.md
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 import ssl_blocks as sb
-from ssl_blocks.pretrain import EncoderConfig, Recipe, RunConfig
+from ssl_blocks.bounds import Depth
+from ssl_blocks.pretrain import (
+    EncoderConfig,
+    Recipe,
+    RunConfig,
+    TorchvisionEncoderConfig,
+    TransformersEncoderConfig,
+)
 
 
 class ClassTokenEncoderConfig(EncoderConfig):
-    """The vision transformer to pretrain, built by timm, with a class token."""
+    """A vision transformer of timm with a class token."""
 
     class_token: bool = Field(True, description="must be true: the first patch is predicted from this token alone")
 
@@ -34,11 +41,16 @@ class ClassTokenEncoderConfig(EncoderConfig):
         return class_token
 
 
+PrefixEncoderConfig = Annotated[
+    ClassTokenEncoderConfig | TorchvisionEncoderConfig | TransformersEncoderConfig, Field(discriminator="kind")
+]
+
+
 class SAIMConfig(RunConfig):
     """Everything a SAIM run depends on."""
 
-    encoder: ClassTokenEncoderConfig = ClassTokenEncoderConfig()
-    query_depth: PositiveInt | None = Field(
+    encoder: PrefixEncoderConfig = Field(ClassTokenEncoderConfig(), description="the encoder to pretrain")  # type: ignore[assignment]
+    query_depth: Depth | None = Field(
         None, description="query blocks, which must divide encoder.depth; default: one per encoder block"
     )
     share_weights: bool = Field(False, description="run the queries through the encoder's own blocks")
@@ -46,6 +58,7 @@ class SAIMConfig(RunConfig):
         (9, 1.0), description="size in pixels and deviation of the Gaussian that blurs the target; 1,1 blurs nothing"
     )
     normalize_target: bool = Field(True, description="normalise each target patch")
+    loss: Literal["mse", "l1"] = Field("mse", description="squared or absolute error of pixels")
     head: Literal["mlp", "linear"] = Field("mlp", description="what turns a query into pixels")
 
     @model_validator(mode="after")
@@ -75,6 +88,7 @@ def assemble(config: SAIMConfig, data: sb.data.ImageData) -> sb.SegmentPredictio
         partitioner=sb.TokenPartitioner(),
         serializer=sb.RandomSerializer(),
         target=target,
+        loss=sb.predicted_l1 if config.loss == "l1" else sb.predicted_mse,
         reader=sb.DecoderReader(
             sb.MatchedRouter(encoder_depth=encoder.depth, decoder_depth=depth), build_decoder(config, encoder, depth)
         ),
@@ -83,16 +97,15 @@ def assemble(config: SAIMConfig, data: sb.data.ImageData) -> sb.SegmentPredictio
     )
 
 
-def build_decoder(config: SAIMConfig, encoder: sb.encoders.TimmViT, depth: int) -> sb.QueryStreamDecoder:
+def build_decoder(config: SAIMConfig, encoder: sb.encoders.TokenEncoder, depth: int) -> sb.QueryStreamDecoder:
     """The query stream: blocks like the encoder's, or the encoder's own."""
     if config.share_weights:
         return sb.QueryStreamDecoder.sharing(encoder, depth=depth)
-    blocks: Any = encoder.module.blocks
     return sb.QueryStreamDecoder(
         grid=encoder.grid,
         dim=encoder.dim,
         depth=depth,
-        num_heads=blocks[0].attn.num_heads,
+        num_heads=sb.encoders.num_heads(encoder),
         norm=encoder.norm,
     )
 

@@ -8,6 +8,7 @@ from ssl_blocks.visualize.curves import draw_curves
 from ssl_blocks.visualize.feature_maps import draw_features
 from ssl_blocks.visualize.masks import draw_masks
 from ssl_blocks.visualize.matches import draw_matches
+from ssl_blocks.visualize.neighbours import draw_neighbours
 from ssl_blocks.visualize.panels import save_figure
 from ssl_blocks.visualize.puzzle import draw_puzzles
 from ssl_blocks.visualize.reading_order import reading_order_gif
@@ -19,6 +20,7 @@ __all__ = [
     "draw_features",
     "draw_masks",
     "draw_matches",
+    "draw_neighbours",
     "draw_puzzles",
     "draw_reconstructions",
     "draw_segments",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ssl_blocks.doors import checked
 from ssl_blocks.visualize.panels import INK, Array
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ MARKERS = ("o", "s", "^", "D", "v")
 STYLES = ("-", "--", "-.", ":")
 
 
+@checked
 def draw_curves(
     runs: Mapping[str, str | Path], *, references: Mapping[str, float] | None = None
 ) -> "matplotlib.figure.Figure":

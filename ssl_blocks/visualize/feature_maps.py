@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ssl_blocks.doors import checked
 from ssl_blocks.grid import Grid
 from ssl_blocks.visualize.panels import check_shape, make_panels, spread, to_pictures
 
@@ -38,6 +39,7 @@ def principal_colors(features: Tensor) -> Tensor:
     return shown.to(features.dtype).reshape(*features.shape[:2], 3)
 
 
+@checked
 def draw_features(
     images: Tensor, features: Tensor, grid: Grid, *, attention: Tensor | None = None
 ) -> "matplotlib.figure.Figure":

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ssl_blocks.bounds import Whole
+from ssl_blocks.doors import checked
 from ssl_blocks.values import AttentionMasks, Serialization
 from ssl_blocks.visualize.panels import ALLOWED, BLOCKED, LEGEND, Array, check_shape, steps_of
 
@@ -12,8 +14,9 @@ if TYPE_CHECKING:
     import matplotlib.figure
 
 
+@checked
 def draw_masks(
-    masks: AttentionMasks, serialization: Serialization, *, image_index: int = 0
+    masks: AttentionMasks, serialization: Serialization, *, image_index: Whole = 0
 ) -> "matplotlib.figure.Figure":
     """Show the source, target and memory mask of one image, tokens in sequence order.
 

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ssl_blocks.bounds import Count
+from ssl_blocks.doors import checked
 from ssl_blocks.grid import Grid
 from ssl_blocks.visualize.panels import HUES, INK, check_shape, to_pictures
 
@@ -15,6 +17,7 @@ ONE = Grid(1, 1)
 SIDE = 1.9  # inches
 
 
+@checked
 def draw_matches(
     first: Tensor,
     second: Tensor,
@@ -22,7 +25,7 @@ def draw_matches(
     grids: tuple[Grid, Grid],
     *,
     others: Sequence[Tensor] = (),
-    num_regions: int = 5,
+    num_regions: Count = 5,
 ) -> "matplotlib.figure.Figure":
     """Number some regions of one view, and put the same numbers where their matches lie in another.
 

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor  # plain in the signatures: shapes are checked here, with messages of their own
 
+from ssl_blocks.doors import checked
 from ssl_blocks.files import atomically
 from ssl_blocks.grid import Grid
 from ssl_blocks.values import Serialization
@@ -25,6 +26,7 @@ DPI = 150
 LEGEND: dict[str, Any] = {"loc": "outside lower center", "frameon": False}
 
 
+@checked
 def save_figure(figure: "matplotlib.figure.Figure", path: str | Path) -> None:
     """Write a figure as PNG, whole or not at all.
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssl_blocks.doors import checked
 from ssl_blocks.grid import Grid
 from ssl_blocks.visualize.panels import ALLOWED, LEGEND, PAPER, SIGNAL, Array, check_shape, make_panels, to_pictures
 
@@ -16,6 +17,7 @@ EMPTY = -1  # no patch lies there
 BLANK = "#DDDDDD"
 
 
+@checked
 def draw_puzzles(patches: Tensor, shuffled: Tensor, guessed: Tensor, grid: Grid) -> "matplotlib.figure.Figure":
     """Show puzzles as they were shuffled, as somebody put them together, and solved.
 

@@ -7,6 +7,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
+from ssl_blocks.bounds import Count, Whole
+from ssl_blocks.doors import checked
 from ssl_blocks.files import atomically
 from ssl_blocks.grid import Grid
 from ssl_blocks.values import Serialization
@@ -15,14 +17,15 @@ from ssl_blocks.visualize.panels import SIGNAL, UNREAD, UNREAD_EDGE, Array, chec
 GIF_SIDE, CAPTION_HEIGHT = 256, 26
 
 
+@checked
 def reading_order_gif(
     image: Tensor,
     serialization: Serialization,
     grid: Grid,
     path: str | Path,
     *,
-    image_index: int = 0,
-    milliseconds: int = 350,
+    image_index: Whole = 0,
+    milliseconds: Count = 350,
 ) -> None:
     """Write an animation of an image being read: one frame per step, its tokens framed, unread tokens grey.
 

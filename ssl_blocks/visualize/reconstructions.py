@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssl_blocks.doors import checked
 from ssl_blocks.grid import Grid
 from ssl_blocks.values import Serialization
 from ssl_blocks.visualize.panels import (
@@ -28,6 +29,7 @@ MAX_COLUMNS = 7
 LATER = "#C6DBEF"  # no grey, which might be the image's own
 
 
+@checked
 def draw_reconstructions(
     images: Tensor, targets: Tensor, predictions: Tensor, known: Tensor, grid: Grid
 ) -> "matplotlib.figure.Figure":
@@ -77,6 +79,7 @@ def draw_reconstructions(
     return figure
 
 
+@checked
 def draw_steps(
     images: Tensor,
     predictions: Tensor,

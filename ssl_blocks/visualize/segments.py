@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
+from ssl_blocks.doors import checked
 from ssl_blocks.grid import Grid
 from ssl_blocks.values import Segments
 from ssl_blocks.visualize.panels import HUES, INK, PAPER, Array, check_shape, make_panels, outline, spread, to_pictures
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     import matplotlib.figure
 
 
+@checked
 def draw_segments(images: Tensor, segments: Segments, grid: Grid) -> "matplotlib.figure.Figure":
     """Show each image above its segments: a colour per coarsest partition, a shade per segment.
 

@@ -130,7 +130,7 @@ def test_attention_goes_through_the_seam_in_bfloat16() -> None:
             {"num_heads": 3},
             "num_heads=3 must divide the width 8, which is the values of a patch: 4 channels of 2x1 pixels",
         ),
-        ({"num_heads": 0}, "num_heads=0 must divide the width 8"),
+        ({"num_heads": 0}, "num_heads=0 must be at least 1"),
         ({"depth": 0}, "depth=0 must be at least 1"),
         ({"dropout": 1.0}, "dropout=1.0 must be at least 0 and below 1"),
         ({"grid": (0, 2)}, "every size must be at least 1"),

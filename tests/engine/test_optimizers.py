@@ -2,12 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import ssl_blocks as sb
-from ssl_blocks.engine import OptimizerConfig, parameter_groups, warmup_cosine
+from ssl_blocks.engine import OptimizerConfig, Plan, parameter_groups, warmup_cosine
 from tests.recipes import build
 
 
@@ -71,10 +72,57 @@ def test_warmup_as_long_as_the_run_is_refused() -> None:
     optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0)
     with pytest.raises(ValueError, match=r"warmup_steps=10 must be fewer than num_steps=10"):
         warmup_cosine(optimizer, num_steps=10, warmup_steps=10, min_lr=0.0)
+
+
+def test_a_configured_warmup_that_leaves_nothing_is_a_tenth_of_the_run() -> None:
     config = OptimizerConfig(warmup_epochs=2.5)
-    assert config.warmup_steps(steps_per_epoch=5, epochs=3) == 12
-    with pytest.raises(ValueError, match=r"optimizer.warmup_epochs makes 10 warm-up steps, .* the 8 of the run"):
-        config.warmup_steps(steps_per_epoch=4, epochs=2)
+    assert (config.warmup_steps(steps_per_epoch=5, epochs=3), config.warmup_remark(3)) == (12, None)
+    assert config.warmup_steps(steps_per_epoch=20, epochs=2) == 4
+    assert config.warmup_steps(steps_per_epoch=1, epochs=2) == 0
+    assert config.warmup_remark(2) == (
+        "optimizer.warmup_epochs=2.5 is not shorter than trainer.epochs=2: the warm-up takes a tenth of the run, "
+        "0.2 epochs"
+    )
+
+
+def rates(schedule: str, **sizes: float) -> list[float]:
+    """Of every step of a run of 2 steps an epoch, at a peak of 2."""
+    plan = Plan(**{"steps_per_epoch": 2, "lr": 2.0, "seed": 0, "batch_size": 1, **sizes}, schedule=schedule)  # type: ignore[arg-type]
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=plan.lr)
+    schedule_of, found = plan.schedule_of(optimizer), []
+    for step in range(plan.num_steps):
+        schedule_of.step_update(step)
+        found.append(optimizer.param_groups[0]["lr"])
+    return found
+
+
+def test_dinos_rates_are_those_of_its_code() -> None:
+    """``np.linspace(0, base, n)``, then ``final + (base - final) (1 + cos(pi i / len)) / 2`` for i below len."""
+    warmup = np.linspace(0.5, 2.0, 6)
+    i = np.arange(20 - 6)
+    expected = np.concatenate((warmup, 0.1 + 0.5 * (2.0 - 0.1) * (1 + np.cos(np.pi * i / len(i)))))
+    found = rates("dino", epochs=10, warmup_steps=6, warmup_start=0.25, min_lr=0.1)
+    assert found == pytest.approx(expected)
+    assert found[5] == found[6] == 2.0
+    assert rates("mae", epochs=10, warmup_steps=6)[5:7] == [pytest.approx(5 / 3), 2.0]
+    assert rates("dino", epochs=10, warmup_steps=1)[:2] == [0.0, 2.0]  # np.linspace(0, 2, 1) is 0
+
+
+def test_the_puzzles_rates_are_those_of_its_code() -> None:
+    """By hand: each epoch multiplies by what the warm-up gains, and moves the distance to the end by the cosine."""
+    rate, expected = 2.0 * 0.5, []
+    for epoch in range(10):
+        expected += [rate, rate]  # two steps
+        if epoch < 4:
+            rate *= (0.5 + 0.125 * (epoch + 1)) / (0.5 + 0.125 * epoch)
+        rate = 0.2 + (rate - 0.2) * (1 + math.cos(math.pi * (epoch + 1) / 10)) / (1 + math.cos(math.pi * epoch / 10))
+    assert rates("apl", epochs=10, warmup_steps=8, warmup_start=0.5, min_lr=0.2) == pytest.approx(expected)
+    assert rates("apl", epochs=2, warmup_steps=1, warmup_start=0.5) == pytest.approx([2, 2, 1, 1])  # int(.05 * 2) is 0
+
+
+def test_a_chained_warmup_cannot_begin_at_nothing() -> None:
+    with pytest.raises(ValueError, match=r"optimizer.warmup_start=0 must be above 0 with optimizer.schedule=apl"):
+        OptimizerConfig(schedule="apl")
 
 
 @pytest.mark.parametrize("warmup", [0, 4])

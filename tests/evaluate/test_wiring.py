@@ -24,7 +24,8 @@ pytestmark = pytest.mark.process  # takes long
 
 SMALL = (
     "--data.name=digits", "--data.max_train=80", "--data.max_test=20", "--fewshot.shots=4", "--fewshot.finetune=true",
-    "--probe.epochs=2", "--probe.warmup_epochs=1", "--finetune.epochs=1", "--finetune.warmup_epochs=0",
+    "--probe.epochs=2", "--probe.warmup_epochs=1", "--attentive.epochs=1",
+    "--finetune.epochs=1", "--finetune.warmup_epochs=0",
     "--segment.epochs=1", "--segment.width=4", "--segment.batch_size=32", *CPU,
 )  # fmt: skip
 
@@ -109,8 +110,11 @@ OTHERS: dict[str, dict[str, Any]] = {
     "knn": {"k": 1, "temperature": 100.0},
     "probe": {
         "solver": "logistic", "lrs": (9.0, 900.0), "batch_size": 40, "epochs": 4, "warmup_epochs": 0.5,
-        "weight_decay": 0.5, "momentum": 0.0, "normalize": False, "augment": True, "validation": 0.4,
-        "crop_scale": (0.9, 1.0), "cs": (1e-4, 1e-3),
+        "weight_decay": 500.0, "trust_coefficient": 0.1, "momentum": 0.0, "normalize": False, "augment": True,
+        "validation": 0.4, "crop_scale": (0.9, 1.0), "cs": (1e-4, 1e-3), "layers": 2, "pooling": "mean",
+    },
+    "attentive": {
+        "heads": 2, "lrs": (9.0,), "epochs": 4, "batch_size": 7, "weight_decay": 50.0, "warmup": 0.9, "validation": 0.4,
     },
     "fewshot": {"shots": 2, "seeds": (5, 6), "finetune": True},
     "finetune": {
@@ -127,6 +131,7 @@ OTHERS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 BASES: dict[str, dict[str, Any]] = {
     "probe": {"epochs": 3, "warmup_epochs": 1, "batch_size": 6},
+    "attentive": {"epochs": 2, "batch_size": 20, "lrs": (1e-3, 1e-1)},
     "fewshot": {"shots": 5, "seeds": (0, 1)},
     "finetune": {"epochs": 2, "warmup_epochs": 1, "batch_size": 20, "base_lr": 5e-3},
     "segment": {"epochs": 2, "width": 4, "batch_size": 4},

@@ -193,7 +193,7 @@ def test_the_encoder_is_exported_as_it_is(tmp_path: Path):
         ({"mae": 1.0}, r"weights=\{'mae': 1.0\} must name the objectives \['mae', 'randsac'\]"),
         ({"mae": -1.0, "randsac": 1.0}, "must be finite, none below 0"),
         ({"mae": 0.0, "randsac": 0.0}, "and one above"),
-        ({"mae": float("nan"), "randsac": 1.0}, "must be finite"),
+        ({"mae": float("nan"), "randsac": 1.0}, "nan must be a finite number"),
     ],
 )
 def test_wrong_weights_are_named(weights, message):

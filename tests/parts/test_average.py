@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -133,10 +134,18 @@ def test_what_has_no_weights_can_be_followed():
     sb.MovingAverage(nn.Identity(), momentum=0.9).after_step()
 
 
+def test_the_momentum_of_every_step_is_that_of_dinos_code():
+    """``1 + (m - 1) (1 + cos(pi i / n)) / 2`` for i below n: the last step is one short of 1."""
+    momentum = sb.parts.cosine_momentum(0.9)
+    found = [momentum(sb.Progress(step, step // 5, 20, 5)) for step in range(20)]
+    assert found == pytest.approx(list(1 + 0.5 * (0.9 - 1) * (1 + np.cos(np.pi * np.arange(20) / 20))))
+    assert 0.999 < found[-1] < 1
+
+
 @pytest.mark.parametrize("momentum", [-0.1, 1.1])
 def test_a_momentum_out_of_range_is_refused(momentum):
     for build in (lambda: sb.MovingAverage(net(), momentum=momentum), lambda: sb.parts.cosine_momentum(momentum)):
-        with pytest.raises(ValueError, match=f"momentum={momentum} must be at least 0 and at most 1"):
+        with pytest.raises(ValueError, match=f"(momentum|start)={momentum} must be at least 0 and at most 1"):
             build()
 
 
@@ -195,7 +204,7 @@ def test_a_frozen_encoder_is_frozen_and_a_student_stays_trained():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layers": 0}, "layers=0 must be at least 1 and at most the encoder's 3 blocks"),
+        ({"layers": 0}, "layers=0 must be at least 1"),
         ({"layers": 4}, "layers=4 must be at least 1 and at most the encoder's 3 blocks"),
     ],
 )

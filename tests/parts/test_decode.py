@@ -52,10 +52,10 @@ def memories_for(masks: AttentionMasks, batch: int, dim: int = DIM, depth: int =
     return tuple(torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(depth))
 
 
-def torch_layer(layer: nn.Module) -> nn.TransformerDecoderLayer:
-    """The same layer as ``nn.TransformerDecoderLayer``, pre-norm with GELU."""
+def torch_layer(layer: nn.Module, activation: str) -> nn.TransformerDecoderLayer:
+    """The same layer as ``nn.TransformerDecoderLayer``, pre-norm."""
     twin = nn.TransformerDecoderLayer(
-        DIM, HEADS, 4 * DIM, dropout=0.0, activation="gelu", batch_first=True, norm_first=True, layer_norm_eps=1e-6
+        DIM, HEADS, 4 * DIM, dropout=0.0, activation=activation, batch_first=True, norm_first=True, layer_norm_eps=1e-6
     ).double()
     ours, cross = layer.self_attn, layer.cross_attn
     pairs = [
@@ -85,14 +85,15 @@ def test_a_segment_decoder_fills_the_role():
     assert isinstance(make(), Decoder)
 
 
-def test_layers_equal_torchs_pre_norm_decoder_layers():
-    decoder = make()
+@pytest.mark.parametrize(("options", "activation"), [({}, "gelu"), ({"act_layer": nn.ReLU}, "relu")])
+def test_layers_equal_torchs_pre_norm_decoder_layers(options, activation):
+    decoder = make(**options)
     s, masks, query_index, memory_index = squares()
     memories = memories_for(masks, 2)
     x = torch.stack([sincos_table(GRID, DIM)[row] for row in query_index]).double()  # a query is its position alone
     for layer, memory in zip(decoder.layers, memories, strict=True):
         hidden, unseen = ~masks.target[0, 0], ~masks.memory[0, 0]  # True = hidden, in nn.Transformer
-        x = torch_layer(layer)(x, memory, tgt_mask=hidden, memory_mask=unseen)
+        x = torch_layer(layer, activation)(x, memory, tgt_mask=hidden, memory_mask=unseen)
     expected = decoder.norm(x)
     actual = decoder(memories, masks, query_index=query_index, memory_index=memory_index)
     torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)
@@ -319,7 +320,7 @@ def test_mlp_ratio_and_eps_reach_the_layers():
     ("options", "message"),
     [
         ({"num_heads": 3}, "num_heads=3 must divide dim=16"),
-        ({"num_heads": 0}, "num_heads=0 must divide dim=16"),
+        ({"num_heads": 0}, "num_heads=0 must be at least 1"),
         ({"depth": 0}, "depth=0 must be at least 1"),
         ({"dim": 18, "num_heads": 2}, "dim=18 must be a positive multiple of 4 for sine-cosine positions"),
     ],

@@ -80,7 +80,7 @@ def test_a_step_that_is_not_that_of_the_segments_leaks_or_is_refused():
 
 @pytest.mark.parametrize("step", [0, 16])
 def test_wrong_steps_are_refused(step):
-    with pytest.raises(ValueError, match=f"step={step} must be at least 1 and below num_tokens=16"):
+    with pytest.raises(ValueError, match=f"step={step} must be at least 1"):
         NextReader(16, num_tokens=16, step=step)
 
 
@@ -196,5 +196,5 @@ def test_a_leak_out_of_what_is_left_out_is_found():
 
 
 def test_at_least_one_step_is_predicted():
-    with pytest.raises(ValueError, match="num_predicted=0 must be at least 1, or None"):
+    with pytest.raises(ValueError, match="num_predicted=0 must be at least 1"):
         partial(0)

@@ -52,7 +52,7 @@ def test_they_follow_the_edge_and_places_count():
         ({"shape": (2,)}, r"shape=\(2,\) must name"),
         ({"shape": (2, 13)}, r"shape=\(2, 13\)"),
         ({"shape": (2, 2), "compactness": 0.0}, r"compactness=0.0 must be above 0"),
-        ({"shape": (2, 2), "iterations": 0}, "iterations=0 at least 1"),
+        ({"shape": (2, 2), "iterations": 0}, "iterations=0 must be at least 1"),
     ],
 )
 def test_wrong_numbers_are_refused(options, message):

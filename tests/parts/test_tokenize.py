@@ -81,8 +81,8 @@ def test_a_patch_tokenizer_fills_the_role():
             {"image_size": 30, "patch_size": (7, 5)},
             "patch_size=(7, 5) must divide image_size=30 (height 30 is not a multiple of 7)",
         ),
-        ({"image_size": 8, "patch_size": 0}, "patch_size=0 must divide image_size=8"),
-        ({"image_size": 0, "patch_size": 1}, "patch_size=1 must divide image_size=0"),
+        ({"image_size": 8, "patch_size": 0}, "patch_size=0 must be at least 1"),
+        ({"image_size": 0, "patch_size": 1}, "image_size=0 must be at least 1"),
         (
             {"image_size": 8, "patch_size": (4, 2), "crop": 2},
             "crop=2 must be at least 0 and smaller than patch_size=(4, 2)",

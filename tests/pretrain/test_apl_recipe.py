@@ -106,7 +106,7 @@ def test_the_choices_reach_the_parts(tmp_path: Path) -> None:
     vit = Run.prepare(configure(tmp_path, *KINDS["vit"]), RECIPE.assemble).module.objective
     assert (vit.encoder.dim, vit.encoder.patch, vit.encoder.module.pos_embed) == (16, (4, 4), None)
     assert vit.encoder.module.blocks[0].mlp.drop1.p == 0.1
-    assert not isinstance(vit.head, torch.nn.Linear)
+    assert (vit.head.fc1.out_features, type(vit.head.act), vit.head.fc2.out_features) == (48, torch.nn.ReLU, 9)
 
 
 def test_a_dry_run_describes_it_without_data(tmp_path: Path) -> None:

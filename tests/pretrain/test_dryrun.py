@@ -167,7 +167,8 @@ def assemble_for_waves(config: Waves, data: ImageData) -> sb.SegmentPrediction:
 
 
 def test_data_of_ones_own_and_draws_from_weights_are_described(tmp_path: Path) -> None:
-    settings = {"encoder": {"width": 16, "depth": 1, "heads": 2}, "optimizer": {"batch_size": 8, "warmup_epochs": 0}}
+    encoder = {"patch_size": 4, "width": 16, "depth": 1, "heads": 2}
+    settings = {"encoder": encoder, "optimizer": {"batch_size": 8, "warmup_epochs": 0}}
     config = Waves(name="waves", output_dir=tmp_path, **settings)
     text = words(describe(config, assemble_for_waves))
     assert "images: 2x16x16" in text

@@ -350,3 +350,13 @@ def test_a_joint_embedding_says_that_accumulated_parts_are_batches_of_their_own(
     objective = sb.objectives.JointEmbedding(encoder=encoder, loss=sb.parts.nt_xent)
     module = PretrainModule(objective, some_data(), some_config(accumulate=2))
     assert module.remarks(2) == ["batch statistics of JointEmbedding are of 4 images each, not of the 8"]
+
+
+def test_a_warmup_that_is_cut_is_told() -> None:
+    module = PretrainModule(build(SquarePartitioner(sides=(2,))), some_data(), some_config(warmup_epochs=30))
+    assert module.plan.warmup_steps == module.plan.num_steps // 10 == 1
+    assert module.remarks(1) == [
+        "optimizer.warmup_epochs=30 is not shorter than trainer.epochs=2: the warm-up takes a tenth of the run, "
+        "0.2 epochs"
+    ]
+    assert PretrainModule(build(SquarePartitioner(sides=(2,))), some_data(), some_config()).remarks(1) == []

@@ -27,7 +27,7 @@ def shape_of(preset: str) -> ImageShape:
 
 
 VIEWS = [name for name in PRESETS if name.startswith(("combined", "esvit"))]
-PAPER = [name for name in PRESETS if not name.endswith(("_small", "_digits"))]
+PAPER = [name for name in PRESETS if not name.endswith(("_small", "_digits", "_images"))]
 LEARNED = {  # what gives a recipe all that must not decay
     "randsac": ("--encoder.positions=learned", "--encoder.class_token=true", "--decoder.positions=learned"),
     "mae": ("--encoder.positions=learned", "--encoder.class_token=true", "--decoder.positions=learned"),
@@ -208,10 +208,18 @@ def test_numbers_of_the_puzzle_are_the_published_ones() -> None:
     }
     assert objective.patch_dropout == 0.1
     assert (optimizer.lr, optimizer.batch_size, config.trainer.epochs) == (pytest.approx(1.15e-3), 1024, 300)
-    assert (optimizer.weight_decay, optimizer.warmup_start) == (0, 0.5)
+    assert (optimizer.weight_decay, optimizer.warmup_start, optimizer.schedule) == (0, 0.5, "apl")
     assert optimizer.warmup_epochs == int(0.05 * config.trainer.epochs)
     assert optimizer.min_lr == pytest.approx(0.1 * optimizer.lr)
     assert config.data.crop_scale == (1, 1)
+
+
+@pytest.mark.parametrize("name", ["randsac_images", "mae_images"])
+def test_presets_for_own_images_take_all_of_them_at_full_size(name: str) -> None:
+    config, encoder = load(name, "--data.name=imagefolder:photos"), build(name).encoder
+    assert (config.data.max_train, config.data.max_test, config.data.storage) == (None, None, "auto")
+    assert (str(encoder.grid), encoder.patch, encoder.dim, encoder.depth) == ("14x14", (16, 16), 384, 12)
+    assert config.optimizer.warmup_remark(config.trainer.epochs) is None
 
 
 @pytest.mark.parametrize("name", VIEWS)
@@ -231,6 +239,7 @@ def test_numbers_of_esvit() -> None:
     optimizer = config.optimizer
     assert (optimizer.base_lr, optimizer.weight_decay, optimizer.weight_decay_end) == (5e-4, 0.04, 0.4)
     assert (optimizer.warmup_epochs, optimizer.min_lr, optimizer.clip_grad) == (10, 1e-6, 3.0)
+    assert optimizer.schedule == "dino"
     assert (config.trainer.epochs, config.crops.num_local, config.crops.local_size) == (300, 8, 96)
     assert objective.center.value.shape == objective.region_center.value.shape == (65_536,)
     assert count_parameters(objective)["encoder"].total / 1e6 == pytest.approx(27.5, abs=0.5)  # Swin-T without a head

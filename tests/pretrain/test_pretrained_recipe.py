@@ -88,14 +88,49 @@ def test_a_preset_that_contradicts_the_weights_is_told(preset: str, tmp_path: Pa
     assert RECIPE.assemble(config, DATA).encoder.patch == (2, 2)
 
 
+@pytest.mark.parametrize("tagged", ["vit_tiny_patch16_224.augreg_in21k", "hf-hub:timm/vit", "local-dir:runs/x/encoder"])
+def test_a_name_of_weights_loads_them_unless_told_otherwise(tagged: str) -> None:
+    assert EncoderConfig(name=tagged).loads
+    assert not EncoderConfig(name=tagged, pretrained=False).loads
+    assert not EncoderConfig().loads
+    assert EncoderConfig(pretrained=True).loads
+
+
+def test_a_folder_alone_is_gone_on_from(tmp_path: Path, name: str) -> None:
+    argv = [option for option in options(tmp_path, name) if "pretrained" not in option]
+    encoder = RECIPE.assemble(load_config(RECIPE, argv), DATA).encoder
+    assert all(torch.equal(value, state_of(name)[key]) for key, value in encoder.module.state_dict().items())
+    fresh = RECIPE.assemble(load_config(RECIPE, [*argv, "--encoder.pretrained=false", "--encoder.patch_size=4"]), DATA)
+    assert not torch.equal(fresh.encoder.module.norm.weight, state_of(name)["norm.weight"])
+
+
+def test_swin_goes_on_from_its_weights_in_esvit(tmp_path: Path) -> None:
+    size = {"patch_size": 2, "window_size": 2, "embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2)}
+    old = sb.encoders.timm_regions(image_size=16, **size)
+    with torch.no_grad():
+        for parameter in old.module.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    folder = export_encoder(old, tmp_path / "old", tokenizer=None, mean=(0.5,) * 3, std=(0.5,) * 3)
+    argv = ["--name=on", f"--encoder.name=local-dir:{folder}", "--crops.local_size=8", "--head.out_dim=8"]
+    recipe = RECIPES["esvit"]
+    found = recipe.assemble(load_config(recipe, argv), DATA).export_encoder().module.state_dict()
+    state = old.module.state_dict()
+    assert found.keys() == state.keys()
+    assert all(torch.equal(value, state[key]) for key, value in found.items())
+    with pytest.raises(
+        ValueError, match=r"encoder: name='local-dir:.*: its pretrained weights cannot be loaded: .*size"
+    ):
+        recipe.assemble(load_config(recipe, [*argv, "--encoder.width=16"]), DATA)
+
+
 def test_another_patch_size_is_taken_if_it_is_given(name: str) -> None:
     encoder = EncoderConfig(name=name, pretrained=True, patch_size=4).build(image_size=16, channels=3)
     assert (encoder.patch, str(encoder.grid)) == ((4, 4), "4x4")
 
 
 def test_without_pretrained_weights_the_defaults_are_as_ever() -> None:
-    encoder = EncoderConfig(depth=1, width=16, heads=2).build(image_size=16, channels=3)
-    assert (encoder.patch, encoder.num_prefix) == ((4, 4), 0)
+    encoder = EncoderConfig(depth=1, width=16, heads=2).build(image_size=64, channels=3)
+    assert (encoder.patch, encoder.num_prefix) == ((16, 16), 0)  # the name's
     assert torch.equal(encoder.module.pos_embed[0], sb.parts.sincos_table(sb.Grid(4, 4), 16))
     assert not encoder.module.pos_embed.requires_grad
 

@@ -1,6 +1,8 @@
 """Interrupted runs end as uninterrupted ones do, and what cannot be gone on with is refused by name."""
 
+import csv
 import json
+import math
 import os
 import pickle
 import resource
@@ -175,9 +177,38 @@ def test_nothing_is_run_out_of_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_another_configuration_is_refused_field_by_field(whole: Path) -> None:
-    with pytest.raises(ValueError, match=r"optimizer.base_lr=0.5 \(the run has 0.008\), trainer.epochs=7 .* differ:"):
-        prepare(whole.parent, "--optimizer.base_lr=0.5", "--trainer.epochs=7", resume=True)
+    with pytest.raises(
+        ValueError,
+        match=r"optimizer.base_lr=0.5 \(the run has 0.008\), trainer.epochs=5 .* differ: .*trainer.epochs may be "
+        r"raised, and trainer.\*, data.corrupt, .* may be others",
+    ):
+        prepare(whole.parent, "--optimizer.base_lr=0.5", "--trainer.epochs=5", resume=True)
     prepare(whole.parent, "--data.workers=0", "--trainer.checkpoint_every=3", resume=True)  # where and how, not what
+
+
+def test_a_run_may_go_on_for_longer_by_the_rates_of_a_longer_run(tmp_path: Path) -> None:
+    """Steps that are done stay; those to come learn as in a run that was meant to be as long."""
+    short = prepare(tmp_path, "--trainer.epochs=3").fit()
+    before = final(short)["state_dict"]
+    assert stored_config(short)["trainer"]["epochs"] == 3
+    longer = prepare(tmp_path, "--trainer.epochs=6", resume=True)
+    assert (longer.loop.resumed_step, longer.loop.steps_left) == (12, 12)
+    start = list_checkpoints(short)[0]
+    assert all(torch.equal(value, before[name]) for name, value in read_checkpoint(start)["state_dict"].items())
+    longer.fit()
+    assert stored_config(short)["trainer"]["epochs"] == 6
+    with (short / "metrics.csv").open() as file:
+        rates = [(float(row["epoch"]), float(row["lr"])) for row in csv.DictReader(file) if row["lr"]]
+    assert rates[-1][0] == 6
+    peak = longer.module.plan.lr
+    for epoch, rate in rates:  # 4 steps an epoch, one epoch of warm-up
+        step, length = round(4 * epoch) - 1, 12 if epoch <= 3 else 24
+        expected = step / 4 if step < 4 else 0.5 * (1 + math.cos(math.pi * (step - 4) / (length - 4)))
+        assert rate == pytest.approx(peak * expected), epoch
+    assert {length > 3 for length, _ in rates} == {True, False}
+    prepare(tmp_path, "--trainer.epochs=6", resume=True)
+    with pytest.raises(ValueError, match=r"trainer.epochs=5 \(the run has 6\) differs"):
+        prepare(tmp_path, "--trainer.epochs=5", resume=True)
 
 
 def test_images_may_lie_elsewhere_but_must_be_the_same(tmp_path: Path) -> None:

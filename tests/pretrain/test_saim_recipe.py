@@ -75,6 +75,7 @@ def test_every_option_has_its_effect() -> None:
     images, target = torch.rand(2, 1, 16, 16), assemble("--blur=1,1", "--normalize_target=false").target
     assert torch.equal(target.to_pixels(target(images), images), images)
     assert not assemble("--normalize_target=false").target.normalize
+    assert (assemble().loss, assemble("--loss=l1").loss) == (sb.predicted_mse, sb.predicted_l1)
     assert assemble("--query_depth=1").reader.decoder.depth == 1
     assert not list(assemble("--share_weights=true").reader.decoder.parameters())
     assert assemble("--encoder.heads=4").reader.decoder.layers[0].block.attn.num_heads == 4

@@ -34,6 +34,9 @@ CHOICES = {"randsac": ["--two_stream=true"], "mae": ["--mask=block", "--mask=gri
 OTHERS = {  # values that fit where half or twice the default does not, or where there is none
     "encoder.name": "vit_small_patch16_224",
     "encoder.positions": "learned",
+    "encoder.patch_size": "8",
+    "torchvision encoder.name": "vit_b_32",
+    "transformers encoder.name": "dinov2",
     "encoder.class_token": "true",
     "apl encoder.name": "vit_small_patch16_224",
     "esvit encoder.name": "swin_small_patch4_window7_224",
@@ -162,7 +165,7 @@ def another_value(recipe: str, path: str, config: RunConfig) -> str:
     value = getattr_path(config, path)
     if isinstance(value, bool):
         return str(not value).lower()
-    for known in (f"{recipe} {path}", path):
+    for known in (f"{config.encoder.kind} {path}", f"{recipe} {path}", path):
         if known in OTHERS:
             return OTHERS[known]
     if get_origin(annotation) is Literal:

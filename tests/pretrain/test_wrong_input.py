@@ -161,10 +161,6 @@ WRONG = {
         ("trainer.compile_mode=reduce-overhead makes CUDA graphs of its own", "trainer.graph=off"),
     ),
     "fsdp alone": ((*FRESH, "--trainer.strategy", "fsdp"), ("trainer.strategy='fsdp' needs at least two processes",)),
-    "warm-up": (
-        (*FRESH, "--optimizer.warmup_epochs", "60"),
-        ("optimizer.warmup_epochs makes 1200 warm-up steps", "fewer than the 1200"),
-    ),
     "rate rises": ((*FRESH, "--optimizer.min_lr", "1"), ("optimizer.min_lr=1 must not exceed the peak rate 0.002",)),
     # data
     "data typo": ((*FRESH, "--data.name", "digit"), ("data: name='digit' must be one of", "did you mean 'digits'?")),
@@ -202,10 +198,6 @@ WRONG = {
     "dry sides": ((*FRESH, "--dry-run", "--segments.sides", "3"), ("sides=(3,) must divide the grid 4x4",)),
     "dry batch": ((*FRESH, "--dry-run", "--optimizer.batch_size", "5000"), ("batch_size=5000 must not exceed",)),
     "dry parts": ((*FRESH, "--dry-run", "--optimizer.accumulate", "7"), ("must be a multiple", "1 x 7")),
-    "dry warm-up": (
-        (*FRESH, "--dry-run", "--data.name", "imagefolder:nowhere", "--data.image_size=8", "--trainer.epochs", "5"),
-        ("optimizer.warmup_epochs=5 must be below trainer.epochs=5",),
-    ),
     "dry without data": (
         (*FRESH, "--dry-run", "--data.name", "imagefolder:nowhere"),
         ("data.image_size=None needs the data", "nowhere"),

@@ -11,12 +11,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ssl_blocks.doors import checked
 from ssl_blocks.files import at_home
 
 NESTS = ("model", "state_dict", "module")  # under which training scripts keep the weights
 WRAPPERS = ("module.", "_orig_mod.")  # what distributed training and torch.compile put in front of every name
 
 
+@checked
 def read_state(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
     """Read a file of weights, or take them out of a checkpoint that is loaded already.
 
@@ -39,7 +41,7 @@ def read_state(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
         >>> sorted(read_state({"model": {"module.weight": torch.zeros(2)}, "epoch": 3}))
         ['weight']
     """
-    values = dict(source) if isinstance(source, Mapping) else _read(at_home(source))
+    values = read_checkpoint(source)
     for nest in NESTS:
         inner = values.get(nest)
         if isinstance(inner, Mapping):
@@ -51,6 +53,11 @@ def read_state(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
     while wrapper := next((w for w in WRAPPERS if all(name.startswith(w) for name in state)), None):
         state = {name.removeprefix(wrapper): value for name, value in state.items()}
     return state
+
+
+def read_checkpoint(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that a file of weights holds, or a checkpoint that is loaded already, as it lies there."""
+    return dict(source) if isinstance(source, Mapping) else _read(at_home(source))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field
 
-from ssl_blocks.engine.settings import StrictModel, section
+from ssl_blocks.bounds import Count, Seed
+from ssl_blocks.engine.settings import StrictModel
 from ssl_blocks.evaluation.protocol import Protocol, Score
 from ssl_blocks.evaluation.protocols.finetune import Finetune, FinetuneOptions
 
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 class FewshotSettings(StrictModel):
     """A logistic regression on few labels per class."""
 
-    shots: PositiveInt = Field(10, description="labels per class")
-    seeds: tuple[NonNegativeInt, ...] = Field((0, 1, 2), min_length=1, description="each draws labels of its own")
+    shots: Count = Field(10, description="labels per class")
+    seeds: tuple[Seed, ...] = Field((0, 1, 2), min_length=1, description="each draws labels of its own")
     finetune: bool = Field(False, description="fine-tune on these labels, by the options of finetune, too")
 
 
@@ -46,8 +47,7 @@ class Fewshot(Protocol[FewshotSettings, "Labelled"]):
 
         from ssl_blocks.evaluation.fewshot import draw_shots
 
-        with section("fewshot"):
-            draw_shots(data.train_labels, data.test_labels, self.settings.shots, torch.Generator().manual_seed(0))
+        draw_shots(data.train_labels, data.test_labels, self.settings.shots, torch.Generator().manual_seed(0))
 
     def score(self, subject: "Subject", data: "Labelled") -> Score:
         """Mean and deviation over the seeds."""

@@ -2,8 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
+from ssl_blocks.bounds import Batch, Decay, Epochs, NotNegative, Parts, Rate, Span, Workers
 from ssl_blocks.engine.settings import AreaShares, StrictModel, section
 from ssl_blocks.evaluation.protocol import Protocol, Score, TrainedSettings
 
@@ -18,23 +19,23 @@ class FinetuneSettings(StrictModel):
     The rate is ``base_lr * batch_size / 256``. Images that fill no batch are left out of an epoch.
     """
 
-    epochs: PositiveInt = Field(100, description="passes over train")
-    base_lr: PositiveFloat = Field(5e-4, description="rate per 256 images of a batch")
-    batch_size: PositiveInt = Field(1024, description="images per step; fewer where train is smaller")
-    accumulate: PositiveInt = Field(1, description="take a step's images in this many parts, to save memory")
-    warmup_epochs: NonNegativeFloat = Field(5.0, description="of the linear warm-up, counted in")
-    weight_decay: NonNegativeFloat = Field(0.05, description="of AdamW; none for vectors, positions and prefix tokens")
+    epochs: Epochs = Field(100, description="passes over train")
+    base_lr: Rate = Field(5e-4, description="rate per 256 images of a batch")
+    batch_size: Batch = Field(1024, description="images per step; fewer where train is smaller")
+    accumulate: Parts = Field(1, description="take a step's images in this many parts, to save memory")
+    warmup_epochs: Span = Field(5.0, description="of the linear warm-up, counted in")
+    weight_decay: Decay = Field(0.05, description="of AdamW; none for vectors, positions and prefix tokens")
     layer_decay: float = Field(0.65, gt=0, le=1, description="factor of the rate from each layer to the one before it")
     drop_path: float = Field(0.1, ge=0, lt=1, description="rate of the last block; the first has 0")
     magnitude: int | None = Field(9, ge=0, le=10, description="of RandAugment; None switches it off")
-    deviation: NonNegativeFloat = Field(0.5, description="of RandAugment's magnitude")
+    deviation: NotNegative = Field(0.5, description="of RandAugment's magnitude")
     crop_scale: AreaShares = Field((0.08, 1.0), description="share of the area that a random crop keeps")
     smoothing: float = Field(0.1, ge=0, lt=1, description="of labels")
-    mixup: NonNegativeFloat = Field(0.8, description="parameter of its beta distribution; 0: none")
-    cutmix: NonNegativeFloat = Field(1.0, description="the same")
+    mixup: NotNegative = Field(0.8, description="parameter of its beta distribution; 0: none")
+    cutmix: NotNegative = Field(1.0, description="the same")
     fresh_norm: bool = Field(False, description="average before the norm (MAE's global pool)")
     train_fixed: bool = Field(True, description="train what came fixed, such as a table of sines and cosines")
-    num_workers: int = Field(0, ge=0, description="processes that read images; they change nothing of the result")
+    num_workers: Workers = Field(0, description="processes that read images; they change nothing of the result")
 
     @model_validator(mode="after")
     def _fits_together(self) -> "FinetuneSettings":
@@ -88,9 +89,12 @@ class Finetune(Protocol[FinetuneOptions, "Labelled"]):
 
     def check(self, subject: "Subject", data: "Labelled") -> None:
         """Refuse an encoder that does not tell its layers, or has no place for drop path."""
+        from ssl_blocks.evaluation.checks import CannotScoreError
         from ssl_blocks.evaluation.finetune import make_classifier
 
         own, x = self.settings, subject.extractor
+        if data.num_classes < 2:
+            raise CannotScoreError("train has one class: there is nothing to tell apart")
         with section("finetune"):
             own.check_folder()
             model = make_classifier(x.encoder, num_classes=data.num_classes, settings=own, tokenizer=x.tokenizer)

@@ -2,8 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field
 
+from ssl_blocks.bounds import Count, Positive
 from ssl_blocks.engine.settings import StrictModel
 from ssl_blocks.evaluation.protocol import Protocol, Score
 
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
 class KnnSettings(StrictModel):
     """Nearest neighbours by cosine similarity."""
 
-    k: PositiveInt = Field(20, description="number of neighbours that vote")
-    temperature: PositiveFloat = Field(0.07, description="the smaller, the more the nearest outweigh the others")
+    k: Count = Field(20, description="number of neighbours that vote")
+    temperature: Positive = Field(0.07, description="the smaller, the more the nearest outweigh the others")
 
 
 class Knn(Protocol[KnnSettings, "Labelled"]):
@@ -29,8 +30,10 @@ class Knn(Protocol[KnnSettings, "Labelled"]):
 
     def check(self, subject: "Subject", data: "Labelled") -> None:
         """Refuse more neighbours than images."""
+        from ssl_blocks.evaluation.checks import CannotScoreError
+
         if self.settings.k > len(data.train):
-            raise ValueError(
+            raise CannotScoreError(
                 f"knn.k={self.settings.k} must be at most the number of training images, {len(data.train)}"
             )
 

@@ -1,10 +1,12 @@
 """The linear probe."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from ssl_blocks.engine.settings import AreaShares, StrictModel
+from ssl_blocks.bounds import Batch, Count, Decay, Epochs, Positive, Rate, Span
+from ssl_blocks.engine.settings import AreaShares, StrictModel, section
 from ssl_blocks.evaluation.protocol import Protocol, Score
 
 if TYPE_CHECKING:
@@ -24,18 +26,21 @@ class LinearSettings(StrictModel):
     ``lr * batch / 256``.
     """
 
-    lrs: tuple[PositiveFloat, ...] | None = Field(
+    lrs: tuple[Rate, ...] | None = Field(
         None,
         min_length=1,
         description="(lars) base rates, of which one is chosen on images held out of train; default: four around the "
         "paper's 0.1, scaled to the number of images",
     )
-    batch_size: PositiveInt | None = Field(
+    batch_size: Batch | None = Field(
         None, description="(lars) images per step; default: the paper's 16384, or a 16th of train, or 16"
     )
-    epochs: PositiveInt = Field(90, description="(lars) passes over train")
-    warmup_epochs: NonNegativeFloat = Field(10.0, description="(lars) of the linear warm-up")
-    weight_decay: NonNegativeFloat = Field(0.0, description="(lars) of the weights")
+    epochs: Epochs = Field(90, description="(lars) passes over train")
+    warmup_epochs: Span = Field(10.0, description="(lars) of the linear warm-up")
+    weight_decay: Decay = Field(0.0, description="(lars) of the weights")
+    trust_coefficient: Positive = Field(
+        0.001, description="(lars) share of its norm that a weight moves by at a rate of 1"
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="(lars) of the update")
     normalize: bool = Field(True, description="(lars) batch norm without scale and shift in front")
     validation: float = Field(0.1, gt=0, lt=1, description="share of each class that is held out where one is chosen")
@@ -74,7 +79,11 @@ class ProbeSettings(LinearSettings):
 
     solver: Literal["lars", "logistic"] = Field("lars", description="LARS, or logistic regression to its optimum")
     augment: bool = Field(False, description="(lars) encode cropped and mirrored images anew in every epoch")
-    cs: tuple[PositiveFloat, ...] = Field(
+    layers: Count = Field(1, description="features of this many layers side by side, counted from the last")
+    pooling: Literal["auto", "mean", "class_token", "both"] = Field(
+        "auto", description="of each layer; auto: as the encoder pools by itself; others for encoders of tokens"
+    )
+    cs: tuple[Positive, ...] = Field(
         (0.01, 0.1, 1.0),
         min_length=1,
         description="(logistic) inverse penalties; one is chosen on images held out of train",
@@ -94,12 +103,32 @@ class Probe(Protocol[ProbeSettings, "Labelled"]):
     Settings = ProbeSettings
     heading = "linear probe (rate or C)"
 
+    def check(self, subject: "Subject", data: "Labelled") -> None:
+        """Refuse one class, and layers or a class token that the encoder does not have."""
+        from ssl_blocks.evaluation.checks import CannotScoreError
+
+        with section("probe"):
+            self._read(subject)
+        if data.num_classes < 2:
+            raise CannotScoreError("train has one class: there is nothing to tell apart")
+
+    def _read(self, subject: "Subject") -> "Subject":
+        """The subject with features of the layers that were asked for; raw pixels have none, and stay as they are."""
+        from ssl_blocks.evaluation.extract import RawPixels
+        from ssl_blocks.evaluation.pooling import PooledLayers
+
+        layers, pooling, own = self.settings.layers, self.settings.pooling, subject.extractor
+        if (layers == 1 and pooling == "auto") or isinstance(own.encoder, RawPixels):
+            return subject
+        reader = PooledLayers(own.encoder, layers=layers, pooling="mean" if pooling == "auto" else pooling)
+        return replace(subject, extractor=replace(own, encoder=reader))
+
     def score(self, subject: "Subject", data: "Labelled") -> Score:
         """Accuracy of the rate, or the penalty, that did best on images held out."""
         from ssl_blocks.evaluation.linear import augmented_linear_probe, linear_probe
         from ssl_blocks.evaluation.logistic import logistic_probe
 
-        settings, device = self.settings, subject.extractor.device
+        settings, device, subject = self.settings, subject.extractor.device, self._read(subject)
         if settings.augment:
             found = augmented_linear_probe(subject.extractor, data, settings=settings, seed=self.seed, progress=True)
         elif settings.solver == "logistic":
@@ -108,4 +137,5 @@ class Probe(Protocol[ProbeSettings, "Labelled"]):
             )
         else:
             found = linear_probe(*subject.features(data), settings=settings, seed=self.seed, device=device)
-        return Score(found.as_dict(), f"{found.accuracy:.1%} ({found.chosen:.2g})")
+        more = {"features": subject.pooling}
+        return Score({**found.as_dict(), **more}, f"{found.accuracy:.1%} ({found.chosen:.2g})")

@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field
 
+from ssl_blocks.bounds import Batch, Count, Decay, Epochs, Positive, Rate, Width, Workers
 from ssl_blocks.engine.settings import AreaShares, StrictModel, section
 from ssl_blocks.evaluation.protocol import Protocol, Score, TrainedSettings
 
@@ -22,25 +23,25 @@ class SegmentationTraining(StrictModel):
     Images that fill no batch are left out of an epoch.
     """
 
-    epochs: PositiveInt = Field(20, description="passes over train")
-    batch_size: PositiveInt = Field(16, description="images per step; fewer where train is smaller")
-    lr: PositiveFloat = Field(5e-4, description="peak learning rate, of encoder and head alike")
-    weight_decay: NonNegativeFloat = Field(0.05, description="of all but norms, biases, positions and prefix tokens")
+    epochs: Epochs = Field(20, description="passes over train")
+    batch_size: Batch = Field(16, description="images per step; fewer where train is smaller")
+    lr: Rate = Field(5e-4, description="peak learning rate, of encoder and head alike")
+    weight_decay: Decay = Field(0.05, description="of all but norms, biases, positions and prefix tokens")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps")
-    clip: PositiveFloat = Field(1.0, description="largest norm of the gradient")
+    clip: Positive = Field(1.0, description="largest norm of the gradient")
     crop_scale: AreaShares | None = Field(
         (0.5, 1.0), description="share of the area that a random crop keeps; None: neither cropped nor mirrored"
     )
-    num_workers: int = Field(0, ge=0, description="processes that read images; they change nothing of the result")
+    num_workers: Workers = Field(0, description="processes that read images; they change nothing of the result")
 
 
 class SegmentSettings(TrainedSettings, SegmentationTraining):
     """A pyramid and a small head for segmentation."""
 
     data: str = Field("shapes", description="shapes (generated), voc, voc:PATH or maskfolder:PATH")
-    num_classes: PositiveInt | None = Field(None, description="of a mask folder")
+    num_classes: Count | None = Field(None, description="of a mask folder")
     freeze: bool = Field(False, description="train pyramid and head only")
-    width: PositiveInt = Field(64, description="channels of maps and head")
+    width: Width = Field(64, description="channels of maps and head")
 
 
 class Segment(Protocol[SegmentSettings, "SegmentationData"]):

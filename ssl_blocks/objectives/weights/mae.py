@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders.weights.filling import DECODER, HEAD, TABLES, fill, translated
 from ssl_blocks.encoders.weights.state import read_state
 from ssl_blocks.grid import Grid
@@ -22,6 +23,7 @@ NAMES = {
 CLASSIFIER = ("head.weight", "head.bias")  # what fine-tuning puts on top, and no pretraining has
 
 
+@checked
 def load_mae(
     objective: nn.Module,
     source: str | Path | Mapping[str, Any],

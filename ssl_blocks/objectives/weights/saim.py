@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders.weights.filling import DECODER, HEAD, TABLES, fill, own_tensors, translated
 from ssl_blocks.encoders.weights.state import read_state
 from ssl_blocks.grid import Grid
@@ -15,6 +16,7 @@ QUERIES, PREDICTION, LAYERS = "query_blocks.", "prediction_head.", f"{DECODER}la
 FIXED = ("gaussian_blur.weight",)  # the target's kernel, which is no weight
 
 
+@checked
 def load_saim(
     objective: nn.Module,
     source: str | Path | Mapping[str, Any],
