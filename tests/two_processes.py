@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from tests.data import two_processes as data
 from tests.evaluate import two_processes as command
 from tests.evaluation import two_processes as shards
 from tests.gallery import two_processes as gallery
@@ -18,6 +19,7 @@ from tests.parts import two_processes as rows
 from tests.pretrain import two_processes as training, two_shards as streams, two_views as views
 
 PARTS = {
+    "data": data,
     "gathered": rows,
     "sums": sums,
     "shards": shards,

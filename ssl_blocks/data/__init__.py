@@ -9,7 +9,6 @@ if TYPE_CHECKING:
         ArrayImages as ArrayImages,
         CsvFiles as CsvFiles,
         DatasetImages as DatasetImages,
-        ZipImages as ZipImages,
     )
     from ssl_blocks.data.augment import (
         RandomResizedCropFlip as RandomResizedCropFlip,
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     )
     from ssl_blocks.data.files import UnreadableImageError as UnreadableImageError
     from ssl_blocks.data.finding import find_images as find_images
+    from ssl_blocks.data.hugging_face import HuggingFaceImages as HuggingFaceImages
     from ssl_blocks.data.loader import (
         RunSampler as RunSampler,
         share_of_cores as share_of_cores,
@@ -38,12 +38,18 @@ if TYPE_CHECKING:
         ShapeImages as ShapeImages,
         ShapeScene as ShapeScene,
     )
-    from ssl_blocks.data.sources import find_shape as find_shape, load as load, register_source as register_source
+    from ssl_blocks.data.sources import (
+        IN_CODE as IN_CODE,
+        find_shape as find_shape,
+        load as load,
+        register_source as register_source,
+    )
     from ssl_blocks.data.splits import (
         FileSplit as FileSplit,
         ImageData as ImageData,
         ImageShape as ImageShape,
         ImageSplit as ImageSplit,
     )
+    from ssl_blocks.data.streams import StreamImages as StreamImages
 else:
     __getattr__, __dir__ = lazily(__name__, __file__)

@@ -1,9 +1,9 @@
-"""Data of other kinds as a `Source`: data sets of torch, arrays, tables of files, archives."""
+"""Data of other kinds as a `Source`: data sets of torch, arrays, tables of files."""
 
 import csv
-import os
+import sys
 import threading
-import zipfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,18 @@ import torch
 from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import ConcatDataset, Subset
 
-from ssl_blocks.data.files import SUFFIXES, Encoded, Raw
+from ssl_blocks.data.files import Raw
+from ssl_blocks.data.hugging_face import HuggingFaceImages, holds_files
 from ssl_blocks.data.items import Paths
 from ssl_blocks.data.protocol import Source
-from ssl_blocks.data.reading import Found, Listed
+from ssl_blocks.data.reading import Found, Listed, Storage, found_remark
+from ssl_blocks.data.streams import IMAGES, LABELS, StreamImages, image_in, is_stream, place_of
 from ssl_blocks.doors import checked
 from ssl_blocks.files import at_home
 
+TELL_EVERY = 10.0  # seconds
 _ONE_AT_A_TIME = threading.Lock()  # data sets need not bear threads; processes have a lock each
 
 
@@ -33,7 +37,8 @@ class DatasetImages:
             ``[H, W, C]``, or a tensor ``[C, H, W]``.
         image: place or key of the image in an item.
         label: place or key of the label; ``None`` leaves labels out.
-        labels: ``[N]``; ``None`` takes the data set's ``targets`` or ``labels``, and else reads every item once.
+        labels: ``[N]``; ``None`` takes the data set's ``targets`` or ``labels``, and else reads every item once, which
+            is told on the way.
         class_names: by label; ``None`` takes the data set's ``classes``, if it has them.
 
     Examples:
@@ -54,19 +59,15 @@ class DatasetImages:
         if not len(dataset):
             raise ValueError("dataset must hold at least one image, but is empty")
         self.dataset, first = dataset, dataset[0]
-        self.image = _place(first, ("image", "img", "pixel_values"), 0) if image is None else image
+        self.image = place_of(first, IMAGES, 0) if image is None else image
         if label == "auto":
-            label = _place(first, ("label", "labels", "target"), 1)
+            label = place_of(first, LABELS, 1)
         if labels is None and label is not None:
-            labels = next((getattr(dataset, n) for n in ("targets", "labels") if hasattr(dataset, n)), None)
-            if hasattr(dataset, "column_names"):  # of Hugging Face
-                labels = list(dataset[label])
-                class_names = getattr(dataset.features[label], "names", None) if class_names is None else class_names
+            labels = told_labels(dataset)
             if labels is None or len(labels) != len(dataset):
-                labels = [dataset[i][label] for i in range(len(dataset))]
+                labels = _read_labels(dataset, label)
         self.labels = None if labels is None else _as_labels(labels, len(dataset))
-        names = getattr(dataset, "classes", ()) if class_names is None else class_names
-        self.class_names = _class_names(self.labels, names)
+        self.class_names = _class_names(self.labels, _told_names(dataset) if class_names is None else class_names)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -75,19 +76,37 @@ class DatasetImages:
         """An image."""
         with _ONE_AT_A_TIME:
             item = self.dataset[index]
-        image: Raw = item if self.image is None else item[self.image]
-        return Path(image) if isinstance(image, str) else image
+        return image_in(item, self.image)
 
 
-def _place(item: Any, keys: Sequence[str], position: int) -> int | str | None:
-    if isinstance(item, Mapping):
-        found = next((key for key in keys if key in item), None)
-        if found is None and position == 0:
-            raise ValueError(f"image must name one of the data set's fields {sorted(map(str, item))}")
-        return found
-    if isinstance(item, (tuple, list)):
-        return position if position < len(item) else None
-    return None
+def told_labels(dataset: Any) -> Any:
+    """Labels that a data set tells without reading its items, also inside ``Subset`` and ``ConcatDataset``; or none."""
+    if isinstance(dataset, Subset):
+        whole = told_labels(dataset.dataset)
+        return None if whole is None else np.asarray(whole)[np.asarray(dataset.indices)]
+    if isinstance(dataset, ConcatDataset):
+        parts = [told_labels(part) for part in dataset.datasets]
+        return None if any(part is None for part in parts) else np.concatenate([np.asarray(part) for part in parts])
+    return next((getattr(dataset, name) for name in ("targets", "labels") if hasattr(dataset, name)), None)
+
+
+def _told_names(dataset: Any) -> Sequence[str]:
+    while isinstance(dataset, (Subset, ConcatDataset)):
+        dataset = dataset.dataset if isinstance(dataset, Subset) else dataset.datasets[0]
+    return getattr(dataset, "classes", ())
+
+
+def _read_labels(dataset: Any, label: int | str) -> list[Any]:
+    """Labels out of items that have to be read, and as a rule decoded, for them; what takes long is told."""
+    count, told = len(dataset), time.monotonic()
+    labels = []
+    for i in range(count):
+        if time.monotonic() - told > TELL_EVERY:
+            told = time.monotonic()
+            more = f"{i:,} of {count:,} (DatasetImages(dataset, labels=...) or a dataset with targets spares it)"
+            print(f"reading every item for its label: {more}", file=sys.stderr, flush=True)
+        labels.append(dataset[i][label])
+    return labels
 
 
 @checked
@@ -163,76 +182,6 @@ class CsvFiles:
         return self.paths[index]
 
 
-@checked
-class ZipImages:
-    """Images in a zip archive, read where they lie; folders are classes, as in ``imagefolder:``.
-
-    One folder around all others is passed through. Of several levels the first counts; images in no folder, of all or
-    some, have no label.
-
-    Args:
-        path: of the archive.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no zip archive, or holds no images.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = at_home(path)
-        if not self.path.is_file():
-            raise FileNotFoundError(f"zip:{self.path} must name a file")
-        if not zipfile.is_zipfile(self.path):
-            raise ValueError(f"zip:{self.path} must be a zip archive")
-        with zipfile.ZipFile(self.path) as archive:
-            names = [name for name in archive.namelist() if name.lower().endswith(SUFFIXES) and not _is_hidden(name)]
-        self.members = np.array(sorted(names))
-        if not names:
-            raise ValueError(f"zip:{self.path} must hold images ({', '.join(SUFFIXES)})")
-        parts = [str(name).split("/") for name in self.members]
-        while len({part[0] for part in parts}) == 1 and all(len(part) > 2 for part in parts):
-            parts = [part[1:] for part in parts]
-        labels, self.class_names = _by_name([part[0] if len(part) > 1 else "" for part in parts])
-        self.labels = labels if self.class_names else None
-        self._open: tuple[int, zipfile.ZipFile] | None = None
-
-    def __len__(self) -> int:
-        return len(self.members)
-
-    def __getitem__(self, index: int) -> Raw:
-        """An image."""
-        if self._open is None or self._open[0] != os.getpid():  # a file that processes share has one position
-            self._open = os.getpid(), zipfile.ZipFile(self.path)
-        name = str(self.members[index])
-        return Encoded(f"{self.path}/{name}", self._open[1].read(name))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_open": None}
-
-
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith((".", "__MACOSX", "@eaDir")) for part in name.split("/"))
-
-
-def read_datasets(path: str | Path) -> tuple[DatasetImages, DatasetImages] | DatasetImages:
-    """A data set of Hugging Face that lies on disk: with splits ``train`` and ``test`` (or ``validation``), or one."""
-    path = at_home(path)
-    if not path.is_dir():
-        raise FileNotFoundError(f"hf:{path} must name a folder that save_to_disk wrote")
-    try:
-        import datasets
-    except ImportError as error:
-        raise ValueError(f"hf:{path} needs the package datasets: install ssl_blocks[datasets]") from error
-    held = datasets.load_from_disk(str(path))
-    if not isinstance(held, datasets.DatasetDict):
-        return DatasetImages(held)
-    if "train" not in held:
-        raise ValueError(f"hf:{path} must have a split 'train', but has {sorted(held)}")
-    test = next((held[name] for name in ("test", "validation") if name in held), None)
-    train = DatasetImages(held["train"])
-    return train if test is None else (train, DatasetImages(test))
-
-
 def read_arrays(path: str | Path) -> ArrayImages:
     """Images of a ``.npy`` file, or ``images`` and ``labels`` of a ``.npz``."""
     path = at_home(path)
@@ -256,32 +205,68 @@ def as_found(data: Any) -> Found:
         return data
     train, test = data if isinstance(data, tuple) and len(data) == 2 else (data, None)
     source, held_out = _as_source(train), None if test is None else _as_source(test)
-    count = len(source) + (0 if held_out is None else len(held_out))
-    return Found(
-        _listed(source),
-        None if held_out is None else _listed(held_out),
-        source.class_names,
-        (found_remark(count, source.class_names),),
-    )
+    remark = () if StreamImages in (type(source), type(held_out)) else (_remark(source, held_out),)
+    return Found(_listed(source), None if held_out is None else _listed(held_out), source.class_names, remark)
 
 
-def found_remark(count: int, class_names: Sequence[str]) -> str:
-    """What was found, in words."""
-    classes = f" in {len(class_names):,} class{'es' * (len(class_names) > 1)}" if class_names else ""
-    return f"found {count:,} images{classes}"
+def _remark(source: Source, held_out: Source | None) -> str:
+    return found_remark(len(source) + (0 if held_out is None else len(held_out)), source.class_names)
 
 
 def _as_source(data: Any) -> Source:
+    if is_stream(data) or (callable(data) and not hasattr(data, "__getitem__")):
+        return StreamImages(data)
     if isinstance(data, Source) and not isinstance(data[0], (tuple, Mapping)):
         return data
     if isinstance(data, (np.ndarray, Tensor)):
         return ArrayImages(data)
+    if holds_files(data):
+        return HuggingFaceImages(data)
     if hasattr(data, "__len__") and hasattr(data, "__getitem__") and not isinstance(data, (str, bytes, Mapping)):
         return DatasetImages(data)
     raise TypeError(
-        f"data of type {type(data).__name__} must be a Source, a map-style data set, an array or tensor of images, or "
-        "two of these to train and to test on"
+        f"data of type {type(data).__name__} must be a Source, a data set, an array, a tensor, an iterable of images, "
+        "or two of these to train and to test on"
     )
+
+
+def hold_streams(found: Found, *, storage: Storage, max_bytes: int, most: int | None, decoded: int | None) -> Found:
+    """Read streams into memory that are to lie there: those to test on, and others but for ``storage="stream"``.
+
+    Args:
+        found: streams, or anything else.
+        storage: ``"auto"``: a stream stays one if its images, decoded, are known to need more than ``max_bytes``.
+        max_bytes: see `StreamImages.items`.
+        most: images of train.
+        decoded: bytes of an image; ``None``: not known.
+    """
+
+    def held(part: Listed | None, *, stays: bool) -> tuple[Listed | None, tuple[str, ...]]:
+        if part is None or not isinstance(part.items, StreamImages):
+            return part, ()
+        stream = part.items
+        if stays:
+            return Listed(stream.limited(most), None), stream.class_names
+        source = DatasetImages(
+            stream.items(max_bytes), image=stream.image, label=stream.label, class_names=stream.class_names or None
+        )
+        return Listed(source, source.labels), source.class_names
+
+    stream, tests = found.train.items, None if found.test is None else found.test.items
+    if not isinstance(stream, StreamImages) and not isinstance(tests, StreamImages):
+        return found
+    stays = isinstance(stream, StreamImages) and (
+        storage == "stream" or (storage == "auto" and _needs(stream.limited(most), decoded) > max_bytes)
+    )
+    train, names = held(found.train, stays=stays)
+    test, _ = held(found.test, stays=False)
+    assert train is not None
+    count = len(train.items) + (0 if test is None else len(test.items))
+    return Found(train, test, names or found.class_names, (found_remark(count, names or found.class_names),))
+
+
+def _needs(stream: StreamImages, decoded: int | None) -> int:
+    return 0 if stream.count is None or decoded is None else stream.count * decoded
 
 
 def _listed(source: Source) -> Listed:

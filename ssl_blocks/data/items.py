@@ -6,15 +6,18 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import UInt
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ssl_blocks.data.files import Encoded, Raw
 from ssl_blocks.data.protocol import Items
 
-SIZES = 1000  # files whose size is looked at: of millions on a network, that takes minutes
+SIZES = 1000  # files whose size is looked at (of millions on a network, that takes minutes), or images
 
 
 class Paths:
@@ -75,20 +78,29 @@ def every(count: int, most: int) -> list[int]:
     return places
 
 
-def fingerprint(items: Items | Tensor) -> str | None:
-    """What tells files from others wherever their folder lies: all names below it, in order, and sizes of some.
+def fingerprint(items: Items | Tensor, images: UInt[Tensor, "k c h w"]) -> str:
+    """What tells data from other data, wherever it lies.
 
-    ``None``: images that are in no files of their own.
+    Of files: all names below their folder, in order, and sizes of some. Of all else: some images as they were decoded.
+
+    Args:
+        items: what a source found.
+        images: that statistics look at.
     """
     paths, index = (items.items, items.index) if isinstance(items, Part) else (items, None)
-    if not isinstance(paths, Paths):
-        return None
-    files = paths.files if index is None else paths.files[index.numpy()]
-    above = len(os.path.commonpath([os.path.dirname(file) for file in (min(files.tolist()), max(files.tolist()))]))
     digest = hashlib.sha256()
+    if isinstance(paths, Paths):
+        _note_files(digest, paths.files if index is None else paths.files[index.numpy()])
+    else:
+        for place in every(len(images), SIZES):
+            digest.update(images[place].contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _note_files(digest: "hashlib._Hash", files: NDArray[Any]) -> None:
+    above = len(os.path.commonpath([os.path.dirname(file) for file in (min(files.tolist()), max(files.tolist()))]))
     for file in files.tolist():
         digest.update(file[above:].lstrip(b"/") + b"\0")
     for place in every(len(files), SIZES):
         file = bytes(files[place])
         digest.update(b"%d " % (os.path.getsize(file) if os.path.exists(file) else -1))
-    return digest.hexdigest()[:16]

@@ -1,7 +1,9 @@
 """Batches of a whole run, from any step on, for any number of processes."""
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -13,9 +15,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ssl_blocks.bounds import Batch, Count, Epochs, Seed, Whole, Workers
 from ssl_blocks.data.augment import RandomResizedCropFlip
+from ssl_blocks.data.files import Raw, UnreadableImageError
 from ssl_blocks.data.splits import FileSplit, ImageSplit
+from ssl_blocks.data.streams import StreamImages
 from ssl_blocks.doors import checked
 from ssl_blocks.randomness import seeded_generator
+
+WINDOW = 1000  # images of a stream that are shuffled among each other
+AHEAD = 4  # batches of a stream that are under way
 
 
 class Place(NamedTuple):
@@ -143,6 +150,109 @@ class RaisingLoader(DataLoader[Any]):
             yield batch
 
 
+class StreamLoader:
+    """Batches of a stream, which is read once an epoch by one thread; others decode.
+
+    Every `WINDOW` images one after the other are shuffled. A process reads the whole pass and keeps its share.
+
+    Args:
+        split: of a `StreamImages`.
+        sampler: which places of a pass every batch holds; places that lie `WINDOW` apart must come in order.
+        crop: how images are augmented.
+        seed: of crops.
+        threads: that decode.
+        pin: whether batches are to lie in pinned memory.
+    """
+
+    def __init__(
+        self,
+        split: FileSplit,
+        sampler: RunSampler,
+        *,
+        crop: RandomResizedCropFlip,
+        seed: int,
+        threads: int = 1,
+        pin: bool = False,
+    ) -> None:
+        assert isinstance(split.source, StreamImages)
+        self.split, self.stream, self.sampler = split, split.source, sampler
+        self.crop, self.seed, self.threads, self.pin = crop, seed, threads, pin
+
+    def __len__(self) -> int:
+        """Batches of the whole run, those done already included."""
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[UInt[Tensor, "b c h w"]]:
+        reader, pool = ThreadPoolExecutor(1), ThreadPoolExecutor(self.threads)
+        batches = self._batches()
+
+        def begin_next() -> list[tuple[Place, Future[Tensor]]] | None:
+            batch = next(batches, None)
+            return None if batch is None else [(place, pool.submit(self._crop, place, raw)) for place, raw in batch]
+
+        ahead = deque(reader.submit(begin_next) for _ in range(AHEAD))
+        try:
+            while (begun := ahead.popleft().result()) is not None:
+                ahead.append(reader.submit(begin_next))
+                yield self._together(begun)
+        finally:
+            for executor in (reader, pool):
+                executor.shutdown(cancel_futures=True)
+
+    def _batches(self) -> Iterator[list[tuple[Place, Raw]]]:
+        epoch, at, held = -1, 0, dict[int, Raw]()
+        images: Iterator[Raw] = iter(())
+        for places in self.sampler:
+            batch = []
+            for place in places:
+                if place.epoch != epoch:
+                    epoch, at, images = place.epoch, 0, self.stream.images(place.epoch)
+                    held.clear()
+                begin = place.image - place.image % WINDOW
+                while at <= place.image:
+                    raw = next(images, None)
+                    if raw is None:
+                        raise ValueError(f"count={len(self.stream)} must be no more images than a pass gives, {at}")
+                    if at == begin:
+                        held.clear()  # of the window before
+                    if at >= begin:
+                        held[at] = raw
+                    at += 1
+                batch.append((place, held.pop(place.image)))
+            yield batch
+
+    def _crop(self, place: Place, raw: Raw) -> Tensor:
+        generator = seeded_generator("cpu", self.seed, place.epoch, place.slot)
+        return self.split.crop_of(raw, lambda h, w: self.crop.draw_box(h, w, generator=generator))
+
+    def _together(self, begun: list[tuple[Place, Future[Tensor]]]) -> Tensor:
+        """A batch; where unreadable images are skipped, the next one of the batch is there twice."""
+        crops: list[Tensor | None] = []
+        for place, future in begun:
+            try:
+                crops.append(future.result())
+            except UnreadableImageError:
+                if self.split.corrupt == "error":
+                    raise
+                self.split.unreadable[place.image] = True
+                crops.append(None)
+        readable = [crop for crop in crops if crop is not None]
+        if not readable:
+            raise UnreadableImageError("corrupt='skip' must leave an image in every batch, but none can be read")
+        for i, crop in reversed(list(enumerate(crops))):
+            crops[i] = readable[0] if crop is None and i + 1 == len(crops) else crops[i + 1] if crop is None else crop
+        batch = torch.stack([crop for crop in crops if crop is not None])
+        return batch.pin_memory() if self.pin else batch
+
+
+def _order_in_windows(count: int, seed: int) -> Callable[[int], Tensor]:
+    def order(epoch: int) -> Tensor:
+        noise = torch.rand(count, generator=seeded_generator("cpu", seed, epoch), dtype=torch.float64)
+        return (torch.arange(count) // WINDOW + noise).argsort()
+
+    return order
+
+
 @checked
 def train_loader(
     split: ImageSplit | FileSplit,
@@ -152,7 +262,7 @@ def train_loader(
     workers: Workers | None = None,
     device: torch.device | str = "cpu",
     **run: Any,
-) -> DataLoader[UInt[Tensor, "b c h w"]]:
+) -> DataLoader[UInt[Tensor, "b c h w"]] | StreamLoader:
     """Load the batches of a run from a step on.
 
     Images in memory are moved to ``device`` once and come as they are: augment them there, in batches. Images in
@@ -164,7 +274,8 @@ def train_loader(
         seed: of order and crops.
         crop: how images in files are augmented.
         workers: decoding processes, each with one thread; 0 decodes in this one, ``None`` takes one per CPU core:
-            where several processes train on one machine, give each its `share_of_cores`.
+            where several processes train on one machine, give each its `share_of_cores`. A stream is read by one
+            thread of this process, and decoded by so many others.
         device: of the training step.
         **run: handed to `RunSampler`: ``batch_size``, ``epochs``, ``first_step``, ``accumulate``, ``rank`` and
             ``world_size``.
@@ -176,6 +287,11 @@ def train_loader(
         ValueError: see `RunSampler`.
         UnreadableImageError: while loading, if a file is unreadable and ``split.corrupt`` is ``"error"``.
     """
+    workers = share_of_cores() if workers is None else workers
+    pin = torch.device(device).type == "cuda"
+    if isinstance(split, FileSplit) and split.is_stream:
+        sampler = RunSampler(len(split), seed=seed, order=_order_in_windows(len(split), seed), **run)
+        return StreamLoader(split, sampler, crop=crop, seed=seed, threads=max(1, workers), pin=pin)
     sampler = RunSampler(len(split), seed=seed, **run)
     if isinstance(split, ImageSplit):
         return DataLoader(_Picks(split.images.to(device), sampler.order), sampler=sampler, batch_size=None)
@@ -183,8 +299,8 @@ def train_loader(
         _Crops(split, crop, seed),
         batch_sampler=sampler,
         collate_fn=_collate,
-        num_workers=share_of_cores() if workers is None else workers,
-        pin_memory=torch.device(device).type == "cuda",
+        num_workers=workers,
+        pin_memory=pin,
     )
 
 

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import UInt, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
@@ -15,6 +15,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from ssl_blocks.bounds import Channels, Classes, Pixels, Seed
+from ssl_blocks.data.arrays import Range, check_range
 from ssl_blocks.data.files import SUFFIXES, UnreadableImageError, read_image, read_shape
 from ssl_blocks.data.items import every
 from ssl_blocks.data.resample import central_part, cover_of, fit_images
@@ -38,7 +39,7 @@ def voc_classes() -> tuple[str, ...]:
 
 @runtime_checkable
 class MaskedImages(Protocol):
-    """Images ``[C, H, W]`` with masks ``[H, W]``, both uint8 and all of one size; 255 marks ignored pixels."""
+    """Images ``[C, H, W]`` uint8 or uint16 with masks ``[H, W]`` uint8, all of one size; 255 marks ignored pixels."""
 
     def __len__(self) -> int: ...
 
@@ -79,6 +80,7 @@ def load_segmentation(
     channels: Channels = 3,
     root: str | Path = ".data",
     seed: Seed = 0,
+    value_range: Range | None = None,
 ) -> SegmentationData:
     """Find images and masks by name.
 
@@ -89,9 +91,10 @@ def load_segmentation(
         image_size: height and width in pixels; one number means a square. Images are resized until they cover it, and
             the centre is cropped; masks follow without interpolation.
         num_classes: of a mask folder; other data knows its own.
-        channels: 1 makes images grey.
+        channels: of the images, as of `ssl_blocks.data.load`.
         root: folder of Pascal VOC.
         seed: decides which images are generated, or held out.
+        value_range: the values that are black and white in images of files; ``None``: those of 8 bits.
 
     Raises:
         FileNotFoundError: if a folder is missing.
@@ -115,10 +118,12 @@ def load_segmentation(
         ]
         return SegmentationData(shapes[0], shapes[1], SHAPE_CLASSES, name)
     if kind == "voc":
-        train, test = (voc_images(path or root, part, size=size, channels=channels) for part in ("train", "val"))
+        how = {"size": size, "channels": channels, "value_range": value_range}
+        train, test = (voc_images(path or root, part, **how) for part in ("train", "val"))  # type: ignore[arg-type]
         return SegmentationData(train, test, voc_classes(), name)
     if kind == "maskfolder" and path and num_classes is not None:
-        parts = _split_folder(at_home(path), size, num_classes, channels, seed)
+        how = {"size": size, "num_classes": num_classes, "channels": channels, "value_range": value_range}
+        parts = _split_folder(at_home(path), seed, how)
         return SegmentationData(*parts, tuple(str(label) for label in range(num_classes)), name)
     raise ValueError(f"name={name!r} must be 'shapes', 'voc', 'voc:PATH' or 'maskfolder:PATH'")
 
@@ -134,7 +139,8 @@ class ImageMaskFiles(Dataset[tuple[Tensor, Tensor]]):
         masks: one file for each of them, in the same order.
         size: height and width in pixels that both are brought to.
         num_classes: classes are 0 to ``num_classes - 1``.
-        channels: 3, or 1 for grey.
+        channels: of the images, as of `ssl_blocks.data.load`.
+        value_range: the values that are black and white; ``None``: those of 8 bits.
 
     Raises:
         ValueError: if there are no images, a mask is missing, has another size than its image, or is no picture of
@@ -149,21 +155,24 @@ class ImageMaskFiles(Dataset[tuple[Tensor, Tensor]]):
         size: tuple[Pixels, Pixels],
         num_classes: Classes,
         channels: Channels = 3,
+        value_range: Range | None = None,
     ) -> None:
         if not images or len(images) != len(masks):
             raise ValueError(f"images must be at least one, with one mask each, got {len(images)} and {len(masks)}")
         self.images, self.masks = tuple(images), tuple(masks)
-        self.size, self.num_classes, self.channels = size, num_classes, channels
+        check_range(value_range)
+        self.size, self.num_classes, self.channels, self.value_range = size, num_classes, channels, value_range
         for image, mask in zip(images, masks, strict=True):
             _check_pair(image, mask, channels)
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "c h w"], UInt8[Tensor, "h w"]]:
-        """Image ``[C, H, W]`` and mask ``[H, W]``, both uint8."""
+    def __getitem__(self, index: int) -> tuple[UInt[Tensor, "c h w"], UInt8[Tensor, "h w"]]:
+        """Image ``[C, H, W]`` uint8 (uint16 with a ``value_range``) and mask ``[H, W]`` uint8."""
         # not at once in the size wanted: a JPEG that is decoded with less detail may be a pixel off its mask
-        image = fit_images(read_image(self.images[index], channels=self.channels), self.size)
+        whole = read_image(self.images[index], channels=self.channels, value_range=self.value_range)
+        image = fit_images(whole, self.size)
         file = self.masks[index]
         with _open_mask(file) as picture:
             mask = torch.from_numpy(np.array(picture))
@@ -187,7 +196,12 @@ def fit_mask(mask: UInt8[Tensor, "h w"], size: tuple[int, int]) -> UInt8[Tensor,
 
 @checked
 def mask_folder(
-    path: Path, *, size: tuple[Pixels, Pixels], num_classes: Classes, channels: Channels = 3
+    path: Path,
+    *,
+    size: tuple[Pixels, Pixels],
+    num_classes: Classes,
+    channels: Channels = 3,
+    value_range: Range | None = None,
 ) -> ImageMaskFiles:
     """Pair ``images/`` and ``masks/*.png`` below a folder by the stems of their names.
 
@@ -214,7 +228,8 @@ def mask_folder(
         if stem not in images:
             raise ValueError(f"{file} has no image of the same stem in {path / 'images'}")
     paired = [masks[stem] for stem in images]
-    found = ImageMaskFiles(list(images.values()), paired, size=size, num_classes=num_classes, channels=channels)
+    how = {"size": size, "num_classes": num_classes, "channels": channels, "value_range": value_range}
+    found = ImageMaskFiles(list(images.values()), paired, **how)  # type: ignore[arg-type]
     _refuse_black_and_white(paired)
     return found
 
@@ -235,7 +250,13 @@ def _refuse_black_and_white(masks: Sequence[Path]) -> None:
 
 @checked
 def voc_images(
-    root: str | Path, image_set: str, *, size: tuple[Pixels, Pixels], year: str = "2012", channels: Channels = 3
+    root: str | Path,
+    image_set: str,
+    *,
+    size: tuple[Pixels, Pixels],
+    year: str = "2012",
+    channels: Channels = 3,
+    value_range: Range | None = None,
 ) -> ImageMaskFiles:
     """Pascal VOC's images with segmentation masks, as torchvision's ``VOCSegmentation`` finds them; 21 classes.
 
@@ -245,6 +266,7 @@ def voc_images(
         size: height and width in pixels that images and masks are brought to.
         year: of the challenge.
         channels: 3, or 1 for grey.
+        value_range: the values that are black and white; ``None``: those of 8 bits.
 
     Raises:
         FileNotFoundError: if ``root`` does not hold the data.
@@ -259,17 +281,15 @@ def voc_images(
             f"root={str(root)!r} must hold VOCdevkit/VOC{year} with the split {image_set!r}: unpack the archive there"
         ) from error
     images, masks = ([Path(file) for file in files] for files in (found.images, found.masks))
-    return ImageMaskFiles(images, masks, size=size, num_classes=len(voc_classes()), channels=channels)
+    how = {"size": size, "channels": channels, "value_range": value_range}
+    return ImageMaskFiles(images, masks, num_classes=len(voc_classes()), **how)  # type: ignore[arg-type]
 
 
-def _split_folder(
-    path: Path, size: tuple[int, int], num_classes: int, channels: int, seed: int
-) -> tuple[MaskedImages, MaskedImages]:
-    options = {"size": size, "num_classes": num_classes, "channels": channels}
+def _split_folder(path: Path, seed: int, options: dict[str, Any]) -> tuple[MaskedImages, MaskedImages]:
     if (path / "train").is_dir():
         held_out = next((path / part for part in ("test", "val") if (path / part).is_dir()), path / "test")
-        return mask_folder(path / "train", **options), mask_folder(held_out, **options)  # type: ignore[arg-type]
-    whole = mask_folder(path, **options)  # type: ignore[arg-type]
+        return mask_folder(path / "train", **options), mask_folder(held_out, **options)
+    whole = mask_folder(path, **options)
     if len(whole) < 2:
         raise ValueError(f"maskfolder:{path} must hold at least two images, one to train and one to test on")
     order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed)).tolist()

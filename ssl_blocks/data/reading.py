@@ -15,9 +15,11 @@ from ssl_blocks.bounds import Pixels
 from ssl_blocks.data.arrays import Range, range_of
 from ssl_blocks.data.files import UnreadableImageError, read_extremes, read_shape
 from ssl_blocks.data.items import Joined, Part, every, name_of
-from ssl_blocks.data.protocol import Items
+from ssl_blocks.data.layout import PassedOver
+from ssl_blocks.data.protocol import Items, Source
 from ssl_blocks.data.resample import fit_images
 from ssl_blocks.data.splits import Corrupt, FileSplit, ImageShape, ImageSplit, decode_files
+from ssl_blocks.data.streams import StreamImages
 
 CHUNK = 1024  # images resized at a time
 NUM_FOR_STATISTICS = 2000  # images of streamed data
@@ -48,6 +50,21 @@ class Found:
     remarks: tuple[str, ...] = ()
     unread: tuple[Path, ...] = ()
 
+    @classmethod
+    def of(cls, train: Source, test: Source | None, passed: PassedOver) -> "Found":
+        """What an archive holds, and what in it is not read."""
+        parts = [None if part is None else Listed(part, part.labels) for part in (train, test)]
+        assert parts[0] is not None
+        count = len(train) + (0 if test is None else len(test))
+        return cls(parts[0], parts[1], train.class_names, (found_remark(count, train.class_names, passed),))
+
+
+def found_remark(count: int, class_names: Sequence[str], passed: PassedOver | None = None) -> str:
+    """What was found, in words."""
+    classes = f" in {len(class_names):,} class{'es' * (len(class_names) > 1)}" if class_names else ""
+    beside = f"; passed over {passed}" if passed is not None and passed.kinds else ""
+    return f"found {count:,} images{classes}{beside}"
+
 
 def as_pair(image_size: Size | None) -> tuple[int, int] | None:
     """Height and width; one number means a square."""
@@ -67,6 +84,9 @@ class SplitReader:
 
     def read(self, parts: Sequence[Listed]) -> list[ImageSplit | FileSplit]:
         """Make a split of every part."""
+        if parts and isinstance(stream := parts[0].items, StreamImages):
+            shape = self._first_shape(looked_at(stream))
+            return [self._stream(parts[0], shape), *self.read(parts[1:])]
         count = sum(len(part.items) for part in parts)
         listed = [part.items for part in parts if not isinstance(part.items, Tensor)]
         if not listed:
@@ -160,7 +180,7 @@ def find_range(part: Listed, channels: int | None) -> tuple[Range, str] | None:
     """
     if isinstance(part.items, Tensor):
         return None
-    items = part.items
+    items = looked_at(part.items)
 
     def look(place: int) -> tuple[np.dtype[Any], Range | None] | None:
         try:
@@ -184,8 +204,15 @@ def find_range(part: Listed, channels: int | None) -> tuple[Range, str] | None:
     return (low, high), told
 
 
+def looked_at(items: Items) -> Items:
+    """What is looked at for statistics: of a stream the beginning, for it is read from there."""
+    return items.first(NUM_FOR_STATISTICS) if isinstance(items, StreamImages) else items
+
+
 def some_images(split: ImageSplit | FileSplit) -> Tensor:
     """Images for statistics: all that are in memory, or an even choice of those that are not."""
     if isinstance(split, ImageSplit):
         return split.images
-    return split.read(torch.tensor(every(len(split), NUM_FOR_STATISTICS)))
+    count = len(split)
+    some = range(min(count, NUM_FOR_STATISTICS)) if split.is_stream else every(count, NUM_FOR_STATISTICS)
+    return split.read(torch.tensor(some))

@@ -1,7 +1,7 @@
 """Data sets by name."""
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +11,33 @@ from torch import Tensor
 
 from ssl_blocks.bounds import Bytes, Channels, Count, Seed
 from ssl_blocks.code import import_named, is_code
-from ssl_blocks.data.adapters import CsvFiles, ZipImages, as_found, found_remark, read_arrays, read_datasets
+from ssl_blocks.data.adapters import CsvFiles, as_found, hold_streams, read_arrays
+from ssl_blocks.data.archives import read_shards, read_zip
 from ssl_blocks.data.arrays import Range, check_range
 from ssl_blocks.data.augment import channel_statistics
 from ssl_blocks.data.files import read_shape
 from ssl_blocks.data.generated import GENERATED, NUM_TEST, NUM_TRAIN
+from ssl_blocks.data.hugging_face import first_of_parquet, read_parquet, read_saved
 from ssl_blocks.data.imagefolder import list_folder
 from ssl_blocks.data.items import Paths, fingerprint
-from ssl_blocks.data.reading import Found, Listed, Size, SplitReader, Storage, as_pair, find_range, some_images
+from ssl_blocks.data.protocol import Items
+from ssl_blocks.data.reading import (
+    Found,
+    Listed,
+    Size,
+    SplitReader,
+    Storage,
+    as_pair,
+    find_range,
+    found_remark,
+    some_images,
+)
 from ssl_blocks.data.splits import Corrupt, ImageData, ImageShape, shuffled_ranks
 from ssl_blocks.doors import checked
 from ssl_blocks.files import at_home
 
 HELD_OUT_SHARE = 0.1
+IN_CODE = "in-code"  # the name of data that a run was given in code
 
 
 @checked
@@ -92,7 +106,10 @@ def load(
     size = as_pair(image_size)
     _check_numbers(image_size=size, channels=channels, max_train=max_train, max_test=max_test)
     check_range(value_range)
-    found = find_named(name, at_home(root))
+    decoded = None if size is None else (channels or 3) * size[0] * size[1] * (1 if value_range is None else 2)
+    found = hold_streams(
+        find_named(name, at_home(root)), storage=storage, max_bytes=max_bytes, most=max_train, decoded=decoded
+    )
     train, test = found.train, found.test
     if value_range is not None and isinstance(train.items, Tensor):
         raise ValueError(f"value_range={value_range} must be None for images of 8 bits in memory")
@@ -108,10 +125,11 @@ def load(
         value_range, told = measured
         remarks += (told,)
     splits = SplitReader(size, channels, storage, max_bytes, corrupt, value_range).read(parts)
-    mean, std = channel_statistics(some_images(splits[0]))
+    seen = some_images(splits[0])
+    mean, std = channel_statistics(seen)
     test_split = splits[1] if len(splits) > 1 else None
     title = name if isinstance(name, str) else type(name).__name__
-    more = (mean, std, value_range, remarks, found.unread, fingerprint(parts[0].items))
+    more = (mean, std, value_range, remarks, found.unread, fingerprint(parts[0].items, seen))
     return ImageData(title, splits[0], test_split, found.class_names, *more)
 
 
@@ -130,7 +148,10 @@ def find_shape(
     if isinstance(name, str) and name in SHAPES:
         own = SHAPES[name]
         return ImageShape(channels or own.channels, *(size or (own.height, own.width)))
-    items = find_named(name, at_home(root)).train.items
+    if str(name).startswith("parquet:"):
+        items: Tensor | Items = [first_of_parquet(name.partition(":")[2])]
+    else:
+        items = find_named(name, at_home(root)).train.items
     if isinstance(items, Tensor):
         own = ImageShape(channels or items.shape[1], *items.shape[2:])
     else:
@@ -158,7 +179,7 @@ def register_source(name: str, find: Callable[[str], Any]) -> None:
     if name in SOURCES or name in KINDS:
         raise ValueError(f"name={name!r} must be another one: it is taken")
     if name.endswith(":"):
-        KINDS[name] = lambda rest: as_found(find(rest))
+        KINDS[name] = lambda rest, root: as_found(find(rest))
     else:
         SOURCES[name] = lambda root: as_found(find(""))
 
@@ -174,6 +195,11 @@ def find_named(name: Any, root: Path) -> Found:
     """What a source holds that goes by a name, or that stands in place of one."""
     if not isinstance(name, str):
         return as_found(name)
+    if name == IN_CODE:
+        raise ValueError(
+            f"name={name!r} says that the run was given its data in code: give it there again, as in "
+            "Run.prepare(config, assemble, data=...), or name it here"
+        )
     if name in SOURCES:
         return SOURCES[name](root)
     kind, colon, rest = name.partition(":")
@@ -181,9 +207,11 @@ def find_named(name: Any, root: Path) -> Found:
         if not rest:
             what = "folder" if kind == "imagefolder" else "file"
             raise ValueError(f"name={name!r} must name a {what}: {kind}:PATH")
-        return KINDS[kind + ":"](rest)
+        return KINDS[kind + ":"](rest, root)
     if colon and is_code(name):
-        return as_found(import_named(name)())
+        make = import_named(name)
+        made = make()
+        return as_found(make if isinstance(made, Iterator) else made)  # what is read once only is made again and again
     names = [*SOURCES, *(f"{kind}PATH" for kind in KINDS)]
     nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
     raise ValueError(f"name={name!r} must be one of {', '.join(names)}, or MODULE:FUNCTION; did you mean {nearest!r}?")
@@ -261,16 +289,12 @@ def _imagenet(root: Path) -> Found:
 
 
 def _imagefolder(path: str) -> Found:
-    train, test, passed = list_folder(at_home(path))
-    count = len(train.files) + (0 if test is None else len(test.files))
-    beside = f"; passed over {passed}" if passed.kinds else ""
-    return Found(
-        Listed(Paths(train.files), train.labels),
-        None if test is None else Listed(Paths(test.files), test.labels),
-        train.class_names,
-        (found_remark(count, train.class_names) + beside,),
-        tuple(passed.dangling),
-    )
+    held = list_folder(at_home(path))
+    train, test = (None if part is None else Listed(Paths(held.of(part)), part.labels) for part in held[1:3])
+    assert train is not None
+    count = len(train.items) + (0 if test is None else len(test.items))
+    names = held.train.class_names
+    return Found(train, test, names, (found_remark(count, names, held.passed),), tuple(held.dangling))
 
 
 _TRAIN_AND_TEST = ({"train": True}, {"train": False})
@@ -283,12 +307,14 @@ SOURCES: dict[str, Callable[[Path], Found]] = {
     "imagenet": _imagenet,
     **{name: _generated(name) for name in GENERATED},
 }
-KINDS: dict[str, Callable[[str], Found]] = {
-    "imagefolder:": _imagefolder,
-    "csv:": lambda path: as_found(CsvFiles(path)),
-    "zip:": lambda path: as_found(ZipImages(path)),
-    "array:": lambda path: as_found(read_arrays(path)),
-    "hf:": lambda path: as_found(read_datasets(path)),
+KINDS: dict[str, Callable[[str, Path], Found]] = {
+    "imagefolder:": lambda path, root: _imagefolder(path),
+    "csv:": lambda path, root: as_found(CsvFiles(path)),
+    "zip:": lambda path, root: read_zip(path),
+    "shards:": lambda pattern, root: read_shards(pattern, root),
+    "parquet:": lambda pattern, root: as_found(read_parquet(pattern, root)),
+    "array:": lambda path, root: as_found(read_arrays(path)),
+    "hf:": lambda path, root: as_found(read_saved(path)),
 }
 SHAPES = {
     "digits": ImageShape(1, 8, 8),

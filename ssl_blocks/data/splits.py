@@ -14,9 +14,10 @@ from torch import Tensor
 from ssl_blocks.bounds import Channels, Pixels, Positive
 from ssl_blocks.data.arrays import Range
 from ssl_blocks.data.augment import HIGHEST
-from ssl_blocks.data.files import BoxChooser, UnreadableImageError, read_crop, read_image
+from ssl_blocks.data.files import BoxChooser, Raw, UnreadableImageError, read_crop, read_image
 from ssl_blocks.data.items import Part, name_of
 from ssl_blocks.data.protocol import Items
+from ssl_blocks.data.streams import StreamImages
 from ssl_blocks.doors import checked
 
 FILES_PER_JOB = 64
@@ -78,7 +79,7 @@ class ImageSplit:
 @checked
 @dataclass(frozen=True, eq=False)
 class FileSplit:
-    """Images in files, decoded anew whenever they are asked for.
+    """Images in files or of a stream, decoded anew whenever they are asked for.
 
     Args:
         source: images by index: paths, or what else a `Source` holds.
@@ -110,23 +111,31 @@ class FileSplit:
         return ImageShape(self.channels, *self.size)
 
     @property
+    def is_stream(self) -> bool:
+        """Whether images are read one after the other, for they have no index."""
+        return isinstance(self.source, StreamImages)
+
+    @property
     def skipped(self) -> tuple[Path, ...]:
         """Files met so far that could not be read."""
-        return tuple(Path(name_of(self.source, i)) for i in self.unreadable.nonzero()[:, 0].tolist())
+        places: list[int] = self.unreadable.nonzero()[:, 0].tolist()
+        return tuple(Path(f"image {i}" if self.is_stream else name_of(self.source, i)) for i in places)
 
     def crop(self, index: int, box_of: BoxChooser) -> UInt[Tensor, "c h w"]:
         """Decode a part of an image, resized to ``size``; with ``corrupt="skip"``, of the next one that is readable."""
         for _ in range(len(self)):
             try:
-                return read_crop(
-                    self.source[index], box_of, self.size, channels=self.channels, value_range=self.value_range
-                )
+                return self.crop_of(self.source[index], box_of)
             except UnreadableImageError:
                 if self.corrupt == "error":
                     raise
                 self.unreadable[index] = True
                 index = (index + 1) % len(self)
         raise UnreadableImageError("corrupt='skip' must leave at least one image, but none can be read")
+
+    def crop_of(self, raw: Raw, box_of: BoxChooser) -> UInt[Tensor, "c h w"]:
+        """Decode a part of an image that the source gave, resized to ``size``."""
+        return read_crop(raw, box_of, self.size, channels=self.channels, value_range=self.value_range)
 
     def read(self, index: Int[Tensor, " k"]) -> UInt[Tensor, "m c h w"]:
         """Decode images, resized and cropped around their centres; fewer where unreadable ones are skipped."""
@@ -136,7 +145,7 @@ class FileSplit:
         """Decode images and keep their labels; unreadable ones are left out, or an error."""
         places = index.tolist()
         images, bad = decode_files(
-            Part(self.source, index),
+            self.source.pick(places) if isinstance(self.source, StreamImages) else Part(self.source, index),
             size=self.size,
             channels=self.channels,
             corrupt=self.corrupt,
@@ -168,7 +177,7 @@ class ImageData:
         value_range: which values of the source are 0 and 1 on that scale; ``None``: those of 8 bits.
         remarks: what was found, in words.
         unread: files that were found, and could not be read.
-        fingerprint: of names and sizes of the training images' files; ``None``: they are in none.
+        fingerprint: of the training images: names and sizes of their files, or what they look like; ``None``: unknown.
     """
 
     name: str
@@ -226,6 +235,8 @@ class ImageData:
 
 
 def _sample(split: ImageSplit | FileSplit, count: int | None) -> ImageSplit:
+    if isinstance(split, FileSplit) and split.is_stream:
+        return split.take(torch.arange(len(split) if count is None else min(count, len(split))))
     labels = torch.zeros(len(split), dtype=torch.int64) if split.labels is None else split.labels
     known = (labels >= 0).nonzero()[:, 0]
     if isinstance(split, ImageSplit) and len(known) == len(split) and (count is None or count >= len(split)):

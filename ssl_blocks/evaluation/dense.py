@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, UInt, UInt8
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
@@ -15,6 +15,7 @@ from torchvision.transforms.v2 import functional as TF
 from ssl_blocks.bounds import Positive, Seed, Width
 from ssl_blocks.data.augment import RandomResizedCropFlip, to_float
 from ssl_blocks.data.pairs import IGNORED, MaskedImages, SegmentationData
+from ssl_blocks.data.resample import resize
 from ssl_blocks.doors import checked
 from ssl_blocks.encoders import TokenEncoder
 from ssl_blocks.engine.batches import load_parts
@@ -89,7 +90,7 @@ class SegmentationTask(Task):
         )
 
     def batches(self, portion: Portion) -> Iterable[tuple[Tensor, Tensor]]:
-        """Cropped images and masks, uint8."""
+        """Cropped images and masks."""
         key, workers = (self.seed, ORDER), self.training.num_workers
         return load_parts(self._make, self.plan, portion, num_images=len(self.data), key=key, workers=workers)
 
@@ -219,11 +220,11 @@ def tokens_of(who: str, extractor: Extractor) -> TokenEncoder:
 
 
 def _augment(
-    images: UInt8[Tensor, "b c h w"],
+    images: UInt[Tensor, "b c h w"],
     masks: UInt8[Tensor, "b h w"],
     scale: tuple[float, float] | None,
     generator: torch.Generator | None,
-) -> tuple[UInt8[Tensor, "b c h w"], UInt8[Tensor, "b h w"]]:
+) -> tuple[UInt[Tensor, "b c h w"], UInt8[Tensor, "b h w"]]:
     """Cut the same box out of image and mask, and mirror both or none."""
     if scale is None:
         return images, masks
@@ -233,7 +234,8 @@ def _augment(
     for image, mask in zip(images, masks, strict=True):
         box = crop.draw_box(height, width, generator=generator or torch.default_generator)
         where = (box.top, box.left, box.height, box.width, [height, width])
-        x = TF.resized_crop(image, *where, antialias=True)
+        part = image[:, box.top : box.top + box.height, box.left : box.left + box.width]
+        x = resize(part, (height, width))
         y = TF.resized_crop(mask[None], *where, interpolation=InterpolationMode.NEAREST_EXACT)[0]
         pairs.append((x.flip(-1), y.flip(-1)) if box.mirror else (x, y))
     return torch.stack([x for x, _ in pairs]), torch.stack([y for _, y in pairs])

@@ -82,6 +82,16 @@ class BlobSegments(StrictModel):
         return sb.ShuffledPartitioner(base=blobs) if self.shuffled else blobs
 
 
+def _check_shape(shape: sb.data.ImageShape, image_size: int | tuple[int, int] | None, channels: int | None) -> None:
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    wanted = (channels or shape.channels, *(size or shape[1:]))
+    if tuple(shape) != wanted:
+        raise ValueError(
+            f"loaded images of {'x'.join(map(str, shape))} must be {'x'.join(map(str, wanted))}, as image_size and "
+            "channels are configured"
+        )
+
+
 MOST_NAME = 200  # systems take 255, suffixes included
 
 SegmentsConfig = Annotated[TokenSegments | SquareSegments | BlobSegments, Field(discriminator="kind")]
@@ -136,10 +146,26 @@ class RunConfig(StrictModel):
             FileNotFoundError: if the data is not there and cannot be downloaded.
             ValueError: if the data cannot be used.
         """
+        return self.load_given(self.data.name)
+
+    def load_given(self, data: Any) -> sb.data.ImageData:
+        """Load images that are given in code, or named, as the section ``data`` has it; loaded ones stay as they are.
+
+        Args:
+            data: what `ssl_blocks.data.load` takes, or `ssl_blocks.data.ImageData`.
+
+        Raises:
+            FileNotFoundError: if the data is not there and cannot be downloaded.
+            TypeError: if it is no data.
+            ValueError: if the data cannot be used, or loaded images are not as configured.
+        """
         settings = self.data
         with section("data"):
+            if isinstance(data, sb.data.ImageData):
+                _check_shape(data.shape, settings.image_size, settings.channels)
+                return data
             return sb.data.load(
-                settings.name,
+                data,
                 image_size=settings.image_size,
                 channels=settings.channels,
                 root=settings.root,

@@ -3,6 +3,7 @@
 import string
 import textwrap
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import yaml
@@ -23,7 +24,7 @@ from ssl_blocks.pretrain.estimate import (
     example_images,
     state_bytes,
 )
-from ssl_blocks.pretrain.recipe import Assemble, C, build
+from ssl_blocks.pretrain.recipe import Assemble, C, build, with_data_in_code
 from ssl_blocks.pretrain.resume import is_free
 from ssl_blocks.randomness import seeded_generator
 from ssl_blocks.values import Serialization
@@ -43,29 +44,36 @@ KERNELS = {
 }
 
 
-def describe(config: C, assemble: Assemble[C]) -> str:
+def describe(config: C, assemble: Assemble[C], *, data: Any = None) -> str:
     """Describe a run: configuration, parameters, FLOPs, memory, schedule and the segments of one image.
 
     Data is only looked for, and noise takes its place, unless the configuration brings its own (`RunConfig.load_data`).
     The objective is built on the meta device, so its size is no matter; and with weights where it looks at any, or at
     images, while it is put together or when it draws.
 
+    Args:
+        config: the recipe's configuration.
+        assemble: builds the objective for the data.
+        data: in code, as of `Run.prepare`; it is loaded.
+
     Raises:
         ValueError: if parts do not fit, or the shape of the images is not known.
         TypeError: if the encoder cannot be kept causal.
     """
-    data, remark = _data(config)
-    schedule = _schedule(config)
-    augmentation = config.augmentation(data.shape, data.mean, data.std)
+    if data is not None:
+        config = with_data_in_code(config)
+    images, remark = _data(config) if data is None else (config.load_given(data), "")
+    schedule = _schedule(config, _num_images(config) if data is None else len(images.train))
+    augmentation = config.augmentation(images.shape, images.mean, images.std)
     try:
         with torch.device("meta"):
-            objective = assemble(config, data)
-        costs, segments = _looked_at(config, objective, data.shape, augmentation)
+            objective = assemble(config, images)
+        costs, segments = _looked_at(config, objective, images.shape, augmentation)
     except Exception:  # what goes wrong without weights may be right with them, or says what is wrong
-        costs, segments = _looked_at(config, build(config, assemble, data), data.shape, augmentation)
+        costs, segments = _looked_at(config, build(config, assemble, images), images.shape, augmentation)
     parts = [
         _configuration(config),
-        f"images: {'x'.join(map(str, data.shape))}{remark}",
+        f"images: {'x'.join(map(str, images.shape))}{remark}",
         *costs,
         schedule,
         segments,
@@ -158,10 +166,9 @@ def _memory(config: RunConfig, objective: Objective, shape: ImageShape, augmenta
     )
 
 
-def _schedule(config: RunConfig) -> str:
+def _schedule(config: RunConfig, number: int | None) -> str:
     settings, epochs = config.optimizer, config.trainer.epochs
     rows = [("schedule", ""), ("peak learning rate", f"{settings.lr:.4g}")]
-    number = _num_images(config)
     remark = settings.warmup_remark(epochs)
     note = "" if remark is None else f"\n  note: {remark}"
     if number is None:
@@ -179,12 +186,12 @@ def _num_images(config: RunConfig) -> int | None:
     found = NUM_IMAGES.get(name)
     if name.startswith("imagefolder:"):
         try:
-            train, test, _ = list_folder(at_home(name.partition(":")[2]))
+            held = list_folder(at_home(name.partition(":")[2]))
         except (OSError, ValueError):
             return None
-        if test is None and train.labels is not None:
+        if held.test is None and held.train.labels is not None:
             return None  # some of them will be held out
-        found = len(train.files)
+        found = len(held.train.places)
     return found if found is None or most is None else min(found, most)
 
 

@@ -190,7 +190,7 @@ class PretrainModule(Task):
         data = self.data
         numbers = {"training images": len(data.train), "their mean": list(data.mean), "their std": list(data.std)}
         kind = {"recipe": type(self.config).__name__, "image shape": list(data.shape)}
-        return kind | numbers | {"fingerprint of their names and sizes": data.fingerprint}
+        return kind | numbers | {"their fingerprint": data.fingerprint}
 
 
 def _gates(weight: ParametrizationList) -> list[Any]:

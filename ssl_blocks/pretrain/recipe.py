@@ -42,6 +42,11 @@ class Recipe(Generic[C]):
         return {file.stem: file for file in sorted(self.presets.glob(f"{self.name}_*.yaml"))}
 
 
+def with_data_in_code(config: C) -> C:
+    """The same configuration, which says that no name leads to the data."""
+    return config.model_copy(update={"data": config.data.model_copy(update={"name": sb.data.IN_CODE})})
+
+
 def build(config: C, assemble: Assemble[C], data: sb.data.ImageData) -> sb.Objective:
     """Assemble the objective with weights that depend on the configuration's seed alone."""
     import torch  # not above: --help would wait for it

@@ -17,7 +17,7 @@ from ssl_blocks.yaml_files import read_mapping
 FREE = {"name", "output_dir", "note", "data.root", "data.workers", "data.corrupt", "optimizer.accumulate"}
 EPOCHS = "trainer.epochs"
 ALLOWED = f"{EPOCHS} may be raised, and trainer.*, {', '.join(sorted(FREE))} may be others"
-FILES = {"imagefolder", "csv", "zip", "array"}  # sources that are named by where they lie
+FILES = {"imagefolder", "csv", "zip", "shards", "parquet", "array"}  # sources that are named by where they lie
 
 
 def starting_point(config: RunConfig, resume: Path | bool | None) -> Path | None:

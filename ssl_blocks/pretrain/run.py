@@ -23,7 +23,7 @@ from ssl_blocks.evaluation import FeatureQuality, Scores
 from ssl_blocks.files import TEMPORARY_SUFFIX, atomically
 from ssl_blocks.pretrain.complete import clear_damaged, missing_parts, seal, stored_scores, write_results
 from ssl_blocks.pretrain.module import PretrainModule
-from ssl_blocks.pretrain.recipe import Assemble, C, build
+from ssl_blocks.pretrain.recipe import Assemble, C, build, with_data_in_code
 from ssl_blocks.pretrain.report import print_report, stage
 from ssl_blocks.pretrain.resume import check_copy, lengthen, starting_point
 from ssl_blocks.pretrain.scoring import Sample, has_labels, measure_objective, num_scored
@@ -64,12 +64,17 @@ class Run(Generic[C]):
     assemble: Assemble[C]
 
     @classmethod
-    def prepare(cls, config: C, assemble: Assemble[C], *, resume: Path | bool | None = None) -> "Run[C]":
+    def prepare(
+        cls, config: C, assemble: Assemble[C], *, data: Any = None, resume: Path | bool | None = None
+    ) -> "Run[C]":
         """Load data, assemble the objective, and try all of it once on two images.
 
         Args:
             config: the recipe's configuration.
             assemble: builds the objective for the data.
+            data: in place of ``config.data.name``: what `ssl_blocks.data.load` takes (a data set of torch, an array, a
+                tensor, an iterable, a `Source`, or two of these, to train and to test on), or an `ImageData`. A run
+                that goes on is given the same data again.
             resume: ``None`` begins a run; ``True`` goes on with it where its folder exists; a path goes on with
                 that run, or from that checkpoint.
 
@@ -79,6 +84,8 @@ class Run(Generic[C]):
             ValueError: if data or parts do not fit, or the checkpoint is damaged or another run's.
             TypeError: if the encoder cannot be kept causal.
         """
+        if data is not None:
+            config = with_data_in_code(config)
         processes = count_processes(config.trainer, config.optimizer)
         if not is_rank_zero() and resume is None:
             resume = True  # the first process has looked, and may have begun to write
@@ -87,11 +94,11 @@ class Run(Generic[C]):
         console = terminal(quiet=not is_rank_zero())
         config.trainer.check_loggers()
         with stage(console, "loading the data", later=True) as tell_of_loading:
-            data = config.load_data()
-        objective = build(config, assemble, data)
+            images = config.load_data() if data is None else config.load_given(data)
+        objective = build(config, assemble, images)
         if config.start is not None and checkpoint is None:
             begin_with(objective, config.start)
-        module = PretrainModule(objective, data, config)
+        module = PretrainModule(objective, images, config)
         module.check()
         from ssl_blocks.engine.loop import Loop  # Lightning takes seconds to load: mistakes are told before
 
@@ -110,7 +117,7 @@ class Run(Generic[C]):
             check_copy(config, content, checkpoint)
             loop.continue_from(content, checkpoint)
         tell_of_loading()  # not before: a mistake is one line
-        return cls(config, data, module, loop, machine, checkpoint, assemble)
+        return cls(config, images, module, loop, machine, checkpoint, assemble)
 
     def fit(self) -> Path:
         """Train, score, export the encoder and draw figures; return the run's folder.

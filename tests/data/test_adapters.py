@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from ssl_blocks.data import (
     ArrayImages,
@@ -18,12 +18,13 @@ from ssl_blocks.data import (
     DatasetImages,
     RandomResizedCropFlip,
     Source,
-    ZipImages,
+    adapters,
     load,
     register_source,
     train_loader,
 )
 from ssl_blocks.data.adapters import as_found
+from ssl_blocks.data.archives import read_zip
 from ssl_blocks.data.sources import KINDS, find_shape
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 6, 8, 3), dtype=np.uint8)
@@ -55,12 +56,12 @@ def table(root: Path) -> CsvFiles:
     return CsvFiles(root / "list.csv")
 
 
-def archive(root: Path) -> ZipImages:
+def archive(root: Path) -> str:
     with zipfile.ZipFile(root / "set.zip", "w") as stored:
         for i, file in enumerate(files(root / "pictures")):
             stored.write(file, f"set/{['cat', 'dog', 'emu'][LABELS[i]]}/{i:02}.png")
         stored.writestr("__MACOSX/set/cat/._00.png", b"no image")
-    return ZipImages(root / "set.zip")
+    return f"zip:{root}/set.zip"
 
 
 SOURCES: dict[str, Any] = {
@@ -120,7 +121,8 @@ def test_workers_read_what_one_process_reads(kind: str, tmp_path: Path) -> None:
 
 
 def test_an_archive_is_pickled_closed(tmp_path: Path) -> None:
-    source = archive(tmp_path)
+    archive(tmp_path)
+    source: Any = read_zip(tmp_path / "set.zip").train.items
     first = source[0]
     again = pickle.loads(pickle.dumps(source))
     assert again[0] == first
@@ -174,7 +176,7 @@ def test_labels_of_a_table_may_be_missing_or_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda: as_found(3), "data of type int must be a Source"),
+        (lambda: as_found(3), "data of type int must be a Source, a data set"),
         (lambda: as_found({"a": 1}), "data of type dict must be a Source"),
         (lambda: ArrayImages(np.zeros((3, 4))), r"images of shape \(3, 4\) must be"),
         (lambda: ArrayImages(PIXELS, LABELS[:5]), r"labels of .* must be one whole number for each of 12"),
@@ -183,7 +185,7 @@ def test_labels_of_a_table_may_be_missing_or_numbers(tmp_path: Path) -> None:
         (lambda: DatasetImages([]), "must hold at least one image"),
         (lambda: DatasetImages([{"pixels": 0}]), r"must name one of the data set's fields \['pixels'\]"),
         (lambda: CsvFiles("nowhere.csv"), "csv:nowhere.csv must name a file"),
-        (lambda: ZipImages("nowhere.zip"), "zip:nowhere.zip must name a file"),
+        (lambda: load("zip:nowhere.zip"), "zip:nowhere.zip must name a file"),
         (lambda: load("array:nowhere.npy"), "array:nowhere.npy must name a file"),
         (lambda: load("hf:nowhere"), "hf:nowhere must name a folder"),
         (lambda: load("csv:"), "must name a file: csv:PATH"),
@@ -202,3 +204,34 @@ def test_hugging_face(tmp_path: Path) -> None:
     data = load(f"hf:{tmp_path}/set")
     assert data.class_names == ("cat", "dog", "emu")
     assert everything(data) == everything(load(ArrayImages(PIXELS, LABELS)))
+
+
+class Told(Pairs):
+    """Knows its labels and classes without its items being read."""
+
+    targets = LABELS
+    classes = ("cat", "dog", "emu")
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        self.read = [*getattr(self, "read", []), index]
+        return super().__getitem__(index)
+
+
+def test_labels_that_a_data_set_tells_are_not_read_out_of_its_items() -> None:
+    told = Told()
+    wrapped = ConcatDataset([Subset(told, [3, 4, 5]), Subset(Subset(told, range(6, 12)), [1, 2])])
+    source = DatasetImages(wrapped)
+    assert source.labels is not None
+    assert source.labels.tolist() == [LABELS[i] for i in (3, 4, 5, 7, 8)]
+    assert source.class_names == ("cat", "dog", "emu")
+    assert told.read == [3]  # to see what an item looks like
+
+
+def test_reading_items_for_their_labels_is_told_where_it_takes_long(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    DatasetImages(Pairs())
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(adapters, "TELL_EVERY", -1.0)
+    DatasetImages(Pairs())
+    assert "reading every item for its label: 5 of 12 (DatasetImages(dataset, labels=...)" in capsys.readouterr().err

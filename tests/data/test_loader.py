@@ -223,3 +223,24 @@ def test_auto_streams_what_does_not_fit_and_both_ways_see_the_same(folder: Path)
 def test_processes_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
     assert [share_of_cores(n) for n in (1, 2, 8, 16, 40)] == [16, 8, 2, 1, 1]
+
+
+@pytest.mark.parametrize("kind", ["shards", "stream"])
+@pytest.mark.parametrize("first", [0, 2])
+def test_two_processes_load_what_one_does_and_go_on_in_mid_epoch(
+    kind: str, first: int, divided: Path, tmp_path: Path
+) -> None:
+    from tests.data import test_archives, test_streams, two_processes
+
+    test_archives.shards(tmp_path)
+    data = (
+        f"shards:{tmp_path}/train-*.tar"
+        if kind == "shards"
+        else test_streams.StreamImages(test_streams.Pairs(), count=22)
+    )
+    split = load(data, image_size=(6, 8), storage="stream", root=tmp_path).train
+    whole = list(two_processes.loader(split, workers=0))
+    shares = [torch.load(divided / "data" / f"{kind}-{first}-{rank}.pt") for rank in (0, 1)]
+    assert len(whole) - first == len(shares[0]) == len(shares[1])
+    for batch, *parts in zip(whole[first:], *shares, strict=True):
+        assert torch.equal(torch.cat(parts), batch)

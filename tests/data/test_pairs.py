@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import ssl_blocks as sb
 from ssl_blocks.data import (
     ImageMaskFiles,
     MaskedImages,
@@ -19,6 +20,9 @@ from ssl_blocks.data import (
     voc_images,
 )
 from ssl_blocks.data.pairs import voc_classes
+from ssl_blocks.evaluation.dense import SegmentationTraining, train_segmentation
+from ssl_blocks.evaluation.pyramid import FeaturePyramid
+from ssl_blocks.evaluation.segmentation import SegmentationModel, UPerHead
 
 
 def save_pair(folder: Path, stem: str, mask: np.ndarray, images: str = "images", masks: str = "masks") -> None:
@@ -219,3 +223,25 @@ def test_one_image_cannot_be_split(tmp_path: Path) -> None:
     make_folder(tmp_path, num=1)
     with pytest.raises(ValueError, match="must hold at least two images"):
         load_segmentation(f"maskfolder:{tmp_path}", image_size=16, num_classes=4)
+
+
+def test_images_of_more_than_8_bits_keep_their_values_and_are_trained_on(tmp_path: Path) -> None:
+    for i in range(4):
+        mask = blocks(seed=i)
+        save_pair(tmp_path, f"pair{i}", mask)
+        (tmp_path / "images" / f"pair{i}.jpg").unlink()
+        np.save(tmp_path / "images" / f"pair{i}.npy", np.stack([mask * 1000.0 - 1000] * 5, axis=2))
+    options = {"image_size": (40, 60), "num_classes": 4, "channels": 5, "value_range": (-1000.0, 3000.0)}
+    data = load_segmentation(f"maskfolder:{tmp_path}", **options)
+    image, mask = data.train[0]
+    assert (image.shape, image.dtype) == ((5, 40, 60), torch.uint16)
+    assert torch.equal((image[2].float() / 65535 * 4).round(), mask.float())
+    with pytest.raises(UnreadableImageError, match="its pixels are float64, not uint8"):
+        load_segmentation(f"maskfolder:{tmp_path}", **(options | {"value_range": None})).train[0]
+    encoder = sb.encoders.timm_vit(
+        "vit_tiny_patch16_224", image_size=(40, 60), patch_size=20, channels=5, embed_dim=16, depth=4, num_heads=1
+    )
+    statistics = {"mean": (0.5,) * 5, "std": (0.25,) * 5}
+    model = SegmentationModel(FeaturePyramid(encoder, out_channels=8), UPerHead(in_channels=8, num_classes=4))
+    losses = train_segmentation(model, data.train, training=SegmentationTraining(epochs=2, batch_size=2), **statistics)
+    assert all(loss < 10 for loss in losses)

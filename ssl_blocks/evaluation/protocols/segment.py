@@ -53,14 +53,21 @@ class Segment(Protocol[SegmentSettings, "SegmentationData"]):
     is_shared = True
     heading = "segmentation: mean IoU, pixels"
 
-    def __init__(self, settings: SegmentSettings | None = None, *, root: Path = Path(".data"), **context: Any) -> None:
+    def __init__(
+        self,
+        settings: SegmentSettings | None = None,
+        *,
+        root: Path = Path(".data"),
+        value_range: tuple[float, float] | None = None,
+        **context: Any,
+    ) -> None:
         super().__init__(settings, **context)
-        self.root = root
+        self.root, self.value_range = root, value_range
 
     @classmethod
     def configured(cls, config: Any, **context: Any) -> Sequence[Protocol[Any, Any]]:
-        """With the folder that all data lies in."""
-        return [cls(config.segment, root=config.data.root, **context)]
+        """With the folder that all data lies in, and the range of its values."""
+        return [cls(config.segment, root=config.data.root, value_range=config.data.value_range, **context)]
 
     def load(self, subject: "Subject", images: "Callable[[], Labelled]") -> "SegmentationData":
         """Images of the encoder's size, and their masks."""
@@ -80,6 +87,7 @@ class Segment(Protocol[SegmentSettings, "SegmentationData"]):
             channels=encoder.channels,
             root=self.root,
             seed=self.seed,
+            value_range=self.value_range,
         )
 
     def check(self, subject: "Subject", data: "SegmentationData") -> None:
