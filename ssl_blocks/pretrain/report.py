@@ -65,11 +65,11 @@ def scores_table(title: str, scores: Sequence[Scores]) -> Table:
     images = f"{scores[0].num_test:,} test images by {scores[0].num_train:,} training images"
     table = Table(title=f"{title}: accuracy on {images}")
     table.add_column("features")
+    table.add_column(f"linear probe, {scores[0].shots} labels a class", justify="right")  # what papers report, first
     table.add_column("kNN", justify="right")
-    table.add_column(f"linear probe, {scores[0].shots} labels a class", justify="right")
     for row in scores:
         probe = "-" if row.fewshot is None else f"{row.fewshot.mean:.1%} ± {row.fewshot.std:.1%}"
-        table.add_row(row.name, f"{row.knn:.1%}", probe)
+        table.add_row(row.name, probe, f"{row.knn:.1%}")
     return table
 
 
