@@ -17,7 +17,7 @@ from torch import Tensor
 from ssl_blocks.glance import NARROW, Fits, Sizes, glance
 
 T = TypeVar("T")
-BOUNDS = {
+BOUNDS: dict[type, tuple[str, str, Callable[[Any, Any], bool]]] = {
     Ge: ("at least", "ge", lambda value, bound: value >= bound),
     Gt: ("above", "gt", lambda value, bound: value > bound),
     Le: ("at most", "le", lambda value, bound: value <= bound),
@@ -45,7 +45,7 @@ def checked(target: T) -> T:
         ValueError: depth=0 must be at least 1 and at most 1,000
     """
     if not isinstance(target, type):
-        return _guarded(target)  # type: ignore[type-var, return-value]
+        return _guarded(target)  # type: ignore[arg-type, return-value]
     for name, member in list(vars(target).items()):
         if name.startswith("_") and name not in ("__init__", "__call__"):
             continue

@@ -9,12 +9,14 @@ from ssl_blocks.data.imagefolder import list_images
 from ssl_blocks.data.items import Paths
 from ssl_blocks.data.reading import Found, Listed, found_remark
 from ssl_blocks.data.sources import SOURCES, find_named
+from ssl_blocks.doors import checked
 from ssl_blocks.files import at_home
 
 MOST_BYTES = 8 * 2**30  # of a stream
 FILES = {".csv": "csv:", ".zip": "zip:", ".npz": "array:", ".tar": "shards:", ".parquet": "parquet:"}
 
 
+@checked
 def find_images(name: Any, *, root: str | Path = ".data") -> Found:
     """Find the images of a data set, and read none: parts as they come.
 

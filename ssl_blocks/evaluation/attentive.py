@@ -9,6 +9,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from ssl_blocks.data import FileSplit, ImageSplit
+from ssl_blocks.doors import checked
 from ssl_blocks.engine.optimizers import warmup_cosine
 from ssl_blocks.evaluation.checks import CannotScoreError
 from ssl_blocks.evaluation.extract import Extractor
@@ -22,6 +23,7 @@ INITIAL, HELD_OUT, ORDER = range(3)  # what a generator is for
 MOST_KEPT = 2**29  # values of all places that are kept: 2 GiB; of more, every epoch encodes anew
 
 
+@checked
 class AttentiveHead(nn.Module):
     """Pool places by cross-attention of a learned query, and classify what comes out.
 
@@ -70,6 +72,7 @@ class AttentiveHead(nn.Module):
         return F.linear(seen, self.weight, self.bias)
 
 
+@checked
 def attentive_probe(
     extractor: Extractor,
     data: Labelled,

@@ -6,12 +6,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from ssl_blocks.doors import checked
 from ssl_blocks.encoders import FeatureEncoder, RegionEncoder, TokenEncoder
 from ssl_blocks.values import Encoded
 
 Pooling = Literal["mean", "class_token", "both"]
 
 
+@checked
 class PooledLayers:
     """Features of the last layers of an encoder of tokens side by side, each normalised by the model's final norm.
 
@@ -68,6 +70,7 @@ class PooledLayers:
         return torch.cat(parts, 1)
 
 
+@checked
 class AllPlaces:
     """All places of an image in a row, as one long vector: normalised patch tokens, or regions.
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ssl_blocks.doors import checked
 from ssl_blocks.grid import Grid
 from ssl_blocks.visualize.panels import ALLOWED, INK, SIGNAL, check_shape, to_pictures
 
@@ -16,6 +17,7 @@ SIDE = 1.3  # inches
 SAME, OTHER = "same class", "another class"
 
 
+@checked
 def draw_neighbours(
     queries: Tensor,
     neighbours: Tensor,
