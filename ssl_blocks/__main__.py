@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from ssl_blocks import evaluate
 from ssl_blocks.cli import main as run_recipe
 from ssl_blocks.cli.arguments import closest_word
-from ssl_blocks.cli.command import WRONG_WISH, fail
+from ssl_blocks.cli.command import WRONG_WISH
+from ssl_blocks.cli.ending import ending_in_a_line, fail
 from ssl_blocks.deploy.cli import COMMANDS, main as run_command
 from ssl_blocks.engine.rank import is_rank_zero
 from ssl_blocks.program import as_typed
@@ -15,6 +16,7 @@ from ssl_blocks.recipes import RECIPES
 EVALUATE = "evaluate"
 
 
+@ending_in_a_line("the command did not end")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that the first argument names, and return its exit code.
 

@@ -14,9 +14,9 @@ from annotated_types import Ge, Gt, Le, Lt
 from jaxtyping import AbstractArray
 from torch import Tensor
 
+from ssl_blocks.glance import NARROW, Fits, Sizes, glance
+
 T = TypeVar("T")
-NARROW = {"int2", "int4", "int8", "int16"}  # no places and labels: torch takes some of them for masks
-Sizes = dict[str, tuple[int, str]]  # of axes by name: the size, and the argument that has it
 BOUNDS = {
     Ge: ("at least", "ge", lambda value, bound: value >= bound),
     Gt: ("above", "gt", lambda value, bound: value > bound),
@@ -80,13 +80,17 @@ def check_weights(name: str, x: Tensor, weight: Tensor) -> None:
         raise TypeError(f"{name} of {x.dtype} must be {weight.dtype}, as the weights are")
 
 
+_DOORS: "list[_Door]" = []
+
+
 def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
-    door = _Door(function)
+    number = len(_DOORS)  # Dynamo traces no object of ours that lies in a closure
+    _DOORS.append(_Door(function))
 
     @functools.wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> Any:
         if not torch.compiler.is_compiling():
-            door.check(args, kwargs)
+            _DOORS[number].check(args, kwargs)
         return function(*args, **kwargs)
 
     return guarded
@@ -121,14 +125,21 @@ class _Door:
     def _parameters(self) -> Iterable[inspect.Parameter]:
         return inspect.signature(self.function).parameters.values()
 
+    @functools.cached_property
+    def fits(self) -> dict[str, Fits]:
+        """What says at a glance that an argument is fine, by its name."""
+        return {name: glance(hint) for name, hint in self.hints.items() if name != "return"}
+
     def check(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Refuse the first argument that does not fit; a wrong number of them is Python's to refuse."""
-        hints, names = self.hints, self.names
+        hints, names, fits = self.hints, self.names, self.fits
         sizes: Sizes = {}
         home: list[tuple[str, Tensor]] = []
         for name, value in (*zip(names, args, strict=False), *kwargs.items()):
-            if name in hints and name != "return":
-                _check(name, value, hints[name], sizes)
+            if name in fits:
+                sizes[""] = (0, name)  # whose axes are noted
+                if not fits[name](value, sizes):
+                    _check(name, value, hints[name], sizes)
                 if isinstance(value, Tensor) and value.ndim:
                     home.append((name, value))
                     if name == "images" and not len(value) and value.is_floating_point():
@@ -185,22 +196,17 @@ def _problem(value: Any, hint: Any, sizes: Sizes) -> Problem | None:
 def _wrong_kind(value: Any, kind: type) -> Problem | None:
     if getattr(kind, "_is_protocol", False) and not getattr(kind, "_is_runtime_protocol", False):
         return None
-    if kind is torch.device and isinstance(value, str):
-        return _wrong_device(value)
     try:
+        if kind is torch.device and isinstance(value, str):
+            torch.device(value)
+            return None
         fits = isinstance(value, kind)
+    except RuntimeError:
+        return ValueError, "a device, such as 'cpu' or 'cuda:0'"
     except TypeError:  # a protocol that cannot be asked
         return None
     name = {"str": "text"}.get(kind.__name__, kind.__name__)
     return None if fits else (TypeError, name if name == "text" else f"{'an' if name[0] in 'AEIOU' else 'a'} {name}")
-
-
-def _wrong_device(value: str) -> Problem | None:
-    try:
-        torch.device(value)
-    except RuntimeError:
-        return ValueError, "a device, such as 'cpu' or 'cuda:0'"
-    return None
 
 
 def _none_fits(value: Any, members: Sequence[Any], sizes: Sizes) -> Problem | None:
@@ -217,7 +223,9 @@ def _none_fits(value: Any, members: Sequence[Any], sizes: Sizes) -> Problem | No
         found.append(problem)
     near = [problem for problem in found if problem[0] is ValueError and not problem[1].startswith(("a device", "'"))]
     words = dict.fromkeys(wanted for _, wanted in found)
-    return near[0] if len(near) == 1 else (TypeError, _listed(list(words)))
+    if len(near) != 1:
+        return TypeError, _listed(list(words))
+    return ValueError, near[0][1] + ", or None" * (NoneType in members)
 
 
 def _wrong_number(value: Any, hint: type) -> Problem | None:

@@ -32,6 +32,26 @@ def modes_kept(model: nn.Module, *, training: bool | None = None) -> Iterator[No
             part.training = mode
 
 
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Give every buffer its values back afterwards: what is only tried or looked at must leave no trace.
+
+    Examples:
+        >>> norm = nn.BatchNorm1d(2)
+        >>> with buffers_kept(norm):
+        ...     _ = norm(torch.ones(4, 2))
+        >>> norm.running_mean
+        tensor([0., 0.])
+    """
+    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, was in before:
+                buffer.copy_(was)
+
+
 def full_precision(like: Tensor) -> AbstractContextManager[None]:
     """Leave autocast on the device of a tensor; the meta device knows none."""
     return nullcontext() if like.is_meta else torch.autocast(like.device.type, enabled=False)

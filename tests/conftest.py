@@ -24,14 +24,8 @@ SHARED = {"divided": "two processes", "compiled": "compile checks", "bare": "bar
 
 # what takes long although it may start no process; `make quick` does not even collect it
 LONG = (
-    *(
-        "tests/benchmarks",
-        "tests/deploy",
-        "tests/evaluate",
-        "tests/gallery",
-        "tests/pretrain",
-        "tests/test_custom_objective.py",
-    ),
+    *("tests/benchmarks", "tests/deploy", "tests/evaluate", "tests/gallery", "tests/pretrain"),
+    "tests/test_custom_objective.py",
     *(f"tests/encoders/test_{name}.py" for name in ("card", "eva", "pretrained", "regions", "resizing", "storage")),
     *(f"tests/encoders/test_{name}.py" for name in ("tracing", "transformers", "untrained")),
     *(f"tests/evaluation/test_{name}.py" for name in ("dense", "finetune", "linear", "segmentation")),

@@ -687,3 +687,61 @@ def epps_pulley(values: list[float], knots: int, reach: float) -> float:
         return ((cosine - normal) ** 2 + sine**2) * normal
 
     return len(values) * sum((b - a) * (height(a) + height(b)) / 2 for a, b in itertools.pairwise(points))
+
+
+# --- quality of features ----------------------------------------------------------------------------------------------
+
+
+def entropy_rank(values: Sequence[float], epsilon: float = 0.0) -> float:
+    """``exp`` of the entropy of values as shares of their sum, each plus ``epsilon``."""
+    shares = [value / sum(values) + epsilon for value in values]
+    return math.exp(-sum(share * math.log(share) for share in shares if share > 0))
+
+
+def covariance(features: Tensor) -> Tensor:
+    """Mean products of deviations from the mean ``[D, D]``, in float64."""
+    count, wide = features.shape
+    rows = [[float(value) for value in row] for row in features]
+    mean = [sum(row[k] for row in rows) / count for k in range(wide)]
+    out = torch.zeros(wide, wide, dtype=torch.float64)
+    for i in range(wide):
+        for j in range(wide):
+            out[i, j] = sum((row[i] - mean[i]) * (row[j] - mean[j]) for row in rows) / count
+    return out
+
+
+def power_law(variances: Sequence[float], first: int, last: int) -> float:
+    """Exponent of ``variance = c / rank ** alpha``, by least squares of logarithms with weights ``1 / rank``."""
+    points = [
+        (math.log(rank), math.log(variances[rank - 1]), 1 / rank)
+        for rank in range(first, min(last, len(variances)) + 1)
+    ]
+    total = sum(w for _, _, w in points)
+    x_mean, y_mean = sum(w * x for x, _, w in points) / total, sum(w * y for _, y, w in points) / total
+    slope = sum(w * (x - x_mean) * (y - y_mean) for x, y, w in points) / sum(
+        w * (x - x_mean) ** 2 for x, _, w in points
+    )
+    return -slope
+
+
+def on_sphere(features: Tensor) -> list[list[float]]:
+    """Rows at length 1."""
+    rows = [[float(value) for value in row] for row in features]
+    return [[value / math.sqrt(sum(v * v for v in row)) for value in row] for row in rows]
+
+
+def squared_distance(one: Sequence[float], other: Sequence[float]) -> float:
+    """Sum of squared differences."""
+    return sum((a - b) ** 2 for a, b in zip(one, other, strict=True))
+
+
+def pair_potential(features: Tensor, t: float) -> float:
+    """Logarithm of the mean of ``exp(-t |x - y|²)`` over pairs of different rows of length 1."""
+    potentials = [math.exp(-t * squared_distance(x, y)) for x, y in itertools.combinations(on_sphere(features), 2)]
+    return math.log(sum(potentials) / len(potentials))
+
+
+def pair_distance(first: Tensor, second: Tensor, alpha: float) -> float:
+    """Mean of ``|x - y| ** alpha`` over rows of the same place, of length 1."""
+    pairs = zip(on_sphere(first), on_sphere(second), strict=True)
+    return sum(math.sqrt(squared_distance(x, y)) ** alpha for x, y in pairs) / len(first)

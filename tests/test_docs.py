@@ -14,6 +14,8 @@ import yaml
 import ssl_blocks
 from ssl_blocks.cli import load_config
 from ssl_blocks.cli.arguments import read_arguments
+from ssl_blocks.cli.command import parse_config
+from ssl_blocks.deploy.cli import COMMANDS, read_words
 from ssl_blocks.evaluate.cli import configure, read_wish
 from ssl_blocks.recipes import RECIPES
 
@@ -128,6 +130,10 @@ def check_options(line: str, words: list[str]) -> None:
             if rest and "help" not in wish.options:
                 assert wish.asked, f"{line!r} evaluates by nothing"
                 configure(wish, wish.word)
+        elif name in COMMANDS:
+            words, options, _ = read_words(COMMANDS[name], rest)
+            if words is not None:
+                parse_config(COMMANDS[name].settings, options, base={}, source="")
         elif name in RECIPES:
             arguments = read_arguments(rest, RECIPES[name].config)
             if rest and not arguments.wants_help and not isinstance(arguments.resume, Path):
@@ -321,6 +327,8 @@ def test_open_blocks_are_found() -> None:
         ("ssl-blocks evaluate knn runs/x --knn.ks 1", "--knn.ks is no known option"),
         ("ssl-blocks evaluate knn runs/x --knn.k 0", "knn.k=0 must be greater than 0"),
         ("ssl-blocks ransac", "'ransac' is none of"),
+        ("ssl-blocks embed runs/x photos -o f.npy --layer 3", "--layer is no known option; did you mean --layers"),
+        ("ssl-blocks push runs/x", "push takes RUN OWNER/NAME, got runs/x"),
         ("torchrun --nproc-per-node 2 -m ssl_blocks randsac --bogus 1", "--bogus is no known option"),
         ("torchrun --nproc-per-node 2 examples/missing.py", "no file examples/missing.py"),
         ("curl example", "'curl' is none of"),

@@ -24,6 +24,7 @@ LAYERS = [
     {
         "bounds",
         "doors",
+        "glance",
         "grid",
         "values",
         "constants",
@@ -116,7 +117,8 @@ def test_encoders_import_no_decoder():
 
 def test_values_import_nothing_of_the_package_but_grids_and_checks():
     checks = {"ssl_blocks.bounds", "ssl_blocks.doors"}
-    assert not any(map(list, map(imported, checks)))
+    assert set(imported("ssl_blocks.doors")) == {"ssl_blocks.glance"}
+    assert not [*imported("ssl_blocks.bounds"), *imported("ssl_blocks.glance")]
     assert set(imported("ssl_blocks.grid")) < checks
     assert set(imported("ssl_blocks.values")) == {"ssl_blocks.grid", *checks}
 
@@ -152,8 +154,9 @@ import ssl_blocks
 note("plain import")
 from ssl_blocks.__main__ import main
 from ssl_blocks.recipes import RECIPES
+from ssl_blocks.deploy.cli import COMMANDS
 with contextlib.redirect_stdout(io.StringIO()) as text:
-    for argv in [["--help"], ["evaluate", "--help"], *([name, "--help"] for name in RECIPES)]:
+    for argv in [["--help"], ["evaluate", "--help"], *([name, "--help"] for name in [*RECIPES, *COMMANDS])]:
         assert main(argv) == 0
         note(" ".join(argv))
 assert text.getvalue().count("--trainer.epochs N") == len(RECIPES)

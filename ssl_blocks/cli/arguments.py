@@ -13,7 +13,7 @@ from ssl_blocks.files import at_home
 
 DISCRIMINATOR = "kind"
 MOST_SHOWN = 120  # characters of a wrong value
-SWITCHES = ("preset", "resume", "dry-run", "help")
+SWITCHES = ("preset", "resume", "replay", "dry-run", "help")
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Arguments:
 
     preset: str | None
     resume: Path | Literal[True] | None
+    replay: Path | None
     dry_run: bool
     wants_help: bool
     overrides: dict[str, str]
@@ -57,8 +58,11 @@ def read_arguments(argv: Sequence[str], config_class: type[BaseModel]) -> Argume
                     f"--{name} {given[name]} contradicts --resume {resume}, which says what to go on with: leave out "
                     f"--{name}, or give --resume without a path"
                 )
+    if "replay" in given and {"preset", "resume", "dry-run"} & set(given):
+        raise ValueError(f"--replay {given['replay']} is of a run and does one step of it again: leave out the others")
     return Arguments(
         preset=given.get("preset"),
+        replay=None if given.get("replay") is None else at_home(str(given["replay"])),
         resume=True if "resume" in given and resume is None else None if resume is None else at_home(resume),
         dry_run="dry-run" in given,
         wants_help="help" in given,
@@ -243,8 +247,11 @@ def _expectation(item: dict[str, Any]) -> str:
         case "less_than":
             return f"must be less than {context['lt']:g}"
         case "less_than_equal":
+            most = context["le"]
             return (
-                f"must be at most {context['le']:,}" if context["le"] < 10**15 else f"must be at most {context['le']:g}"
+                f"must be at most {most:,g}"
+                if most >= 10**15 or most != int(most)
+                else f"must be at most {int(most):,}"
             )
         case "literal_error":
             choices = context["expected"]

@@ -15,9 +15,10 @@ from pydantic_settings.exceptions import SettingsError
 
 from ssl_blocks import pretrain
 from ssl_blocks.cli.arguments import DISCRIMINATOR, Arguments, closest_word, explain, read_arguments
+from ssl_blocks.cli.ending import ending_in_a_line, fail as fail
 from ssl_blocks.cli.helptext import help_text
 from ssl_blocks.engine.errors import RunStopped
-from ssl_blocks.engine.rank import ProcessesError, check_environment, is_rank_zero
+from ssl_blocks.engine.rank import check_environment, is_rank_zero
 from ssl_blocks.engine.settings import default_kind
 from ssl_blocks.files import at_home
 from ssl_blocks.pretrain.config import RunConfig
@@ -30,6 +31,7 @@ M = TypeVar("M", bound=BaseModel)
 WRONG_WISH = 2
 
 
+@ending_in_a_line("nothing was written")
 def main(recipe: Recipe[C], argv: Sequence[str] | None = None, *, program: str | None = None) -> int:
     """Run a recipe from the command line and return its exit code.
 
@@ -48,6 +50,9 @@ def main(recipe: Recipe[C], argv: Sequence[str] | None = None, *, program: str |
             _print_help(recipe, program)
             return 0
         config = _configure(recipe, arguments)
+        if arguments.replay is not None:
+            _print("\n".join([*pretrain.replay(config, recipe.assemble, arguments.replay), ""]))
+            return 0
         if arguments.dry_run:
             _print(pretrain.describe(config, recipe.assemble))
             return 0
@@ -85,10 +90,13 @@ def _configure(recipe: Recipe[C], arguments: Arguments) -> C:
     if isinstance(arguments.resume, Path):
         folder = pretrain.run_folder(arguments.resume).resolve()
         base = pretrain.stored_config(arguments.resume) | {"name": folder.name, "output_dir": _short(folder.parent)}
+    elif arguments.replay is not None:
+        base = pretrain.dumped_config(arguments.replay)
     elif arguments.preset is not None:
         base = read_preset(arguments.preset, recipe)
 
-    source = f"--preset {arguments.preset}" if arguments.preset is not None else f"--resume {arguments.resume}"
+    known = {"--preset": arguments.preset, "--replay": arguments.replay, "--resume": arguments.resume}
+    source = next((f"{option} {value}" for option, value in known.items() if value is not None), "")
     config = parse_config(recipe.config, arguments.overrides, base=base, source=source)
     _check_effect(config, arguments.overrides)
     return config
@@ -169,15 +177,6 @@ def _check_place(folder: Path) -> None:
 def _print(text: str) -> None:
     if is_rank_zero():
         print(text, end="")
-
-
-def fail(reason: Exception, exit_code: int) -> int:
-    """Tell a mistake in one line on standard error, whichever process it is in, and return the exit code."""
-    # the end of a run has been told by the process that met it
-    if is_rank_zero() or not isinstance(reason, RunStopped):
-        where = "error" if is_rank_zero() or isinstance(reason, ProcessesError) else "error in another process"
-        print(f"{where}: {' '.join(str(reason).split())}", file=sys.stderr, flush=True)
-    return exit_code
 
 
 class _BaseSource(PydanticBaseSettingsSource):

@@ -21,6 +21,7 @@ _SWITCHES = (
         "go on with the run in folder PATH, or from a checkpoint file in it, with the values that it was begun with; "
         "without PATH: go on with the run of this --name if there is one, else begin it",
     ),
+    ("--replay FILE", "do the step again that a run kept in FILE, and print what is not finite and where first"),
     ("--dry-run", "print configuration, parameters, FLOPs, memory and segments, and stop: nothing is written"),
     ("-h, --help", "print this text, and stop"),
 )

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_blocks.bounds import Channels, Count, Seed
+from ssl_blocks.bounds import Bytes, Channels, Count, Seed
 from ssl_blocks.code import import_named, is_code
 from ssl_blocks.data.adapters import CsvFiles, as_found, hold_streams, read_arrays
 from ssl_blocks.data.archives import read_shards, read_zip
@@ -51,7 +51,7 @@ def load(
     max_test: Count | None = None,
     seed: Seed = 0,
     storage: Storage = "auto",
-    max_bytes: Count = 8 * 2**30,
+    max_bytes: Bytes = 8 * 2**30,
     corrupt: Corrupt = "error",
     value_range: Range | None = None,
 ) -> ImageData:

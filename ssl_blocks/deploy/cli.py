@@ -57,7 +57,7 @@ COMMANDS = {
             "Features of your images by a trained encoder, into a .npy or .parquet file.",
             (ENCODER, IMAGES),
             EmbedConfig,
-            "ssl_blocks.deploy.embed:run",
+            "ssl_blocks.deploy.features:run",
             ("runs/randsac_digits photos -o features.parquet", "runs/randsac_digits digits -o features.npy"),
         ),
         Command(
@@ -65,7 +65,7 @@ COMMANDS = {
             "Classes or masks of your images by a fine-tuned model.",
             (MODEL, IMAGES),
             PredictConfig,
-            "ssl_blocks.deploy.predict:run",
+            "ssl_blocks.deploy.predictions:run",
             ("finetuned photos -o predictions.csv --top_k 3", "segmenter photos -o masks"),
         ),
         Command(
@@ -102,7 +102,7 @@ def main(command: Command, argv: Sequence[str] | None = None, *, program: str | 
     """
     given = list(sys.argv[1:] if argv is None else argv)
     try:
-        words, options, is_dry = _read(command, given)
+        words, options, is_dry = read_words(command, given)
         if words is None:
             print(help_text(command, program or f"{as_typed()} {command.name}"), end="")
             return 0
@@ -116,7 +116,7 @@ def main(command: Command, argv: Sequence[str] | None = None, *, program: str | 
     return 0
 
 
-def _read(command: Command, argv: list[str]) -> tuple[list[str] | None, dict[str, str], bool]:
+def read_words(command: Command, argv: list[str]) -> tuple[list[str] | None, dict[str, str], bool]:
     """Words, options, and whether it is a dry run; no words: help is wanted."""
     count = next((place for place, word in enumerate(argv) if word.startswith("-")), len(argv))
     words, rest = argv[:count], ["--output" if word == "-o" else word for word in argv[count:]]

@@ -103,8 +103,12 @@ def _upload(repository: str, staged: Path, config: PushConfig, api: Api | None) 
         from huggingface_hub import HfApi
 
         api = HfApi()
-    api.create_repo(repository, private=config.private, exist_ok=True)
-    api.upload_folder(repo_id=repository, folder_path=str(staged), commit_message=config.message)
+    try:
+        api.create_repo(repository, private=config.private, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=str(staged), commit_message=config.message)
+    except Exception as error:  # of whichever library it speaks through
+        reason = " ".join(str(error).split())
+        raise OSError(f"{repository} could not be uploaded: {type(error).__name__}: {reason}") from error
     return f"{getattr(api, 'endpoint', 'https://huggingface.co')}/{repository}"
 
 

@@ -97,7 +97,9 @@ class ImageStream:
         part = self.parts[number]
         places = range(start, min(start + self.batch_size, len(part.items)))
         raw: list[Any] = [part.items[place] for place in places]
-        images, rows, kept = [], [], []
+        images: list[Tensor] = []
+        rows: list[Row] = []
+        kept: list[Raw] = []
         for place, item, image in zip(places, raw, decoders.map(self._decode, raw), strict=True):
             row = self._row(number, place, item)
             if isinstance(image, UnreadableImageError):

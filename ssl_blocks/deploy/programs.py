@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ssl_blocks.deploy.cli import check_output
 from ssl_blocks.deploy.config import ExportConfig, Format
-from ssl_blocks.deploy.predict import load_model, model_subject
+from ssl_blocks.deploy.predictions import load_model, model_subject
 from ssl_blocks.deploy.state import is_known, load_objective
 from ssl_blocks.encoders import export_encoder
 from ssl_blocks.encoders.card import is_of_timm

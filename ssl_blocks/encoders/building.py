@@ -174,6 +174,7 @@ def _drawn(
     return TransformersViT(getattr(transformers, f"{MODELS[name]}Model")(config, **options))
 
 
+@checked
 def num_heads(encoder: FeatureEncoder) -> int:
     """Attention heads of an encoder's blocks.
 

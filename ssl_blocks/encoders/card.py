@@ -127,10 +127,10 @@ def _scores(results: Mapping[str, Any]) -> Iterator[str]:
     if own:
         images = "{num_test:,} test images by {num_train:,} training images".format(**own[0])
         yield from [f"At the end of the run, on {images} of its data:", ""]
-        yield f"| features | kNN | linear probe, {own[0]['shots']} labels a class |"
+        yield f"| features | linear probe, {own[0]['shots']} labels a class | kNN |"
         yield "|---|---|---|"
         for row in own:
-            yield f"| {plain(row['name'])} | {row['knn']:.1%} | {_spread(row['fewshot'])} |"
+            yield f"| {plain(row['name'])} | {_spread(row['fewshot'])} | {row['knn']:.1%} |"
         yield ""
     latest: dict[tuple[str, ...], Mapping[str, Any]] = {}
     for entry in results.get("evaluations", []):

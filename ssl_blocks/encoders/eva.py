@@ -90,6 +90,7 @@ def _refuse_unfit(module: nn.Module) -> Eva:
     return module
 
 
+@checked
 def is_eva(name: str) -> bool:
     """Whether timm builds an ``Eva`` by this name, which may have a tag, or be that of a folder or a repository.
 

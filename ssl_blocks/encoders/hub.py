@@ -78,8 +78,10 @@ def export_encoder(
         card = plain_card(folder, json.loads((fresh / "config.json").read_text()))
         (fresh / CARD).write_text(card)
         shutil.copymode(fresh / CARD, fresh / "model.safetensors")  # safetensors gives its files to their owner alone
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(fresh, ignore_errors=True)
+        if isinstance(error, SafetensorError):  # of a full disk, say
+            raise OSError(f"{folder} could not be written ({error})") from error
         raise
     shutil.rmtree(place, ignore_errors=True)
     os.replace(fresh, place)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import torch
+from torch import Tensor
 
 FORMAT_VERSION = 2
 MARK = "ssl_blocks"
@@ -29,9 +30,13 @@ def list_checkpoints(run: Path) -> list[Path]:
 
 
 def last_good(run: Path | None) -> str:
-    """Say which checkpoint is there to go on from."""
-    good = None if run is None else next(iter(list_checkpoints(run)), None)
-    return "there is no checkpoint yet" if good is None else f"the last good checkpoint is {good}"
+    """Say which checkpoint is there to go on from, having read it."""
+    there = [] if run is None else list_checkpoints(run)
+    good = next(filter(is_good, there), None)
+    if good is None:
+        return f"none of the {len(there)} checkpoints is good" if there else "there is no checkpoint yet"
+    later = there[: there.index(good)]
+    return f"the last good checkpoint is {good}{f', for {later[0].name} is damaged' if later else ''}"
 
 
 def write_checkpoint(content: Any, path: Path) -> None:
@@ -101,13 +106,19 @@ def check_checkpoint(path: Path) -> dict[str, Any]:
     except ValueError as refusal:
         others = list_checkpoints(path.parent.parent)
         older = others[others.index(path) + 1 :] if path in others else others
-        for candidate in older:
-            try:
-                _verified(candidate)
-            except ValueError:
-                continue
-            raise ValueError(f"{refusal}; the previous good one is {candidate}: give it with --resume") from None
-        raise ValueError(f"{refusal}; there is no other good one") from None
+        candidate = next(filter(is_good, older), None)
+        if candidate is None:
+            raise ValueError(f"{refusal}; there is no other good one") from None
+        raise ValueError(f"{refusal}; the previous good one is {candidate}: give it with --resume") from None
+
+
+def is_good(path: Path) -> bool:
+    """Whether a checkpoint is whole, ours, and all its numbers are finite."""
+    try:
+        _verified(path)
+    except ValueError:
+        return False
+    return True
 
 
 def _verified(path: Path) -> dict[str, Any]:
@@ -119,7 +130,20 @@ def _verified(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} cannot be gone on from: {', '.join(missing)} {'are' if missing[1:] else 'is'} not in it"
         )
+    known = set(content[MARK].get("not_finite", ()))
+    bad = [name for name, value in numbers_of(content).items() if name not in known and not value.isfinite().all()]
+    if bad:
+        raise ValueError(f"{path} cannot be gone on from: {bad[0]} is not finite ({len(bad)} such)")
     return content
+
+
+def numbers_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Weights and what the optimizer remembers, of a checkpoint or of a state alone: what is to be finite, by name."""
+    found = dict(content.get("state_dict", {} if "optimizer_states" in content else content))
+    for state in content.get("optimizer_states", ()):
+        for place, values in state["state"].items():
+            found |= {f"{name} of the optimizer's parameter {place}": value for name, value in values.items()}
+    return {name: x for name, x in found.items() if isinstance(x, Tensor) and x.is_floating_point()}
 
 
 def differing_facts(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:

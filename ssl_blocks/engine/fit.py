@@ -1,6 +1,7 @@
 """Training: a task, a machine, and what is written meanwhile."""
 
 import logging
+import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -11,12 +12,12 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from ssl_blocks.data import UnreadableImageError
 from ssl_blocks.engine.checkpoints import check_checkpoint, last_good, list_checkpoints, read_checkpoint
-from ssl_blocks.engine.errors import RunStopped
+from ssl_blocks.engine.errors import Interruption, RunStopped, from_outside
 from ssl_blocks.engine.lock import locked
 from ssl_blocks.engine.logs import MetricsFile
 from ssl_blocks.engine.loop import Loop
@@ -38,16 +39,17 @@ PRECISIONS: dict[torch.dtype | None, Any] = {
 
 @dataclass(frozen=True)
 class Record:
-    """What a run writes while it trains: ``metrics.csv`` and checkpoints, some epochs apart and after the last step.
+    """What a run writes while it trains: logs, and checkpoints some epochs apart and after the last step.
 
-    The newest ``keep`` of them stay, and ``hint`` says how to go on where the run is stopped.
+    ``loggers`` are open; ``None``: ``metrics.csv``. The newest ``keep`` checkpoints stay, and ``hint`` says how to go
+    on where the run is stopped.
     """
 
     folder: Path
     hint: str = "go on with resume=True"
     checkpoint_every: float = 1.0
     keep: int = 2
-    tensorboard: bool = False
+    loggers: Sequence[Logger] | None = None
 
 
 def train(
@@ -119,24 +121,31 @@ def fit(
         try:
             trainer.fit(loop, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=True)
         except SystemExit as end:  # what Lightning makes of Ctrl-C
-            raise (KeyboardInterrupt if isinstance(end.__context__, KeyboardInterrupt) else end) from None
+            raise (end.__context__ if isinstance(end.__context__, KeyboardInterrupt) else end) from None
         finally:
             loop.give_back_weights()
 
 
 @contextmanager
 def ending_in_order(folder: Path | None, *, advice: str = "") -> Iterator[None]:
-    """Turn errors of files into the end of a run, which says what is left to go on from; without a folder they pass.
+    """Turn what happens to a run from outside into its end, which says what is left; without a folder it passes.
 
     ``advice`` is what may help where an image cannot be read.
     """
     try:
         yield
-    except (OSError, UnreadableImageError) as error:
+    except Interruption as signalled:  # outside training, which answers signals itself
         if folder is None:
             raise
-        reason = f"{error}{advice}" if isinstance(error, UnreadableImageError) else None
-        reason = reason or f"a file could not be written or read: {error}"
+        name = signal.Signals(signalled.number).name
+        raise RunStopped(
+            f"stopped by {name} outside training; {last_good(folder)}; go on with --resume {folder}",
+            exit_code=128 + signalled.number,
+        ) from None
+    except Exception as error:
+        reason = f"{error}{advice}" if isinstance(error, UnreadableImageError) else from_outside(error)
+        if folder is None or reason is None:
+            raise
         stop = RunStopped(f"the run stops: {reason}; {last_good(folder)}")
         if not is_rank_zero():
             print(f"error in another process: {stop}", file=sys.stderr, flush=True)
@@ -146,15 +155,15 @@ def ending_in_order(folder: Path | None, *, advice: str = "") -> Iterator[None]:
 def _trainer(loop: Loop, record: Record | None, callbacks: Sequence[pl.Callback]) -> pl.Trainer:
     plan, machine = loop.task.plan, loop.machine
     device = torch.device(machine.device)
-    loggers: list[Any] = []
+    loggers: list[Logger] = []
     plugins = environment_plugins()
     before: list[pl.Callback] = []
     after: list[pl.Callback] = []
     if record is not None:
-        loggers.append(MetricsFile(record.folder / "metrics.csv", resumed_step=loop.resumed_step))
-        if record.tensorboard:
-            purge = loop.resumed_step or None
-            loggers.append(TensorBoardLogger(record.folder, name="", version="tensorboard", purge_step=purge))
+        if record.loggers is None:
+            loggers = [MetricsFile(record.folder / "metrics.csv", resumed_step=loop.resumed_step)]
+        else:
+            loggers = list(record.loggers)
         every = max(1, round(record.checkpoint_every * plan.steps_per_epoch))
         files = AtomicCheckpointIO(record.keep, beside=device.type == "cuda")
         loop.watch.before_telling = files.join

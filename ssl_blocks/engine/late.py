@@ -86,6 +86,11 @@ class Snapshot:
             self._event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             self._event.record()
 
+    @property
+    def is_there(self) -> bool:
+        """Whether nobody has to wait for it."""
+        return self._event is None
+
     def content(self) -> Any:
         """The same, on the CPU."""
         if self._event is not None:

@@ -1,6 +1,5 @@
 """One run in a folder at a time."""
 
-import fcntl
 import json
 import os
 import socket
@@ -9,8 +8,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ssl_blocks import files
 from ssl_blocks.engine.errors import RunStopped
 from ssl_blocks.engine.rank import is_rank_zero
+from ssl_blocks.files import open_locked
 
 LOCK = "run.lock"
 
@@ -20,7 +21,9 @@ def locked(folder: Path | None) -> Iterator[None]:
     """Have a folder to oneself: ``run.lock`` tells host, process and its start, and goes when the run ends.
 
     A lock that a killed process left behind is taken over; so is that of another host under the same SLURM job, which
-    has been started again. Only the process that writes locks, and ``None`` is no folder.
+    has been started again. Of two that start in one instant one gets it. Where the system has no locks of files
+    (Windows), a lock that is there counts as held, whoever left it. Only the process that writes locks, and ``None`` is
+    no folder.
 
     Raises:
         RunStopped: if another run has it, or may have it on another host; nothing is touched. Its exit code is 2.
@@ -28,32 +31,61 @@ def locked(folder: Path | None) -> Iterator[None]:
     if folder is None or not is_rank_zero():
         yield
         return
+    was_there = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     file, ours = folder / LOCK, _describe(os.getpid())
-    _take(file, ours)
+    try:
+        _take(file, ours)
+    except OSError:  # a full disk, say
+        _leave(file, ours)
+        if not was_there:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
     try:
         yield
     finally:
-        with suppress(OSError):
-            if _read(file.read_text()) == ours:
-                file.unlink()
+        _leave(file, ours)
 
 
 def _take(file: Path, ours: dict[str, Any]) -> None:
-    with open(file, "a+") as opened:
-        with suppress(OSError):  # some network file systems have none; then two starts in one instant are not told
-            fcntl.flock(opened, fcntl.LOCK_EX)
+    if not files.HAS_LOCKS:
+        try:
+            file.open("x").close()
+        except FileExistsError:
+            _check_free(file, file.read_text(), ours, unknown=True)
+        file.write_text(json.dumps(ours))
+        return
+    with open_locked(file) as opened:
         opened.seek(0)
-        holder = _read(opened.read())
-        if holder is not None and holder != ours and _may_live(holder, ours):
-            where = f"process {holder.get('pid')} on {holder.get('host')}"
-            ended = f"; if it has ended, delete {file}" if holder.get("host") != ours["host"] else ""
-            raise RunStopped(
-                f"{file.parent} is being written by another run, {where}: take another folder, or end that one{ended}",
-                exit_code=2,
-            )
+        _check_free(file, opened.read(), ours)
         opened.truncate(0)
         opened.write(json.dumps(ours))
+
+
+def _leave(file: Path, ours: dict[str, Any]) -> None:
+    """Remove the lock if it is ours, or of one that was killed while it wrote."""
+    with suppress(OSError):
+        if not files.HAS_LOCKS:
+            if _read(file.read_text()) in (ours, None):
+                file.unlink()
+        elif file.exists():
+            with open_locked(file) as opened:  # nobody may be looking at it
+                opened.seek(0)
+                if _read(opened.read()) in (ours, None):
+                    file.unlink()
+
+
+def _check_free(file: Path, text: str, ours: dict[str, Any], *, unknown: bool = False) -> None:
+    holder = _read(text) or ({} if unknown else ours)
+    if holder == ours or not (unknown or _may_live(holder, ours)):
+        return
+    where = f"process {holder.get('pid')} on {holder.get('host')}"
+    ended = f"; if it has ended, delete {file}" if unknown or holder.get("host") != ours["host"] else ""
+    raise RunStopped(
+        f"{file.parent} is being written by another run, {where}: take another folder, or end that one{ended}",
+        exit_code=2,
+    )
 
 
 def _describe(pid: int) -> dict[str, Any]:
@@ -77,6 +109,8 @@ def _started(pid: int) -> str | None:
         pass
     if Path("/proc/self/stat").exists():
         return None
+    if os.name == "nt":  # where asking for a process would end it
+        return "unknown"
     try:  # without /proc, that it is there has to do
         os.kill(pid, 0)
     except ProcessLookupError:

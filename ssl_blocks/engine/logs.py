@@ -77,4 +77,5 @@ def _read_rows(path: Path, last_step: int) -> list[dict[str, str]]:
             rows = [{name: value for name, value in row.items() if name and value} for row in csv.DictReader(file)]
             return [row for row in rows if int(row["step"]) < last_step]
         except (KeyError, ValueError, csv.Error) as error:
-            raise RunStopped(f"{path} is damaged ({error!r} in a row): repair it, or move it away") from None
+            what = "it is no text" if isinstance(error, UnicodeDecodeError) else f"{error!r} in a row"
+            raise RunStopped(f"{path} is damaged ({what}): repair it, or move it away") from None

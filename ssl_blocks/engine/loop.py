@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,17 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from ssl_blocks.engine.checkpoints import FORMAT_VERSION, MARK, differing_facts
+from ssl_blocks.engine.bits import tell_of_bits, what_bits_depend_on
+from ssl_blocks.engine.checkpoints import FORMAT_VERSION, MARK, differing_facts, numbers_of
+from ssl_blocks.engine.gradients import decay, finish_gradients, name_of, unbounded
 from ssl_blocks.engine.graph import Capture, CudaCapture, StepGraph
 from ssl_blocks.engine.late import Later
 from ssl_blocks.engine.masters import MasterAdamW, rounded_weights
 from ssl_blocks.engine.optimizers import cosine_weight_decay
 from ssl_blocks.engine.parallel import Machine, one_for_none, shard, sum_over_processes
+from ssl_blocks.engine.replay import keep_step
 from ssl_blocks.engine.task import Moment, Portion, Task
-from ssl_blocks.engine.watch import LossWatch
+from ssl_blocks.engine.watch import Verdict, Watch
 from ssl_blocks.randomness import mix_seed
 
 HERE = Machine()
@@ -50,7 +54,12 @@ class Loop(pl.LightningModule):
         super().__init__()
         self.task, self.model, self.machine, self.tell = task, task.model, machine, tell
         self.world = machine.processes.world_size
-        self.watch = LossWatch(folder, task.advice)
+        self.folder = folder
+        self.watch = Watch(folder, task.advice)
+        self.watch.keep, self.watch.name = partial(keep_step, self), partial(name_of, self)
+        self.verdict = Verdict(torch.zeros(1), ())  # of the step under way
+        self.halted: Tensor | None = None  # on a GPU: whether a step was bad, after which weights stay as they are
+        self.unbounded: frozenset[str] = frozenset()  # what is not finite from the beginning, and is not trained
         self.resumed_step = 0
         self._seconds_before: float = 0.0
         self._started: float | None = None
@@ -89,6 +98,7 @@ class Loop(pl.LightningModule):
             raise ValueError(f"{path} must be gone on with as it began, but now {', '.join(changed)}")
         self.resumed_step, self._seconds_before = mark["step"], mark["seconds"]
         self.losses, self._epoch_loss = list(mark["losses"]), mark["epoch_loss"]
+        tell_of_bits(what_bits_depend_on(self.machine), mark.get("bits"), self.tell)
 
     @property
     def seconds(self) -> float:
@@ -99,6 +109,7 @@ class Loop(pl.LightningModule):
         """Look at the clock, and see whether steps can be captured."""
         self._started = time.perf_counter()
         self.lr_schedulers().step_update(self.global_step)  # type: ignore[union-attr]  # the run may be a longer one now
+        self.unbounded = unbounded(self)
         reason = self._why_not_captured()
         if self.machine.graph != "off" and reason is None:
             self.graph = StepGraph(self._whole_step, self.capture(), baked=self.task.baked, tell=self.tell)
@@ -159,7 +170,7 @@ class Loop(pl.LightningModule):
         moment = Moment(step, number * self.world + self.global_rank, self._seeded(*key))
         if self.graph is None:
             return self._part(batch, moment)
-        self.counted, self.latest = self.graph(batch)
+        self.counted, self.latest, self.verdict = self.graph(batch)
         self._note()
         return None
 
@@ -189,42 +200,41 @@ class Loop(pl.LightningModule):
         return self.world * self.task.plan.accumulate > 1
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Finish the gradients, and see to it that the loss is a number."""
-        self._finish_gradients()
+        """Finish the gradients, and see to it that loss and gradients are numbers before weights change."""
+        decaying = self._finish_gradients()
         self._note()
+        decay(decaying, self._kept, self.halted)
 
-    def _finish_gradients(self) -> None:
-        """Divide by what counts in the whole step, known only now; clip; and let weights decay by the schedule."""
-        optimizer, plan = self._optimizer, self.task.plan
+    def _finish_gradients(self) -> list[nn.Parameter]:
+        """Make gradients those of the whole step; return the parameters that decay by the schedule."""
+        optimizer, plan = self.optimizer, self.task.plan
         for parameter in self.task.frozen():
             parameter.grad = None
         if isinstance(optimizer, MasterAdamW):
             optimizer.take_gradients()
         groups = [[p for p in group["params"] if p.grad is not None] for group in optimizer.param_groups]
-        parameters = [parameter for group in groups for parameter in group]
         assert self.counted is not None
-        if self._has_parts:
-            # gradients are means over processes and accumulated batches of sums: exactly 1 where parts count alike
-            self.counted = sum_over_processes(self.counted)
-            scale = self.unit * self.world * plan.accumulate / one_for_none(self.counted[1])
-            torch._foreach_mul_([_local(parameter.grad) for parameter in parameters], scale)
-        if plan.clip_grad is not None:
-            nn.utils.clip_grad_norm_(parameters, plan.clip_grad)
-        if plan.weight_decay_end is not None and groups[0]:
-            with torch.no_grad():
-                torch._foreach_mul_([_local(parameter) for parameter in groups[0]], self._kept)
+        self.counted, self.verdict = finish_gradients(
+            [parameter for group in groups for parameter in group],
+            self.counted,
+            sum_of=self.unit * self.world * plan.accumulate if self._has_parts else None,
+            clip=plan.clip_grad,
+            halted=self.halted,
+            watched=self.machine.autocast_dtype != torch.float16,  # whose scaler looks at gradients itself
+        )
+        return groups[0] if plan.weight_decay_end is not None else []
 
     def _note(self) -> None:
         """Remember what the step came to."""
         assert self.counted is not None
         plan, (total, count) = self.task.plan, self.counted
-        self.watch.see(total, self.global_step)
+        self.watch.see(self.verdict, self.global_step)
         loss = total / one_for_none(count)
         self._epoch_loss = self._epoch_loss + loss.double()
         if (self.global_step + 1) % plan.steps_per_epoch == 0:
             self._later.catch_up()
-            steps = plan.steps_per_epoch
-            self._later.use({"sum": self._epoch_loss}, lambda found: self.losses.append(found["sum"] / steps))
+            found = {"mean": self._epoch_loss / plan.steps_per_epoch}
+            self._later.use(found, lambda found: self.losses.append(found["mean"]))
             self._epoch_loss = 0.0
         epoch = (self.global_step + 1) / plan.steps_per_epoch
         self.latest = {"loss": loss, "lr": self.lr, "epoch": epoch, **self.latest}
@@ -240,23 +250,21 @@ class Loop(pl.LightningModule):
         elif optimizer_closure is not None:
             optimizer_closure()  # does all of it
 
-    def _whole_step(self, batch: Any) -> tuple[Tensor, dict[str, Any]]:
+    def _whole_step(self, batch: Any) -> tuple[Tensor, dict[str, Any], Verdict]:
         """What Lightning does one after the other, in one function: from a batch to new weights."""
-        optimizer = self._optimizer
+        optimizer = self.optimizer
         optimizer.zero_grad()
         self.counted = None
         loss = self._part(batch, Moment(self.global_step, 0, self._generator))  # type: ignore[arg-type]
         with torch.autocast(self.device.type, enabled=False):
             loss.backward()  # type: ignore[no-untyped-call]
-            self._finish_gradients()
+            decay(self._finish_gradients(), self._kept, self.halted)
             optimizer.step()
             self.task.after_step()
         assert self.counted is not None
-        return self.counted, self.latest
+        return self.counted, self.latest, self.verdict
 
-    @property
-    def _optimizer(self) -> torch.optim.Optimizer:
-        return self.trainer.optimizers[0]
+    optimizer = property(lambda self: self.trainer.optimizers[0])
 
     def configure_optimizers(self) -> Any:
         """AdamW, fused where the parameters lie on a GPU, with warm-up and cosine."""
@@ -272,6 +280,9 @@ class Loop(pl.LightningModule):
         if self.fused and self.world == 1:
             self._rates = [torch.zeros((), device=self.device) for _ in groups]
             self._kept = torch.ones((), device=self.device)
+        if self.fused and self.device_mesh is None and self.machine.autocast_dtype != torch.float16:
+            self.halted = torch.zeros((), device=self.device)
+            vars(optimizer)["found_inf"] = self.halted  # where it is 1, the kernel changes nothing
         schedule = {"scheduler": plan.schedule_of(optimizer), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
@@ -292,7 +303,7 @@ class Loop(pl.LightningModule):
 
     def _set_rates(self) -> None:
         """Follow the schedules: numbers on CPU, and on a GPU places that are filled without waiting for it."""
-        plan, groups = self.task.plan, self._optimizer.param_groups
+        plan, groups = self.task.plan, self.optimizer.param_groups
         rates = [group["lr"] for group in groups]
         self.lr = max(rates)
         if plan.weight_decay_end is not None:
@@ -309,11 +320,13 @@ class Loop(pl.LightningModule):
         scheduler.step_update(self.global_step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Mark the checkpoint as ours; never save weights that a bad loss has spoilt."""
+        """Mark the checkpoint as ours; never save what is no finite number."""
         self.watch.check()
+        values = {name: x for name, x in numbers_of(checkpoint).items() if name not in self.unbounded}
+        self.watch.check_saved(values, total=lambda x: sum_over_processes(x.to(self.device)), step=self.global_step)
         self._later.catch_up()
-        if isinstance(self._optimizer, MasterAdamW):
-            checkpoint["state_dict"] = self._optimizer.whole(checkpoint["state_dict"])
+        if isinstance(self.optimizer, MasterAdamW):
+            checkpoint["state_dict"] = self.optimizer.whole(checkpoint["state_dict"])
         checkpoint[MARK] = {
             "format_version": FORMAT_VERSION,
             "step": self.global_step,
@@ -321,6 +334,9 @@ class Loop(pl.LightningModule):
             "losses": self.losses,
             "epoch_loss": float(self._epoch_loss),
             "facts": self.task.facts(),
+            "bits": what_bits_depend_on(self.machine),
+            "configuration": self.task.configuration(),
+            "not_finite": sorted(self.unbounded),
         }
 
     def give_back_weights(self) -> None:
@@ -328,9 +344,3 @@ class Loop(pl.LightningModule):
         for optimizer in self.trainer.optimizers:
             if isinstance(optimizer, MasterAdamW):
                 optimizer.give_back()
-
-
-def _local(values: Any) -> Tensor:
-    """A process's own share of values that are dealt out."""
-    found: Tensor = values.to_local() if hasattr(values, "to_local") else values
-    return found

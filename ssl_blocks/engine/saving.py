@@ -11,7 +11,7 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from ssl_blocks.engine.checkpoints import checkpoint_path, list_checkpoints, read_checkpoint, write_checkpoint
-from ssl_blocks.engine.errors import RunStopped
+from ssl_blocks.engine.errors import Interruption, RunStopped
 from ssl_blocks.engine.late import Snapshot
 from ssl_blocks.engine.loop import Loop
 from ssl_blocks.engine.watch import LOOK_EVERY
@@ -131,7 +131,7 @@ class StopOnSignal(pl.Callback):
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
+            raise Interruption(number)
         self.received = number
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -32,6 +33,7 @@ from ssl_blocks.bounds import (
     Span,
     Workers,
 )
+from ssl_blocks.code import import_named, is_code
 from ssl_blocks.files import at_home
 
 
@@ -95,6 +97,9 @@ def default_kind(model: type[BaseModel], name: str, part: Any) -> str | None:
     if field is None or not isinstance(part, dict) or "kind" in part:
         return None
     return getattr(field.default, "kind", None)
+
+
+OWN_LOGGERS, SERVICES = ("csv", "tensorboard"), ("wandb", "mlflow", "trackio")
 
 
 def _shares(scale: tuple[float, float]) -> tuple[float, float]:
@@ -266,7 +271,18 @@ class TrainerConfig(StrictModel):
         "auto", description="capture whole steps as a CUDA graph; auto: on a GPU, where it can be done"
     )
     knn_every: Count | None = Field(None, description="kNN on the test images every so many epochs")
-    knn_bank: Count = Field(5000, description="training images that kNN while training looks at")
+    probe_every: Count | None = Field(
+        None, description="a linear probe in closed form on the same features every so many epochs"
+    )
+    knn_bank: Count = Field(5000, description="training images that kNN and probe while training look at")
+    look_every: Count | Literal["auto"] | None = Field(
+        "auto",
+        description="epochs between two looks: pictures, and what features are without labels; auto: a tenth "
+        "of the run; None: never",
+    )
+    loggers: tuple[str, ...] = Field(
+        OWN_LOGGERS, description="csv, tensorboard, wandb, mlflow, trackio, or MODULE:FUNCTION of your own"
+    )
     log_every: Count | None = Field(
         None, description="steps between two lines where the output is no terminal; default: a tenth of the run"
     )
@@ -277,6 +293,28 @@ class TrainerConfig(StrictModel):
     figures: bool = Field(True, description="draw pictures when all else is done")
     checkpoint_every: Rate = Field(1.0, description="epochs between checkpoints; 0.5 is twice an epoch")
     keep_checkpoints: Count = Field(2, description="how many of the newest checkpoints are kept")
+
+    @field_validator("loggers")
+    @classmethod
+    def _loggers_have_names(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        wrong = [word for word in given if word not in (*OWN_LOGGERS, *SERVICES) and not is_code(word)]
+        if wrong or len(set(given)) < len(given):
+            named = f"{wrong[0]!r} is none" if wrong else "no two may be the same"
+            raise ValueError(f"must be of {', '.join((*OWN_LOGGERS, *SERVICES))} or MODULE:FUNCTION, but {named}")
+        return given
+
+    def check_loggers(self) -> None:
+        """Refuse loggers whose package or function is not there, before anything is computed.
+
+        Raises:
+            ValueError: naming the one, and how to get it.
+        """
+        for word in self.loggers:
+            if word in SERVICES and find_spec(word) is None:
+                raise ValueError(f"trainer.loggers: {word} is not installed: pip install 'ssl_blocks[{word}]'")
+            if is_code(word):
+                with section("trainer.loggers"):
+                    import_named(word)
 
     @model_validator(mode="after")
     def _one_kind_of_graphs(self) -> "TrainerConfig":

@@ -122,11 +122,13 @@ class Task(ABC):
         model: holds all weights that are trained or saved.
         plan: how long and how fast.
         advice: what may help where the loss is no finite number.
+        replay: what does a bad step again that was kept, to be said after the name of its file.
     """
 
     model: nn.Module
     plan: Plan
     advice: str = "A smaller learning rate may help"
+    replay: str = ""
 
     @abstractmethod
     def batches(self, portion: Portion) -> Iterable[Any]:
@@ -161,6 +163,10 @@ class Task(ABC):
         generator alone.
         """
         return None
+
+    def configuration(self) -> dict[str, Any]:
+        """Plain values of the task's configuration, of which every checkpoint keeps a copy."""
+        return {}
 
     def facts(self) -> dict[str, Any]:
         """Plain values that must be the same where a run goes on, by what the user calls them."""

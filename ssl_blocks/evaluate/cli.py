@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ssl_blocks.cli.arguments import list_options, pair_options, sub_models
-from ssl_blocks.cli.command import WRONG_WISH, fail, parse_config
+from ssl_blocks.cli.command import WRONG_WISH, parse_config
+from ssl_blocks.cli.ending import ending_in_a_line, fail
 from ssl_blocks.cli.helptext import WIDEST, meaning_of, option_row, option_table
 from ssl_blocks.code import import_named, is_code
 from ssl_blocks.engine.errors import RunStopped
@@ -42,6 +43,7 @@ class Wish:
         return config_class([*PROTOCOLS, *self.own])
 
 
+@ending_in_a_line("no results were added")
 def main(argv: Sequence[str] | None = None, *, program: str | None = None) -> int:
     """Evaluate an encoder from the command line and return the exit code.
 

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from ssl_blocks.evaluation.protocol import Protocol
-from ssl_blocks.files import atomically
+from ssl_blocks.files import alone_with, atomically
 
 Rows = Mapping[str, Mapping[str, Mapping[str, Any]]]  # by what was scored, and by protocol
 
@@ -32,14 +32,19 @@ def read_results(path: Path) -> dict[str, Any]:
         results = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no JSON, and is left as it is: {error}; give another --output") from None
-    if not isinstance(results, dict) or not isinstance(results.get("evaluations", []), list):
+    known = isinstance(results, dict) and (
+        not results or "evaluations" in results or {"recipe", "scores"} <= {*results}
+    )
+    if not known or not isinstance(results.get("evaluations", []), list):
         raise ValueError(f"{path} holds no results, and is left as it is; give another --output")
-    return results
+    return dict(results)
 
 
 def add_entry(path: Path, entry: Mapping[str, Any]) -> None:
     """Append an evaluation to a file of results; what is in it stays."""
-    results = read_results(path)
-    results["evaluations"] = [*results.get("evaluations", []), dict(entry)]
-    with atomically(path) as temporary:
-        temporary.write_text(json.dumps(results, indent=2) + "\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with alone_with(path):  # others may evaluate at the same time
+        results = read_results(path)
+        results["evaluations"] = [*results.get("evaluations", []), dict(entry)]
+        with atomically(path) as temporary:
+            temporary.write_text(json.dumps(results, indent=2) + "\n")

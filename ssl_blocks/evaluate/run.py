@@ -27,6 +27,7 @@ from ssl_blocks.evaluation.protocol import Protocol, Score
 from ssl_blocks.evaluation.protocols import PROTOCOLS
 from ssl_blocks.evaluation.sharing import Share, connected, share_of_torchrun
 from ssl_blocks.evaluation.subject import Subject, find_subject, run_of
+from ssl_blocks.files import check_output
 from ssl_blocks.program import VERSION
 from ssl_blocks.text import terminal
 
@@ -80,6 +81,9 @@ def run(wish: Wish, word: str, config: Any) -> None:
     """
     folder, share = run_of(word), share_of_torchrun()
     path = config.output or (None if folder is None else folder / "results.json")
+    if config.output is not None:
+        with section("output"):
+            check_output(config.output)
     if path is not None:
         read_results(path)  # refuses a file of something else
     setup = prepare(wish, word, config, terminal(stderr=True, quiet=share.rank > 0), share)
@@ -202,8 +206,8 @@ def evaluate(setup: Setup, path: Path | None = None) -> tuple[Rows, list[Path]]:
                 setup.skipped.note(protocol, reason, subject.name)
                 continue
             note(subject.name, protocol, score, seconds=round(time.perf_counter() - started, 2))
-        wants_pictures = setup.config.pictures and path is not None and subject.name == setup.subject.name
-        if wants_pictures and subject.has_features and setup.images is not None:
+        is_drawn = setup.config.pictures and subject.name == setup.subject.name and subject.has_features
+        if is_drawn and path is not None and setup.images is not None:
             drawn += draw_pictures(subject, setup.images, path, setup.say)
         subject.extractor.encoder.module.to("cpu")
     setup.skipped.check(bool(rows))

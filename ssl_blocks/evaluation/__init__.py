@@ -53,6 +53,17 @@ if TYPE_CHECKING:
     from ssl_blocks.evaluation.protocols.probe import LinearSettings as LinearSettings
     from ssl_blocks.evaluation.protocols.segment import SegmentationTraining as SegmentationTraining
     from ssl_blocks.evaluation.pyramid import FeaturePyramid as FeaturePyramid
+    from ssl_blocks.evaluation.quality import (
+        FeatureQuality as FeatureQuality,
+        alignment as alignment,
+        alpha_req as alpha_req,
+        effective_rank as effective_rank,
+        feature_quality as feature_quality,
+        rankme as rankme,
+        spread as spread,
+        uniformity as uniformity,
+    )
+    from ssl_blocks.evaluation.ridge import ridge_probe as ridge_probe
     from ssl_blocks.evaluation.saved import (
         Loaded as Loaded,
         load_classifier as load_classifier,

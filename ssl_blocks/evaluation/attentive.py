@@ -56,13 +56,16 @@ class AttentiveHead(nn.Module):
 
     def attention(self, places: Float[Tensor, "b n d"]) -> Float[Tensor, "b h n"]:
         """How much each head looks at each place, ``[B, H, N]``: shares of 1."""
-        keys = F.linear(self.norm(places), self.key).unflatten(-1, (self.heads, -1))
+        keys = self._by_head(F.linear(self.norm(places), self.key))
         scores: Tensor = torch.einsum("bnhc,hc->bhn", keys, self.query) * keys.shape[-1] ** -0.5
         return scores.softmax(-1)
 
+    def _by_head(self, places: Tensor) -> Tensor:
+        return places.reshape(*places.shape[:2], self.heads, -1)
+
     def forward(self, places: Float[Tensor, "b n d"]) -> Float[Tensor, "b k"]:
         """Logits ``[B, K]`` of places ``[B, N, D]``."""
-        values = self.norm(places).unflatten(-1, (self.heads, -1))
+        values = self._by_head(self.norm(places))
         seen = torch.einsum("bhn,bnhc->bhc", self.attention(places), values).flatten(1)
         return F.linear(seen, self.weight, self.bias)
 

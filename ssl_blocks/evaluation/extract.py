@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -101,6 +101,15 @@ class Extractor:
         """Features of images that come in parts; none of no part."""
         return torch.cat([torch.empty(0, self.encoder.dim), *(self(part) for part in parts)])
 
+    def encode(self, images: Float[Tensor, "n c *s"]) -> Float[Tensor, "n d"]:
+        """Features of images that are normalised already, on the device, as they come: nothing is read of them.
+
+        A GPU is not waited for, and so nothing is checked.
+        """
+        with self._ready(), self._computing():
+            parts = [self._encode(part.to(self.device)).float() for part in torch.split(images, self.batch_size)]
+            return torch.cat(parts)
+
     def check(self, shape: Sequence[int]) -> None:
         """Refuse images of a shape (channels, height, width) that the encoder cannot take, by a try with a blank one.
 
@@ -124,6 +133,13 @@ class Extractor:
         with modes_kept(self.encoder.module, training=False):
             yield
 
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        kind, is_on = torch.device(self.device).type, self.dtype is not None
+        known = kind != "meta"  # which has no autocast
+        with torch.inference_mode(), torch.autocast(kind, self.dtype, is_on) if known else nullcontext():
+            yield
+
     def _encode(self, x: Tensor) -> Tensor:
         given = x if self.tokenizer is None else self.tokenizer(x)
         if self.attention == "bidirectional":
@@ -134,8 +150,8 @@ class Extractor:
         return features
 
     def _extract(self, images: UInt[Tensor, "n c *s"]) -> Float[Tensor, "n d"]:
-        kind, rows = torch.device(self.device).type, []
-        with torch.inference_mode(), torch.autocast(kind, dtype=self.dtype, enabled=self.dtype is not None):
+        rows = []
+        with self._computing():
             for batch in torch.split(images, self.batch_size):
                 features = self._encode(to_float(batch.to(self.device), self.mean, self.std))
                 if features.ndim != 2 or len(features) != len(batch):

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from pydantic import Field, model_validator
 
-from ssl_blocks.doors import checked
 from ssl_blocks.engine.settings import StrictModel
 from ssl_blocks.evaluation.sharing import Share
 
@@ -61,7 +60,6 @@ class Result:
         return asdict(self)
 
 
-@checked
 @dataclass(frozen=True)
 class Score:
     """What a protocol finds.

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ssl_blocks.doors import checked
 from ssl_blocks.encoders.protocol import TokenEncoder
-from ssl_blocks.objectives.objective import Objective, check_tokenizer
+from ssl_blocks.objectives.objective import Objective, check_parts
 from ssl_blocks.parts.blocks import BlockSampler, TargetBlocks
 from ssl_blocks.parts.decode import Decoder
 from ssl_blocks.parts.loss import Loss, predicted_smooth_l1
@@ -66,11 +66,11 @@ class BlockPrediction(Objective):
         head: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        check_tokenizer(tokenizer, encoder)
         self.encoder, self.tokenizer, self.sampler, self.decoder = encoder, tokenizer, sampler, decoder
         self.target, self.loss = target, loss
         self.router = LastLayerRouter(decoder_depth=1) if router is None else router
         self.head = nn.Linear(decoder.dim, target.dim) if head is None else head
+        check_parts(self, width=decoder.dim)
 
     def draw(self, images: Float[Tensor, "b c *s"], *, generator: torch.Generator | None = None) -> TargetBlocks:
         """Draw what is given and the blocks, for every image."""

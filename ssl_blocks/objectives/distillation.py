@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import accumulate, groupby
+from itertools import groupby
 
 import torch
 from jaxtyping import Float
@@ -16,7 +16,15 @@ from ssl_blocks.objectives.heads import LastLayerGate, dino_head
 from ssl_blocks.objectives.objective import Objective
 from ssl_blocks.objectives.teacher import Center, TeacherSchedule
 from ssl_blocks.parts.average import MovingAverage, cosine_momentum
-from ssl_blocks.parts.region_loss import Pairing, match_regions, paired_cross_entropy
+from ssl_blocks.parts.region_loss import (
+    Pairing,
+    all_matches,
+    paired_cross_entropy,
+    pairings_of,
+    per_pair,
+    same_images,
+    view_pairs,
+)
 from ssl_blocks.values import ObjectiveOutput, Progress, Views
 
 
@@ -122,7 +130,7 @@ class ViewRegionDistillation(Objective):
             raise ValueError(
                 "images must be Views of at least two crops, got a single one: a view is never compared with itself"
             )
-        pairs = [(q, v) for q in range(views.num_global) for v in range(len(views.images)) if v != q]
+        pairs = view_pairs(views.num_global, len(views.images))
         with torch.no_grad():
             teacher = self.teacher.copy(views.images[: views.num_global])
         student = self.student(views.images)
@@ -152,12 +160,11 @@ class ViewRegionDistillation(Objective):
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Loss, its value of every pair ``[B, pairs]``, and what tells of a collapse."""
         batch, num_global = student.batch, len(teacher.maps)
-        place = torch.arange(batch, device=student.views.device)
-        match = torch.stack([place + q * batch for q in range(num_global)], 1).repeat(len(student.maps), 1)
+        match = same_images(batch, num_global, len(student.maps), student.views.device)
         sizes = [1] * len(student.maps)
-        pairings = _pairings(sizes, batch, pairs, (1 - self.region_weight) / (batch * len(pairs)))
+        pairings = pairings_of(sizes, batch, pairs, (1 - self.region_weight) / (batch * len(pairs)))
         loss, entropies = self._cross_entropy(student.views, teacher.views, self.center.value, match, pairings)
-        of_pairs = _per_pair(entropies, sizes, batch, pairs)
+        of_pairs = per_pair(entropies, sizes, batch, pairs)
         with torch.no_grad():
             logits = teacher.views.to(of_pairs.dtype)
             wanted = ((logits - self.center.value) / self.teacher_temperature).softmax(1)
@@ -179,24 +186,16 @@ class ViewRegionDistillation(Objective):
     ) -> tuple[Tensor, Tensor]:
         """Loss, and its value of every pair ``[B, pairs]``."""
         batch = student.batch
-        ours, theirs = ([features.shape[1] for features in look.maps] for look in (student, teacher))
-        starts = [0, *accumulate(batch * size for size in theirs)]
-        place = torch.arange(batch, device=student.views.device)[:, None]
-        match = torch.cat([
-            torch.stack([
-                (match_regions(features, other) + place * size + start).flatten()
-                for other, size, start in zip(teacher.maps, theirs, starts, strict=False)
-            ], 1)
-            for features in student.maps
-        ])  # fmt: skip
-        pairings = _pairings(ours, batch, pairs, self.region_weight / (batch * len(pairs)))
+        ours = [features.shape[1] for features in student.maps]
+        match = all_matches(student.maps, teacher.maps)
+        pairings = pairings_of(ours, batch, pairs, self.region_weight / (batch * len(pairs)))
         assert student.regions is not None
         assert teacher.regions is not None
         assert self.region_center is not None
         loss, entropies = self._cross_entropy(
             student.regions, teacher.regions, self.region_center.value, match, pairings
         )
-        return loss, _per_pair(entropies, ours, batch, pairs)
+        return loss, per_pair(entropies, ours, batch, pairs)
 
     def _cross_entropy(
         self, student: Tensor, teacher: Tensor, center: Tensor, match: Tensor, pairings: tuple[Pairing, ...]
@@ -260,18 +259,3 @@ class _Student(nn.Module):
 def _made_by_a_product(logits: Tensor) -> bool:
     """Whether the head ends in a matrix product, whose gradient does not need what it gave."""
     return not torch.compiler.is_compiling() and type(logits.grad_fn).__name__ in ("MmBackward0", "AddmmBackward0")
-
-
-def _pairings(sizes: list[int], batch: int, pairs: list[tuple[int, int]], weight: float) -> tuple[Pairing, ...]:
-    ends = list(accumulate(batch * size for size in sizes))
-    return tuple(
-        Pairing(end - batch * size, end, tuple(q for q, other in pairs if other == v), weight / size)
-        for v, (size, end) in enumerate(zip(sizes, ends, strict=True))
-    )
-
-
-def _per_pair(entropies: Tensor, sizes: list[int], batch: int, pairs: list[tuple[int, int]]) -> Tensor:
-    """Means over the regions of an image, ``[B, pairs]``."""
-    starts = [0, *accumulate(batch * size for size in sizes)]
-    columns = [entropies[starts[v] : starts[v + 1], q].reshape(batch, sizes[v]).mean(1) for q, v in pairs]
-    return torch.stack(columns, dim=1)

@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ssl_blocks.encoders.protocol import FeatureEncoder, TokenEncoder
-from ssl_blocks.objectives.life_cycle import KNOWN, tell
+from ssl_blocks.encoders.protocol import FeatureEncoder
+from ssl_blocks.grid import Grid
+from ssl_blocks.objectives.life_cycle import KNOWN, find_parts, tell
 from ssl_blocks.parts.average import MovingAverage
 from ssl_blocks.parts.tokenize import Tokenizer
 from ssl_blocks.values import ObjectiveOutput, Progress, Views
@@ -85,12 +86,21 @@ def seen_by(objective: Objective, images: Tensor | Views) -> Any:
     return images.images[0] if isinstance(images, Views) and not objective.takes_views else images
 
 
-def check_tokenizer(tokenizer: Tokenizer, encoder: TokenEncoder) -> None:
-    """Refuse a tokenizer that does not cut what the encoder was built for.
+def check_parts(objective: Objective, *, width: int) -> None:
+    """Refuse parts that were built for another image, grid or encoder than this objective's.
+
+    Every part is asked, wherever it sits, for what it owns: ``grid`` (a `Grid`), ``num_tokens``, ``num_positions``,
+    ``memory_dim`` (the encoder's width, as it takes it), ``image_size`` (of tokenizers); what a part does not have is
+    not looked at. The tokenizer is also asked for ``patch`` and ``channels``, and a linear head for its widths.
+
+    Args:
+        objective: with ``encoder``, ``tokenizer``, ``target`` and ``head``.
+        width: of what the head gets.
 
     Raises:
-        ValueError: naming patch, channels or grid, whichever differs first.
+        ValueError: naming the part and what differs first.
     """
+    encoder, tokenizer, target, head = (getattr(objective, name) for name in ("encoder", "tokenizer", "target", "head"))
     for name, ours, theirs in (
         ("patch", tokenizer.patch, encoder.patch),
         ("channels", tokenizer.channels, encoder.channels),
@@ -98,3 +108,24 @@ def check_tokenizer(tokenizer: Tokenizer, encoder: TokenEncoder) -> None:
     ):
         if ours != theirs:
             raise ValueError(f"tokenizer has {name} {ours}, but the encoder was built for {theirs}")
+    tokens = encoder.grid.num_tokens
+    owned = {"grid": encoder.grid, "num_tokens": tokens, "num_positions": tokens, "memory_dim": encoder.dim}
+    found = [part for part in find_parts(objective) if not isinstance(part, Grid)]
+    models = [
+        part.module for part in found if isinstance(getattr(part, "grid", None), Grid) and hasattr(part, "module")
+    ]
+    inside = {id(part) for model in (encoder.module, *models) for part in model.modules()} | {id(encoder)}
+    for part in found:
+        size = (
+            {"image_size": tokenizer.image_size} if hasattr(tokenizer, "image_size") and hasattr(part, "cell") else {}
+        )
+        for name, theirs in {**owned, **size}.items() if id(part) not in inside else ():
+            ours = getattr(part, name, None)
+            if type(ours) is type(theirs) and ours != theirs:
+                whose = "the tokenizer" if name == "image_size" else "the encoder"
+                raise ValueError(f"{type(part).__name__} has {name} {ours}, but {whose} was built for {theirs}")
+    if isinstance(head, nn.Linear) and (head.in_features, head.out_features) != (width, target.dim):
+        raise ValueError(
+            f"head leads from {head.in_features} to {head.out_features} values, but it gets {width} and the target "
+            f"{type(target).__name__} has {target.dim}"
+        )

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ssl_blocks.bounds import Count
 from ssl_blocks.doors import checked
 from ssl_blocks.encoders.protocol import TokenEncoder
-from ssl_blocks.objectives.objective import Objective, check_tokenizer
+from ssl_blocks.objectives.objective import Objective, check_parts
 from ssl_blocks.parts.attention import can_be_looked_at
 from ssl_blocks.parts.loss import Loss, predicted_mse
 from ssl_blocks.parts.mask import MaskBuilder, SegmentCausalMask
@@ -83,7 +83,6 @@ class SegmentPrediction(Objective):
         num_predicted: Count | None = None,
     ) -> None:
         super().__init__()
-        check_tokenizer(tokenizer, encoder)
         if predict_first and not encoder.num_prefix:
             raise ValueError("predict_first=True needs an encoder with a prefix token: the first segment sees no other")
         self.num_predicted = num_predicted
@@ -92,6 +91,7 @@ class SegmentPrediction(Objective):
         self.serializer = RandomSerializer() if serializer is None else serializer
         self.mask = SegmentCausalMask() if mask is None else mask
         self.head = nn.Linear(reader.dim, target.dim) if head is None else head
+        check_parts(self, width=reader.dim)
 
     def draw(self, images: Float[Tensor, "b c *s"], *, generator: torch.Generator | None = None) -> Serialization:
         """Draw segments and their order for every image.

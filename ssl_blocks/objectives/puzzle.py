@@ -11,7 +11,7 @@ from ssl_blocks.bounds import Dropped
 from ssl_blocks.doors import checked
 from ssl_blocks.encoders.protocol import TokenEncoder
 from ssl_blocks.modes import modes_kept
-from ssl_blocks.objectives.objective import Objective, check_tokenizer
+from ssl_blocks.objectives.objective import Objective, check_parts
 from ssl_blocks.parts.loss import predicted_cross_entropy
 from ssl_blocks.parts.target import PositionTarget, Target
 from ssl_blocks.parts.tokenize import Tokenizer
@@ -87,13 +87,13 @@ class PatchPuzzle(Objective):
         patch_dropout: Dropped = 0.0,
     ) -> None:
         super().__init__()
-        check_tokenizer(tokenizer, encoder)
         if tokenizer.grid.num_tokens < 2:
             raise ValueError(f"the tokenizer's grid {tokenizer.grid} is one patch: a puzzle needs at least two")
         _refuse_positions(encoder)
         self.encoder, self.tokenizer, self.patch_dropout = encoder, tokenizer, patch_dropout
         self.target = PositionTarget(tokenizer) if target is None else target
         self.head = nn.Linear(encoder.dim, self.target.dim) if head is None else head
+        check_parts(self, width=encoder.dim)
 
     def draw(self, images: Float[Tensor, "b c *s"], *, generator: torch.Generator | None = None) -> PuzzleDraw:
         """Draw the patches to drop, each by itself.

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from ssl_blocks.parts.query_block import QueryBlock
     from ssl_blocks.parts.query_stream import QueryStreamDecoder
     from ssl_blocks.parts.read import DecoderReader, QueryReader, Reader
-    from ssl_blocks.parts.region_loss import Pairing, match_regions, paired_cross_entropy
+    from ssl_blocks.parts.region_loss import Pairing, match_regions, paired_cross_entropy, view_cross_entropy
     from ssl_blocks.parts.route import (
         LastLayerRouter,
         LearnedSkipRouter,
@@ -123,4 +123,5 @@ __all__ = [
     "sincos_table",
     "slic",
     "vicreg",
+    "view_cross_entropy",
 ]

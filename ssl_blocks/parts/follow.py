@@ -36,6 +36,7 @@ class NextReader(nn.Module):
         if not 1 <= step < num_tokens:
             raise ValueError(f"step={step} must be at least 1 and below num_tokens={num_tokens}")
         self.dim, self.num_tokens, self.step = dim, num_tokens, step
+        self.memory_dim = dim
 
     def forward(
         self,

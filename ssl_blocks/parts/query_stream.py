@@ -88,7 +88,7 @@ class QueryStreamDecoder(nn.Module):
         check_sizes(dim, 1 if num_heads is None else num_heads, depth)
         if blocks is not None and len(blocks) != depth:
             raise ValueError(f"depth={depth} must be the number of blocks, {len(blocks)}")
-        self.grid, self.dim, self.depth = grid, dim, depth
+        self.grid, self.dim, self.depth, self.memory_dim = grid, dim, depth, dim
         self.positions = position_module(positions, grid, dim)
         self._norm = (norm,)  # in a tuple nn.Module does not register it: it is the encoder's
         self._shared = None if blocks is None else tuple(blocks)

@@ -113,7 +113,7 @@ class QueryReader(nn.Module):
 
     def __init__(self, dim: Width) -> None:
         super().__init__()
-        self.dim = dim
+        self.dim = self.memory_dim = dim
         self.query = nn.Parameter(torch.randn(1, 1, dim) * 0.02)
 
     def no_weight_decay(self) -> set[str]:

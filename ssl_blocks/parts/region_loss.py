@@ -1,7 +1,9 @@
 """Cross-entropy between teacher and student distributions of very many classes, with the gradient made in passing."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -106,6 +108,107 @@ def paired_cross_entropy(
         student, teacher, center, match, pairings, student_temperature, teacher_temperature, overwrite
     )
     return loss, entropies
+
+
+@checked
+def view_cross_entropy(
+    student: Sequence[Float[Tensor, "b _ k"]],
+    teacher: Sequence[Float[Tensor, "b _ k"]],
+    center: Float[Tensor, " k"],
+    *,
+    features: tuple[Sequence[Float[Tensor, "b _ d"]], Sequence[Float[Tensor, "b _ d"]]] | None = None,
+    student_temperature: Positive = 0.1,
+    teacher_temperature: Float[Tensor, ""] | Positive = 0.04,
+) -> tuple[Float[Tensor, ""], Float[Tensor, "b pairs"]]:
+    """The loss of DINO and EsViT: what a student says of every view, beside what a teacher says of another one.
+
+    Views are compared where ``features`` are ``None``: logits ``[B, 1, K]``. With features regions are, each with the
+    most similar one of the teacher's view (`match_regions`; EsViT, Sec. 3). EsViT's loss is half of the one and half of
+    the other, each with heads and a centre of its own; its paper adds them. `ViewRegionDistillation` is both, with
+    encoder, heads, teacher and centres.
+
+    Args:
+        student: logits ``[B, R, K]`` of every view, the teacher's first; views may differ in their number of regions.
+        teacher: logits ``[B, S, K]`` of its views, the first ones of the student's.
+        center: subtracted from the teacher's logits, ``[K]``.
+        features: of the regions ``[B, R, D]`` and ``[B, S, D]``, of the backbones and not of heads.
+        student_temperature: of the student's softmax.
+        teacher_temperature: of the teacher's.
+
+    Returns:
+        The mean over images and pairs of a teacher's view and another one; and what it is the mean of, ``[B, pairs]``,
+        without gradient: a teacher's view after the other, for each the student's in order.
+
+    Raises:
+        ValueError: if there is no pair, or views have several regions and there are no features to match them by.
+
+    Examples:
+        >>> logits = [torch.zeros(2, 1, 8), torch.zeros(2, 1, 8), torch.zeros(2, 1, 8)]
+        >>> loss, rows = view_cross_entropy(logits, logits[:2], torch.zeros(8))
+        >>> round(loss.item(), 4), rows.shape  # log 8, of four pairs
+        (2.0794, torch.Size([2, 4]))
+    """
+    pairs = view_pairs(len(teacher), len(student))
+    if not pairs:
+        raise ValueError(f"student={len(student)} views must be more than one: a view is never compared with itself")
+    batch, sizes = len(student[0]), [view.shape[1] for view in student]
+    if features is None:
+        if {*sizes, *(view.shape[1] for view in teacher)} != {1}:
+            raise ValueError("features=None must go with views of one region each: regions are matched by features")
+        match = same_images(batch, len(teacher), len(student), center.device)
+    else:
+        match = all_matches(*features)
+    loss, entropies = paired_cross_entropy(
+        torch.cat([view.flatten(0, 1) for view in student]),
+        torch.cat([view.flatten(0, 1) for view in teacher]),
+        center,
+        match,
+        pairings_of(sizes, batch, pairs, 1 / (batch * len(pairs))),
+        student_temperature=student_temperature,
+        teacher_temperature=teacher_temperature,
+    )
+    return loss, per_pair(entropies, sizes, batch, pairs)
+
+
+def view_pairs(num_global: int, num_views: int) -> list[tuple[int, int]]:
+    """All pairs of a teacher's view and another one."""
+    return [(q, v) for q in range(num_global) for v in range(num_views) if v != q]
+
+
+def same_images(batch: int, num_global: int, num_views: int, device: torch.device) -> Int[Tensor, "n g"]:
+    """Rows of the teacher's views of the same image, for every view of the student's."""
+    place = torch.arange(batch, device=device)
+    return torch.stack([place + q * batch for q in range(num_global)], 1).repeat(num_views, 1)
+
+
+def all_matches(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Int[Tensor, "n g"]:
+    """Rows of the teacher's views that the student's regions are most similar to, view after view."""
+    batch, theirs = len(student[0]), [view.shape[1] for view in teacher]
+    starts = [0, *accumulate(batch * size for size in theirs)]
+    place = torch.arange(batch, device=student[0].device)[:, None]
+    return torch.cat([
+        torch.stack([
+            (match_regions(view, other) + place * size + start).flatten()
+            for other, size, start in zip(teacher, theirs, starts, strict=False)
+        ], 1)
+        for view in student
+    ])  # fmt: skip
+
+
+def pairings_of(sizes: list[int], batch: int, pairs: list[tuple[int, int]], weight: float) -> tuple[Pairing, ...]:
+    """Which rows take part in which pairs, for `paired_cross_entropy`."""
+    ends = list(accumulate(batch * size for size in sizes))
+    return tuple(
+        Pairing(end - batch * size, end, tuple(q for q, other in pairs if other == v), weight / size)
+        for v, (size, end) in enumerate(zip(sizes, ends, strict=True))
+    )
+
+
+def per_pair(entropies: Tensor, sizes: list[int], batch: int, pairs: list[tuple[int, int]]) -> Tensor:
+    """Means over the regions of an image, ``[B, pairs]``."""
+    starts = [0, *accumulate(batch * size for size in sizes)]
+    columns = [entropies[starts[v] : starts[v + 1], q].reshape(batch, sizes[v]).mean(1) for q, v in pairs]
+    return torch.stack(columns, dim=1)
 
 
 class _PairedCrossEntropy(torch.autograd.Function):

@@ -95,6 +95,7 @@ class WeightedSkipRouter(nn.Module):
 
     def __init__(self, *, encoder_depth: Depth, decoder_depth: Depth, dim: Width, eps: NotNegative = 1e-6) -> None:
         super().__init__()
+        self.memory_dim = dim
         self.mix = nn.Linear(encoder_depth + 1, decoder_depth, bias=False)
         nn.init.normal_(self.mix.weight, std=(encoder_depth + 1) ** -0.5)
         self.norms = nn.ModuleList(nn.LayerNorm(dim, eps=eps) for _ in range(decoder_depth))

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from ssl_blocks.lazy import lazily
 
 if TYPE_CHECKING:
+    from ssl_blocks.pretrain.badsteps import dumped_config, replay
     from ssl_blocks.pretrain.config import (
         BlobSegments,
         DecoderConfig,
@@ -42,6 +43,8 @@ __all__ = [
     "TorchvisionEncoderConfig",
     "TransformersEncoderConfig",
     "describe",
+    "dumped_config",
+    "replay",
     "run_folder",
     "stored_config",
 ]

@@ -11,6 +11,7 @@ from torch import Tensor
 from ssl_blocks.data import Augmentation, ImageData, denormalize, to_float
 from ssl_blocks.encoders import RegionEncoder, TokenEncoder, attention_weights
 from ssl_blocks.evaluation import Scores
+from ssl_blocks.grid import Grid
 from ssl_blocks.modes import modes_kept
 from ssl_blocks.objectives import Objective, PatchPuzzle, SegmentPrediction, ViewRegionDistillation, WeightedSum
 from ssl_blocks.objectives.objective import seen_by
@@ -49,7 +50,7 @@ def write_figures(
         folder: where to.
         augment: makes views for an objective that takes them.
     """
-    images = _examples(data)
+    images = example_images(data)
     views = augment(images, generator=seeded_generator("cpu", 0)) if augment and objective.takes_views else images
     with modes_kept(objective, training=False):
         return draw_examples(objective, views, data, folder)
@@ -66,22 +67,33 @@ def write_features(objective: Objective, data: ImageData, folder: Path) -> list[
         data: images.
         folder: where to.
     """
-    encoder, images = objective.export_encoder(), _examples(data)
-    with modes_kept(encoder.module, training=False):
-        attention = None
-        if isinstance(encoder, RegionEncoder):
-            found = encoder.regions(images)
-            features, grid = found.map, found.grid
-        elif isinstance(encoder, TokenEncoder):
-            tokens = encoder.embed(images if objective.tokenizer is None else objective.tokenizer(images))
-            index = torch.arange(encoder.grid.num_tokens).expand(len(images), -1)
-            features, grid = encoder.encode(tokens, index).final[:, encoder.num_prefix :], encoder.grid
-            attention = _attention(encoder, images)
-        else:
-            return []
-    figure = draw_features(_pictures(images, data), features, grid, attention=attention)
+    images = example_images(data)
+    with modes_kept(objective.export_encoder().module, training=False):
+        places = look_at_places(objective, images)
+    if places is None:
+        return []
+    features, grid, attention = places
+    figure = draw_features(pictures_of(images, data), features, grid, attention=attention)
     save_figure(figure, folder / "features.png")
     return [folder / "features.png"]
+
+
+def look_at_places(objective: Objective, images: Tensor) -> tuple[Tensor, Grid, Tensor | None] | None:
+    """What the encoder that a run leaves behind makes of the places of normalised images.
+
+    Features ``[B, N, D]``, their grid, and how much the class token looks at each place ``[B, N]``, if it can be told.
+    ``None``: the encoder has no places. Training mode is the caller's.
+    """
+    encoder = objective.export_encoder()
+    if isinstance(encoder, RegionEncoder):
+        found = encoder.regions(images)
+        return found.map, found.grid, None
+    if not isinstance(encoder, TokenEncoder):
+        return None
+    tokens = encoder.embed(images if objective.tokenizer is None else objective.tokenizer(images))
+    index = torch.arange(encoder.grid.num_tokens, device=images.device).expand(len(images), -1)
+    features = encoder.encode(tokens, index).final[:, encoder.num_prefix :]
+    return features, encoder.grid, _attention(encoder, images)
 
 
 def _attention(encoder: TokenEncoder, images: Tensor) -> Float[Tensor, "b n"] | None:
@@ -94,8 +106,8 @@ def _attention(encoder: TokenEncoder, images: Tensor) -> Float[Tensor, "b n"] | 
         return None
 
 
-def _examples(data: ImageData) -> Float[Tensor, "b c *s"]:
-    """A few test images, normalised."""
+def example_images(data: ImageData) -> Float[Tensor, "b c *s"]:
+    """A few test images, or training images where there are none, normalised and on the CPU."""
     split = data.train if data.test is None else data.test
     chosen = torch.linspace(0, len(split) - 1, min(NUM_EXAMPLES, len(split))).long()
     return to_float(split.read(chosen), data.mean, data.std)
@@ -111,15 +123,15 @@ def draw_examples(objective: Objective, images: Tensor | Views, data: ImageData,
     if isinstance(images, Views) or objective.tokenizer is None or not isinstance(target, PictureTarget):
         return []
     draw = objective.draw(images, generator=seeded_generator("cpu", 0))
-    shown, wanted, hidden = _in_place(objective, images, draw, data)
-    figure = draw_reconstructions(_pictures(images, data), wanted, shown, ~hidden, objective.tokenizer.grid)
+    shown, wanted, hidden = in_place(objective, images, draw, data)
+    figure = draw_reconstructions(pictures_of(images, data), wanted, shown, ~hidden, objective.tokenizer.grid)
     save_figure(figure, folder / "reconstructions.png")
     return [folder / "reconstructions.png"]
 
 
 @draw_examples.register
 def _(objective: SegmentPrediction, images: Tensor, data: ImageData, folder: Path) -> list[Path]:
-    grid, pictures = objective.tokenizer.grid, _pictures(images, data)
+    grid, pictures = objective.tokenizer.grid, pictures_of(images, data)
     files = draw_examples.dispatch(Objective)(objective, images, data, folder)
     segments = objective.partitioner(images, grid, generator=seeded_generator("cpu", 0))  # the draw begins with these
     draw = objective.draw(images, generator=seeded_generator("cpu", 0))
@@ -128,7 +140,7 @@ def _(objective: SegmentPrediction, images: Tensor, data: ImageData, folder: Pat
     save_figure(draw_segments(pictures, segments, grid), folder / "segments.png")
     reading_order_gif(pictures[0], draw, grid, folder / "reading_order.gif")
     if files:
-        rows, shown = tuple(range(min(NUM_IN_STEPS, len(images)))), _in_place(objective, images, draw, data)[0]
+        rows, shown = tuple(range(min(NUM_IN_STEPS, len(images)))), in_place(objective, images, draw, data)[0]
         steps = draw_steps(pictures, shown, draw, grid, image_indices=rows, predict_first=objective.predict_first)
         save_figure(steps, folder / "steps.png")
         files.append(folder / "steps.png")
@@ -142,7 +154,7 @@ def _(objective: PatchPuzzle, images: Tensor, data: ImageData, folder: Path) -> 
     grid = objective.tokenizer.grid
     shuffled = random_ranks(len(images), grid.num_tokens, generator=seeded_generator("cpu", 0), device="cpu")
     guessed = objective.target.arrange(objective(images, objective.keep_all(images)).predictions)
-    patches = objective.tokenizer(_pictures(images, data))
+    patches = objective.tokenizer(pictures_of(images, data))
     save_figure(draw_puzzles(patches, shuffled, guessed, grid), folder / "puzzles.png")
     return [folder / "puzzles.png"]
 
@@ -152,7 +164,7 @@ def _(objective: ViewRegionDistillation, images: Views, data: ImageData, folder:
     crops = [crop[:NUM_SHOWN] for crop in images.images]
     if len(crops) < 2:
         return []
-    pictures = [_pictures(crop, data) for crop in crops]
+    pictures = [pictures_of(crop, data) for crop in crops]
     student = objective.encoder.regions(crops[0])
     teacher = objective.export_encoder().regions(crops[1])
     figure = draw_matches(
@@ -175,11 +187,12 @@ def _(objective: WeightedSum, images: Tensor | Views, data: ImageData, folder: P
     return files
 
 
-def _pictures(images: Tensor, data: ImageData) -> Float[Tensor, "b c h w"]:
+def pictures_of(images: Tensor, data: ImageData) -> Float[Tensor, "b c h w"]:
+    """Normalised images in 0..1."""
     return denormalize(images, data.mean, data.std).clamp(0, 1)
 
 
-def _in_place(
+def in_place(
     objective: Objective, images: Tensor, draw: object, data: ImageData
 ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"], Bool[Tensor, "b n"]]:
     """Pictures of predictions with the targets around them, of the targets alone, and which positions are predicted."""
@@ -187,12 +200,12 @@ def _in_place(
     assert isinstance(target, PictureTarget)
     wanted = target(images)
     # of a position that several rows predict, as overlapping blocks do, the mean is shown
-    times = torch.zeros(wanted.shape[:2]).scatter_add(1, out.index, out.is_target.float())
-    rows = torch.where(out.is_target[..., None], out.predictions, 0.0)
+    times = wanted.new_zeros(wanted.shape[:2]).scatter_add(1, out.index, out.is_target.to(wanted.dtype))
+    rows = torch.where(out.is_target[..., None], out.predictions.to(wanted.dtype), 0.0)
     total = torch.zeros_like(wanted).scatter_add(1, out.index[..., None].expand_as(rows), rows)
     guess = torch.where(times[..., None] > 0, total / times[..., None], wanted)
     hidden = times > 0
-    shown, aimed_at = (_pictures(target.to_pixels(values, images), data) for values in (guess, wanted))
+    shown, aimed_at = (pictures_of(target.to_pixels(values, images), data) for values in (guess, wanted))
     return shown, aimed_at, hidden
 
 

@@ -11,7 +11,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from ssl_blocks.data import ImageData, share_of_cores, to_float, train_loader
 from ssl_blocks.engine.task import CountedLoss, Moment, Plan, Portion, Task
-from ssl_blocks.modes import modes_kept
+from ssl_blocks.modes import buffers_kept, modes_kept
 from ssl_blocks.noise import Pure
 from ssl_blocks.objectives import Objective
 from ssl_blocks.objectives.life_cycle import find_parts, followers
@@ -30,6 +30,7 @@ class PretrainModule(Task):
         config: sizes and rates.
     """
 
+    replay = "; --replay FILE does the step again, and tells where it went wrong"
     advice = "A smaller optimizer.base_lr, a longer warm-up, optimizer.clip_grad or trainer.precision=fp32 may help"
 
     def __init__(self, objective: Objective, data: ImageData, config: RunConfig) -> None:
@@ -75,11 +76,9 @@ class PretrainModule(Task):
 
     def _without_gradient(self, images: Any, draw: Any, *, training: bool) -> set[str]:
         """Names of trained parameters that the loss does not depend on."""
-        buffers = [(buffer, buffer.clone()) for buffer in self.objective.buffers()]
-        with torch.random.fork_rng(devices=[]), torch.enable_grad(), modes_kept(self.objective, training=training):
+        kept = buffers_kept(self.objective), modes_kept(self.objective, training=training)
+        with torch.random.fork_rng(devices=[]), torch.enable_grad(), kept[0], kept[1]:
             loss = self.objective(images, draw).loss
-        for buffer, was in buffers:
-            buffer.copy_(was)
         if loss.ndim:
             name = type(self.objective).__name__
             raise ValueError(f"the loss of {name} must be a scalar, got shape {tuple(loss.shape)}")
@@ -181,6 +180,10 @@ class PretrainModule(Task):
             for name, value in vars(part).items()
             if isinstance(value, bool | int | float | str)
         )
+
+    def configuration(self) -> dict[str, Any]:
+        """The configuration, as ``config.yaml`` has it."""
+        return self.config.model_dump(mode="json")
 
     def facts(self) -> dict[str, Any]:
         """What images a run saw: schedule and statistics depend on them."""

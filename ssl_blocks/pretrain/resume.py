@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
-from ssl_blocks.engine.checkpoints import list_checkpoints
+from ssl_blocks.engine.checkpoints import MARK, is_good, list_checkpoints, read_checkpoint
 from ssl_blocks.engine.lock import LOCK
 from ssl_blocks.files import TEMPORARY_SUFFIX, at_home, atomically, read_json
 from ssl_blocks.pretrain.config import RunConfig
@@ -38,7 +39,7 @@ def starting_point(config: RunConfig, resume: Path | bool | None) -> Path | None
         return None
     if isinstance(resume, Path):
         folder = run_folder(resume)
-    elif not (folder / "config.yaml").is_file():
+    elif not is_run(folder):
         raise FileExistsError(f"--resume: {folder} holds no run (no config.yaml): give the --name of one, or move it")
     _check_same(config, stored_config(folder), folder)
     if isinstance(resume, Path) and resume.is_file():
@@ -67,14 +68,25 @@ def check_folder(folder: Path) -> None:
         )
 
 
-def _check_same(config: RunConfig, stored: Mapping[str, Any], folder: Path) -> None:
+def _changed(config: RunConfig, stored: Mapping[str, Any]) -> list[str]:
+    """What must not differ where a run goes on, and does, each with both values."""
     ours = dict(_flatten(config.model_dump(mode="json")))
-    theirs = dict(_flatten(type(config).model_validate(stored).model_dump(mode="json")))
-    changed = [
+    try:
+        begun = type(config).model_validate(stored)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field, reason = ".".join(map(str, first["loc"])), first["msg"]
+        raise ValueError(f"what the run was begun with is no configuration of this recipe: {field}: {reason}") from None
+    theirs = dict(_flatten(begun.model_dump(mode="json")))
+    return [
         f"{name}={ours.get(name)!r} (the run has {theirs.get(name)!r})"
         for name in dict.fromkeys([*ours, *theirs])
         if ours.get(name) != theirs.get(name) and not _may_differ(name, ours, theirs)
     ]
+
+
+def _check_same(config: RunConfig, stored: Mapping[str, Any], folder: Path) -> None:
+    changed = _changed(config, stored)
     if changed:
         raise ValueError(
             f"--resume must go on as {folder} began, but {', '.join(changed)} differ{'s' * (len(changed) == 1)}: "
@@ -111,7 +123,7 @@ def run_folder(path: Path) -> Path:
     """
     path = at_home(path)
     folder = path.parent.parent if path.is_file() else path
-    if not (folder / "config.yaml").is_file():
+    if not is_run(folder):
         raise FileNotFoundError(
             f"--resume {path} must be the folder of a run or a checkpoint in its checkpoints/, "
             f"but {folder} holds no config.yaml"
@@ -132,6 +144,11 @@ def lengthen(folder: Path, epochs: int) -> int | None:
     return before
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a run was begun in a folder: there is its configuration, or a checkpoint with a copy of it."""
+    return (folder / "config.yaml").is_file() or _copy(folder) is not None
+
+
 def stored_config(path: Path) -> dict[str, Any]:
     """Values of the ``config.yaml`` of the run that ``path`` means.
 
@@ -139,7 +156,32 @@ def stored_config(path: Path) -> dict[str, Any]:
         FileNotFoundError: if there is no such run.
         ValueError: if the file is no YAML mapping.
     """
-    return read_mapping(run_folder(path) / "config.yaml")
+    folder = run_folder(path)
+    file = folder / "config.yaml"
+    if not file.is_file() and (copy := _copy(folder)) is not None:
+        return copy
+    try:
+        return read_mapping(file)
+    except ValueError as error:
+        way_out = "; its checkpoints have a copy: delete the file, and --resume writes it again"
+        raise ValueError(f"{error}{way_out if _copy(folder) else ''}") from None
+
+
+def _copy(folder: Path) -> dict[str, Any] | None:
+    """The configuration that the newest good checkpoint has a copy of."""
+    good = next(filter(is_good, list_checkpoints(folder)), None)
+    return None if good is None else dict(read_checkpoint(good)[MARK].get("configuration", {})) or None
+
+
+def check_copy(config: RunConfig, checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Refuse by a ``ValueError`` a ``config.yaml`` that is not what the checkpoint has a copy of."""
+    copy = checkpoint[MARK].get("configuration")
+    changed = _changed(config, copy) if copy else []
+    if changed:
+        raise ValueError(
+            f"{path.parent.parent / 'config.yaml'} is not what the run was begun with, for {path} has a copy: "
+            f"{', '.join(changed)}; put it back, or delete the file, and --resume writes it again"
+        )
 
 
 def measured_range(run: Path) -> list[float] | None:

@@ -1,8 +1,9 @@
 """One pretraining run from configuration to results: prepare everything, then fit."""
 
-import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic
 
@@ -12,25 +13,30 @@ from rich.console import Console
 from ssl_blocks.data import ImageData
 from ssl_blocks.encoders.card import write_card
 from ssl_blocks.encoders.hub import export_encoder
+from ssl_blocks.engine.bits import what_bits_depend_on
 from ssl_blocks.engine.checkpoints import check_checkpoint, list_checkpoints, read_checkpoint
 from ssl_blocks.engine.devices import choose_device
 from ssl_blocks.engine.lock import locked
 from ssl_blocks.engine.parallel import Machine, count_processes
 from ssl_blocks.engine.rank import is_rank_zero
-from ssl_blocks.evaluation import Scores
+from ssl_blocks.evaluation import FeatureQuality, Scores
 from ssl_blocks.files import TEMPORARY_SUFFIX, atomically
+from ssl_blocks.pretrain.complete import clear_damaged, missing_parts, seal, stored_scores, write_results
 from ssl_blocks.pretrain.module import PretrainModule
 from ssl_blocks.pretrain.recipe import Assemble, C, build, with_data_in_code
 from ssl_blocks.pretrain.report import print_report, stage
-from ssl_blocks.pretrain.resume import lengthen, starting_point
+from ssl_blocks.pretrain.resume import check_copy, lengthen, starting_point
 from ssl_blocks.pretrain.scoring import Sample, has_labels, measure_objective, num_scored
 from ssl_blocks.pretrain.state import begin_with
 from ssl_blocks.program import VERSION
 from ssl_blocks.text import terminal
 
 if TYPE_CHECKING:
+    from pytorch_lightning.loggers import Logger
+
     from ssl_blocks.engine.loop import Loop
-    from ssl_blocks.pretrain.callbacks import OnlineKnn
+    from ssl_blocks.pretrain.callbacks import OnlineScores
+    from ssl_blocks.pretrain.watching import Watcher
 
 NUM_TEST = 10_000  # of streamed data, for scores
 
@@ -86,6 +92,7 @@ class Run(Generic[C]):
         checkpoint = starting_point(config, resume)
         device, autocast_dtype = choose_device(config.trainer.device, config.trainer.precision, section="trainer.")
         console = terminal(quiet=not is_rank_zero())
+        config.trainer.check_loggers()
         with stage(console, "loading the data", later=True) as tell_of_loading:
             images = config.load_data() if data is None else config.load_given(data)
         objective = build(config, assemble, images)
@@ -106,7 +113,9 @@ class Run(Generic[C]):
         )
         loop = Loop(module, machine, folder=config.folder)
         if checkpoint is not None:
-            loop.continue_from(check_checkpoint(checkpoint), checkpoint)
+            content = check_checkpoint(checkpoint)
+            check_copy(config, content, checkpoint)
+            loop.continue_from(content, checkpoint)
         tell_of_loading()  # not before: a mistake is one line
         return cls(config, images, module, loop, machine, checkpoint, assemble)
 
@@ -119,74 +128,120 @@ class Run(Generic[C]):
         from ssl_blocks.engine.fit import ending_in_order
 
         folder, console = self.config.folder, terminal(quiet=not is_rank_zero())
-        if self.checkpoint is not None and (folder / "results.json").is_file() and not self.loop.steps_left:
+        trained = self.checkpoint is not None and not self.loop.steps_left
+        missing = missing_parts(folder, figures=self.config.trainer.figures) if trained else ["results"]
+        if not missing:
             console.print(f"{folder} is complete: nothing is left to do")
             return folder
         with ending_in_order(folder, advice=" (data.corrupt=skip would pass over it)"), locked(folder):
-            self._fit(folder, console)
+            if "results" in missing:
+                self._fit(folder, console)
+            elif is_rank_zero():
+                self._mend(folder, missing, console)
         return folder
 
+    def _mend(self, folder: Path, missing: list[str], console: Console) -> None:
+        """Make again what a trained run lacks, results apart."""
+        assert self.checkpoint is not None
+        console.print(f"{folder} lacks {', '.join(missing)}, made again", soft_wrap=True)
+        self._open(folder, console)
+        self.loop.load_state_dict(read_checkpoint(self.checkpoint)["state_dict"])
+        self._take_final_weights()
+        if "encoder" in missing:
+            self._export(folder)
+        write_card(folder)
+        wanted = self.config.trainer.figures
+        seal(folder, self._draw(folder, stored_scores(folder), console) if wanted else None)
+
+    def _export(self, folder: Path) -> None:
+        objective, place = self.module.objective, folder / "encoder"
+        data = self.data
+        clear_damaged(place)
+        export_encoder(
+            objective.export_encoder(),
+            place,
+            tokenizer=objective.tokenizer,
+            mean=data.mean,
+            std=data.std,
+            value_range=data.value_range,
+        )
+
     def _fit(self, folder: Path, console: Console) -> None:
-        # where weights are dealt out, every process has to help with scoring while training
-        helps = is_rank_zero() or self.machine.strategy == "fsdp"
-        images = self._images_for_scores(console) if helps else None
-        sample, scores = self._sample(images), list[Scores]()
         if is_rank_zero():
             self._open(folder, console)
             for remark in [*self.data.remarks, *self.module.remarks(self.machine.processes.world_size)]:
                 console.print(f"note: {remark}", soft_wrap=True)
+        loggers = self._loggers(folder, console)
+        # where weights are dealt out, every process has to help with scoring while training
+        helps = is_rank_zero() or self.machine.strategy == "fsdp"
+        images = self._images_for_scores(console) if helps else None
+        sample, scores, quality = self._sample(images), list[Scores](), dict[str, FeatureQuality]()
+        watcher = self._watcher(images, sample, console)
+        if is_rank_zero():
             first = "random encoder" if self.config.start is None else "encoder at the start"
             scores += self._score("raw pixels", sample, console) + self._score(first, sample, console)
-        knn = self._train(folder, console, sample)
+            quality |= watcher.measure(first, self.module.objective)
+        self._train(folder, console, loggers, watcher)
         if not is_rank_zero():
             return
         assert images is not None
         self._take_final_weights()
-        scores += self._score("pretrained encoder", sample, console, knn)
+        scores += self._score("pretrained encoder", sample, console, watcher.online)
+        quality |= watcher.measure("pretrained encoder", self.module.objective)
         objective, device, autocast_dtype = self.module.objective, self.machine.device, self.machine.autocast_dtype
-        measured = measure_objective(objective, images, device=str(device), autocast_dtype=autocast_dtype)
-        export_encoder(
-            objective.export_encoder(),
-            folder / "encoder",
-            tokenizer=objective.tokenizer,
-            mean=self.data.mean,
-            std=self.data.std,
-            value_range=self.data.value_range,
-        )
+        with stage(console, "measuring the objective"):
+            measured = measure_objective(objective, images, device=str(device), autocast_dtype=autocast_dtype)
+        self._export(folder)
         results = {
             "recipe": self._recipe(),
             "seconds": round(self.loop.seconds, 1),
             "scores": [score.as_dict() for score in scores],
+            "quality": {name: found.as_dict() for name, found in quality.items()},
             "objective": measured,
             "skipped_images": [str(path) for path in self.data.skipped],
             "value_range": self.data.value_range,
+            "bits": what_bits_depend_on(self.machine),
         }
-        with atomically(folder / "results.json") as temporary:
-            temporary.write_text(json.dumps(results, indent=2) + "\n")
+        write_results(folder, results)
         write_card(folder)
         # last: what cannot be drawn must cost nothing
         figures = self._draw(folder, scores, console) if self.config.trainer.figures else []
-        print_report(console, self.config, scores, figures, seconds=self.loop.seconds, measured=measured)
+        seal(folder, figures if self.config.trainer.figures else None)
+        seconds = self.loop.seconds
+        print_report(console, self.config, scores, figures, seconds=seconds, quality=quality, measured=measured)
         if self.data.skipped:
             console.print(f"{len(self.data.skipped)} unreadable images were skipped, {self.data.skipped[0]} first")
 
-    def _train(self, folder: Path, console: Console, sample: Sample | None) -> "OnlineKnn | None":
+    def _train(self, folder: Path, console: Console, loggers: "list[Logger]", watcher: "Watcher") -> None:
         from ssl_blocks.engine.fit import Record, fit
         from ssl_blocks.engine.progress import RichRunProgress
 
-        settings, knn = self.config.trainer, self._knn(console, sample)
+        settings = self.config.trainer
         record = Record(
             folder,
             f"go on with --resume {folder}",
             checkpoint_every=settings.checkpoint_every,
             keep=settings.keep_checkpoints,
-            tensorboard=True,
+            loggers=loggers,
         )
-        remark = str if knn is None else knn.remark
-        progress = RichRunProgress(console, "pretraining", remark, every=settings.log_every)
-        callbacks = [progress] if knn is None else [knn, progress]
-        fit(self.loop, record=record, checkpoint=self.checkpoint, callbacks=callbacks)
-        return knn
+        progress = RichRunProgress(console, "pretraining", watcher.remark, every=settings.log_every)
+        fit(self.loop, record=record, checkpoint=self.checkpoint, callbacks=[*watcher.callbacks, progress])
+
+    def _watcher(self, images: ImageData | None, sample: Sample | None, console: Console) -> "Watcher":
+        from ssl_blocks.pretrain.watching import Watcher
+
+        return Watcher(self.config, self.module, self.machine, images, sample, console)
+
+    def _loggers(self, folder: Path, console: Console) -> "list[Logger]":
+        from ssl_blocks.engine.loggers import open_loggers
+
+        return open_loggers(
+            self.config.trainer.loggers,
+            folder,
+            resumed_step=self.loop.resumed_step,
+            hyperparameters=self.config.model_dump(mode="json"),
+            tell=partial(console.print, soft_wrap=True),
+        )
 
     def _draw(self, folder: Path, scores: list[Scores], console: Console) -> list[Path]:
         """Draw what there is to see; a picture that fails is one line."""
@@ -200,18 +255,23 @@ class Run(Generic[C]):
             "features": lambda: write_features(module.objective, self.data, figures),
             "curves": lambda: [write_curves(folder, scores)],
         }
+        if "csv" not in self.config.trainer.loggers:
+            del pictures["curves"]
         drawn: list[Path] = []
-        for name, draw in pictures.items():
-            try:
-                drawn += draw()
-            except Exception as error:  # whatever it is, the run is done
-                reason = " ".join(str(error).split())
-                console.print(f"warning: no pictures of {name}: {type(error).__name__}: {reason}", soft_wrap=True)
+        with stage(console, "drawing pictures"):
+            for name, draw in pictures.items():
+                try:
+                    drawn += draw()
+                except Exception as error:  # whatever it is, the run is done
+                    reason = " ".join(str(error).split())
+                    console.print(f"warning: no pictures of {name}: {type(error).__name__}: {reason}", soft_wrap=True)
         return drawn
 
     def _open(self, folder: Path, console: Console) -> None:
         for leftover in folder.rglob(f".*{TEMPORARY_SUFFIX}"):  # of a process that was killed while writing
             leftover.unlink(missing_ok=True)
+        for unfinished in folder.glob(".encoder.*.incomplete"):
+            shutil.rmtree(unfinished, ignore_errors=True)
         if not (folder / "config.yaml").is_file():
             with atomically(folder / "config.yaml") as temporary:
                 temporary.write_text(yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
@@ -241,18 +301,6 @@ class Run(Generic[C]):
             return None
         return Sample(images, autocast_dtype=self.machine.autocast_dtype)
 
-    def _knn(self, console: Console, sample: Sample | None) -> "OnlineKnn | None":
-        from ssl_blocks.pretrain.callbacks import OnlineKnn
-
-        settings, steps = self.config.trainer, self.module.plan.steps_per_epoch
-        if settings.knn_every is None:
-            return None
-        if sample is None:
-            console.print("trainer.knn_every has no effect: there are no labels, or no test images")
-            return None
-        part = sample.part(settings.knn_bank, NUM_TEST)
-        return OnlineKnn(self.module.objective, part, every=settings.knn_every * steps)
-
     def _take_final_weights(self) -> None:
         """Have the trained objective in this process, whole and on CPU."""
         if self.machine.strategy != "fsdp":
@@ -263,7 +311,7 @@ class Run(Generic[C]):
         type(self.loop)(self.module).load_state_dict(state)
 
     def _score(
-        self, name: str, sample: Sample | None, console: Console, knn: "OnlineKnn | None" = None
+        self, name: str, sample: Sample | None, console: Console, knn: "OnlineScores | None" = None
     ) -> list[Scores]:
         """Score raw pixels or the encoder as it stands, which ends up on CPU; what kNN has just looked at is known."""
         settings, plan, device = self.config.trainer, self.module.plan, self.machine.device

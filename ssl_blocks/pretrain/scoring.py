@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ssl_blocks.data import ImageData, ImageSplit, to_float
-from ssl_blocks.evaluation import Extractor, RawPixels, Scores, knn_accuracy, score_features
+from ssl_blocks.evaluation import Extractor, RawPixels, Scores, knn_accuracy, ridge_probe, score_features
 from ssl_blocks.modes import modes_kept
 from ssl_blocks.objectives import Objective
 
@@ -35,6 +35,10 @@ class Features:
         """KNN accuracy, 0..1, of neighbours that are looked for on ``device``."""
         train, labels, test, truth = (x.to(device) for x in vars(self).values())
         return knn_accuracy(train, labels, test, truth, k=min(20, len(train)))
+
+    def probe(self, device: torch.device | str) -> float:
+        """Accuracy, 0..1, of a linear probe in closed form."""
+        return ridge_probe(*(x.to(device) for x in vars(self).values()))
 
     def scores(self, name: str, device: torch.device | str) -> Scores:
         """The same and a few-shot probe."""

@@ -48,9 +48,7 @@ def write_state(run: str | Path, folder: str | Path) -> Path:
     """
     run, folder = at_home(run), at_home(folder)
     if folder.exists() and (folder.is_file() or any(folder.iterdir())):
-        raise FileExistsError(
-            f"folder={str(folder)!r} must be new or empty, for a state is written into none that holds"
-        )
+        raise FileExistsError(f"folder={str(folder)!r} must be new or empty: a state replaces nothing")
     config, checkpoints = stored_config(run), list_checkpoints(run)
     if not checkpoints:
         raise FileNotFoundError(f"run={str(run)!r} has no checkpoint, which holds the state: train it, or --resume it")

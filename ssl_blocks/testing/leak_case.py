@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ssl_blocks.parts.tokenize import Tokenizer
+from ssl_blocks.testing.precise import buffers_kept, seeded
 from ssl_blocks.values import ObjectiveOutput, Views
 
 CONTEXT = -1  # step of tokens that are given
@@ -31,19 +33,19 @@ class Subject:
     """What is tested.
 
     Args:
-        name: of an objective.
-        module: whose modes and buffers are put back.
+        name: of an objective or a function.
+        module: models whose weights are shaken, and whose modes are switched.
         tokenizer: cuts images, or those of the views that have its size.
-        target: what is predicted of every position, of images or views.
+        target: what is predicted of every position, of images or views; ``None``: not told.
         draw: random choices for images, by a generator.
         compute: the output for images and a draw.
         takes_views: whether positions are counted through all views, or the first alone is looked at.
     """
 
     name: str
-    module: Any
+    module: nn.ModuleList
     tokenizer: Tokenizer
-    target: Callable[[Any], Tensor]
+    target: Callable[[Any], Tensor] | None
     draw: Callable[[Images, torch.Generator | None], Any]
     compute: Callable[[Images, Any], ObjectiveOutput]
     takes_views: bool = True
@@ -103,20 +105,24 @@ class LeakCase:
             start += ones.shape[1]
         return tuple(found)
 
+    @cached_property
+    def before(self) -> ObjectiveOutput:
+        """What comes of the pixels as they are."""
+        return self.outcome(tuple(x.detach() for x in self.pixels))
+
     @torch.no_grad()
     def predict(self, pixels: Pixels, draw: Any = None) -> Float[Tensor, "b t p"]:
         """Predict with the same dropout in every call, and leave buffers as they were."""
-        module, device = self.subject.module, pixels[0].device
-        buffers = list(module.buffers()) if isinstance(module, nn.Module) else []
-        state = [buffer.clone() for buffer in buffers]
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(0)
-            draw = self.draw if draw is None else draw
-            predictions: Tensor = self.subject.compute(self.images(pixels), draw).predictions
-        for buffer, was in zip(buffers, state, strict=True):
-            if not torch.equal(buffer, was):
-                buffer.copy_(was)
-        return predictions
+        return self.outcome(pixels, draw).predictions
+
+    @torch.no_grad()
+    def outcome(self, pixels: Pixels, draw: Any = None) -> ObjectiveOutput:
+        """All that comes of pixels, as for `predict`."""
+        return _computed(self.subject, self.images(pixels), self.draw if draw is None else draw)
+
+    def noise(self, generator: torch.Generator | None) -> Pixels:
+        """Noise as large as the pixels of each channel."""
+        return tuple(_scale(x.detach()) * _noise(x.detach(), generator) for x in self.pixels)
 
     def position(self, image: int, position: int) -> str:
         """What a message calls a position of an image."""
@@ -132,35 +138,88 @@ class LeakCase:
         return names.get(step, f"step {step}")
 
 
-def make_case(subject: Subject, images: Images, generator: torch.Generator | None) -> LeakCase:
+def make_case(subject: Subject, images: Images, generator: torch.Generator | None, *, graph: bool = True) -> LeakCase:
     """Draw, compute, and find out who may see what.
+
+    Args:
+        subject: what is tested.
+        images: of which draws are made.
+        generator: source of randomness.
+        graph: whether gradients are asked for; without, a large batch fits.
 
     Raises:
         LeakError: if predictions do not follow the draw.
-        ValueError: if nothing is predicted, or an index names no position.
+        ValueError: if nothing is predicted, an index names no position, or a prediction is not finite.
     """
     views, num_global = (images.images, images.num_global) if isinstance(images, Views) else ((images,), None)
-    pixels = tuple(view.detach().clone().requires_grad_() for view in views)
+    pixels = tuple(view.detach().clone().requires_grad_(graph) for view in views)
     seen = pixels if subject.takes_views else pixels[:1]
     fits = [_fits(subject.tokenizer, view, needed=number == 0) for number, view in enumerate(seen)]
     is_cut = (*fits, *[False] * (len(pixels) - len(seen)))
     own = pixels[0] if num_global is None else Views(pixels, num_global)
     draw = subject.draw(own, generator)
-    out = subject.compute(own, draw)
+    with torch.set_grad_enabled(graph):
+        # by another seed than all that follows: forward has its draw, and draws nothing more but dropout
+        out = _computed(subject, own, draw, seed=0 if subject.module.training else 1)
     if not bool(out.is_target.any()):
         raise ValueError("nothing is predicted in this draw: give more images or more segments")
     tokens = subject.tokenizer.grid.num_tokens
-    named = out.index[out.is_target]
-    if int(named.min()) < 0 or int(named.max()) >= tokens * sum(is_cut):
-        found = f"{int(named.min())}..{int(named.max())}"
-        raise ValueError(f"index must name positions from 0 to {tokens * sum(is_cut) - 1}, got {found}")
+    _check_rows(out, tokens * sum(is_cut))
     step_of, may, must = visible(out, tokens, sum(is_cut))
     case = LeakCase(subject, pixels, num_global, is_cut, draw, out, step_of, may, must)
-    if not torch.allclose(case.predict(pixels), out.predictions, rtol=1e-3, atol=1e-4):
+    again = case.before.predictions
+    if again.shape != out.predictions.shape or not torch.allclose(again, out.predictions, rtol=1e-3, atol=1e-4):
         raise LeakError(
             "predictions differ between two calls with the same images and draw: does forward use its draw?"
         )
     return case
+
+
+def _check_rows(out: ObjectiveOutput, tokens: int) -> None:
+    named = out.index[out.is_target]
+    if int(named.min()) < 0 or int(named.max()) >= tokens:
+        found = f"{int(named.min())}..{int(named.max())}"
+        raise ValueError(f"index must name positions from 0 to {tokens - 1}, got {found}")
+    wrong = ~out.predictions.isfinite().all(-1) & out.is_target
+    for image, row in wrong.nonzero()[:1].tolist():
+        raise ValueError(
+            f"the prediction of position {int(out.index[image, row])} in image {image} is not finite, so nothing can "
+            "be said of it: does its attention see no token at all?"
+        )
+
+
+def _computed(subject: Subject, images: Images, draw: Any, seed: int = 0) -> ObjectiveOutput:
+    device = images.device if isinstance(images, Tensor) else images.images[0].device
+    with seeded(seed, device), buffers_kept(subject.module):
+        return subject.compute(images, draw)
+
+
+def _scale(x: Tensor) -> Tensor:
+    """Deviation of every channel over batch and places, 1 where nothing differs."""
+    own: Tensor = x.double().std(dim=(0, *range(2, x.ndim)), keepdim=True, correction=0)
+    return torch.where(own > 0, own, 1.0).to(x.dtype)
+
+
+def _noise(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.randn(x.shape, generator=generator, device=x.device, dtype=torch.float64).to(x.dtype)
+
+
+def some_more(images: Images, count: int, generator: torch.Generator | None) -> Tensor | Views:
+    """A batch of ``count`` images that differ: those that were given, over and over, under noise."""
+    views = images.images if isinstance(images, Views) else (images,)
+    many = tuple(
+        x[torch.arange(count, device=x.device) % len(x)]
+        + _scale(x) / 4 * _noise(x[:1].expand(count, *x.shape[1:]), generator)
+        for x in (view.detach() for view in views)
+    )
+    return Views(many, images.num_global) if isinstance(images, Views) else many[0]
+
+
+def cast(images: Images, dtype: torch.dtype) -> Tensor | Views:
+    """Images of another precision."""
+    if isinstance(images, Views):
+        return Views(tuple(view.to(dtype) for view in images.images), images.num_global)
+    return images.to(dtype)
 
 
 def _fits(tokenizer: Tokenizer, view: Tensor, *, needed: bool) -> bool:

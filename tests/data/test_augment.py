@@ -160,12 +160,12 @@ def test_wrong_scale(scale: tuple[float, float]) -> None:
 
 @pytest.mark.parametrize("ratio", [(0.0, 1.0), (2.0, 1.0), (1.0, math.inf), (-1.0, 1.0)])
 def test_wrong_ratio(ratio: tuple[float, float]) -> None:
-    with pytest.raises(ValueError, match=r"ratio=\(.*\) must be .* both above 0"):
+    with pytest.raises(ValueError, match=r"ratio=\(.*\) must be .*(both above 0|a finite number)"):
         RandomResizedCropFlip(8, ratio=ratio)
 
 
 def test_wrong_size() -> None:
-    with pytest.raises(ValueError, match=r"size=\(8, 0\) must be at least 1 pixel"):
+    with pytest.raises(ValueError, match=r"size=\(8, 0\) must be 2 values: number 1 at least 1"):
         RandomResizedCropFlip((8, 0))
 
 
@@ -205,7 +205,7 @@ class TestNormalisation:
         [
             ((0.5,), (1.0, 1.0), r"mean=\(0.5,\) must be one number for each of 2 channels"),
             ((0.5, 0.5), (1.0,), r"std=\(1.0,\) must be one number for each of 2 channels"),
-            ((0.5, 0.5), (1.0, 0.0), r"std=\(1.0, 0.0\) must be above 0"),
+            ((0.5, 0.5), (1.0, 0.0), r"std=\(1.0, 0.0\) must be (several values, each )?above 0"),
         ],
     )
     def test_wrong_statistics(self, mean: tuple[float, ...], std: tuple[float, ...], message: str) -> None:

@@ -93,7 +93,7 @@ def test_target_is_torchvisions() -> None:
 
 
 def test_wrong_input() -> None:
-    with pytest.raises(ValueError, match="num=0 and max_shapes=3 must be at least 1"):
+    with pytest.raises(ValueError, match="num=0 must be at least 1"):
         ShapeImages(0, size=32)
     with pytest.raises(ValueError, match="size=8 must be at least 16 pixels"):
         ShapeImages(1, size=8)

@@ -31,7 +31,7 @@ def test_the_objective_comes_back_whole(run: Path, state: Path) -> None:
     found = objective.state_dict()
     assert set(wanted) == {f"model.{name}" for name in found}
     assert all(torch.equal(value, wanted[f"model.{name}"]) for name, value in found.items())
-    assert any(name.startswith("decoder.") for name in found)
+    assert any("decoder." in name for name in found)
     assert not objective.training
     notes = json.loads((state / "state.json").read_text())
     assert notes["recipe"] == "RandSACConfig"

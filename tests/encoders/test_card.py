@@ -54,7 +54,8 @@ def test_a_run_writes_what_it_did(run: Path) -> None:
     ):
         assert row in card.splitlines(), row
     for score in results["scores"]:
-        assert f"| {score['name']} | {score['knn']:.1%} | {score['fewshot']['mean']:.1%} ± " in card
+        probe = score["fewshot"]
+        assert f"| {score['name']} | {probe['mean']:.1%} ± {probe['std']:.1%} | {score['knn']:.1%} |" in card
 
 
 def test_the_commands_of_the_card_load_the_encoder(run: Path) -> None:

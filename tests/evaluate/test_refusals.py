@@ -67,6 +67,23 @@ def test_a_folder_without_its_configuration_is_named(run: Path, tmp_path: Path, 
     assert (run / "results.json").read_bytes() == before
 
 
+def test_results_go_into_a_file_of_results_or_a_new_one(run: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "link.json").symlink_to(run / "results.json")
+    (tmp_path / "file").write_text("")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for output, said in {
+        "/dev/null": "/dev/null is a device",
+        "/dev/stdout": "is a link, which is not followed",
+        str(tmp_path / "link.json"): "link.json is a link, which is not followed",
+        str(run): "is a folder: give the path of a file",
+        str(tmp_path / "file" / "a.json"): "file is no folder",
+        str(run / "encoder" / "config.json"): "config.json holds no results, and is left as it is",
+        str(run / "config.yaml"): "config.yaml is no JSON, and is left as it is",
+    }.items():
+        assert said in refused(["knn", str(run), f"--output={output}"], capsys)
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
 def unlabelled(folder: Path) -> Path:
     folder.mkdir(parents=True)
     for number in range(3):

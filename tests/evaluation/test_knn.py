@@ -81,7 +81,7 @@ def test_class_that_is_not_in_the_bank_counts_as_wrong() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"k": 0}, r"k=0 must be at least 1 and at most the size of the bank \(10\)"),
+        ({"k": 0}, "k=0 must be at least 1"),
         ({"k": 11}, r"k=11 must be at least 1 and at most the size of the bank \(10\)"),
         ({"temperature": 0.0}, "temperature=0.0 must be above 0"),
         ({"chunk": 0}, "chunk=0 must be at least 1"),

@@ -128,7 +128,7 @@ def test_a_fit_that_is_cut_short_says_so() -> None:
 
 def test_wrong_arguments() -> None:
     x, y = draw(20, 0)
-    with pytest.raises(ValueError, match=r"cs=\(0\.0,\) must be at least one number, all above 0"):
+    with pytest.raises(ValueError, match=r"cs=\(0\.0,\) must be several values, each above 0"):
         logistic_probe(x, y, x, y, cs=(0.0,))
     with pytest.raises(ValueError, match=r"test_labels must be classes 0\.\.3"):
         logistic_probe(x, y, x, y + 1)

@@ -11,17 +11,6 @@ from ssl_blocks.encoders.tokens import are_images
 from ssl_blocks.objectives.builders import randsac
 
 
-@pytest.mark.parametrize("sizes", [(2.5, 4), (True, 2), ("3", 2), ([2, 2],), (float("nan"), 2), (None,)])
-def test_a_grid_has_whole_numbers(sizes) -> None:
-    with pytest.raises(TypeError, match="must have whole numbers of tokens"):
-        inspect.unwrap(Grid.__init__)(Grid.__new__(Grid), *sizes)  # as it is where nothing else looks at types
-
-
-def test_a_grid_can_be_counted() -> None:
-    with pytest.raises(ValueError, match=r"has 1,099,511,627,776 tokens, but at most 2,147,483,647"):
-        Grid(2**20, 2**20)
-
-
 def objective():
     encoder = timm_vit(image_size=8, patch_size=4, depth=1, embed_dim=16, num_heads=2)
     tokenizer = PatchTokenizer(image_size=8, patch_size=4)

@@ -2,6 +2,7 @@ import inspect
 
 import pytest
 import torch
+from timm.layers import Mlp
 from torch import nn
 
 import ssl_blocks.parts.attention
@@ -9,6 +10,8 @@ from ssl_blocks import (
     AttentionMasks,
     BlobPartitioner,
     Grid,
+    MaskTokenDecoder,
+    QueryStreamDecoder,
     RandomSerializer,
     SegmentCausalMask,
     SegmentDecoder,
@@ -341,3 +344,12 @@ def test_a_wrong_number_of_memories_is_refused(count):
     _, masks, query_index, memory_index = squares()
     with pytest.raises(ValueError, match=f"depth=2 needs one memory per layer, got {count}"):
         make()(memories_for(masks, 2, depth=count), masks, query_index=query_index, memory_index=memory_index)
+
+
+@pytest.mark.parametrize("kind", [SegmentDecoder, MaskTokenDecoder, QueryStreamDecoder])
+def test_the_activation_is_the_callers(kind):
+    own = {"norm": nn.LayerNorm(16)} if kind is QueryStreamDecoder else {}
+    sizes = {"grid": Grid(4, 4), "dim": 16, "depth": 2, "num_heads": 2}
+    for options, wanted in (({}, nn.GELU), ({"act_layer": nn.ReLU}, nn.ReLU)):
+        found = [part.act for part in kind(**sizes, **own, **options).modules() if isinstance(part, Mlp)]
+        assert [type(act) for act in found] == [wanted] * 2

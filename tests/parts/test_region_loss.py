@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_blocks.parts import match_regions, paired_cross_entropy, region_loss
+import ssl_blocks as sb
+from ssl_blocks.parts import match_regions, paired_cross_entropy, region_loss, view_cross_entropy
 from ssl_blocks.parts.region_loss import Pairing
 from tests.reference import distilled_cross_entropy, matched_places
 
@@ -162,3 +163,82 @@ def test_matching_is_not_blurred_by_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         under = match_regions(ours, theirs)
     assert torch.equal(under, match_regions(ours, theirs))
+
+
+SIZES = (3, 3, 2)
+
+
+def views(classes: int, seed: int, sizes: tuple[int, ...] = SIZES) -> list[Tensor]:
+    return [noise(2, size, classes, seed=seed + place) for place, size in enumerate(sizes)]
+
+
+def one_by_one(
+    student: list[Tensor], teacher: list[Tensor], center: Tensor, place: Tensor | None
+) -> list[list[Tensor]]:
+    """Every pair's mean over its regions, for every image."""
+    found = []
+    for image in range(2):
+        means = []
+        for q, said in enumerate(teacher):
+            for v, view in enumerate(student):
+                if v != q:
+                    matches = [0] * view.shape[1] if place is None else place[q][v][image]
+                    ones = [
+                        distilled_cross_entropy(view[image, row], said[image, match], center, 0.2, 0.05)
+                        for row, match in enumerate(matches)
+                    ]
+                    means.append(torch.stack(ones).mean())
+        found.append(means)
+    return found
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_the_loss_on_plain_tensors_is_the_mean_over_pairs(regions: bool) -> None:
+    sizes = SIZES if regions else (1, 1, 1)
+    student, teacher = [x.requires_grad_() for x in views(7, 0, sizes)], views(7, 10, sizes[:2])
+    ours, theirs = views(4, 20), views(4, 30, SIZES[:2])
+    center = noise(7, seed=40)
+    place = [[list(map(matched_places, view, other)) for view in ours] for other in theirs] if regions else None
+    wanted = torch.stack([torch.stack(means) for means in one_by_one(student, teacher, center, place)])
+    temperatures = {"student_temperature": 0.2, "teacher_temperature": torch.tensor(0.05, dtype=torch.float64)}
+    features = (ours, theirs) if regions else None
+    loss, found = view_cross_entropy(student, teacher, center, features=features, **temperatures)
+    torch.testing.assert_close(found, wanted.detach())
+    torch.testing.assert_close(loss, wanted.mean())
+    expected = torch.autograd.grad(wanted.mean(), student)
+    torch.testing.assert_close(torch.autograd.grad(loss, student), expected)
+
+
+def test_the_objective_is_half_of_views_and_half_of_regions() -> None:
+    tokens = sb.encoders.timm_vit(image_size=8, patch_size=4, depth=1, embed_dim=16, num_heads=2, class_token=True)
+    head = lambda dim, out: torch.nn.Linear(dim, out)  # noqa: E731
+    objective = (
+        sb.ViewRegionDistillation(encoder=sb.encoders.TokenRegions(tokens), out_dim=7, head=head).eval().double()
+    )
+    objective.center.value.copy_(noise(7))
+    objective.region_center.value.copy_(noise(7, seed=1))
+    images = (noise(2, 3, 8, 8, seed=2), noise(2, 3, 8, 8, seed=3))
+    student, teacher = objective.student(images), objective.teacher.copy(images)
+    options = {"student_temperature": 0.1, "teacher_temperature": objective.teacher_temperature}
+    of_views, _ = view_cross_entropy(
+        student.views.view(2, 2, 1, 7).unbind(0),
+        teacher.views.view(2, 2, 1, 7).unbind(0),
+        objective.center.value,
+        **options,
+    )
+    of_regions, _ = view_cross_entropy(
+        student.regions.view(2, 2, 4, 7).unbind(0),
+        teacher.regions.view(2, 2, 4, 7).unbind(0),
+        objective.region_center.value,
+        features=(student.maps, teacher.maps),
+        **options,
+    )
+    torch.testing.assert_close(objective(sb.Views(images, num_global=2)).loss, (of_views + of_regions) / 2)
+
+
+def test_regions_need_features_and_a_view_another_one() -> None:
+    logits = views(7, 0)
+    with pytest.raises(ValueError, match="features=None must go with views of one region each"):
+        view_cross_entropy(logits, logits[:2], noise(7))
+    with pytest.raises(ValueError, match="student=1 views must be more than one: a view is never compared with itself"):
+        view_cross_entropy(logits[:1], logits[:1], noise(7))

@@ -1,6 +1,6 @@
 """A small run on the digits, and its parts, for tests of interrupted and divided runs.
 
-It trains and exports, and neither scores nor draws, which would take longer: a test of these asks for them.
+It trains and exports, and neither scores, draws nor looks, which would take longer: a test of these asks for them.
 """
 
 from functools import cache
@@ -17,7 +17,7 @@ from ssl_blocks.recipes.randsac import RECIPE, RandSACConfig, assemble
 
 sklearn.datasets.load_digits = cache(sklearn.datasets.load_digits)  # a table of text, parsed anew for every run
 
-BARE = ("--trainer.score=false", "--trainer.figures=false")
+BARE = ("--trainer.score=false", "--trainer.figures=false", "--trainer.look_every=None")
 SMALL = [
     "--preset=randsac_digits",
     "--name=run",

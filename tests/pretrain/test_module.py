@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import itertools
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -20,11 +21,11 @@ from ssl_blocks import (
     SquarePartitioner,
 )
 from ssl_blocks.data import RandomResizedCropFlip
-from ssl_blocks.engine import CroppedDataConfig, OptimizerConfig, TrainerConfig, fit as engine
+from ssl_blocks.engine import CroppedDataConfig, OptimizerConfig, TrainerConfig, fit as engine, progress
 from ssl_blocks.engine.loop import Loop
 from ssl_blocks.engine.progress import RichRunProgress
 from ssl_blocks.pretrain import PretrainModule, RunConfig
-from ssl_blocks.pretrain.callbacks import OnlineKnn
+from ssl_blocks.pretrain.callbacks import OnlineScores
 from ssl_blocks.pretrain.scoring import Sample
 from ssl_blocks.randomness import seeded_generator
 from tests.pretrain.small import Untouched
@@ -175,25 +176,54 @@ def test_progress_draws_a_bar_in_a_terminal() -> None:
     assert "[/home/me] {x}" in text.getvalue()
 
 
+def test_progress_draws_a_bar_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+
+    def display(html, *, display_id: bool):
+        assert display_id
+        shown.append(html.data)
+        return SimpleNamespace(update=lambda html: shown.append(html.data))
+
+    monkeypatch.setattr("IPython.display.display", display)
+    monkeypatch.setattr(progress, "PAUSE", 0.0)
+    text = io.StringIO()
+    console = Console(file=text, force_jupyter=True, width=80)
+    fit(small_objective(), RichRunProgress(console, "<b>", lambda: "  kNN > 3"))
+    assert len(shown) > 3
+    assert all("<progress" in line and "&lt;b&gt;" in line for line in shown)
+    assert re.search(r'value="0" max="10".* 0/10 ', shown[0])
+    assert re.search(r'value="10" max="10".* 10/10  loss .* images/s  kNN &gt; 3  left 0 s', shown[-1])
+    assert text.getvalue() == ""
+
+
+def test_long_silence_is_broken_where_lines_are_rare(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "SILENCE", 0.0)
+    callback = RichRunProgress(Console(file=io.StringIO()), "training")
+    assert callback._is_due(1, 1000)
+    monkeypatch.setattr(progress, "SILENCE", 1e9)
+    assert not callback._is_due(1, 1000)
+    assert callback._is_due(100, 1000)
+
+
 def test_online_knn_equals_knn_of_the_features_afterwards() -> None:
     from ssl_blocks.data import to_float
     from ssl_blocks.evaluation import knn_accuracy
 
     data = some_data()
     objective = small_objective()
-    knn = OnlineKnn(objective, Sample(data, autocast_dtype=None), every=10)
+    knn = OnlineScores(objective, Sample(data, autocast_dtype=None), knn_every=10)
     fit(objective, knn)
     encoder = objective.encoder
     with torch.no_grad():
         bank, test = (encoder.features(to_float(s.images, data.mean, data.std)) for s in (data.train, data.test))
-    assert knn.latest == pytest.approx(knn_accuracy(bank, data.train.labels, test, data.test.labels, k=20))
+    assert knn.latest["knn"] == pytest.approx(knn_accuracy(bank, data.train.labels, test, data.test.labels, k=20))
 
 
 def test_scoring_leaves_every_module_in_its_mode() -> None:
     data, objective = some_data(), small_objective()
     objective.train()
     objective.encoder.module.norm.eval()  # frozen by the user, say
-    OnlineKnn(objective, Sample(data, autocast_dtype=None), every=1).score("cpu")
+    Sample(data, autocast_dtype=None).of_encoder(objective, "cpu")
     modes = {name: part.training for name, part in objective.encoder.module.named_modules()}
     assert modes.pop("norm") is False
     assert all(modes.values())

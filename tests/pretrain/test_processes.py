@@ -1,5 +1,6 @@
 """Two processes do what one does with the whole batch."""
 
+import csv
 import json
 import os
 import subprocess
@@ -59,6 +60,12 @@ def test_two_processes_give_losses_gradients_and_weights_of_one(case: str, train
     results = json.loads((trained / case / "results.json").read_text())
     if set(SCORED) <= set(CASES[case]):
         assert [score["name"] for score in results["scores"]] == ["raw pixels", "random encoder", "pretrained encoder"]
+        looks = [
+            row for row in csv.DictReader((trained / case / "metrics.csv").read_text().splitlines()) if row["rankme"]
+        ]
+        assert [row["epoch"] for row in looks] == ["1.0", "2.0"]
+        # where weights are dealt out, there are numbers alone
+        assert (trained / case / "figures").exists() == ("sharded" not in case)
     assert (trained / case / "encoder" / "model.safetensors").is_file()
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from ssl_blocks.engine.checkpoints import check_checkpoint, list_checkpoints, read_checkpoint, write_checkpoint
 from ssl_blocks.engine.errors import RunStopped
+from ssl_blocks.engine.watch import Verdict
 from ssl_blocks.pretrain.resume import stored_config
 from ssl_blocks.recipes.randsac import assemble
 from tests.pretrain.small import NUM_STEPS, acting, differences, final, prepare
@@ -270,7 +271,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_spoils_nothing(tmp_path: Pat
 def test_weights_of_a_bad_loss_are_not_saved_even_where_losses_are_looked_at_only_now_and_then(tmp_path: Path) -> None:
     loop = prepare(tmp_path).loop
     loop.watch.every = 20
-    loop.watch.see(torch.tensor(torch.nan), 7)  # as on a GPU between two looks
+    loop.watch.see(Verdict(torch.tensor([torch.nan]), ()), 7)  # as on a GPU between two looks
     with pytest.raises(RunStopped, match="in step 7 "):
         loop.on_save_checkpoint({})
 

@@ -62,7 +62,10 @@ def test_scores_say_what_they_were_computed_on(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(scoring, "SHOTS", 1000)
     scores = sample().part(48, 30).of_pixels().scores("raw pixels", "cpu")
     assert (scores.num_train, scores.num_test) == (48, 30)
-    assert "30 test images by 48 training images" in scores_table("a", [scores]).title
+    table = scores_table("a", [scores])
+    assert "30 test images by 48 training images" in table.title
+    shown = [(column.header, *column.cells) for column in table.columns[1:]]
+    assert shown == [("linear probe, 1000 labels a class", "-"), ("kNN", f"{scores.knn:.1%}")]
 
 
 @pytest.fixture

@@ -75,10 +75,10 @@ def assemble(config: RunConfig, data: ImageData) -> PullTogether:
 
 
 def arguments(*more: str) -> list[str]:
-    sizes = ["--encoder.depth=2", "--encoder.width=16", "--encoder.heads=2", "--optimizer.batch_size=32"]
+    sizes = ["--encoder.patch_size=4", "--encoder.depth=2", "--encoder.width=16", "--encoder.heads=2"]
     schedule = ["--trainer.epochs=2", "--optimizer.warmup_epochs=0.5", "--optimizer.weight_decay_end=0.4"]
     data = ["--data.max_train=128", "--data.max_test=32", "--trainer.device=cpu", "--name=run", *BARE]
-    options = [*sizes, *schedule, *data, *more]
+    options = [*sizes, "--optimizer.batch_size=32", *schedule, *data, *more]
     return list({option.partition("=")[0]: option for option in options}.values())  # the last one counts
 
 

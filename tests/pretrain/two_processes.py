@@ -18,7 +18,7 @@ from ssl_blocks.recipes.randsac import assemble
 from tests.evaluation.test_finetune import STATISTICS, bright_and_dark, finetuned, tiny
 from tests.pretrain.small import Untouched, config
 
-SCORED = ["--trainer.score=true"]
+SCORED = ["--trainer.score=true", "--trainer.look_every=1"]
 BLOBS = ["--segments.kind=blob", "--segments.counts=[4]"]
 CASES = {
     "squares": ["--segments.kind=square", "--segments.sides=[2]", *SCORED],

@@ -205,6 +205,10 @@ def test_masked_tokens_of_views_pass_and_a_mask_that_hides_nothing_is_found():
         check(MaskedTokens(*parts(), masked=False), views())
 
 
+def repeated(draw, images):
+    return draw[torch.arange(images.batch) % len(draw)]
+
+
 def test_a_look_at_the_same_place_of_the_other_view_is_a_leak_where_it_is_masked_there():
     objective = MaskedTokens(*parts())
     encoder = objective.encoder
@@ -219,9 +223,9 @@ def test_a_look_at_the_same_place_of_the_other_view_is_a_leak_where_it_is_masked
     batch = views()
     masked = torch.zeros(2, 2, 16, dtype=torch.bool)
     masked[:, 0, :6] = masked[:, 1, 10:] = True
-    objective.draw = lambda images, generator=None: masked
+    objective.draw = lambda images, generator=None: repeated(masked, images)
     check(objective, batch)  # the first token of the second view is given
-    objective.draw = lambda images, generator=None: masked.flip(1)
+    objective.draw = lambda images, generator=None: repeated(masked.flip(1), images)
     with pytest.raises(LeakError, match=r"depends on position 16 of step 1"):
         check(objective, batch)
 

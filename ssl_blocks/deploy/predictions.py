@@ -1,7 +1,7 @@
 """Classes or masks of images by a fine-tuned model."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from ssl_blocks.data.pairs import IGNORED
 from ssl_blocks.data.resample import cover_of
 from ssl_blocks.deploy.cli import check_output
 from ssl_blocks.deploy.config import PredictConfig
-from ssl_blocks.deploy.embed import encode, open_images
+from ssl_blocks.deploy.features import encode, open_images
 from ssl_blocks.deploy.images import Batch, ImageStream
 from ssl_blocks.deploy.tables import csv_writer
 from ssl_blocks.engine.devices import choose_device
@@ -31,7 +31,10 @@ from ssl_blocks.evaluation.subject import Subject, find_subject
 from ssl_blocks.files import at_home, atomically, read_json
 from ssl_blocks.text import terminal
 
-KINDS = {"Classifier": load_classifier, "SegmentationModel": load_segmenter}
+KINDS: dict[str, Callable[[str | Path], Loaded[Any]]] = {
+    "Classifier": load_classifier,
+    "SegmentationModel": load_segmenter,
+}
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,7 @@ def load_model(folder: str | Path) -> Loaded[Any]:
     kind = str(read_json(folder / NOTES).get("kind"))
     if kind not in KINDS:
         raise ValueError(f"{folder / NOTES} must be of a {' or a '.join(KINDS)}, but is of {kind}")
-    loaded: Loaded[Any] = KINDS[kind](folder)  # type: ignore[operator]
-    return loaded
+    return KINDS[kind](folder)
 
 
 def model_subject(folder: str | Path, loaded: Loaded[Any]) -> Subject:

@@ -1,0 +1,208 @@
+"""A step that came to no finite number: kept with its batch, and done again to see where it went wrong."""
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from ssl_blocks.engine.checkpoints import FORMAT_VERSION, MARK, read_checkpoint, write_checkpoint
+from ssl_blocks.engine.masters import MasterAdamW
+from ssl_blocks.engine.task import Moment, Portion, Task
+from ssl_blocks.files import atomically
+from ssl_blocks.randomness import mix_seed
+
+if TYPE_CHECKING:
+    from ssl_blocks.engine.loop import Loop
+
+KIND = "step"  # of a checkpoint, as it were, that holds a single step
+
+
+def dump_path(run: Path, step: int) -> Path:
+    """Where a bad step is kept."""
+    return run / f"bad-step-{step:08d}.ckpt"
+
+
+def write_dump(
+    path: Path,
+    task: Task,
+    state: Mapping[str, Tensor],
+    *,
+    step: int,
+    world: int,
+    weights_of: int,
+    unbounded: Collection[str] = (),
+) -> Path:
+    """Keep a step: its batches, loaded anew in the order in which one process takes them, and weights.
+
+    Args:
+        path: of the file.
+        task: whose batches; what is drawn follows from the step.
+        state: of its model.
+        step: counted from 0.
+        world: number of processes.
+        weights_of: the step before which the weights were what they are.
+        unbounded: names of what was never finite.
+    """
+    cpu, parts = torch.device("cpu"), task.plan.accumulate
+    loaders = [iter(task.batches(Portion(step, rank, world, world, cpu))) for rank in range(world)]
+    batches = [[next(loader) for loader in loaders] for _ in range(parts)]
+    mark = {
+        "format_version": FORMAT_VERSION,
+        "kind": KIND,
+        "step": step,
+        "weights_of": weights_of,
+        "not_finite": sorted(unbounded),
+        "configuration": task.configuration(),
+        "facts": task.facts(),
+    }
+    with atomically(path) as temporary:
+        write_checkpoint({MARK: mark, "state_dict": dict(state), "batches": batches}, temporary)
+    return path
+
+
+def keep_step(loop: "Loop", step: int) -> str:
+    """Keep a bad step in the run's folder, and return a sentence on it; weights are taken as they are."""
+    if loop.folder is None:
+        return ""
+    path = dump_path(loop.folder, step)
+    exact = loop.halted is not None or not (loop.graph or loop.on_gpu)  # else steps have changed them
+    try:
+        state = loop.trainer.strategy.lightning_module_state_dict()
+        state = loop.optimizer.whole(state) if isinstance(loop.optimizer, MasterAdamW) else state
+        if loop.global_rank == 0:
+            weights_of = step if exact else max(step + 1, loop.global_step)
+            facts: dict[str, Any] = {
+                "step": step,
+                "world": loop.world,
+                "weights_of": weights_of,
+                "unbounded": loop.unbounded,
+            }
+            write_dump(path, loop.task, state, **facts)
+    except Exception as error:  # whatever it is, the run ends for another reason
+        return f"Its batch could not be kept ({type(error).__name__}: {' '.join(str(error).split())}). "
+    return f"Its batch and weights are in {path}{loop.task.replay}. "
+
+
+def read_dump(path: Path) -> dict[str, Any]:
+    """Read what `write_dump` has written; ``ValueError`` if it is something else."""
+    content = read_checkpoint(path)
+    if content[MARK].get("kind") != KIND:
+        raise ValueError(f"{path} must be a step that a run kept (bad-step-NUMBER.ckpt), and is another file")
+    return content
+
+
+def replay_step(
+    task: Task, dump: Mapping[str, Any], *, device: str = "cpu", autocast_dtype: torch.dtype | None = None
+) -> list[str]:
+    """Do a step again, forward and backward, and tell in lines what is not finite, and where first.
+
+    Args:
+        task: as it was trained; it gets the weights of the dump.
+        dump: what `read_dump` returned.
+        device: where to compute.
+        autocast_dtype: precision under autocast; ``None`` switches autocast off.
+
+    Raises:
+        ValueError: if the weights are another task's.
+    """
+    step, model = dump[MARK]["step"], task.model
+    try:
+        model.load_state_dict({name.removeprefix("model."): value for name, value in dump["state_dict"].items()})
+    except RuntimeError as error:
+        raise ValueError(f"the step is of another model: {' '.join(str(error).split())[:300]}") from None
+    model.to(device).train()
+    task.before_step(task.plan.progress(step))
+    seen = _Seen()
+    with seen.of(model), torch.random.fork_rng():
+        losses = list(_parts(task, dump["batches"], step, torch.device(device), autocast_dtype))
+    weights_of = dump[MARK]["weights_of"]
+    later = "" if weights_of == step else f", weights as they were before step {weights_of}"
+    lines = [f"step {step} (counted from 0) on {device}, {autocast_dtype or 'without autocast'}{later}"]
+    lines += _weights({name: x for name, x in dump["state_dict"].items() if name not in dump[MARK]["not_finite"]})
+    lines += [f"loss of part {number}: {loss:g}" for number, loss in enumerate(losses)]
+    between = "" if torch.tensor(losses).isfinite().all() else ", and the loss made of it is not"
+    lines.append(f"forward: {seen.forward or f'what modules return is finite{between}'}")
+    lines.append(f"backward: {seen.backward or 'gradients of what modules return are finite'}")
+    bad = [name for name, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+    graded = sum(p.grad is not None for p in model.parameters())
+    first = f", {bad[0]} first" if bad else ""
+    lines.append(f"parameters whose gradient is not finite: {len(bad)} of {graded}{first}")
+    if not (bad or seen.forward or seen.backward or not torch.tensor(losses).isfinite().all()):
+        lines.append("all is finite this time: another device, precision or library may have made the difference")
+    return lines
+
+
+def _parts(
+    task: Task, batches: list[list[Any]], step: int, device: torch.device, dtype: torch.dtype | None
+) -> Iterator[float]:
+    """Compute every part as its process did, one after the other."""
+    plan, world = task.plan, len(batches[0])
+    for number, of_processes in enumerate(batches):
+        for rank, batch in enumerate(of_processes):
+            key = (plan.seed, rank, step * plan.accumulate + number)
+            torch.manual_seed(mix_seed(*key, 1))
+            generator = torch.Generator(device).manual_seed(mix_seed(*key))
+            there = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, batch)
+            with torch.autocast(device.type, dtype, dtype is not None):
+                loss = task.loss(there, Moment(step, number * world + rank, generator)).mean
+            loss.backward()  # type: ignore[no-untyped-call]
+            yield float(loss.detach())
+
+
+def _weights(state: Mapping[str, Tensor]) -> Iterator[str]:
+    bad = [name for name, x in state.items() if x.is_floating_point() and not x.isfinite().all()]
+    if bad:
+        yield f"weights that are not finite before the step: {len(bad)} of {len(state)}, {bad[0]} first"
+
+
+class _Seen:
+    """The first of what modules return, and of its gradients, that is not finite."""
+
+    def __init__(self) -> None:
+        self.forward = self.backward = ""
+
+    @contextmanager
+    def of(self, model: nn.Module) -> Iterator[None]:
+        """Look at all modules of a model while it is used."""
+        modules = model.named_modules()
+        hooks = [module.register_forward_hook(self._look(name or "the model")) for name, module in modules]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _look(self, name: str) -> Any:
+        def look(module: nn.Module, given: Any, returned: Any) -> None:
+            what = f"{name} ({type(module).__name__})"
+            for value in _floats(returned):
+                if not self.forward and not value.isfinite().all():
+                    clean = all(x.isfinite().all() for x in _floats(given))
+                    of = "finite numbers" if clean else "what is not finite itself"
+                    self.forward = f"{what} is the first to return what is not finite, of {of}"
+                if value.requires_grad:
+                    value.register_hook(  # type: ignore[no-untyped-call]
+                        lambda gradient: self._look_back(what, gradient)
+                    )
+
+        return look
+
+    def _look_back(self, what: str, gradient: Tensor) -> None:
+        if not self.backward and not gradient.isfinite().all():
+            self.backward = f"the gradient of what {what} returned is the first that is not finite"
+
+
+def _floats(values: Any) -> list[Tensor]:
+    """Tensors of floating point in a nest of containers and of the library's values."""
+    found: list[Tensor] = []
+    for leaf in tree_leaves(values):
+        if is_dataclass(leaf) and not isinstance(leaf, type):
+            found += _floats([getattr(leaf, field.name) for field in fields(leaf)])
+        elif isinstance(leaf, Tensor) and leaf.is_floating_point():
+            found.append(leaf)
+    return found

@@ -1,0 +1,91 @@
+"""Weights for a while: shaken, in another precision, and put back to the bit; random choices that can be repeated."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ssl_blocks.testing.role_case import shake
+
+
+@contextmanager
+def all_kept(model: nn.Module, *, dtype: torch.dtype | None = None, shaken: bool = False) -> Iterator[None]:
+    """Lend out a model, and put back its modes, weights, buffers and plain attributes, to the bit and to the object.
+
+    Args:
+        model: whose modules.
+        dtype: of all floating-point weights and buffers meanwhile; ``None`` leaves each its own.
+        shaken: move every weight by noise, and every zero buffer of one value (a gate that is shut).
+    """
+    modules = list(model.modules())
+    kept = [(part, [(own, dict(own)) for own in (vars(part), part._parameters, part._buffers)]) for part in modules]
+    tensors = [*model.parameters(), *model.buffers()]
+    data = [tensor.data for tensor in tensors]
+    own = torch.get_default_dtype()
+    try:
+        for tensor in tensors:
+            fits = dtype is None or not tensor.is_floating_point()
+            tensor.data = tensor.data.clone() if fits else tensor.data.to(dtype, copy=True)
+        if dtype is not None:
+            torch.set_default_dtype(dtype)  # of what a model makes while it runs
+        if shaken:
+            shake(model)
+            _open_gates(model)
+        yield
+    finally:
+        torch.set_default_dtype(own)
+        for tensor, was in zip(tensors, data, strict=True):
+            tensor.data = was
+        for _, namespaces in kept:
+            for namespace, before in namespaces:
+                namespace.clear()
+                namespace.update(before)
+
+
+@torch.no_grad()
+def _open_gates(model: nn.Module) -> None:
+    for buffer in model.buffers():
+        if buffer.is_floating_point() and buffer.numel() == 1 and not bool(buffer.any()):
+            buffer.add_(0.1)
+
+
+def zero_weights(models: nn.ModuleList) -> list[str]:
+    """Names, in their model, of weights of more than one axis that are zero throughout, and of gates that are shut."""
+    named = [pair for model in models for pair in (*model.named_parameters(), *model.named_buffers())]
+    return [
+        name
+        for name, x in named
+        if x.is_floating_point() and (x.ndim > 1 or x.numel() == 1) and x.numel() and not bool(x.any())
+    ]
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Begin torch's, numpy's and Python's own random states at a seed, and put them back as they were."""
+    mine, theirs = random.getstate(), np.random.get_state()  # noqa: NPY002 (a user's code may draw from it)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            random.setstate(mine)
+            np.random.set_state(theirs)  # noqa: NPY002
+
+
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Put back the values of buffers that a call may change, such as batch norm's."""
+    buffers: list[Tensor] = list(model.buffers())
+    state = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, was in zip(buffers, state, strict=True):
+                if not torch.equal(buffer, was):
+                    buffer.copy_(was)
