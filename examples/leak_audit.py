@@ -75,7 +75,7 @@ class LightlyAIM(nn.Module):
             qk_norm=False, class_token=False, no_embed_class=True, global_pool="avg",
         )  # fmt: skip
         utils.initialize_2d_sine_cosine_positional_embedding(pos_embedding=self.backbone.pos_embed, num_prefix_tokens=0)
-        self.head = AIMPredictionHead(input_dim=DIM, output_dim=VALUES, num_blocks=1)
+        self.head = AIMPredictionHead(input_dim=DIM, output_dim=VALUES, hidden_dim=DIM, num_blocks=1)
 
     def forward(self, images: Tensor) -> Predicted:
         mask = utils.random_prefix_mask(size=(len(images), N), max_prefix_length=N - 1, device=images.device)
