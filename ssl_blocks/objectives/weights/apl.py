@@ -86,7 +86,7 @@ def load_apl(
                 f"the checkpoint holds {name}, which is neither in {names['blocks']} nor {names['head']}: see names="
             )
     found |= {f"encoder.blocks.{number}.qkv.weight": _joined(number, parts) for number, parts in rows.items()}
-    ours = dict(objective.named_parameters())
+    ours: dict[str, Tensor] = dict(objective.named_parameters())
     if encoder_only:
         ours, found = ({n: t for n, t in each.items() if n.startswith("encoder.")} for each in (ours, found))
     copy_all(found, ours)

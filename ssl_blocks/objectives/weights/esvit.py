@@ -88,7 +88,7 @@ def _translated(name: str, place: str) -> str:
 def _centers(loss: Any) -> dict[str, Tensor]:
     if not isinstance(loss, Mapping):
         raise ValueError("the checkpoint must hold dino_loss, which has the centres: give encoder_only=True without it")
-    centers = {CENTERS.get(name, name): value for name, value in loss.items() if isinstance(value, Tensor)}
+    centers = {CENTERS.get(str(name), str(name)): value for name, value in loss.items() if isinstance(value, Tensor)}
     return {name: value.reshape(-1) for name, value in centers.items()}
 
 
