@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from docs.make_gallery import QUOTED, files
+from docs.make_notebook import NOTEBOOK, PAGE, cells, notebook
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted({ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")})
@@ -75,3 +76,10 @@ def test_papers_has_every_paper_that_a_header_names() -> None:
     assert len(titles) > 30
     missing = [title for title in titles if title not in page]
     assert not missing, f"docs/papers.md misses {missing}"
+
+
+def test_the_notebook_is_its_page() -> None:
+    page = PAGE.read_text()
+    assert NOTEBOOK.read_text() == notebook(page), "run python -m docs.make_notebook"
+    code = [cell for cell in cells(page) if cell["cell_type"] == "code"]
+    assert len(code) == page.count("```python") > 5

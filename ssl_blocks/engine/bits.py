@@ -1,6 +1,6 @@
 """What the last bits of a run depend on besides its configuration: told where a run goes on elsewhere."""
 
-import importlib.metadata
+import importlib
 import platform
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from ssl_blocks.engine.parallel import Machine
 from ssl_blocks.engine.rank import is_rank_zero
 from ssl_blocks.program import VERSION
 
-LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow")
+LIBRARIES = ("torch", "torchvision", "timm", "numpy", "PIL")
 
 
 def what_bits_depend_on(machine: Machine) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def what_bits_depend_on(machine: Machine) -> dict[str, Any]:
     on_gpu = device.type == "cuda" and torch.cuda.is_available()
     return {
         "ssl_blocks": VERSION,
-        **{name: importlib.metadata.version(name) for name in LIBRARIES},
+        **{name: str(importlib.import_module(name).__version__) for name in LIBRARIES},
         "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if on_gpu else device.type,

@@ -141,7 +141,7 @@ def numbers_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
     """Weights and what the optimizer remembers, of a checkpoint or of a state alone: what is to be finite, by name."""
     found = dict(content.get("state_dict", {} if "optimizer_states" in content else content))
     for state in content.get("optimizer_states", ()):
-        for place, values in state["state"].items():
+        for place, values in state.get("state", {}).items():  # the first process alone has those of shards
             found |= {f"{name} of the optimizer's parameter {place}": value for name, value in values.items()}
     return {name: x for name, x in found.items() if isinstance(x, Tensor) and x.is_floating_point()}
 

@@ -115,6 +115,7 @@ def check_parts(objective: Objective, *, width: int) -> None:
         part.module for part in found if isinstance(getattr(part, "grid", None), Grid) and hasattr(part, "module")
     ]
     inside = {id(part) for model in (encoder.module, *models) for part in model.modules()} | {id(encoder)}
+    inside |= {id(part) for whole in found if hasattr(whole, "untokenize") for part in vars(whole).values()}
     for part in found:
         size = (
             {"image_size": tokenizer.image_size} if hasattr(tokenizer, "image_size") and hasattr(part, "cell") else {}

@@ -137,7 +137,7 @@ def view_cross_entropy(
 
     Returns:
         The mean over images and pairs of a teacher's view and another one; and what it is the mean of, ``[B, pairs]``,
-        without gradient: a teacher's view after the other, for each the student's in order.
+        without gradient, a teacher's view after the other, for each the student's in order.
 
     Raises:
         ValueError: if there is no pair, or views have several regions and there are no features to match them by.

@@ -21,7 +21,7 @@ from tests.pretrain.small import prepare
 pytestmark = pytest.mark.process  # takes long
 
 DATA = ImageData.stand_in(ImageShape(3, 32, 32))
-OF_THE_RUN = ("name", "output_dir", "seed", "note", "optimizer.", "trainer.", "data.")  # whatever the recipe
+OF_THE_RUN = ("name", "output_dir", "seed", "note", "start", "optimizer.", "trainer.", "data.")  # whatever the recipe
 OF_VIEWS = ("data.flip", "data.crop_scale")
 SMALL = {  # so that building takes no time
     **dict.fromkeys(("randsac", "mae"), ("--encoder.depth=4", "--encoder.heads=2")),
