@@ -29,7 +29,8 @@ def checked(target: T) -> T:
     """Check the arguments of a function, or of a class's constructor and public methods, against their annotations.
 
     Types, bounds (see `ssl_blocks.bounds`), and of tensors kind, number of axes, axes of one name, and device: all that
-    is known without waiting for an accelerator. Nothing is checked while a pass is traced by ``torch.compile``.
+    is known without waiting for an accelerator. Nothing is checked while a pass is traced by ``torch.compile``. Text in
+    ``Annotated[kind, "what to do"]`` is told to whoever gives another kind.
 
     Raises:
         TypeError: in the decorated function, if an argument is of another kind.
@@ -168,7 +169,10 @@ def _problem(value: Any, hint: Any, sizes: Sizes) -> Problem | None:
     origin = get_origin(hint)
     if origin is Annotated:
         base, *limits = get_args(hint)
-        return _problem(value, base, sizes) or _out_of_bounds(value, limits, base is int)
+        problem = _problem(value, base, sizes)
+        if problem is not None:
+            return problem[0], ": ".join([problem[1], *(limit for limit in limits if isinstance(limit, str))])
+        return _out_of_bounds(value, limits, base is int)
     if origin in (Union, UnionType):
         return _none_fits(value, get_args(hint), sizes)
     if origin is Literal:

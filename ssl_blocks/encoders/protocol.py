@@ -1,6 +1,6 @@
 """What objectives and evaluation ask of an encoder."""
 
-from typing import Protocol, runtime_checkable
+from typing import Annotated, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -42,6 +42,9 @@ class RegionEncoder(FeatureEncoder, Protocol):
     def regions(self, images: Float[Tensor, "b c h w"]) -> Regions:
         """Features of every region and of the whole image."""
         ...
+
+
+AnyRegionEncoder = Annotated[RegionEncoder, "a token encoder fits as TokenRegions(encoder)"]
 
 
 @runtime_checkable

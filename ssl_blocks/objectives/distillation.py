@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ssl_blocks.bounds import Classes, Positive, Share, Whole
 from ssl_blocks.constants import constant
 from ssl_blocks.doors import checked
-from ssl_blocks.encoders.protocol import RegionEncoder
+from ssl_blocks.encoders.protocol import AnyRegionEncoder, RegionEncoder
 from ssl_blocks.objectives.heads import LastLayerGate, dino_head
 from ssl_blocks.objectives.objective import Objective
 from ssl_blocks.objectives.teacher import Center, TeacherSchedule
@@ -77,7 +77,7 @@ class ViewRegionDistillation(Objective):
     def __init__(
         self,
         *,
-        encoder: RegionEncoder,
+        encoder: AnyRegionEncoder,
         out_dim: Classes = 65_536,
         head: Callable[[int, int], nn.Module] = dino_head,
         region_weight: Share = 0.5,
@@ -87,11 +87,6 @@ class ViewRegionDistillation(Objective):
         freeze_epochs: Whole = 1,
     ) -> None:
         super().__init__()
-        if not callable(getattr(encoder, "regions", None)):
-            raise TypeError(
-                f"encoder must have regions(images), such as TimmRegions, got {type(encoder).__name__}: "
-                "a token encoder fits as TokenRegions(encoder)"
-            )
         self.region_weight, self.student_temperature = region_weight, student_temperature
         self.schedule = TeacherSchedule() if schedule is None else schedule
         view_head = head(encoder.dim, out_dim)

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ssl_blocks.doors import checked
-from ssl_blocks.encoders.protocol import RegionEncoder
+from ssl_blocks.encoders.protocol import AnyRegionEncoder, RegionEncoder
 from ssl_blocks.objectives.objective import Objective
 from ssl_blocks.parts.gather import gathered
 from ssl_blocks.values import ObjectiveOutput, Views
@@ -40,7 +40,7 @@ class JointEmbedding(Objective):
     per_part = True
 
     def __init__(
-        self, *, encoder: RegionEncoder, loss: Callable[..., Float[Tensor, ""]], head: nn.Module | None = None
+        self, *, encoder: AnyRegionEncoder, loss: Callable[..., Float[Tensor, ""]], head: nn.Module | None = None
     ) -> None:
         super().__init__()
         self.encoder, self.loss = encoder, loss

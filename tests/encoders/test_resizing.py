@@ -1,6 +1,7 @@
 """Encoders are loaded at other input sizes: tables of positions as resampled by hand, all else unchanged."""
 
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -112,14 +113,28 @@ def test_a_table_of_as_many_rows_is_resampled_all_the_same(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["timm ViT", "timm rope-vit, axial", "Swin", "PostNormTransformer", *TORCHVISION])
-@pytest.mark.parametrize("size", [13, (16, 13), 0, (16, -8)])
+@pytest.mark.parametrize("size", [13, (16, 13)])
 def test_a_size_that_the_patch_does_not_divide_is_one_clear_error(
     name: str, size: int | tuple[int, int], tmp_path: Path
 ) -> None:
     folder = save(build(name), tmp_path)
-    message = r"^image_size=.* must be a positive multiple of the encoder's patch of \dx\d pixels, got -?\d+ for \d$"
+    message = r"^image_size=.* must be a positive multiple of the encoder's patch of \dx\d pixels, got 13 for \d$"
     with pytest.raises(ValueError, match=message):
         load_encoder(folder, image_size=size)
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        (0, "image_size=0 must be at least 1 and at most 32,768, or None"),
+        ((16, -8), "image_size=(16, -8) must be several values, each at least 1 and at most 32,768, or None"),
+    ],
+)
+def test_a_size_of_no_pixels_is_refused_before_anything_is_read(
+    size: int | tuple[int, int], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        load_encoder(tmp_path / "missing", image_size=size)
 
 
 def test_the_error_names_argument_value_and_patch(tmp_path: Path) -> None:

@@ -137,7 +137,8 @@ BASES: dict[str, dict[str, Any]] = {
     "segment": {"epochs": 2, "width": 4, "batch_size": 4},
 }
 BESIDE: dict[tuple[str, str], dict[str, Any]] = {  # what an option has an effect beside
-    ("probe", "crop_scale"): {"augment": True},
+    ("probe", "augment"): {"lrs": (3.0, 30.0)},  # at larger rates all is lost either way
+    ("probe", "crop_scale"): {"augment": True, "lrs": (3.0, 30.0)},
     ("probe", "cs"): {"solver": "logistic"},
     ("finetune", "deviation"): {"magnitude": 5},
     ("finetune", "layer_decay"): {"base_lr": 1.0, "epochs": 4},  # the head starts at 0, the encoder a step later

@@ -342,14 +342,13 @@ def test_two_objectives_can_share_an_encoder() -> None:
     assert one.export_encoder() is not two.export_encoder()
 
 
-def test_a_token_encoder_is_refused_with_what_to_do(bare: Callable[[str], str]) -> None:
-    """In a process of its own: shape checks on every call would complain first, in words of their own."""
-    printed = bare(
-        "import ssl_blocks as sb; encoder = sb.encoders.timm_vit(image_size=8, patch_size=4, depth=1)\n"
-        "try: sb.ViewRegionDistillation(encoder=encoder, out_dim=4)\n"
-        "except TypeError as error: print(error)"
-    )
-    assert "got TimmViT: a token encoder fits as TokenRegions(encoder)" in printed
+def test_a_token_encoder_is_refused_with_what_to_do() -> None:
+    encoder = sb.encoders.timm_vit(image_size=8, patch_size=4, depth=1)
+    message = r"^encoder=<TimmViT> must be a RegionEncoder: a token encoder fits as TokenRegions\(encoder\)$"
+    with pytest.raises(TypeError, match=message):
+        sb.ViewRegionDistillation(encoder=encoder, out_dim=4)
+    with pytest.raises(TypeError, match=message):
+        sb.objectives.JointEmbedding(encoder=encoder, loss=sb.parts.nt_xent)
 
 
 @pytest.mark.parametrize(
