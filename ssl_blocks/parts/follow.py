@@ -31,6 +31,8 @@ class NextReader(nn.Module):
         192
     """
 
+    in_order = True  # the leak test exchanges no slots, for there is no query that could follow
+
     def __init__(self, dim: Width, *, num_tokens: Count, step: Count = 1) -> None:
         super().__init__()
         if not 1 <= step < num_tokens:

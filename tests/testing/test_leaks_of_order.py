@@ -61,6 +61,13 @@ def test_queries_that_are_rolled_inside_a_segment_are_found(objective):
         check(objective(rolled))
 
 
+def test_a_reader_that_knows_tokens_by_their_slots_says_so():
+    objective = spoiled(build(SQUARES, image_size=8, depth=2), rolled(4))
+    objective.reader.in_order = True
+    hint = "the reader counts on the order of tokens, so whether rows follow their own queries was not looked at"
+    assert hint in check(objective).hints
+
+
 def test_queries_that_are_exchanged_in_pairs_are_found():
     with pytest.raises(LeakError, match="with the place of the other token of their step than with their own"):
         check(pairs(spoil=rolled(2)))
