@@ -133,7 +133,7 @@ def test_attention_goes_through_the_seam_in_bfloat16() -> None:
         ({"num_heads": 0}, "num_heads=0 must be at least 1"),
         ({"depth": 0}, "depth=0 must be at least 1"),
         ({"dropout": 1.0}, "dropout=1.0 must be at least 0 and below 1"),
-        ({"grid": (0, 2)}, "must be at least 1"),
+        ({"grid": (0, 2)}, r"grid=\(0, 2\) must be several values, each at least 1 and at most 32,768"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(options: dict, message: str) -> None:
