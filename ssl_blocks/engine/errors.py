@@ -44,7 +44,8 @@ def from_outside(error: BaseException) -> str | None:
     """
     text = " ".join(str(error).split())[:300]
     said = f" ({text})" if text else ""
-    if isinstance(error, RuntimeError) and "DataLoader worker" in text:
+    lost_worker = isinstance(error, RuntimeError) and "DataLoader worker" in text
+    if lost_worker or isinstance(error, ConnectionError):  # pipes to these are all that this process connects to
         return f"a process that loads images was lost{said}; data.workers=0 does without"
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError | OSError) and NO_MEMORY.search(text)):
         return f"memory did not suffice{said}: smaller batches, data.storage=stream or fewer data.workers need less"

@@ -108,7 +108,8 @@ class Loop(pl.LightningModule):
     def on_train_start(self) -> None:
         """Look at the clock, and see whether steps can be captured."""
         self._started = time.perf_counter()
-        self.lr_schedulers().step_update(self.global_step)  # type: ignore[union-attr]  # the run may be a longer one now
+        for config in self.trainer.lr_scheduler_configs:  # the run may be a longer one now
+            config.scheduler.step_update(self.global_step)
         self.unbounded = unbounded(self)
         reason = self._why_not_captured()
         if self.machine.graph != "off" and reason is None:

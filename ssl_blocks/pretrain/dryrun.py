@@ -204,7 +204,8 @@ def segments_text(
     """
     generator = seeded_generator("cpu", seed)
     images = example_images(objective, shape, augmentation, batch=1)
-    draw = objective.draw(images, generator=generator)
+    with torch.no_grad():
+        draw = objective.draw(images, generator=generator)
     if not isinstance(draw, Serialization) or objective.tokenizer is None:
         return ""
     grid = objective.tokenizer.grid

@@ -179,7 +179,8 @@ def _rehearse(
     where it looks at values, for real.
     """
     images = example_images(objective, shape, augmentation, batch=batch)
-    draw = objective.draw(images, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        draw = objective.draw(images, generator=torch.Generator().manual_seed(0))
     traced = FakeTensorMode(allow_non_fake_inputs=True)
     ways: list[tuple[AbstractContextManager[Any], Any]] = [
         (_OnMeta(), "meta"),  # type: ignore[no-untyped-call]

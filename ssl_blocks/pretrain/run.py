@@ -131,7 +131,7 @@ class Run(Generic[C]):
         trained = self.checkpoint is not None and not self.loop.steps_left
         missing = missing_parts(folder, figures=self.config.trainer.figures) if trained else ["results"]
         if not missing:
-            console.print(f"{folder} is complete: nothing is left to do")
+            console.print(f"{folder} is complete: nothing is left to do", soft_wrap=True)
             return folder
         with ending_in_order(folder, advice=" (data.corrupt=skip would pass over it)"), locked(folder):
             if "results" in missing:

@@ -335,7 +335,7 @@ def test_of_a_position_that_several_rows_predict_the_mean_is_shown() -> None:
             return sb.ObjectiveOutput(rows[0, 0, 0], rows, rows, index, torch.zeros_like(index), is_target, None)
 
     data, batch = some_data(), torch.zeros(2, 3, 16, 16)
-    shown, wanted, hidden = figures._in_place(Twice(), batch, None, data)
+    shown, wanted, hidden = figures.in_place(Twice(), batch, None, data)
     assert hidden.tolist() == [[False, True, False, True]] * 2
     found = Twice().tokenizer(shown)[0].flatten(1).mean(1)
     torch.testing.assert_close(found, 0.5 + 0.25 * torch.tensor([0.0, 0.1, 0.0, 0.3]))
