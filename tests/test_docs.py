@@ -136,7 +136,8 @@ def check_options(line: str, words: list[str]) -> None:
                 parse_config(COMMANDS[name].settings, options, base={}, source="")
         elif name in RECIPES:
             arguments = read_arguments(rest, RECIPES[name].config)
-            if rest and not arguments.wants_help and not isinstance(arguments.resume, Path):
+            needs_files = isinstance(arguments.resume, Path) or arguments.replay is not None
+            if rest and not arguments.wants_help and not needs_files:
                 load_config(RECIPES[name], rest)
         else:
             assert name == "--help", f"{line!r}: {name!r} is none of {[*RECIPES]}"
