@@ -158,9 +158,9 @@ def test_a_part_that_is_put_in_between_steps_is_told_from_then_on(put):
 
 
 def test_parts_are_looked_for_once_while_sums_of_a_step_come_and_go(monkeypatch):
+    objective = build(sb.SquarePartitioner(sides=(2,)))  # whose constructor looks at its parts by itself
     walks, walk = [], life_cycle._Parts._walk
     monkeypatch.setattr(life_cycle._Parts, "_walk", lambda parts, owner: (walks.append(owner), walk(parts, owner)))
-    objective = build(sb.SquarePartitioner(sides=(2,)))
     objective.center = sb.objectives.teacher.Center(3, 0.9)
     objective.mask.losses, objective.serializer.seen = [], []
     for number in range(5):
