@@ -3,13 +3,13 @@
 import pytest
 import torch
 
+from ssl_blocks.data.colors import adjust_hue
 from ssl_blocks.randomness import seeded_generator
-from ssl_blocks.values import gather_tokens
 
 
 def test_axes_that_differ_are_an_error() -> None:
     with pytest.raises(TypeError, match="Type-check error"):
-        gather_tokens(torch.zeros(2, 3, 4), torch.zeros(3, 1, dtype=torch.int64))
+        adjust_hue(torch.zeros(2, 3, 4, 4), torch.zeros(3))  # a function without doors of its own
 
 
 def test_another_type_is_an_error_where_no_axes_are_named() -> None:
