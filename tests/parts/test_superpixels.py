@@ -48,8 +48,8 @@ def test_they_follow_the_edge_and_places_count():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"shape": (0, 2)}, r"shape=\(0, 2\) must name from 1 to \(8, 12\) centres, one number an axis"),
-        ({"shape": (2,)}, r"shape=\(2,\) must name"),
+        ({"shape": (0, 2)}, r"shape=\(0, 2\) must be several values, each at least 1 and at most 32,768"),
+        ({"shape": (2,)}, r"shape=\(2,\) must name from 1 to \(8, 12\) centres, one number an axis"),
         ({"shape": (2, 13)}, r"shape=\(2, 13\)"),
         ({"shape": (2, 2), "compactness": 0.0}, r"compactness=0.0 must be above 0"),
         ({"shape": (2, 2), "iterations": 0}, "iterations=0 must be at least 1"),

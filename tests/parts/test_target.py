@@ -109,7 +109,7 @@ def test_a_blur_keeps_its_precision_under_autocast(generator):
         ((4, 1.0), r"blur=\(4, 1.0\) must have a kernel of odd size"),
         ((-1, 1.0), r"blur=\(-1, 1.0\) must have a kernel of odd size"),
         ((9, 0.0), r"blur=\(9, 0.0\) must have a positive standard deviation"),
-        ((9, float("nan")), r"blur=\(9, nan\) must be 2 values: number 1 a finite number or None"),
+        ((9, float("nan")), r"blur=\(9, nan\) must be 2 values: number 1 a finite number, or None"),
     ],
 )
 def test_blurs_that_are_none_are_refused(blur, message):
