@@ -20,8 +20,8 @@ from ssl_blocks.doors import check_value, check_weights, checked
 
 ROOMS = ("", ".parts", ".encoders", ".encoders.weights", ".objectives", ".objectives.weights", ".data", ".evaluation")
 ROOMS += (".visualize",)
-# bases for code of users, whose arguments are theirs; a named tuple; what `--help` loads, without torch; what only the library
-# makes, of numbers that may be infinite
+# bases for code of users, whose arguments are theirs; a named tuple; what `--help` loads, without torch; what only
+# the library makes, of numbers that may be infinite
 OPEN = {"Objective", "Protocol", "ImageShape", "Score", "FeatureQuality"}
 
 
