@@ -108,8 +108,9 @@ class Loop(pl.LightningModule):
     def on_train_start(self) -> None:
         """Look at the clock, and see whether steps can be captured."""
         self._started = time.perf_counter()
-        for config in self.trainer.lr_scheduler_configs:  # the run may be a longer one now
-            config.scheduler.step_update(self.global_step)
+        schedules: list[Any] = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+        for schedule in schedules:  # the run may be a longer one now
+            schedule.step_update(self.global_step)
         self.unbounded = unbounded(self)
         reason = self._why_not_captured()
         if self.machine.graph != "off" and reason is None:
