@@ -92,8 +92,8 @@ def noise_floor(
 
     Examples:
         >>> import ssl_blocks as sb
-        >>> encoder = sb.encoders.timm_vit(image_size=8, patch_size=4, depth=1, embed_dim=8, num_heads=1)
-        >>> tokenizer = sb.PatchTokenizer(image_size=8, patch_size=4)
+        >>> encoder = sb.encoders.timm_vit(image_size=8, patch_size=2, depth=1, embed_dim=8, num_heads=1)
+        >>> tokenizer = sb.PatchTokenizer(image_size=8, patch_size=2)
         >>> target = sb.PixelTarget(tokenizer, normalize=True)
         >>> objective = sb.simmim(encoder=encoder, tokenizer=tokenizer, target=target)
         >>> noise_floor(objective, steps=20, batch_size=16).leaks
