@@ -86,7 +86,7 @@ class TestEveryAblation:
     def test_leaks_nothing(self, name):
         smaller = {"image_size": 8} if name in MANY_STEPS else {}
         objective = make(name, **smaller)
-        assert_no_leak(objective, images_for(objective, 2), generator=seeded())
+        assert_no_leak(objective, images_for(objective, 2), generator=seeded(), draws=16)
 
     def test_predicts_raw_or_normalised_pixels_at_its_own_index(self, name):
         objective = make(name)

@@ -170,7 +170,7 @@ def test_the_class_token_of_the_content_is_the_same_in_all_images() -> None:
 @pytest.mark.parametrize("options", [{}, {"share": True}, {"query_depth": 1}, {"query_depth": 1, "share": True}])
 def test_it_leaks_nothing(options: dict) -> None:
     small = {"image_size": 8, "depth": 2, "query_depth": 2}
-    assert_no_leak(build(**(small | options)), images(2, 8), generator=seeded())
+    assert_no_leak(build(**(small | options)), images(2, 8), generator=seeded(), draws=16)
 
 
 class Altered:
@@ -194,7 +194,7 @@ class Altered:
 def test_leaks_are_found(wrong: str) -> None:
     objective = build(image_size=8, depth=2, query_depth=2, mask=Altered(wrong))
     with pytest.raises(LeakError, match="depends on position"):
-        assert_no_leak(objective, images(2, 8), generator=seeded())
+        assert_no_leak(objective, images(2, 8), generator=seeded(), draws=16)
 
 
 def test_the_full_length_path_equals_the_sliced_one() -> None:
@@ -260,4 +260,4 @@ def test_it_reads_larger_segments_too() -> None:
                 reader=base.reader,
                 predict_first=predict_first,
             )
-            assert_no_leak(objective, images(2), generator=seeded())
+            assert_no_leak(objective, images(2), generator=seeded(), draws=16)

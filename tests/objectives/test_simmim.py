@@ -72,7 +72,7 @@ def test_the_mask_token_is_trained_and_spared_by_weight_decay():
 
 @pytest.mark.parametrize("options", PREFIXES)
 def test_nothing_leaks(options):
-    assert_no_leak(build(**options), images(2), generator=torch.Generator().manual_seed(0))
+    assert_no_leak(build(**options), images(2), generator=torch.Generator().manual_seed(0), draws=16)
 
 
 class Whole(sb.OrderedSerializer):

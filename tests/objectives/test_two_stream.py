@@ -109,7 +109,7 @@ def test_it_equals_a_loop_over_steps(objective: sb.SegmentPrediction) -> None:
 
 
 def test_it_leaks_nothing(objective: sb.SegmentPrediction) -> None:
-    assert_no_leak(objective, images_for(objective, 2), generator=seeded())
+    assert_no_leak(objective, images_for(objective, 2), generator=seeded(), draws=16)
 
 
 class Altered:
@@ -146,7 +146,7 @@ def test_wrong_masks_are_found(options: dict, message: str) -> None:
 
 def test_content_that_sees_queries_leaks(monkeypatch: pytest.MonkeyPatch) -> None:
     objective = build(image_size=8, depth=3)  # content to query, query to earlier content, and that to its queries
-    assert_no_leak(objective, images(2, 8), generator=seeded())
+    assert_no_leak(objective, images(2, 8), generator=seeded(), draws=16)
 
     def open_mask(masks: sb.AttentionMasks) -> Tensor:
         mask, content = joint_mask(masks).clone(), masks.source.shape[-1]
@@ -155,7 +155,7 @@ def test_content_that_sees_queries_leaks(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr("ssl_blocks.parts.read.joint_mask", open_mask)
     with pytest.raises(LeakError, match="depends on position"):
-        assert_no_leak(objective, images(2, 8), generator=seeded())
+        assert_no_leak(objective, images(2, 8), generator=seeded(), draws=16)
 
 
 def test_a_class_token_that_sees_patches_leaks() -> None:
@@ -164,7 +164,7 @@ def test_a_class_token_that_sees_patches_leaks() -> None:
 
     objective = build(image_size=8, class_token=True, mask=Altered(source=open_first))
     with pytest.raises(LeakError, match="depends on position"):
-        assert_no_leak(objective, images(2, 8), generator=seeded())
+        assert_no_leak(objective, images(2, 8), generator=seeded(), draws=16)
 
 
 def test_exchanging_or_merging_later_segments_changes_no_earlier_prediction(
