@@ -12,7 +12,7 @@ from ssl_blocks.bounds import Classes, Positive, Share, Whole
 from ssl_blocks.constants import constant
 from ssl_blocks.doors import checked
 from ssl_blocks.encoders.protocol import AnyRegionEncoder, RegionEncoder
-from ssl_blocks.objectives.heads import LastLayerGate, dino_head
+from ssl_blocks.objectives.heads import LastLayerGate, check_head, dino_head
 from ssl_blocks.objectives.objective import Objective
 from ssl_blocks.objectives.teacher import Center, TeacherSchedule
 from ssl_blocks.parts.average import MovingAverage, cosine_momentum
@@ -91,6 +91,8 @@ class ViewRegionDistillation(Objective):
         self.schedule = TeacherSchedule() if schedule is None else schedule
         view_head = head(encoder.dim, out_dim)
         self.student = _Student(encoder, view_head, head(encoder.dim, out_dim) if region_weight else None)
+        for made in filter(None, (view_head, self.student.region_head)):
+            check_head(made, dim=encoder.dim, out_dim=out_dim)
         for part in self.student.modules():
             if isinstance(part, LastLayerGate):
                 part.closed_epochs = freeze_epochs

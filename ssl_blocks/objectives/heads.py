@@ -9,6 +9,7 @@ from torch.nn.utils import parametrize
 
 from ssl_blocks.bounds import Classes, Width
 from ssl_blocks.doors import checked
+from ssl_blocks.modes import modes_kept
 from ssl_blocks.values import Progress
 
 
@@ -55,6 +56,26 @@ def dino_head(
     layer.parametrizations.weight.original0.requires_grad_(not norm_last_layer)
     parametrize.register_parametrization(layer, "weight", LastLayerGate(), unsafe=True)
     return cast(nn.Module, head)
+
+
+@torch.no_grad()
+def check_head(head: nn.Module, *, dim: int, out_dim: int) -> None:
+    """Refuse a head that does not lead from the encoder's width to the number of classes, by a try with zeros.
+
+    Raises:
+        ValueError: naming both widths.
+    """
+    weight = next(head.parameters(), torch.zeros(0))
+    features = torch.zeros(2, dim, dtype=weight.dtype, device=weight.device)
+    wanted = f"head must lead from the encoder's {dim} values to out_dim={out_dim} classes"
+    try:
+        with modes_kept(head, training=False):
+            shape = tuple(head(features).shape)
+    except (RuntimeError, ValueError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{wanted}, but does not take them: {reason}") from error
+    if shape != (2, out_dim):
+        raise ValueError(f"{wanted}, but gives {list(shape)} for two images")
 
 
 class LastLayerGate(nn.Module):

@@ -13,6 +13,7 @@ from ssl_blocks.bounds import Classes, Positive, Share
 from ssl_blocks.doors import checked
 from ssl_blocks.encoders.protocol import TokenEncoder
 from ssl_blocks.encoders.regions import TokenRegions
+from ssl_blocks.objectives.heads import check_head
 from ssl_blocks.objectives.objective import Objective
 from ssl_blocks.objectives.teacher import Center, TeacherSchedule
 from ssl_blocks.parts.average import MovingAverage, cosine_momentum
@@ -172,6 +173,7 @@ class _Distilled(_ReadsViews):
         center_momentum: float = 0.9,
     ) -> None:
         super().__init__(views)
+        check_head(head, dim=views.encoder.dim, out_dim=out_dim)
         self.schedule = TeacherSchedule() if schedule is None else schedule
         self.head, self.student_temperature = head, student_temperature
         self.teacher_head = MovingAverage(head, cosine_momentum(self.schedule.momentum))

@@ -157,6 +157,32 @@ def test_wrong_parts_are_refused():
         DistilledViews(shared, torch.nn.Linear(16, 8), 8)(one, shared=shared(one, shared.draw(one)))
 
 
+@pytest.mark.parametrize("kind", [DistilledViews, DistilledTokens, sb.ViewRegionDistillation])
+@pytest.mark.parametrize(
+    ("widths", "message"),
+    [
+        ((12, 8), r"head must lead from the encoder's 16 values to out_dim=8 classes, but does not take them: "),
+        ((16, 6), r"head must lead from the encoder's 16 values to out_dim=8 classes, but gives \[2, 6\] for two"),
+    ],
+)
+def test_a_head_of_other_widths_is_refused_when_the_objective_is_made(kind, widths, message):
+    head = torch.nn.Linear(*widths)
+    given = {"encoder": sb.encoders.TokenRegions(encoder()), "head": lambda dim, out_dim: head}
+    given = given if kind is sb.ViewRegionDistillation else {"views": pass_of(), "head": head}
+    with pytest.raises(ValueError, match=message):
+        kind(**given, out_dim=8)
+
+
+def test_a_head_is_tried_without_a_trace():
+    head = torch.nn.Sequential(torch.nn.Linear(16, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.5))
+    shared = pass_of()
+    state = torch.get_rng_state()
+    objective = DistilledViews(shared, head, 8)
+    assert torch.equal(state, torch.get_rng_state())
+    assert objective.head.training
+    assert head[1].num_batches_tracked == 0
+
+
 def test_joint_embedding_embeds_every_view_for_a_loss():
     seen = []
 
