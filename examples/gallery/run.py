@@ -131,7 +131,7 @@ class Method:
         """Prove that nothing leaks, or say why that is no question."""
         objective, images = self.tiny()
         try:
-            report = assert_no_leak(objective, images)
+            report = assert_no_leak(objective, images, draws=32)
         except NotApplicableError as reason:
             print(f"no leak test: {reason}")
             return
