@@ -189,12 +189,16 @@ def _locate(loc: tuple[Any, ...], config_class: type[BaseModel]) -> tuple[str, s
     """Dotted name of a place in a configuration, the kind chosen on the way, and the models it was looked up in."""
     names: list[str] = []
     kind, models = None, [config_class]
+    is_leaf = False  # behind a field of plain values pydantic names the kinds that it tried
     for part in loc:
+        if is_leaf:
+            continue
         if len(models) > 1 and part in [kind_of(m) for m in models]:
             kind, models = part, [m for m in models if kind_of(m) == part]
         elif isinstance(part, str):
             names.append(part)
             field = models[0].model_fields.get(part) if models else None
+            is_leaf = field is not None and not sub_models(field)
             models = (sub_models(field) or models) if field is not None else models
     return ".".join(names), kind, models
 

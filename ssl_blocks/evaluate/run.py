@@ -100,7 +100,7 @@ def prepare(wish: Wish, word: str, config: Any, console: Console, share: Share) 
     device, dtype = choose_device(config.device, config.precision)
 
     def say(text: str) -> None:
-        console.print(text, style="dim")
+        console.print(text, style="dim", soft_wrap=True)
 
     skipped = Skipped(say)
     context = {"seed": config.seed, "say": say, "share": share}

@@ -97,6 +97,10 @@ WRONG = {
         (*FRESH, "--trainer.precision", "bf17"),
         ("trainer.precision='bf17' must be 'auto', 'bf16', 'bf16-pure', 'fp32' or 'tf32'", "did you mean 'bf16'?"),
     ),
+    "one of several kinds": (
+        (*FRESH, "--trainer.look_every", "0"),
+        ("error: trainer.look_every=0 must be greater than 0; trainer.look_every=0 must be 'auto'",),
+    ),
     "device": ((*FRESH, "--trainer.device", "gpu"), ("trainer.device='gpu' must be 'auto', 'cpu' or 'cuda'",)),
     "no GPU": ((*FRESH, "--trainer.device", "cuda"), ("trainer.device='cuda' needs a CUDA GPU",)),
     "two at once": ((*FRESH, "--trainer.epochs", "0", "--seed=-1"), ("trainer.epochs=0", "; ", "seed=-1")),
