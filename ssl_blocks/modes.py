@@ -47,9 +47,8 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        with torch.no_grad():
-            for buffer, was in before:
-                buffer.copy_(was)
+        for buffer, was in before:
+            buffer.data.copy_(was)  # past autograd: a graph may need the buffer, which is what it was
 
 
 def full_precision(like: Tensor) -> AbstractContextManager[None]:

@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ssl_blocks.modes import buffers_kept
 from ssl_blocks.parts.tokenize import Tokenizer
-from ssl_blocks.testing.precise import buffers_kept, seeded
+from ssl_blocks.testing.precise import seeded
 from ssl_blocks.values import ObjectiveOutput, Views
 
 CONTEXT = -1  # step of tokens that are given

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ssl_blocks.testing.role_case import shake
 
@@ -75,17 +75,3 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         finally:
             random.setstate(mine)
             np.random.set_state(theirs)  # noqa: NPY002
-
-
-@contextmanager
-def buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Put back the values of buffers that a call may change, such as batch norm's."""
-    buffers: list[Tensor] = list(model.buffers())
-    state = [buffer.clone() for buffer in buffers]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, was in zip(buffers, state, strict=True):
-                if not torch.equal(buffer, was):
-                    buffer.copy_(was)
