@@ -34,6 +34,12 @@ class Pure(Generic[T]):
         self.function = function
         self._calls: dict[Any, list[_Call]] = {}
 
+    def compile(self, **options: Any) -> Callable[..., T]:
+        """`__call__`, compiled by ``torch.compile`` with these options."""
+        let_dynamo_see_draws()
+        compiled: Callable[..., T] = torch.compile(self.__call__, **options)
+        return compiled
+
     def noise(self, *args: Any, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Draw all that ``function(*args, generator=generator)`` would draw.
 
@@ -101,6 +107,13 @@ class _Played(TorchFunctionMode):
         if not self.noise:
             raise ValueError("noise holds fewer draws than are asked for")
         return self.noise.pop(0)
+
+
+def let_dynamo_see_draws() -> None:
+    """Let torch before 2.12 hand draws to modes while it compiles, too, as later versions do."""
+    from torch._dynamo.variables.torch import get_overridable_functions  # slow to load
+
+    get_overridable_functions().update({torch.rand, torch.randn, torch.randint, torch.randperm})
 
 
 def _shapes(value: Any) -> Any:

@@ -173,7 +173,7 @@ def pure(function: Any, batch: torch.Tensor) -> dict[str, Any]:
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
     split = Pure(function)
-    compiled: Any = torch.compile(split, fullgraph=True, backend="eager", dynamic=False)
+    compiled = split.compile(fullgraph=True, backend="eager", dynamic=False)
     found = []
     for seed in range(2):
         ours, theirs = (torch.Generator().manual_seed(seed) for _ in range(2))

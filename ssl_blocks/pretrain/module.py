@@ -44,7 +44,7 @@ class PretrainModule(Task):
             how: Any = {"dynamic": False, "mode": config.trainer.compile_mode}
             self.compute = torch.compile(objective, **how)
             pure = Pure(self._prepare)
-            prepare = torch.compile(pure.__call__, **how)
+            prepare = pure.compile(**how)
             self.prepare = lambda batch, *, generator: prepare(pure.noise(batch, generator=generator), batch)
 
     def check(self) -> None:
