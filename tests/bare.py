@@ -24,7 +24,7 @@ def run(code: str) -> tuple[int, str]:
             os.dup2(printed.fileno(), 2)
             status = 1
             try:
-                exec(compile(code, "<bare>", "exec"), {"__name__": "__main__"})
+                exec(compile(code, "<bare>", "exec"), vars(sys.modules["__main__"]))  # as a script's own
                 status = 0
             except BaseException:
                 traceback.print_exc()

@@ -35,7 +35,7 @@ class Profiler:
 
     def reset(self) -> None:
         """Begin."""
-        self.record = profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU])
+        self.record = profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU], acc_events=True)
         self.record.__enter__()  # type: ignore[no-untyped-call]
 
     def dump(self) -> dict[str, Counter[str]]:

@@ -233,7 +233,7 @@ KINDS = {
 def time_by_kind(run: Callable[[], object], *, calls: int = 3) -> str:
     """Say what calls spend their CPU time on: shares of kinds of operations, and the rest."""
     run()
-    with profile(activities=[ProfilerActivity.CPU]) as record:
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as record:
         for _ in range(calls):
             run()
     spent: Counter[str] = Counter()

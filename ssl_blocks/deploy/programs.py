@@ -194,7 +194,9 @@ def _write_torch(traced: "torch.export.ExportedProgram", path: Path, notes: Mapp
     torch.export.save(traced, buffer, extra_files={"ssl_blocks.json": json.dumps(notes)})
     path.write_bytes(buffer.getvalue())
     buffer.seek(0)
-    again: Runs = torch.export.load(buffer).module()
+    with warnings.catch_warnings():  # torch 2.11 reads from what cannot be written to, and warns of itself
+        warnings.filterwarnings("ignore", "The given buffer is not writable")
+        again: Runs = torch.export.load(buffer).module()
     return again
 
 

@@ -62,15 +62,16 @@ class Center(nn.Module):
         super().__init__()
         self.momentum = momentum
         self.register_buffer("value", torch.zeros(dim))
-        # logits of the step under way, summed, and their number; no buffer, for DistributedDataParallel would overwrite
-        # it with that of the first process
-        self._seen: tuple[Tensor, int] | None = None
+        # logits of the step under way, summed, and last their number: in the tensor, for a plain one would compile the
+        # step anew; no buffer, for DistributedDataParallel would overwrite it with that of the first process
+        self._seen: Tensor | None = None
 
     @torch.no_grad()
     def note(self, logits: Float[Tensor, "n k"]) -> None:
         """Add raw logits ``[n, K]`` of a step up."""
-        total, count = logits.sum(0, dtype=self.value.dtype), len(logits)
-        self._seen = (total, count) if self._seen is None else (self._seen[0] + total, self._seen[1] + count)
+        total = logits.sum(0, dtype=self.value.dtype)
+        both = torch.cat([total, total.new_full((1,), len(logits))])
+        self._seen = both if self._seen is None else self._seen + both
 
     def before_step(self, progress: Progress) -> None:
         """Begin to count."""
@@ -81,8 +82,7 @@ class Center(nn.Module):
         """Move towards the mean of what all processes noted in this step."""
         if self._seen is None:
             return
-        total, count = self._seen
-        both = torch.cat([total, total.new_full((1,), count)])
+        both = self._seen
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(both)
         self.value.mul_(self.momentum).add_(both[:-1] / both[-1], alpha=1 - self.momentum)

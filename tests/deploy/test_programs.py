@@ -16,7 +16,10 @@ from ssl_blocks.deploy import export
 from ssl_blocks.encoders import load_encoder
 from ssl_blocks.evaluation import load_classifier
 
-pytestmark = pytest.mark.process  # takes long
+pytestmark = [
+    pytest.mark.process,  # takes long
+    pytest.mark.filterwarnings("ignore:The given buffer is not writable"),  # torch 2.11 reads from what is not
+]
 
 
 def statistics(run: Path) -> dict:

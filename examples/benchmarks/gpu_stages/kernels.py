@@ -31,7 +31,7 @@ def attention(name: str | None) -> Iterator[None]:
 def profiled(run: Callable[[], object], device: torch.device, *, times: int = 1) -> list[tuple[float, float, str]]:
     """Milliseconds, number and name of the kernels of one call, the slowest first."""
     cuda = device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as record:
+    with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU], acc_events=True) as record:
         for _ in range(times):
             run()
         synchronize(device)
@@ -68,9 +68,10 @@ def host_waits(run: Callable[[], object]) -> dict[str, int]:
             found[where] = found.get(where, 0) + 1
 
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns of itself, once
+        torch.cuda.set_sync_debug_mode("warn")
         warnings.simplefilter("always")
         warnings.showwarning = hear
-        torch.cuda.set_sync_debug_mode("warn")
         try:
             run()
         finally:
