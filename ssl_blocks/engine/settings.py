@@ -185,6 +185,11 @@ Schedules = Annotated[
 ]
 
 
+def fitting_warmup(warmup_steps: int, *, num_steps: int) -> int:
+    """Steps of a warm-up: a tenth of the run's where it would not be shorter than the run."""
+    return warmup_steps if warmup_steps < num_steps else num_steps // 10
+
+
 class OptimizerConfig(StrictModel):
     """AdamW with a linear warm-up and a cosine to ``min_lr``."""
 
@@ -235,8 +240,7 @@ class OptimizerConfig(StrictModel):
             >>> [settings.warmup_steps(steps_per_epoch=20, epochs=epochs) for epochs in (11, 10, 3)]
             [200, 20, 6]
         """
-        warmup, steps = int(self.warmup_epochs * steps_per_epoch), steps_per_epoch * epochs
-        return warmup if warmup < steps else steps // 10
+        return fitting_warmup(int(self.warmup_epochs * steps_per_epoch), num_steps=steps_per_epoch * epochs)
 
     def warmup_remark(self, epochs: int) -> str | None:
         """What is to be said where the warm-up would not be shorter than a run of so many epochs."""

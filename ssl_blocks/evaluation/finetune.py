@@ -17,6 +17,7 @@ from ssl_blocks.encoders import FeatureEncoder
 from ssl_blocks.engine.batches import load_parts
 from ssl_blocks.engine.parallel import Machine, Processes
 from ssl_blocks.engine.rank import is_rank_zero
+from ssl_blocks.engine.settings import fitting_warmup
 from ssl_blocks.engine.task import CountedLoss, Moment, Plan, Portion, Task
 from ssl_blocks.evaluation.checks import check_classes, labels_of
 from ssl_blocks.evaluation.classifier import Classifier
@@ -215,7 +216,7 @@ class FinetuneTask(Task):
             seed=seed,
             batch_size=batch,
             accumulate=settings.accumulate,
-            warmup_steps=round(steps * settings.warmup_epochs),
+            warmup_steps=fitting_warmup(round(steps * settings.warmup_epochs), num_steps=steps * settings.epochs),
             weight_decay=settings.weight_decay,
         )
         self.augment = TrainAugment(

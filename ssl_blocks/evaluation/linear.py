@@ -13,6 +13,7 @@ from ssl_blocks.bounds import Seed
 from ssl_blocks.data import RandomResizedCropFlip
 from ssl_blocks.doors import checked
 from ssl_blocks.engine.optimizers import warmup_cosine
+from ssl_blocks.engine.settings import fitting_warmup
 from ssl_blocks.evaluation.checks import check_splits
 from ssl_blocks.evaluation.extract import Extractor
 from ssl_blocks.evaluation.labelled import Labelled, read_images
@@ -138,11 +139,9 @@ class _Probe:
             weight_decay=settings.weight_decay,
             trust=settings.trust_coefficient,
         )
-        schedule = warmup_cosine(
-            optimizer,
-            num_steps=num // batch * settings.epochs,
-            warmup_steps=round(num // batch * settings.warmup_epochs),
-        )
+        num_steps, warmup = num // batch * settings.epochs, round(num // batch * settings.warmup_epochs)
+        warmup = fitting_warmup(warmup, num_steps=num_steps)
+        schedule = warmup_cosine(optimizer, num_steps=num_steps, warmup_steps=warmup)
         self.heads.train()
         step = 0
         for epoch in track(range(settings.epochs), "linear probe", disable=not progress, transient=True):

@@ -36,7 +36,6 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture, *, code: int = 
         (["knn", "nowhere:make"], "encoder='nowhere:make' cannot be imported: No module named 'nowhere'"),
         (["knn", "test_vit", "--pretrained=false"], "data.name is required, for test_vit comes from no run"),
         (["probe", "test_vit", "--probe.lrs=0"], "probe.lrs"),
-        (["probe", "test_vit", "--probe.epochs=3"], "probe.warmup_epochs=10.0 must be below probe.epochs=3"),
         (["probe", "test_vit", "--probe.augment=true", "--probe.solver=logistic"], "probe.augment=True goes with"),
         (["knn", "test_resnet", "--attention=causal", "--pretrained=false"], "attention='causal' needs an encoder of"),
         (["segment", "test_vit", "--attention=both", "--pretrained=false"], "attention='both' is for protocols that"),
@@ -149,7 +148,7 @@ def test_more_classes_in_test_than_in_train_are_refused(run: Path, tmp_path: Pat
     ("tasks", "option", "message"),
     [
         (["fewshot"], "--fewshot.shots=0", "fewshot.shots=0 must be greater than 0"),
-        (["finetune"], "--finetune.epochs=3", "finetune.warmup_epochs=5.0 must be below finetune.epochs=3"),
+        (["finetune"], "--finetune.epochs=0", "finetune.epochs=0 must be greater than 0"),
         (["segment"], "--segment.data=shapes", "segment: encoder of depth 2 must have a multiple of four blocks"),
         (["knn"], "--image_size=9", "image_size=9 must be a positive multiple of the encoder's patch of 2x2 pixels"),
     ],

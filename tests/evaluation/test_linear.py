@@ -243,7 +243,6 @@ def test_augmented_probe_encodes_anew_and_leaves_the_encoder_alone(monkeypatch: 
         ({"lrs": (0.1, 0.0)}, "greater than 0"),
         ({"validation": 1.0}, "less than 1"),
         ({"batch_size": 0}, "greater than 0"),
-        ({"warmup_epochs": 90.0}, r"probe\.warmup_epochs=90\.0 must be below probe\.epochs=90"),
         ({"momentum": 1.0}, "less than 1"),
         ({"crop_scale": (0.5, 0.2)}, r"must be \(smallest, largest\), both above 0"),
     ],
@@ -251,6 +250,14 @@ def test_augmented_probe_encodes_anew_and_leaves_the_encoder_alone(monkeypatch: 
 def test_wrong_settings(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LinearSettings(**arguments)
+
+
+def test_a_warm_up_that_is_not_shorter_takes_a_tenth_of_the_run() -> None:
+    x, y = draw(64, 0)
+    probes = [fitted(replace(QUICK, epochs=5, warmup_epochs=warmup), x, y) for warmup in (5.0, 0.5, 4.0)]
+    weights = [torch.cat([p.detach().flatten() for p in probe.heads.parameters()]) for probe in probes]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
 
 
 def test_wrong_labels_and_widths() -> None:

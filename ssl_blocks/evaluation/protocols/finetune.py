@@ -23,7 +23,7 @@ class FinetuneSettings(StrictModel):
     base_lr: Rate = Field(5e-4, description="rate per 256 images of a batch")
     batch_size: Batch = Field(1024, description="images per step; fewer where train is smaller")
     accumulate: Parts = Field(1, description="take a step's images in this many parts, to save memory")
-    warmup_epochs: Span = Field(5.0, description="of the linear warm-up, counted in")
+    warmup_epochs: Span = Field(5.0, description="of the linear warm-up, counted in; at most a tenth of a shorter run")
     weight_decay: Decay = Field(0.05, description="of AdamW; none for vectors, positions and prefix tokens")
     layer_decay: float = Field(0.65, gt=0, le=1, description="factor of the rate from each layer to the one before it")
     drop_path: float = Field(0.1, ge=0, lt=1, description="rate of the last block; the first has 0")
@@ -39,8 +39,6 @@ class FinetuneSettings(StrictModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "FinetuneSettings":
-        if self.warmup_epochs >= self.epochs:
-            raise ValueError(f"finetune.warmup_epochs={self.warmup_epochs} must be below finetune.epochs={self.epochs}")
         if self.batch_size % self.unit:
             raise ValueError(
                 f"finetune.batch_size={self.batch_size} must be a multiple of {self.unit}: {self.accumulate} parts"
