@@ -15,6 +15,8 @@ from ssl_blocks.doors import checked
 from ssl_blocks.modes import full_precision
 from ssl_blocks.values import Views
 
+BYTES_CPU = 2 << 20  # of views whose colours are changed together
+
 
 @checked
 @dataclass(frozen=True)
@@ -119,10 +121,15 @@ class MultiCrop:
             TypeError: if the images are not floating point.
             ValueError: if the generator is not on the images' device, or mean and std are not one number per channel.
         """
-        views = []
-        for number in range(2 + self.num_local):
-            crop = self.global_crop if number < 2 else self.local_crop
-            views.append(self._recolor(crop(images, generator=generator), number, generator))
+        large = [self.global_crop(images, generator=generator) for _ in range(2)]
+        small = [self.local_crop(images, generator=generator) for _ in range(self.num_local)]
+        if self.colors is None:
+            return Views((*large, *small), num_global=2)
+        views: list[Tensor] = []
+        for cuts in (large, small):
+            step = _views_at_a_time(cuts)
+            for start in range(0, len(cuts), step):
+                views += self._recolor(cuts[start : start + step], len(views), generator)
         return Views(tuple(views), num_global=2)
 
     def file_crop(self, size: tuple[Pixels, Pixels]) -> RandomResizedCropFlip:
@@ -138,14 +145,14 @@ class MultiCrop:
         """Cut the views: ``file_crop`` has done nothing of that."""
         return self(images, generator=generator)
 
-    def _recolor(self, view: Tensor, number: int, generator: torch.Generator | None) -> Tensor:
-        """Change the colours of view ``number``."""
-        if self.colors is None:
-            return view
-        with full_precision(view):  # convolutions would blur in 16 bits
-            x = denormalize(view.float(), self.mean, self.std).clamp(0, 1)
-            x = _change(x, self.colors, number, generator)
-            return normalize(x, self.mean, self.std).to(view.dtype)
+    def _recolor(self, views: list[Tensor], first: int, generator: torch.Generator | None) -> Sequence[Tensor]:
+        """Change the colours of views of one size, together; ``first`` is the number of the first."""
+        assert self.colors is not None
+        x = torch.cat(views)
+        with full_precision(x):  # convolutions would blur in 16 bits
+            x = denormalize(x.float(), self.mean, self.std).clamp(0, 1)
+            x = _change(x, self.colors, range(first, first + len(views)), generator)
+            return normalize(x, self.mean, self.std).to(views[0].dtype).chunk(len(views))
 
 
 def _crop(kind: str, size: int | tuple[int, int], scale: tuple[float, float], flip: bool) -> RandomResizedCropFlip:
@@ -155,11 +162,21 @@ def _crop(kind: str, size: int | tuple[int, int], scale: tuple[float, float], fl
         raise ValueError(f"{kind}_{error}") from None
 
 
-def _change(x: Tensor, how: ColorChanges, number: int, generator: torch.Generator | None) -> Tensor:
-    """Jitter, grey, blur and solarize images of 0..1, in DINO's order."""
+def _views_at_a_time(views: list[Tensor]) -> int:
+    """Many on an accelerator, where launches count; so few on a CPU that they stay in its cache."""
+    if not views or views[0].device.type != "cpu":
+        return max(1, len(views))
+    return max(1, BYTES_CPU // (views[0].numel() * 4))
+
+
+def _change(x: Tensor, how: ColorChanges, numbers: Sequence[int], generator: torch.Generator | None) -> Tensor:
+    """Jitter, grey, blur and solarize images of 0..1, in DINO's order: of these views, one after the other."""
 
     def draw(*shape: int) -> Tensor:
         return torch.rand(len(x), *shape, generator=generator, device=x.device)
+
+    def each(shares: tuple[float, ...]) -> Tensor:
+        return constant(shares, like=x, dtype=x.dtype).repeat_interleave(len(x) // len(numbers))
 
     strengths = constant((how.brightness, how.contrast, how.saturation, how.hue), like=x, dtype=x.dtype)
     factors = (2 * draw(4) - 1) * strengths + constant((1, 1, 1, 0), like=x, dtype=x.dtype)
@@ -167,10 +184,10 @@ def _change(x: Tensor, how: ColorChanges, number: int, generator: torch.Generato
     x = colors.choose(draw() < how.jitter, jittered, x)
     if x.shape[1] == 3:
         x = colors.choose(draw() < how.grey, colors.luminance(x), x)
-    share = how.blur[min(number, 2)]
     sigma = how.sigma[0] + (how.sigma[1] - how.sigma[0]) * draw()
     blurred = colors.gaussian_blur(x, sigma, radius=colors.blur_radius(how.sigma[1]))
-    x = colors.choose(draw() < share, blurred, x)
-    if number == 1:
-        x = colors.choose(draw() < how.solarize, colors.solarize(x), x)
+    x = colors.choose(draw() < each(tuple(how.blur[min(number, 2)] for number in numbers)), blurred, x)
+    if 1 in numbers:
+        solarized = each(tuple(how.solarize * (number == 1) for number in numbers))
+        x = colors.choose(draw() < solarized, colors.solarize(x), x)
     return x

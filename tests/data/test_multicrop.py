@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from ssl_blocks.data import Augmentation, ColorChanges, MultiCrop, RandomResizedCropFlip, denormalize
+from ssl_blocks.data import Augmentation, ColorChanges, MultiCrop, RandomResizedCropFlip, denormalize, multicrop
 from ssl_blocks.data.augment import normalize
 from ssl_blocks.data.files import read_crop, read_image
 
@@ -106,7 +106,9 @@ def test_changes_are_made_with_the_configured_strength():
         assert share.max() > 0.8
 
 
-def test_each_kind_of_view_has_a_blur_of_its_own():
+@pytest.mark.parametrize("bytes_at_a_time", [1, multicrop.BYTES_CPU])
+def test_each_kind_of_view_has_a_blur_of_its_own(bytes_at_a_time: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(multicrop, "BYTES_CPU", bytes_at_a_time)
     images = torch.rand(4, 3, 16, 16, generator=seeded())
     plain = denormalize(images, MEAN, STD).clamp(0, 1)
     for blurred in range(3):
