@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ssl_blocks.data.arrays import Range, array_of, deep_array, is_deep, map_npy, tiff_array, to_levels, with_channels
-from ssl_blocks.data.resample import fit_images, resize
+from ssl_blocks.data.resample import fit_images, mirror, resize
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".npy")
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow would start Ghostscript for an EPS
@@ -142,7 +142,7 @@ def read_crop(
             some = source[box.top : box.top + box.height, box.left : box.left + box.width]
             part = to_levels(with_channels(some, channels), value_range)
     crop = resize(part, size)
-    return crop.flip(-1) if box.mirror else crop.contiguous()
+    return mirror(crop) if box.mirror else crop.contiguous()
 
 
 def read_shape(file: Raw, *, channels: int | None) -> tuple[int, int, int]:

@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional as TF
 from ssl_blocks.bounds import Positive, Seed, Width
 from ssl_blocks.data.augment import RandomResizedCropFlip, to_float
 from ssl_blocks.data.pairs import IGNORED, MaskedImages, SegmentationData
-from ssl_blocks.data.resample import resize
+from ssl_blocks.data.resample import mirror, resize
 from ssl_blocks.doors import checked
 from ssl_blocks.encoders import TokenEncoder
 from ssl_blocks.engine.batches import load_parts
@@ -237,5 +237,5 @@ def _augment(
         part = image[:, box.top : box.top + box.height, box.left : box.left + box.width]
         x = resize(part, (height, width))
         y = TF.resized_crop(mask[None], *where, interpolation=InterpolationMode.NEAREST_EXACT)[0]
-        pairs.append((x.flip(-1), y.flip(-1)) if box.mirror else (x, y))
+        pairs.append((mirror(x), mirror(y)) if box.mirror else (x, y))
     return torch.stack([x for x, _ in pairs]), torch.stack([y for _, y in pairs])

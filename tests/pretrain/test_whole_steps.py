@@ -119,6 +119,7 @@ def test_plain_numbers_of_the_parts_that_follow_a_schedule_are_named() -> None:
     assert found[0] == found[1] != found[2]
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # in what torch 2.11 compiles with
 def test_a_run_is_told_of_what_its_options_choose(tmp_path: Path) -> None:
     from ssl_blocks.pretrain import Run
 
