@@ -15,7 +15,7 @@ from ssl_blocks.bounds import Count, NotNegative, Positive, Whole
 from ssl_blocks.doors import checked
 
 # bytes of all that a chunk of rows needs: on a CPU it should stay in the cache, an accelerator wants large ones
-CHUNK_BYTES_CPU, CHUNK_BYTES_ACCELERATOR = 4 << 20, 64 << 20
+CHUNK_BYTES_CPU, CHUNK_BYTES_ACCELERATOR = 4 << 20, 96 << 20
 BUFFERS = 4  # of a chunk's size that live at once: logits, slope, probabilities, and what an operation makes in passing
 
 
@@ -228,26 +228,17 @@ class _PairedCrossEntropy(torch.autograd.Function):
         gradient = None
         if ctx.needs_input_grad[0]:
             gradient = student.detach() if overwrite else torch.empty_like(student)
-        entropies = torch.zeros(match.shape, dtype=dtype, device=student.device)
-        loss = torch.zeros((), dtype=dtype, device=student.device)
-        step = _rows_of_a_chunk(student, dtype)
-        for pairing in pairings:
-            for start in range(pairing.start, pairing.stop, step):
-                rows = slice(start, min(start + step, pairing.stop))
-                scaled = student[rows].to(dtype) / student_temperature
-                slope = scaled.softmax(1)
-                # one pass of exponentials serves for both: the largest probability is exp(0) over their sum
-                total = scaled.amax(1) - slope.amax(1).log()
-                slope.mul_(len(pairing.teachers))
-                for view in pairing.teachers:
-                    wanted = teacher.index_select(0, match[rows, view]).to(dtype).sub_(center)
-                    wanted = wanted.div_(teacher_temperature).softmax(1)
-                    slope.sub_(wanted)
-                    entropies[rows, view] = total - wanted.mul_(scaled).sum(1)
-                if gradient is not None:
-                    gradient[rows] = slope.mul_(pairing.weight / student_temperature)
-            for view in pairing.teachers:
-                loss = loss + pairing.weight * entropies[pairing.start : pairing.stop, view].sum()
+        # an accelerator's autocast would convert the operands of a mixed operation one by one
+        plain = nullcontext() if student.is_meta else torch.autocast(student.device.type, enabled=False)
+        with plain:
+            scales = _scales(center, dtype, student_temperature, teacher_temperature)
+            entropies = torch.zeros(match.shape, dtype=dtype, device=student.device)
+            loss = torch.zeros((), dtype=dtype, device=student.device)
+            for pairing in pairings:
+                found = _compare(student, teacher, match, pairing, scales, student_temperature, gradient)
+                for view, column in zip(pairing.teachers, found, strict=True):
+                    entropies[pairing.start : pairing.stop, view] = column
+                    loss = loss + pairing.weight * column.sum()
         if gradient is not None:
             ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(entropies)
@@ -258,6 +249,52 @@ class _PairedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *outgoing: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return gradient.mul_(outgoing[0]), *(None,) * 7
+
+
+def _scales(center: Tensor, dtype: torch.dtype, student: float, teacher: Tensor | float) -> tuple[Tensor, ...]:
+    """Both temperatures inverted or not, and the centre, so that one operation converts, shifts and scales logits.
+
+    Of one dimension, which makes an operation with 16-bit logits compute and return single precision.
+    """
+    one = torch.ones(1, dtype=dtype, device=center.device)
+    return one * student, one / teacher, center.to(dtype).div(-teacher)
+
+
+def _compare(
+    student: Tensor,
+    teacher: Tensor,
+    match: Tensor,
+    pairing: Pairing,
+    scales: tuple[Tensor, ...],
+    temperature: float,
+    gradient: Tensor | None,
+) -> list[Tensor]:
+    """Cross-entropies of a view's rows with each of its teachers' views; writes the rows of the gradient."""
+    ours, theirs, shift = scales
+    number, dtype = len(pairing.teachers), ours.dtype
+    columns = [match[pairing.start : pairing.stop, view].contiguous() for view in pairing.teachers]
+    # of every chunk: largest logit, largest probability, and what teachers' probabilities make of the logits
+    parts: list[list[Tensor]] = []
+    step = _rows_of_a_chunk(student, dtype)
+    for start in range(pairing.start, pairing.stop, step):
+        rows = slice(start, min(start + step, pairing.stop))
+        inside = slice(rows.start - pairing.start, rows.stop - pairing.start)
+        scaled = student[rows] / ours
+        slope = scaled.softmax(1)
+        part = [scaled.amax(1), slope.amax(1)]
+        for column in columns:
+            wanted = torch.addcmul(shift, teacher.index_select(0, column[inside]), theirs).to(dtype).softmax(1)
+            slope.sub_(wanted, alpha=1 / number)
+            part.append(wanted.mul_(scaled).sum(1))
+            del wanted  # before the next one is made
+        parts.append(part)
+        if gradient is not None:
+            factor = number * pairing.weight / temperature
+            torch.mul(slope, factor, out=gradient[rows])
+    top, peak, *dots = (torch.cat(kind) for kind in zip(*parts, strict=True))
+    # one pass of exponentials serves for both: the largest probability is exp(0) over their sum
+    total = top - peak.log()
+    return [total - dot for dot in dots]
 
 
 def _rows_of_a_chunk(logits: Tensor, dtype: torch.dtype) -> int:
