@@ -234,8 +234,9 @@ class _PairedCrossEntropy(torch.autograd.Function):
             scales = _scales(center, dtype, student_temperature, teacher_temperature)
             entropies = torch.zeros(match.shape, dtype=dtype, device=student.device)
             loss = torch.zeros((), dtype=dtype, device=student.device)
+            compare = _compare_whole if torch.compiler.is_compiling() else _compare
             for pairing in pairings:
-                found = _compare(student, teacher, match, pairing, scales, student_temperature, gradient)
+                found = compare(student, teacher, match, pairing, scales, student_temperature, gradient)
                 for view, column in zip(pairing.teachers, found, strict=True):
                     entropies[pairing.start : pairing.stop, view] = column
                     loss = loss + pairing.weight * column.sum()
@@ -273,28 +274,56 @@ def _compare(
     ours, theirs, shift = scales
     number, dtype = len(pairing.teachers), ours.dtype
     columns = [match[pairing.start : pairing.stop, view].contiguous() for view in pairing.teachers]
-    # of every chunk: largest logit, largest probability, and what teachers' probabilities make of the logits
-    parts: list[list[Tensor]] = []
-    step = _rows_of_a_chunk(student, dtype)
-    for start in range(pairing.start, pairing.stop, step):
-        rows = slice(start, min(start + step, pairing.stop))
-        inside = slice(rows.start - pairing.start, rows.stop - pairing.start)
-        scaled = student[rows] / ours
-        slope = scaled.softmax(1)
-        part = [scaled.amax(1), slope.amax(1)]
-        for column in columns:
-            wanted = torch.addcmul(shift, teacher.index_select(0, column[inside]), theirs).to(dtype).softmax(1)
+    # of every row: largest logit, largest probability, and what the teachers' probabilities make of its logits
+    rows = pairing.stop - pairing.start
+    top, peak, *dots = torch.empty(2 + number, rows, dtype=dtype, device=student.device)
+    step = min(rows, _rows_of_a_chunk(student, dtype))
+    # used by one chunk after the other: memory that is freed and got again costs a CPU more than a pass over it
+    held = torch.empty(BUFFERS, step, student.shape[1], dtype=dtype, device=student.device)
+    for start in range(0, rows, step):
+        inside = slice(start, min(start + step, rows))
+        outside = slice(pairing.start + inside.start, pairing.start + inside.stop)
+        scaled, slope, said, wanted = held[:, : inside.stop - inside.start]
+        torch.div(student[outside], ours, out=scaled)
+        torch.softmax(scaled, 1, out=slope)
+        torch.amax(scaled, 1, out=top[inside])
+        torch.amax(slope, 1, out=peak[inside])
+        for column, dot in zip(columns, dots, strict=True):
+            torch.addcmul(shift, _gathered(teacher, column[inside], said), theirs, out=said)
+            torch.softmax(said, 1, out=wanted)
             slope.sub_(wanted, alpha=1 / number)
-            part.append(wanted.mul_(scaled).sum(1))
-            del wanted  # before the next one is made
-        parts.append(part)
+            torch.sum(wanted.mul_(scaled), 1, out=dot[inside])
         if gradient is not None:
-            factor = number * pairing.weight / temperature
-            torch.mul(slope, factor, out=gradient[rows])
-    top, peak, *dots = (torch.cat(kind) for kind in zip(*parts, strict=True))
+            torch.mul(slope, number * pairing.weight / temperature, out=gradient[outside])
     # one pass of exponentials serves for both: the largest probability is exp(0) over their sum
     total = top - peak.log()
     return [total - dot for dot in dots]
+
+
+def _compare_whole(
+    student: Tensor,
+    teacher: Tensor,
+    match: Tensor,
+    pairing: Pairing,
+    scales: tuple[Tensor, ...],
+    temperature: float,
+    gradient: Tensor | None,
+) -> list[Tensor]:
+    """The same of all rows at once, for a compiler, which fuses it and holds no table of probabilities."""
+    ours, theirs, shift = scales
+    number, rows = len(pairing.teachers), slice(pairing.start, pairing.stop)
+    scaled = student[rows] / ours
+    said = scaled.log_softmax(1)
+    wanted = [(teacher[match[rows, view]] * theirs + shift).softmax(1) for view in pairing.teachers]
+    if gradient is not None:
+        slope = said.exp() - sum(wanted) / number
+        gradient[rows] = slope * (number * pairing.weight / temperature)
+    return [-(one * said).sum(1) for one in wanted]
+
+
+def _gathered(x: Tensor, rows: Tensor, out: Tensor) -> Tensor:
+    """Rows of a tensor, in ``out`` where they are of its type."""
+    return torch.index_select(x, 0, rows, out=out) if x.dtype == out.dtype else x.index_select(0, rows)
 
 
 def _rows_of_a_chunk(logits: Tensor, dtype: torch.dtype) -> int:
