@@ -147,7 +147,7 @@ def captured(run: Callable[[], object]) -> torch.cuda.CUDAGraph:
 
 
 def region_loss(stage: Stage) -> None:
-    """EsViT's loss against loops over pairs of views: time, and memory besides the logits; also compiled or replayed."""
+    """EsViT's loss against loops over pairs of views: time, and memory besides the logits; also as a graph."""
     device = torch.device(stage.device)
     batch, classes = (2, 512) if stage.tiny else (32, 65_536)
     held: list[regions.Case] = []
