@@ -15,7 +15,7 @@ from ssl_blocks.bounds import Count, NotNegative, Positive, Whole
 from ssl_blocks.doors import checked
 
 # bytes of all that a chunk of rows needs: on a CPU it should stay in the cache, an accelerator wants large ones
-CHUNK_BYTES_CPU, CHUNK_BYTES_ACCELERATOR = 4 << 20, 64 << 20
+CHUNK_BYTES_CPU, CHUNK_BYTES_ACCELERATOR = 4 << 20, 96 << 20
 BUFFERS = 4  # of a chunk's size that live at once: logits, slope, probabilities, and what an operation makes in passing
 
 
@@ -228,26 +228,18 @@ class _PairedCrossEntropy(torch.autograd.Function):
         gradient = None
         if ctx.needs_input_grad[0]:
             gradient = student.detach() if overwrite else torch.empty_like(student)
-        entropies = torch.zeros(match.shape, dtype=dtype, device=student.device)
-        loss = torch.zeros((), dtype=dtype, device=student.device)
-        step = _rows_of_a_chunk(student, dtype)
-        for pairing in pairings:
-            for start in range(pairing.start, pairing.stop, step):
-                rows = slice(start, min(start + step, pairing.stop))
-                scaled = student[rows].to(dtype) / student_temperature
-                slope = scaled.softmax(1)
-                # one pass of exponentials serves for both: the largest probability is exp(0) over their sum
-                total = scaled.amax(1) - slope.amax(1).log()
-                slope.mul_(len(pairing.teachers))
-                for view in pairing.teachers:
-                    wanted = teacher.index_select(0, match[rows, view]).to(dtype).sub_(center)
-                    wanted = wanted.div_(teacher_temperature).softmax(1)
-                    slope.sub_(wanted)
-                    entropies[rows, view] = total - wanted.mul_(scaled).sum(1)
-                if gradient is not None:
-                    gradient[rows] = slope.mul_(pairing.weight / student_temperature)
-            for view in pairing.teachers:
-                loss = loss + pairing.weight * entropies[pairing.start : pairing.stop, view].sum()
+        # an accelerator's autocast would convert the operands of a mixed operation one by one
+        plain = nullcontext() if student.is_meta else torch.autocast(student.device.type, enabled=False)
+        with plain:
+            scales = _scales(center, dtype, student_temperature, teacher_temperature)
+            entropies = torch.zeros(match.shape, dtype=dtype, device=student.device)
+            loss = torch.zeros((), dtype=dtype, device=student.device)
+            compare = _compare_whole if torch.compiler.is_compiling() else _compare
+            for pairing in pairings:
+                found = compare(student, teacher, match, pairing, scales, student_temperature, gradient)
+                for view, column in zip(pairing.teachers, found, strict=True):
+                    entropies[pairing.start : pairing.stop, view] = column
+                    loss = loss + pairing.weight * column.sum()
         if gradient is not None:
             ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(entropies)
@@ -258,6 +250,80 @@ class _PairedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *outgoing: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return gradient.mul_(outgoing[0]), *(None,) * 7
+
+
+def _scales(center: Tensor, dtype: torch.dtype, student: float, teacher: Tensor | float) -> tuple[Tensor, ...]:
+    """Both temperatures inverted or not, and the centre, so that one operation converts, shifts and scales logits.
+
+    Of one dimension, which makes an operation with 16-bit logits compute and return single precision.
+    """
+    one = torch.ones(1, dtype=dtype, device=center.device)
+    return one * student, one / teacher, center.to(dtype).div(-teacher)
+
+
+def _compare(
+    student: Tensor,
+    teacher: Tensor,
+    match: Tensor,
+    pairing: Pairing,
+    scales: tuple[Tensor, ...],
+    temperature: float,
+    gradient: Tensor | None,
+) -> list[Tensor]:
+    """Cross-entropies of a view's rows with each of its teachers' views; writes the rows of the gradient."""
+    ours, theirs, shift = scales
+    number, dtype = len(pairing.teachers), ours.dtype
+    columns = [match[pairing.start : pairing.stop, view].contiguous() for view in pairing.teachers]
+    # of every row: largest logit, largest probability, and what the teachers' probabilities make of its logits
+    rows = pairing.stop - pairing.start
+    top, peak, *dots = torch.empty(2 + number, rows, dtype=dtype, device=student.device)
+    step = min(rows, _rows_of_a_chunk(student, dtype))
+    # used by one chunk after the other: memory that is freed and got again costs a CPU more than a pass over it
+    held = torch.empty(BUFFERS, step, student.shape[1], dtype=dtype, device=student.device)
+    for start in range(0, rows, step):
+        inside = slice(start, min(start + step, rows))
+        outside = slice(pairing.start + inside.start, pairing.start + inside.stop)
+        scaled, slope, said, wanted = held[:, : inside.stop - inside.start]
+        torch.div(student[outside], ours, out=scaled)
+        torch.softmax(scaled, 1, out=slope)
+        torch.amax(scaled, 1, out=top[inside])
+        torch.amax(slope, 1, out=peak[inside])
+        for column, dot in zip(columns, dots, strict=True):
+            torch.addcmul(shift, _gathered(teacher, column[inside], said), theirs, out=said)
+            torch.softmax(said, 1, out=wanted)
+            slope.sub_(wanted, alpha=1 / number)
+            torch.sum(wanted.mul_(scaled), 1, out=dot[inside])
+        if gradient is not None:
+            torch.mul(slope, number * pairing.weight / temperature, out=gradient[outside])
+    # one pass of exponentials serves for both: the largest probability is exp(0) over their sum
+    total = top - peak.log()
+    return [total - dot for dot in dots]
+
+
+def _compare_whole(
+    student: Tensor,
+    teacher: Tensor,
+    match: Tensor,
+    pairing: Pairing,
+    scales: tuple[Tensor, ...],
+    temperature: float,
+    gradient: Tensor | None,
+) -> list[Tensor]:
+    """The same of all rows at once, for a compiler, which fuses it and holds one table of the view's rows at most."""
+    ours, theirs, shift = scales
+    number, rows = len(pairing.teachers), slice(pairing.start, pairing.stop)
+    scaled = student[rows] / ours
+    said = scaled.log_softmax(1)
+    wanted = [(teacher[match[rows, view]] * theirs + shift).softmax(1) for view in pairing.teachers]
+    if gradient is not None:
+        slope = said.exp() - sum(wanted) / number
+        gradient[rows] = slope * (number * pairing.weight / temperature)
+    return [-(one * said).sum(1) for one in wanted]
+
+
+def _gathered(x: Tensor, rows: Tensor, out: Tensor) -> Tensor:
+    """Rows of a tensor, in ``out`` where they are of its type."""
+    return torch.index_select(x, 0, rows, out=out) if x.dtype == out.dtype else x.index_select(0, rows)
 
 
 def _rows_of_a_chunk(logits: Tensor, dtype: torch.dtype) -> int:

@@ -55,6 +55,24 @@ def test_loss_and_gradient_equal_the_slow_twin(rows: int, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_what_a_compiler_is_given_equals_chunks(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, calls = [], []
+    whole = region_loss._compare_whole
+    monkeypatch.setattr(region_loss, "_compare_whole", lambda *args: (calls.append(1), whole(*args))[1])
+    for compiling in (False, True):
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda compiling=compiling: compiling)
+        student, teacher, center, match = inputs()
+        ours = student.detach().to(dtype).requires_grad_()
+        loss, entropies = fast(ours, teacher.to(dtype), center.to(torch.promote_types(dtype, torch.float32)), match)
+        loss.backward()
+        found.append((loss.detach(), entropies, ours.grad))
+    assert len(calls) == len(PAIRINGS)
+    for chunks, once in zip(*found, strict=True):
+        assert chunks.dtype == once.dtype
+        torch.testing.assert_close(chunks, once)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_overwritten_logits_hold_the_gradient_that_others_get_beside_them(dtype: torch.dtype) -> None:
     student, teacher, center, match = inputs()
     weight = noise(7, 7, seed=5, dtype=dtype).requires_grad_()

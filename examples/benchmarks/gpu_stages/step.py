@@ -1,5 +1,6 @@
 """Training steps: the library beside the pseudocode, in every way of running them; and EsViT's loss."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -130,8 +131,23 @@ def measure(stage: Stage, name: str, training: Training, ways: tuple[str, ...], 
             stage.run(f"{label}, whole step", training.graph, needs=3, most=30)
 
 
+def captured(run: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    """A CUDA graph of a call, after calls on a stream of its own to warm up."""
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph
+
+
 def region_loss(stage: Stage) -> None:
-    """EsViT's loss against loops over pairs of views: time, and memory besides the logits."""
+    """EsViT's loss against loops over pairs of views: time, and memory besides the logits; also as a graph."""
     device = torch.device(stage.device)
     batch, classes = (2, 512) if stage.tiny else (32, 65_536)
     held: list[regions.Case] = []
@@ -142,7 +158,10 @@ def region_loss(stage: Stage) -> None:
             dtype = torch.bfloat16 if stage.cuda else torch.float32
             held.append(regions.Case(batch, classes, device=device, dtype=dtype))
         case = held[0]
-        loss_of = case.ours if way == "library" else case.loops
+        loss_of = case.loops if way == "loops" else case.ours
+        if way == "library, compiled":
+            torch.compiler.reset()
+            loss_of = torch.compile(case.ours, dynamic=False)
         found: dict[str, Any] = {"loss": float(case.backward(loss_of))}
         if stage.cuda:
             case.student.grad = None
@@ -151,12 +170,18 @@ def region_loss(stage: Stage) -> None:
             torch.cuda.reset_peak_memory_stats()
             case.backward(loss_of)
             found["extra_gib"] = (torch.cuda.max_memory_allocated() - before) / 2**30
-        found |= milliseconds(lambda: case.backward(loss_of), device, seconds=0.3, least=3)
+        run: Callable[[], object] = partial(case.backward, loss_of)
+        if way == "library, graph":
+            run = captured(run).replay
+        found |= milliseconds(run, device, seconds=0.3, least=3)
         assert case.student.grad is not None
         return {**found, "grad_norm": float(case.student.grad.float().norm())}
 
     name = f"EsViT's region loss, batch {batch}, {classes} classes"
     ours, loops = (stage.run(f"{name}: {way}", partial(one, way), needs=3, most=15) for way in ("library", "loops"))
+    if stage.cuda:
+        stage.run(f"{name}: library, graph", partial(one, "library, graph"), needs=3, most=15)
+        stage.run(f"{name}: library, compiled", partial(one, "library, compiled"), needs=15, most=60)
     if ours and loops:
         near = abs(ours["loss"] - loops["loss"]) < 1e-3 * abs(loops["loss"])
         near &= abs(ours["grad_norm"] - loops["grad_norm"]) < 2e-2 * loops["grad_norm"]
