@@ -147,8 +147,9 @@ class _Door:
                         raise ValueError(f"images of shape {tuple(value.shape)} must be at least one")
         for value in args[len(names) :] if self.rest in hints else ():
             _check(str(self.rest), value, hints[str(self.rest)], sizes)
-        for name, value in home[1:]:
-            if value.device != home[0][1].device and "device" not in hints:
+        computes = "device" not in hints and self.function.__name__ != "__init__"  # images may lie apart from labels
+        for name, value in home[1:] if computes else ():
+            if value.device != home[0][1].device:
                 first, one = home[0]
                 raise ValueError(f"{name} on {value.device} must be on {one.device}, where {first} is")
 

@@ -1,5 +1,6 @@
 """Every public function and constructor refuses what it does not take, in the library's words."""
 
+import dataclasses
 import inspect
 import math
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from torch import Tensor
 
 import ssl_blocks as sb
 from ssl_blocks.bounds import Depth, Share
+from ssl_blocks.data import ImageSplit
 from ssl_blocks.doors import check_value, check_weights, checked
 
 ROOMS = ("", ".parts", ".encoders", ".encoders.weights", ".objectives", ".objectives.weights", ".data", ".evaluation")
@@ -233,6 +235,13 @@ def test_images_and_weights_share_a_device_and_weights_are_numbers() -> None:
         check_weights("images", images, torch.zeros(2, device="meta"))
     with pytest.raises(TypeError, match=r"the weights that images meet are torch.int8, but must be floating-point"):
         check_weights("images", images, torch.zeros(2, dtype=torch.int8))
+
+
+def test_what_holds_tensors_may_hold_them_apart() -> None:
+    """Images that are scored again and again stay on a GPU; their labels are of use on the CPU."""
+    split = ImageSplit(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.arange(4))
+    moved = dataclasses.replace(split, images=split.images.to("meta"))
+    assert (moved.images.is_meta, moved.labels.is_meta) == (True, False)
 
 
 @checked

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float
 from numpy.typing import NDArray
 
 from ssl_blocks.files import atomically
@@ -18,9 +17,9 @@ Columns = Mapping[str, Sequence[Any]]
 
 @runtime_checkable
 class Writer(Protocol):
-    """Takes rows: features ``[N, D]`` and what is known of each by the names of columns."""
+    """Takes rows: features ``[N, D]``, float32, and what is known of each by the names of columns."""
 
-    def __call__(self, features: Float[NDArray[np.float32], "n d"], columns: Columns, /) -> None:
+    def __call__(self, features: NDArray[np.float32], columns: Columns, /) -> None:
         """Add rows."""
         ...
 

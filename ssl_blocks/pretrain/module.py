@@ -20,6 +20,8 @@ from ssl_blocks.pretrain.config import RunConfig
 from ssl_blocks.randomness import seeded_generator
 from ssl_blocks.values import Progress
 
+WORTH_COMPILING = 5_000  # steps, from which on compiling takes less time than it saves
+
 
 class PretrainModule(Task):
     """Feed an objective with augmented batches.
@@ -85,13 +87,15 @@ class PretrainModule(Task):
         used = reached(loss)
         return {name for name, p in self.objective.named_parameters() if p.requires_grad and id(p) not in used}
 
-    def remarks(self, world_size: int) -> list[str]:
-        """A warm-up that is cut, and what statistics of batches mean in this many processes, if not as in one."""
+    def remarks(self, world_size: int, *, on_gpu: bool = False) -> list[str]:
+        """A warm-up that is cut, a long run that is not compiled, and what statistics of batches mean in processes."""
         images, accumulate = self.config.optimizer.batch_size, self.config.optimizer.accumulate
         alone = images // (world_size * accumulate)
         kinds = {"per_process": (world_size * accumulate > 1, alone), "per_part": (accumulate > 1, alone * world_size)}
         remark = self.config.optimizer.warmup_remark(self.config.trainer.epochs)
         found = [] if remark is None else [remark]
+        if on_gpu and not self.config.trainer.compile and self.plan.num_steps >= WORTH_COMPILING:
+            found.append("trainer.compile=true may halve the time of a step, for a minute or two of compiling before")
         for kind, (matters, number) in kinds.items():
             names = sorted({type(part).__name__ for part in find_parts(self.objective) if _has(part, kind)})
             if matters and names:

@@ -169,7 +169,8 @@ class Run(Generic[C]):
     def _fit(self, folder: Path, console: Console) -> None:
         if is_rank_zero():
             self._open(folder, console)
-            for remark in [*self.data.remarks, *self.module.remarks(self.machine.processes.world_size)]:
+            remarks = self.module.remarks(self.machine.processes.world_size, on_gpu=self.loop.on_gpu)
+            for remark in [*self.data.remarks, *remarks]:
                 console.print(f"note: {remark}", soft_wrap=True)
         loggers = self._loggers(folder, console)
         # where weights are dealt out, every process has to help with scoring while training
