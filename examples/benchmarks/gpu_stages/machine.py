@@ -2,14 +2,12 @@
 
 import os
 import sys
-from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 from torch.nn.attention import SDPBackend
 
 from examples.benchmarks.gpu_stages.items import Stage
@@ -39,9 +37,6 @@ def run(stage: Stage) -> None:
     for shape in ((2, 3, 60, 32),) if stage.tiny else SHAPES:
         for kind in ("none", "shared", "per image"):
             stage.run(f"attention {'x'.join(map(str, shape))}, mask {kind}", partial(kernels, shape, kind, device))
-    if stage.cuda and not stage.tiny:
-        for (b, h, n, _), needs in ((SHAPES[1], 12.0), (SHAPES[3], 8.0)):
-            stage.run(f"flex attention {b}x{h}x{n}x64", partial(flex, b, h, n, device), needs=needs, most=40)
 
 
 def versions(device: torch.device) -> dict[str, Any]:
@@ -88,32 +83,3 @@ def kernels(shape: tuple[int, int, int, int], kind: str, device: torch.device) -
         except RuntimeError as error:
             found[short] = f"no: {str(error).splitlines()[0][:50]}"
     return found
-
-
-def flex(batch: int, heads: int, tokens: int, device: torch.device) -> dict[str, Any]:
-    """FlexAttention with a mask for every image against the default kernel with a dense one."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    shape = (batch, heads, tokens, 64)
-    q, k, v = (torch.randn(shape, device=device, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
-    step = torch.randint(0, 7, (batch, tokens), device=device).sort(1).values
-    dense = (step[:, None, :] <= step[:, :, None])[:, None]
-    attend: Callable[..., Tensor] = torch.compile(flex_attention, dynamic=False)
-    block = torch.compile(create_block_mask)
-
-    def may_see(image: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return step[image, key] <= step[image, query]
-
-    def build() -> Any:
-        return block(may_see, batch, None, tokens, tokens, device=str(device))
-
-    mask = build()
-    out, wanted = attend(q, k, v, block_mask=mask), F.scaled_dot_product_attention(q, k, v, attn_mask=dense)
-    error = float(((out - wanted).float().norm() / wanted.float().norm()).detach())
-    ways: dict[str, Callable[[], object]] = {
-        "flex_ms": lambda: attend(q, k, v, block_mask=mask).backward(q),  # type: ignore[no-untyped-call]
-        "dense_ms": lambda: F.scaled_dot_product_attention(q, k, v, attn_mask=dense).backward(q),  # type: ignore[no-untyped-call]
-        "block_mask_ms": build,
-    }
-    times = {name: milliseconds(way, device, seconds=0.05)["ms"] for name, way in ways.items()}
-    return {"ok": error < 2e-2, "error_of_flex": error, **times}

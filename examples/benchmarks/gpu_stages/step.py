@@ -15,6 +15,7 @@ from examples.benchmarks.gpu_stages.training import Subject, Training
 from examples.benchmarks.measure import matmul_rate, milliseconds, synchronize
 from examples.benchmarks.models import MAESize, RandSACSize, check_equal, pseudocode, randsac
 from examples.benchmarks.recipe_steps import RecipeSteps
+from examples.benchmarks.ways import ways
 from ssl_blocks.engine import Machine
 
 TINY = RandSACSize(dim=48, depth=2, decoder_depth=1)
@@ -87,14 +88,9 @@ def engine(stage: Stage) -> None:
     """Steps of the recipe as a run does them, from bytes to new weights, in the ways that its options give."""
     dtype, batch = (None, 4) if stage.tiny else (torch.bfloat16, 512)
     steps = RecipeSteps("randsac_cifar10", batch, steps=6 if stage.tiny else 40)
-    plain = Machine(stage.device, dtype)
-    ways: dict[str, tuple[Machine, bool]] = {
-        "eager": (plain, False),
-        "graph": (replace(plain, graph="on"), False),
-        "graph, compiled": (replace(plain, graph="on"), not stage.tiny),
-        "graph, compiled, bf16-pure": (Machine(stage.device, torch.bfloat16, pure=True, graph="on"), not stage.tiny),
-    }
-    for way, (machine, compiled) in ways.items():
+    for way, (machine, compiled) in ways(stage.device, dtype).items():
+        if stage.tiny and compiled:  # by a compiler that is slow on a CPU
+            continue
 
         def run(machine: Machine = machine, compiled: bool = compiled) -> dict[str, Any]:
             done = steps.run(machine, compiled=compiled)
