@@ -309,7 +309,7 @@ def _compare_whole(
     temperature: float,
     gradient: Tensor | None,
 ) -> list[Tensor]:
-    """The same of all rows at once, for a compiler, which fuses it and holds one table of the view's rows at most."""
+    """The same of all rows at once, for a compiler, which fuses it and holds few tables of a view's rows."""
     ours, theirs, shift = scales
     number, rows = len(pairing.teachers), slice(pairing.start, pairing.stop)
     scaled = student[rows] / ours
