@@ -36,7 +36,7 @@ class Pure(Generic[T]):
 
     def compile(self, **options: Any) -> Callable[..., T]:
         """`__call__`, compiled by ``torch.compile`` with these options."""
-        let_dynamo_see_draws()
+        _let_dynamo_see_draws()
         compiled: Callable[..., T] = torch.compile(self.__call__, **options)
         return compiled
 
@@ -109,8 +109,10 @@ class _Played(TorchFunctionMode):
         return self.noise.pop(0)
 
 
-def let_dynamo_see_draws() -> None:
+def _let_dynamo_see_draws() -> None:
     """Let torch before 2.12 hand draws to modes while it compiles, too, as later versions do."""
+    if torch.__version__ >= "2.12":
+        return
     from torch._dynamo.variables.torch import get_overridable_functions  # slow to load
 
     get_overridable_functions().update({torch.rand, torch.randn, torch.randint, torch.randperm})

@@ -11,17 +11,11 @@ bfloat16. The time is the mean over the second half of the steps.
 """
 
 import argparse
-import fcntl
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from examples.benchmarks.measure import machine as described
 from examples.benchmarks.recipe_steps import RecipeSteps
@@ -41,35 +35,6 @@ def ways(device: str, dtype: torch.dtype | None) -> dict[str, tuple[Machine, boo
     }
 
 
-@contextmanager
-def attention(name: str) -> Iterator[None]:
-    """Let torch take this attention kernel alone, or any."""
-    if name == "any":
-        yield
-        return
-    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(name == "math")
-    with sdpa_kernel([SDPBackend.MATH if name == "math" else getattr(SDPBackend, f"{name.upper()}_ATTENTION")]):
-        yield
-
-
-class Turn(pl.Callback):
-    """Waits before the timed half of the steps until no other process holds a file's lock, so that they may all compile
-    at the same time, but are timed one after the other."""
-
-    def __init__(self, path: Path) -> None:
-        self.file = open(path, "w")  # noqa: SIM115
-
-    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Wait one step before the half."""
-        if trainer.global_step == trainer.max_steps // 2 - 1:
-            fcntl.flock(self.file, fcntl.LOCK_EX)
-
-    def on_train_end(self, *_: Any) -> None:
-        """Let the next one in."""
-        torch.cuda.synchronize() if torch.cuda.is_available() else None
-        fcntl.flock(self.file, fcntl.LOCK_UN)
-
-
 def main() -> None:
     """Time, and print a line of JSON for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -77,11 +42,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--ways", nargs="+", choices=list(ways("cpu", None)), default=["eager", "graph", "compiled"])
-    parser.add_argument("--attention", choices=("any", "cudnn", "efficient", "flash", "math"), default="any")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
-    parser.add_argument("--lock", type=Path, help="file whose lock is held while steps are timed")
-    parser.add_argument("--out", type=Path, help="file that lines are added to")
     args = parser.parse_args()
     dtype = torch.bfloat16 if args.precision == "bf16" else None
     if args.device == "cuda":
@@ -89,28 +51,23 @@ def main() -> None:
     print(described(torch.device(args.device)), flush=True)
     for preset in args.presets:
         for way in args.ways:
-            row = {"preset": preset, "batch": args.batch, "way": way, "attention": args.attention}
-            with attention(args.attention) if args.device == "cuda" else nullcontext():
-                row |= time_one(RecipeSteps(preset, args.batch, steps=args.steps), *ways(args.device, dtype)[way], args)
-            line = json.dumps(row)
-            print(line, flush=True)
-            if args.out:
-                with open(args.out, "a") as file:
-                    file.write(line + "\n")
+            row = {"preset": preset, "batch": args.batch, "way": way}
+            row |= time_one(RecipeSteps(preset, args.batch, steps=args.steps), *ways(args.device, dtype)[way])
+            print(json.dumps(row), flush=True)
 
 
-def time_one(steps: RecipeSteps, machine: Machine, compiled: bool, args: argparse.Namespace) -> dict[str, Any]:
+def time_one(steps: RecipeSteps, machine: Machine, compiled: bool) -> dict[str, Any]:
     """Milliseconds a step, images a second, mean loss, memory; or the error."""
-    cuda = args.device == "cuda"
+    cuda = machine.device == "cuda"
     if cuda:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     torch.compiler.reset()
     try:
-        done = steps.run(machine, *([Turn(args.lock)] if args.lock else []), compiled=compiled)
+        done = steps.run(machine, compiled=compiled)
     except Exception as error:  # one that fails leaves the others
         return {"error": f"{type(error).__name__}: {str(error)[:300]}"}
-    found: dict[str, Any] = {"ms": round(done.ms, 3), "images_per_s": round(args.batch / done.ms * 1e3)}
+    found: dict[str, Any] = {"ms": round(done.ms, 3), "images_per_s": round(steps.batch / done.ms * 1e3)}
     found |= {"loss": round(done.loss, 5), "told": done.notes}
     return found | ({"reserved_gib": round(torch.cuda.max_memory_reserved() / 2**30, 2)} if cuda else {})
 

@@ -88,7 +88,7 @@ def train(
         loop.continue_from(check_checkpoint(checkpoint), checkpoint)
     callbacks = [] if title is None else [RichRunProgress(terminal(quiet=not is_rank_zero()), title)]
     record = None if folder is None else Record(folder)
-    gpus = [torch.device(machine.device)] if torch.device(machine.device).type == "cuda" else []
+    gpus = [torch.device(machine.device)] if machine.on_gpu else []
     alone, modes = locked(folder), modes_kept(task.model, training=True)
     with ending_in_order(folder), alone, modes, torch.random.fork_rng(devices=gpus):
         fit(loop, record=record, checkpoint=checkpoint, callbacks=callbacks)

@@ -291,7 +291,7 @@ class Loop(pl.LightningModule):
     @property
     def fused(self) -> bool:
         """Whether AdamW is one kernel, and reads its rates from tensors."""
-        return torch.device(self.machine.device).type == "cuda"
+        return self.machine.on_gpu
 
     def _kernels(self) -> dict[str, bool]:
         """How AdamW computes, on this machine."""

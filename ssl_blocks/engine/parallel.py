@@ -57,6 +57,11 @@ class Machine:
         if self.pure and self.autocast_dtype != torch.bfloat16:
             raise ValueError(f"pure=True needs autocast_dtype=torch.bfloat16, got {self.autocast_dtype}")
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether training is to be on one."""
+        return torch.device(self.device).type == "cuda"
+
 
 def started_processes() -> Processes:
     """What ``torchrun`` has started; one process where it was not used."""

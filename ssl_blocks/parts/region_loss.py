@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -231,13 +231,23 @@ class _PairedCrossEntropy(torch.autograd.Function):
         # an accelerator's autocast would convert the operands of a mixed operation one by one
         plain = nullcontext() if student.is_meta else torch.autocast(student.device.type, enabled=False)
         with plain:
-            scales = _scales(center, dtype, student_temperature, teacher_temperature)
+            one = torch.ones(1, dtype=dtype, device=center.device)
+            given = _Given(
+                student,
+                teacher,
+                match,
+                # of one dimension, which makes an operation with 16-bit logits compute and return single precision
+                one * student_temperature,
+                one / teacher_temperature,
+                center.to(dtype).div(-teacher_temperature),
+                gradient,
+            )
             entropies = torch.zeros(match.shape, dtype=dtype, device=student.device)
             loss = torch.zeros((), dtype=dtype, device=student.device)
             compare = _compare_whole if torch.compiler.is_compiling() else _compare
             for pairing in pairings:
-                found = compare(student, teacher, match, pairing, scales, student_temperature, gradient)
-                for view, column in zip(pairing.teachers, found, strict=True):
+                slope_scale = len(pairing.teachers) * pairing.weight / student_temperature
+                for view, column in zip(pairing.teachers, compare(given, pairing, slope_scale), strict=True):
                     entropies[pairing.start : pairing.stop, view] = column
                     loss = loss + pairing.weight * column.sum()
         if gradient is not None:
@@ -252,27 +262,22 @@ class _PairedCrossEntropy(torch.autograd.Function):
         return gradient.mul_(outgoing[0]), *(None,) * 7
 
 
-def _scales(center: Tensor, dtype: torch.dtype, student: float, teacher: Tensor | float) -> tuple[Tensor, ...]:
-    """Both temperatures inverted or not, and the centre, so that one operation converts, shifts and scales logits.
+class _Given(NamedTuple):
+    """What all pairings share: one operation converts, shifts and scales logits."""
 
-    Of one dimension, which makes an operation with 16-bit logits compute and return single precision.
-    """
-    one = torch.ones(1, dtype=dtype, device=center.device)
-    return one * student, one / teacher, center.to(dtype).div(-teacher)
+    student: Tensor
+    teacher: Tensor
+    match: Tensor
+    temperature: Tensor  # the student's
+    factor: Tensor  # one by the teacher's
+    shift: Tensor  # the centre by it, negative
+    gradient: Tensor | None
 
 
-def _compare(
-    student: Tensor,
-    teacher: Tensor,
-    match: Tensor,
-    pairing: Pairing,
-    scales: tuple[Tensor, ...],
-    temperature: float,
-    gradient: Tensor | None,
-) -> list[Tensor]:
+def _compare(given: _Given, pairing: Pairing, slope_scale: float) -> list[Tensor]:
     """Cross-entropies of a view's rows with each of its teachers' views; writes the rows of the gradient."""
-    ours, theirs, shift = scales
-    number, dtype = len(pairing.teachers), ours.dtype
+    student, teacher, match, temperature, factor, shift, gradient = given
+    number, dtype = len(pairing.teachers), shift.dtype
     columns = [match[pairing.start : pairing.stop, view].contiguous() for view in pairing.teachers]
     # of every row: largest logit, largest probability, and what the teachers' probabilities make of its logits
     rows = pairing.stop - pairing.start
@@ -284,40 +289,31 @@ def _compare(
         inside = slice(start, min(start + step, rows))
         outside = slice(pairing.start + inside.start, pairing.start + inside.stop)
         scaled, slope, said, wanted = held[:, : inside.stop - inside.start]
-        torch.div(student[outside], ours, out=scaled)
+        torch.div(student[outside], temperature, out=scaled)
         torch.softmax(scaled, 1, out=slope)
         torch.amax(scaled, 1, out=top[inside])
         torch.amax(slope, 1, out=peak[inside])
         for column, dot in zip(columns, dots, strict=True):
-            torch.addcmul(shift, _gathered(teacher, column[inside], said), theirs, out=said)
+            torch.addcmul(shift, _gathered(teacher, column[inside], said), factor, out=said)
             torch.softmax(said, 1, out=wanted)
             slope.sub_(wanted, alpha=1 / number)
             torch.sum(wanted.mul_(scaled), 1, out=dot[inside])
         if gradient is not None:
-            torch.mul(slope, number * pairing.weight / temperature, out=gradient[outside])
+            torch.mul(slope, slope_scale, out=gradient[outside])
     # one pass of exponentials serves for both: the largest probability is exp(0) over their sum
     total = top - peak.log()
     return [total - dot for dot in dots]
 
 
-def _compare_whole(
-    student: Tensor,
-    teacher: Tensor,
-    match: Tensor,
-    pairing: Pairing,
-    scales: tuple[Tensor, ...],
-    temperature: float,
-    gradient: Tensor | None,
-) -> list[Tensor]:
+def _compare_whole(given: _Given, pairing: Pairing, slope_scale: float) -> list[Tensor]:
     """The same of all rows at once, for a compiler, which fuses it and holds few tables of a view's rows."""
-    ours, theirs, shift = scales
-    number, rows = len(pairing.teachers), slice(pairing.start, pairing.stop)
-    scaled = student[rows] / ours
+    student, teacher, match, temperature, factor, shift, gradient = given
+    rows = slice(pairing.start, pairing.stop)
+    scaled = student[rows] / temperature
     said = scaled.log_softmax(1)
-    wanted = [(teacher[match[rows, view]] * theirs + shift).softmax(1) for view in pairing.teachers]
+    wanted = [(teacher[match[rows, view]] * factor + shift).softmax(1) for view in pairing.teachers]
     if gradient is not None:
-        slope = said.exp() - sum(wanted) / number
-        gradient[rows] = slope * (number * pairing.weight / temperature)
+        gradient[rows] = (said.exp() - sum(wanted) / max(1, len(wanted))) * slope_scale
     return [-(one * said).sum(1) for one in wanted]
 
 

@@ -166,11 +166,14 @@ class Run(Generic[C]):
             value_range=data.value_range,
         )
 
+    def _remarks(self) -> list[str]:
+        machine = self.machine  # the loop learns of its device when it begins
+        return [*self.data.remarks, *self.module.remarks(machine.processes.world_size, on_gpu=machine.on_gpu)]
+
     def _fit(self, folder: Path, console: Console) -> None:
         if is_rank_zero():
             self._open(folder, console)
-            remarks = self.module.remarks(self.machine.processes.world_size, on_gpu=self.loop.on_gpu)
-            for remark in [*self.data.remarks, *remarks]:
+            for remark in self._remarks():
                 console.print(f"note: {remark}", soft_wrap=True)
         loggers = self._loggers(folder, console)
         # where weights are dealt out, every process has to help with scoring while training

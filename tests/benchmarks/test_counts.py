@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import ssl_blocks as sb
-from examples.benchmarks import attention, counts, masked, measure, regions, scaling, speed
+from examples.benchmarks import attention, counts, masked, measure, regions, scaling, speed, ways
 from examples.benchmarks.counting import Operations, peak_bytes
 from examples.benchmarks.models import RandSACSize, randsac
 
@@ -82,6 +82,11 @@ def test_counts_of_a_preset_are_those_of_its_objective() -> None:
         (scaling, "--tiny --rounds 1 --tokens 64 --batches 2 --depths 2 --blobs 7", "| 7 blobs |"),
         (regions, "--rounds 1 --batch 1 --classes 64 --counted-batch 2", "extra memory, bf16, batch 2: ours"),
         (speed, "--rounds 1 --batch 2 --dtypes fp32", "ours at"),
+        (
+            ways,
+            "apl_cifar_small --batch 2 --steps 4 --ways eager --device cpu --precision fp32",
+            '"way": "eager", "ms"',
+        ),
         (masked, "--rounds 1 --batch 2 --dtypes fp32", "ours at"),
         (attention, "--rounds 1 --dtypes fp32", "of the matmul rate"),
     ],

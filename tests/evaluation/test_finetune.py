@@ -100,6 +100,15 @@ def test_everything_learns_and_the_encoder_given_stays_as_it_is(fresh_norm: bool
     assert FinetuneScore(**done.score.as_dict()) == done.score
 
 
+def test_a_warm_up_that_is_not_shorter_takes_a_tenth_of_the_run() -> None:
+    train, test = bright_and_dark(160, 0), bright_and_dark(4, 1)
+    losses = [
+        finetuned(tiny(), train, test, settings=replace(STILL, warmup_epochs=warmup), **STATISTICS).score.losses
+        for warmup in (2.0, 0.2, 1.0)
+    ]
+    assert losses[0] == losses[1] != losses[2]
+
+
 def test_fixed_positions_stay_where_they_are_asked_to() -> None:
     encoder = tiny()
     done = finetuned(

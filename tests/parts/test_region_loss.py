@@ -9,7 +9,12 @@ from ssl_blocks.parts import match_regions, paired_cross_entropy, region_loss, v
 from ssl_blocks.parts.region_loss import Pairing
 from tests.reference import distilled_cross_entropy, matched_places
 
-PAIRINGS = (Pairing(0, 3, (1,), 0.5), Pairing(3, 5, (0,), 0.25), Pairing(5, 9, (0, 1), 0.125))
+PAIRINGS = (
+    Pairing(0, 3, (1,), 0.5),
+    Pairing(3, 5, (0,), 0.25),
+    Pairing(5, 9, (0, 1), 0.125),
+    Pairing(9, 11, (), 0.5),  # the only view of a teacher is compared with others alone
+)
 
 
 def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -17,8 +22,8 @@ def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Ten
 
 
 def inputs(classes: int = 7) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    match = torch.randint(6, (9, 2), generator=torch.Generator().manual_seed(3))
-    return noise(9, classes).requires_grad_(), noise(6, classes, seed=1), noise(classes, seed=2), match
+    match = torch.randint(6, (11, 2), generator=torch.Generator().manual_seed(3))
+    return noise(11, classes).requires_grad_(), noise(6, classes, seed=1), noise(classes, seed=2), match
 
 
 def fast(
@@ -149,10 +154,10 @@ def test_half_precision_is_computed_in_single() -> None:
 
 def test_a_constant_added_to_student_logits_changes_nothing() -> None:
     student, *rest = inputs()
-    shift = noise(9, 1, seed=9)
+    shift = noise(11, 1, seed=9)
     (moved, _), (plain, _) = fast(student + shift, *rest), fast(student, *rest)
     torch.testing.assert_close(moved, plain)
-    assert (fast(student + noise(9, 7, seed=9), *rest)[0] - plain).abs() > 1e-2  # positive control
+    assert (fast(student + noise(11, 7, seed=9), *rest)[0] - plain).abs() > 1e-2  # positive control
 
 
 def test_teacher_and_center_get_no_gradient() -> None:

@@ -382,17 +382,11 @@ def test_a_joint_embedding_says_that_accumulated_parts_are_batches_of_their_own(
     assert module.remarks(2) == ["batch statistics of JointEmbedding are of 4 images each, not of the 8"]
 
 
-@pytest.mark.parametrize(
-    ("on_gpu", "compiled", "epochs"), [(True, False, 400), (False, False, 400), (True, True, 400), (True, False, 390)]
-)
-def test_a_long_run_on_a_gpu_is_told_of_compiling(
-    on_gpu: bool, compiled: bool, epochs: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = some_config().model_copy(update={"trainer": TrainerConfig(epochs=epochs, compile=compiled)})
-    module = PretrainModule(build(SquarePartitioner(sides=(2,))), some_data(), config)
-    monkeypatch.setattr("ssl_blocks.pretrain.module.WORTH_COMPILING", 400 * module.plan.steps_per_epoch)
-    is_told = any("trainer.compile=true" in remark for remark in module.remarks(1, on_gpu=on_gpu))
-    assert is_told == (on_gpu and not compiled and epochs == 400)
+def test_a_long_run_is_worth_compiling_and_a_short_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = PretrainModule(build(SquarePartitioner(sides=(2,))), some_data(), some_config())
+    for more, number in ((0, 1), (1, 0)):
+        monkeypatch.setattr("ssl_blocks.pretrain.module.WORTH_COMPILING", module.plan.num_steps + more)
+        assert len(module.remarks(1, on_gpu=True)) == number
 
 
 def test_a_warmup_that_is_cut_is_told() -> None:

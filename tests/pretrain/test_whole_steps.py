@@ -120,7 +120,7 @@ def test_plain_numbers_of_the_parts_that_follow_a_schedule_are_named() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # in what torch 2.11 compiles with
-def test_a_run_is_told_of_what_its_options_choose(tmp_path: Path) -> None:
+def test_a_run_is_told_of_what_its_options_choose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ssl_blocks.pretrain import Run
 
     options = [
@@ -137,5 +137,10 @@ def test_a_run_is_told_of_what_its_options_choose(tmp_path: Path) -> None:
         (("--trainer.compile=true", "--trainer.compile_mode=reduce-overhead"), (False, "off")),
     ):
         config = load_config(RECIPES["randsac"], ["--name=x", *options, *OPTIONS["randsac"], *STEPS, *more])
-        machine = Run.prepare(config, RECIPES["randsac"].assemble).loop.machine
-        assert (machine.pure, machine.graph) == expected
+        run = Run.prepare(config, RECIPES["randsac"].assemble)
+        assert (run.loop.machine.pure, run.loop.machine.graph) == expected
+        monkeypatch.setattr("ssl_blocks.pretrain.module.WORTH_COMPILING", 1)
+        for device in ("cpu", "cuda"):
+            run.machine = Machine(device)
+            is_told = any("trainer.compile=true" in remark for remark in run._remarks())
+            assert is_told == (device == "cuda" and not config.trainer.compile)

@@ -14,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from examples.benchmarks.gpu_stages.items import place
 from examples.benchmarks.measure import synchronize
+from ssl_blocks.engine.graph import WARM_UP, CudaCapture
 
 ATTENTION = ("CUDNN_ATTENTION", "EFFICIENT_ATTENTION", "FLASH_ATTENTION", "MATH")
 
@@ -56,6 +57,14 @@ def list_kernels(run: Callable[[], object], device: torch.device, path: Path) ->
         "wall_ms_profiled": wall,
         "top": [[ms, number, name[:120]] for ms, number, name in rows[:10]],
     }
+
+
+def captured(run: Callable[[], object], device: torch.device, *generators: torch.Generator) -> Callable[[], object]:
+    """What replays a call as one CUDA graph, recorded as the engine records a step."""
+    capture = CudaCapture(device, generators)
+    for _ in range(WARM_UP):
+        capture.aside(run)
+    return capture.record(lambda _: run(), None)[0]
 
 
 def host_waits(run: Callable[[], object]) -> dict[str, int]:

@@ -10,7 +10,7 @@ import torch
 
 from examples.benchmarks import regions
 from examples.benchmarks.gpu_stages.items import Stage
-from examples.benchmarks.gpu_stages.kernels import list_kernels
+from examples.benchmarks.gpu_stages.kernels import captured, list_kernels
 from examples.benchmarks.gpu_stages.training import Subject, Training
 from examples.benchmarks.measure import matmul_rate, milliseconds, synchronize
 from examples.benchmarks.models import MAESize, RandSACSize, check_equal, pseudocode, randsac
@@ -127,21 +127,6 @@ def measure(stage: Stage, name: str, training: Training, ways: tuple[str, ...], 
             stage.run(f"{label}, whole step", training.graph, needs=3, most=30)
 
 
-def captured(run: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    """A CUDA graph of a call, after calls on a stream of its own to warm up."""
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(side)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph
-
-
 def region_loss(stage: Stage) -> None:
     """EsViT's loss against loops over pairs of views: time, and memory besides the logits; also as a graph."""
     device = torch.device(stage.device)
@@ -168,7 +153,7 @@ def region_loss(stage: Stage) -> None:
             found["extra_gib"] = (torch.cuda.max_memory_allocated() - before) / 2**30
         run: Callable[[], object] = partial(case.backward, loss_of)
         if way == "library, graph":
-            run = captured(run).replay
+            run = captured(run, device)
         found |= milliseconds(run, device, seconds=0.3, least=3)
         assert case.student.grad is not None
         return {**found, "grad_norm": float(case.student.grad.float().norm())}

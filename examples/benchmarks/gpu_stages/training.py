@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import ssl_blocks as sb
+from examples.benchmarks.gpu_stages.kernels import captured
 from examples.benchmarks.measure import forward_flops, milliseconds, synchronize
 from examples.benchmarks.models import MAESize, RandSACSize, mae, pseudocode, randsac
 from tests.pseudocode import PseudocodeRandSAC
@@ -116,29 +117,18 @@ class Training:
     def graph(self) -> dict[str, Any]:
         """Capture the whole step as one CUDA graph, with the draw inside where that can be, and measure replays."""
         try:
-            graph, how = self._capture(), "draw inside"
+            replay, how = self._capture(), "draw inside"
         except RuntimeError as error:
             how = f"draw outside: {str(error).splitlines()[0][:120]}"
             torch.cuda.synchronize()
             self.kept = self.draw(self.images)
-            graph = self._capture()
+            replay = self._capture()
         try:
-            found = self.measure(graph.replay)
+            found = self.measure(replay)
             found.pop("peak_gib")  # a graph's memory is its own
             return {**found, "how": how}
         finally:
             self.kept = None
 
-    def _capture(self) -> torch.cuda.CUDAGraph:
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                self.step()
-        torch.cuda.current_stream().wait_stream(side)
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        graph.register_generator_state(self.generator)
-        with torch.cuda.graph(graph):
-            self.step()
-        return graph
+    def _capture(self) -> Callable[[], object]:
+        return captured(self.step, self.device, self.generator)
