@@ -2,9 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+FILLS = {f"{name}_" for name in ("add", "clamp", "copy", "erfinv", "fill", "mul", "normal", "uniform", "zero")}
 
 
 @contextmanager
@@ -49,6 +53,30 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
     finally:
         for buffer, was in before:
             buffer.data.copy_(was)  # past autograd: a graph may need the buffer, which is what it was
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Build modules on the meta device: they have shapes and no values, and nothing is drawn or computed for them.
+
+    Initial weights are not even worked out in theory, which takes torch longer than drawing them.
+
+    Examples:
+        >>> with without_weights():
+        ...     layer = nn.Linear(2, 3)
+        >>> layer.weight.is_meta
+        True
+    """
+    with torch.device("meta"), _Unfilled():
+        yield
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leave out what fills tensors that hold nothing."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        fills = args and isinstance(args[0], Tensor) and args[0].is_meta and getattr(func, "__name__", "") in FILLS
+        return args[0] if fills else func(*args, **kwargs or {})
 
 
 def full_precision(like: Tensor) -> AbstractContextManager[None]:

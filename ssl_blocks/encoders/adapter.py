@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ssl_blocks.bounds import Pixels
 from ssl_blocks.grid import Grid
+from ssl_blocks.modes import without_weights
 from ssl_blocks.parts.position import resample_positions
 
 M = TypeVar("M", bound=nn.Module)
@@ -144,7 +145,7 @@ class DescribedAdapter(Adapter[M]):
         stored = Description(arguments, load_file(folder / "model.safetensors"))
         if image_size is not None:
             stored = cls.resized(stored, image_size)
-        with torch.device("meta"):  # no weights are drawn, and no random numbers used up
+        with without_weights():  # no weights are drawn, and no random numbers used up
             encoder = cls.rebuild(stored.model_args)
         # copies: what was read lies in the file's own memory, and not where kernels would have it
         state = {name: weight.clone() for name, weight in stored.state.items()}

@@ -16,6 +16,7 @@ from ssl_blocks.encoders.protocol import FeatureEncoder
 from ssl_blocks.encoders.timm_building import LOCAL, is_on_hub, require_divisible
 from ssl_blocks.encoders.torchvision import TorchvisionViT
 from ssl_blocks.encoders.transformers import MODELS, TransformersViT
+from ssl_blocks.modes import without_weights
 from ssl_blocks.parts.tokenize import pair
 
 FILES = ["config.json", "model.safetensors"]
@@ -69,7 +70,7 @@ def torchvision_vit(
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"name={name!r} is no vision transformer of torchvision: {', '.join(known)}{hint}")
-    with torch.device("meta"):
+    with without_weights():
         saved: Any = TorchvisionViT(torchvision.models.get_model(name))
     arguments = saved.describe().model_args
     if pretrained:

@@ -20,6 +20,7 @@ from ssl_blocks.encoders.protocol import TokenEncoder
 from ssl_blocks.encoders.timm_building import check_name, create_pretrained, placed, rebuilding
 from ssl_blocks.encoders.timm_models import TimmStored, load_timm, refusals_named
 from ssl_blocks.grid import Grid
+from ssl_blocks.modes import without_weights
 from ssl_blocks.parts.tokenize import pair
 from ssl_blocks.values import Regions
 
@@ -267,7 +268,7 @@ def timm_regions(
 
 def _class_of(name: str) -> type:
     """The class that a timm name builds, without building it at full size in memory."""
-    with torch.device("meta"):
+    with without_weights():
         return type(timm.create_model(name))
 
 

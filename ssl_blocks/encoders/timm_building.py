@@ -17,6 +17,7 @@ from ssl_blocks.bounds import Depth, Heads, MlpRatio, Width
 from ssl_blocks.doors import check_value
 from ssl_blocks.encoders.adapter import Size
 from ssl_blocks.files import at_home
+from ssl_blocks.modes import without_weights
 from ssl_blocks.parts.tokenize import pair
 
 LOCAL, HUB = "local-dir", ("hf-hub", "hf_hub")  # timm's prefixes of names that are no names of its own
@@ -79,7 +80,7 @@ def require_divisible(image_size: Size, patch_size: Size, model_args: Mapping[st
 def as_saved(name: str, kind: type[nn.Module], refuse_unfit: Callable[[nn.Module], object]) -> Any:
     """The model as timm knows it or as it was saved, without weights, on the meta device."""
     try:
-        with torch.device("meta"):
+        with without_weights():
             model: nn.Module = timm.create_model(name)
     except Exception as error:  # networks, hubs and files each fail in their own way
         raise ValueError(f"name={name!r} cannot be read: {_reason(error)}") from error

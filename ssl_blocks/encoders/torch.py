@@ -27,6 +27,7 @@ from ssl_blocks.encoders.tokens import (
     self_attention,
 )
 from ssl_blocks.grid import Grid
+from ssl_blocks.modes import without_weights
 
 
 @checked
@@ -125,7 +126,7 @@ class TorchEncoder(DescribedAdapter[nn.Module], TokenAdapter[nn.Module]):
             "positions": _describe_tensor(getattr(module, "positions", None)),
             "prefix": _describe_tensor(getattr(module, "prefix", None)),
         }
-        with torch.device("meta"):
+        with without_weights():
             again = self.rebuild(arguments)
         # the stem is known to be plain, however its padding of nothing is spelt; activations, too, functions or modules
         activations = tuple(f"encoder.layers.{number}.activation" for number in range(self.depth))

@@ -27,6 +27,7 @@ from ssl_blocks.encoders.tokens import (
     self_attention,
 )
 from ssl_blocks.grid import Grid
+from ssl_blocks.modes import without_weights
 
 _TABLE = "encoder.pos_embedding"
 
@@ -98,7 +99,7 @@ class TorchvisionViT(DescribedAdapter[VisionTransformer], TokenAdapter[VisionTra
             "num_classes": _classes(vit),  # none: the head was taken off
             "representation_size": vit.representation_size,
         }
-        with torch.device("meta"):
+        with without_weights():
             again = self.rebuild(arguments)
         require_same("TorchvisionViT", vit, again.module)
         return Description(arguments, vit.state_dict())

@@ -25,6 +25,7 @@ from ssl_blocks.evaluation.protocol import RANDOM
 from ssl_blocks.evaluation.sharing import Share
 from ssl_blocks.evaluation.tokenizers import rebuild_tokenizer
 from ssl_blocks.files import at_home
+from ssl_blocks.modes import without_weights
 from ssl_blocks.parts.tokenize import PatchTokenizer, Tokenizer
 
 NEUTRAL = 0.5
@@ -223,7 +224,7 @@ def _tokenizer(notes: dict[str, Any], image_size: int | None) -> Tokenizer | Non
 def _of_timm(word: str, image_size: int | None, *, pretrained: bool) -> Subject:
     takes_size = True
     if image_size is not None and not word.startswith(ELSEWHERE):
-        with torch.device("meta"):
+        with without_weights():
             takes_size = knows_size(timm.create_model(word))
 
     def build(load: bool, seed: int = 0) -> nn.Module:

@@ -14,6 +14,7 @@ from ssl_blocks.engine.parallel import count_processes
 from ssl_blocks.engine.settings import section
 from ssl_blocks.files import at_home
 from ssl_blocks.grid import Grid
+from ssl_blocks.modes import without_weights
 from ssl_blocks.objectives import Objective
 from ssl_blocks.pretrain.config import RunConfig
 from ssl_blocks.pretrain.estimate import (
@@ -66,7 +67,7 @@ def describe(config: C, assemble: Assemble[C], *, data: Any = None) -> str:
     schedule = _schedule(config, _num_images(config) if data is None else len(images.train))
     augmentation = config.augmentation(images.shape, images.mean, images.std)
     try:
-        with torch.device("meta"):
+        with without_weights():
             objective = assemble(config, images)
         costs, segments = _looked_at(config, objective, images.shape, augmentation)
     except Exception:  # what goes wrong without weights may be right with them, or says what is wrong

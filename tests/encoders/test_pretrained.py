@@ -11,6 +11,7 @@ from torch import nn
 
 import ssl_blocks as sb
 from ssl_blocks.encoders import export_encoder, timm_eva, timm_vit
+from ssl_blocks.modes import without_weights
 from ssl_blocks.parts.position import resample_positions
 
 SIZE = {"depth": 2, "embed_dim": 16, "num_heads": 2}
@@ -234,7 +235,7 @@ def test_a_download_that_fails_is_one_line(make, monkeypatch: pytest.MonkeyPatch
 def test_nothing_is_loaded_on_the_meta_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = export(trained(class_token=True), tmp_path)
     (tmp_path / "encoder" / "model.safetensors").unlink()
-    with torch.device("meta"):
+    with without_weights():
         encoder = timm_vit(name, image_size=16, pretrained=True)
     assert (encoder.num_prefix, encoder.dim, encoder.module.cls_token.is_meta) == (1, 16, True)
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 import ssl_blocks as sb
 from ssl_blocks.encoders import timm_regions, timm_vit
+from ssl_blocks.modes import without_weights
 from tests.recipes import images
 
 SMALL = {"patch_size": 2, "window_size": 4, "embed_dim": 16, "depths": (2, 2), "num_heads": (1, 2)}
@@ -59,7 +60,7 @@ def test_families_of_timm(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "pvt_v2_b0", "convnext_atto", "resnet18"])
 def test_crops_of_other_sizes_run(name: str) -> None:
-    with torch.device("meta"):
+    with without_weights():
         encoder = timm_regions(name, image_size=224)
         assert str(encoder.regions(torch.zeros(1, 3, 224, 224)).grid) == "7x7"
         assert str(encoder.regions(torch.zeros(1, 3, 96, 96)).grid) == "3x3"
@@ -148,7 +149,7 @@ def test_models_without_a_map_are_refused() -> None:
 
 
 def test_a_norm_that_is_not_found_is_asked_for() -> None:
-    with torch.device("meta"):
+    with without_weights():
         model = timm.create_model("swinv2_cr_tiny_224", num_classes=0)
     with pytest.raises(
         ValueError, match=r"final norm of SwinTransformerV2Cr was not found in norm or head.norm, .* give"

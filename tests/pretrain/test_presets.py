@@ -9,6 +9,7 @@ import ssl_blocks as sb
 from ssl_blocks.cli import load_config
 from ssl_blocks.data import ImageData, ImageShape
 from ssl_blocks.engine.optimizers import parameter_groups
+from ssl_blocks.modes import without_weights
 from ssl_blocks.pretrain import RunConfig
 from ssl_blocks.pretrain.estimate import count_parameters
 from ssl_blocks.recipes import RECIPES
@@ -51,7 +52,7 @@ def load(name: str, *overrides: str) -> RunConfig:
 @cache
 def build(name: str, *overrides: str) -> sb.Objective:
     data = ImageData.stand_in(shape_of(name), num_train=1)
-    with torch.device("meta"):
+    with without_weights():
         return RECIPES[name.partition("_")[0]].assemble(load(name, *overrides), data)
 
 
