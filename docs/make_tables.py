@@ -59,6 +59,8 @@ def _layers(encoder: dict[str, Any]) -> str:
 
 
 def _stages(encoder: dict[str, Any]) -> str:
+    if "depth" in encoder:
+        return f"ViT {_layers(encoder)}"
     if "stage_depths" not in encoder:
         return "Swin-T"
     return f"{' + '.join(map(str, encoder['stage_depths']))}; {encoder['width']}"
