@@ -22,7 +22,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 import ssl_blocks as sb
-from ssl_blocks.bounds import Classes, Crops, Depth, Heads, Number, Pixels, Positive, Tokens, Whole, Width
+from ssl_blocks.bounds import Classes, Crops, Depth, Heads, NotNegative, Number, Pixels, Positive, Tokens, Whole, Width
 from ssl_blocks.engine import DataConfig, OptimizerConfig, StrictModel, section
 from ssl_blocks.engine.settings import Schedules
 from ssl_blocks.pretrain import (
@@ -160,6 +160,7 @@ class EsViTConfig(RunConfig):
     head: HeadConfig = HeadConfig()
     teacher: TeacherConfig = TeacherConfig()
     region_weight: float = Field(0.5, ge=0, le=1, description="share of the loss of regions; 0 is DINO")
+    koleo_weight: NotNegative = Field(0.0, description="of KoLeo, which keeps features of images apart; DINOv2 has 0.1")
     student_temperature: Positive = Field(0.1, description="of the student's softmax")
 
     def augmentation(self, shape: sb.data.ImageShape, mean: Sequence[float], std: Sequence[float]) -> sb.data.MultiCrop:
@@ -183,6 +184,7 @@ def assemble(config: EsViTConfig, data: sb.data.ImageData) -> sb.ViewRegionDisti
             norm_last_layer=head.norm_last_layer,
         ),
         region_weight=config.region_weight,
+        koleo_weight=config.koleo_weight,
         student_temperature=config.student_temperature,
         schedule=sb.TeacherSchedule(
             temperature=teacher.temperature,
