@@ -18,8 +18,8 @@ IN_TWO := -n 2 --dist loadgroup --no-loadscope-reorder --durations 15 --duration
 	$(BIN)/python -m pip install --quiet --editable ".[dev,docs]"
 	touch $@
 
-demo: .venv/installed  ## pretrain on the bundled digits and show what came of it (2 minutes on 2 CPU cores)
-	$(BIN)/ssl-blocks randsac --preset randsac_digits --name demo-$$(date +%Y%m%d-%H%M%S)
+demo: .venv/installed  ## pretrain on crowds of the bundled digits and show what came of it (2 minutes on 2 CPU cores)
+	$(BIN)/ssl-blocks esvit --preset esvit_digits --name demo-$$(date +%Y%m%d-%H%M%S)
 
 test: .venv/installed-dev  ## the whole test suite
 	$(BIN)/python -m pytest $(IN_TWO)

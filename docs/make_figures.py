@@ -1,6 +1,6 @@
 """Draw the pictures of the documentation into docs/images: run as ``python docs/make_figures.py``.
 
-Those of a run need the demo to be trained anew, some minutes on two CPU cores; ``--without-run`` leaves them alone.
+Those of a run need `randsac_digits` to be trained anew, minutes on two CPU cores; ``--without-run`` leaves them alone.
 """
 
 import shutil
@@ -72,7 +72,7 @@ def draw_mask(
 
 
 def draw_run() -> None:
-    """Curves, steps and reconstructions of the demo, in single precision on CPU, so that they come out the same."""
+    """Curves, steps and reconstructions of a run, in single precision on CPU, so that they come out the same."""
     recipe = Path(__file__).parents[1] / "examples" / "randsac.py"
     with tempfile.TemporaryDirectory() as folder:
         options = ("--trainer.knn_every=5", "--trainer.precision=fp32", "--trainer.device=cpu")

@@ -28,6 +28,7 @@ ROWS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "small crops": lambda c: f"{c['crops']['num_local']} of {c['crops']['local_size']} px" if "crops" in c else None,
     "classes of the heads": lambda c: c["head"]["out_dim"] if "crops" in c else None,
     "region weight": lambda c: c.get("region_weight", 0.5) if "crops" in c else None,
+    "KoLeo weight": lambda c: c.get("koleo_weight", 0.0) if "crops" in c else None,
     "decoder (depth × width × heads)": lambda c: (
         " × ".join(
             str(c["decoder"].get(k, c["encoder"].get("width", "the encoder's"))) for k in ("depth", "width", "heads")
@@ -59,6 +60,8 @@ def _layers(encoder: dict[str, Any]) -> str:
 
 
 def _stages(encoder: dict[str, Any]) -> str:
+    if "depth" in encoder:
+        return f"ViT {_layers(encoder)}"
     if "stage_depths" not in encoder:
         return "Swin-T"
     return f"{' + '.join(map(str, encoder['stage_depths']))}; {encoder['width']}"

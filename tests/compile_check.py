@@ -110,7 +110,11 @@ def distillation(name: str) -> sb.ViewRegionDistillation:
         encoder = sb.encoders.TokenRegions(base.encoder)
     head = partial(sb.dino_head, hidden_dim=16, bottleneck_dim=8)
     return sb.ViewRegionDistillation(
-        encoder=encoder, out_dim=24, head=head, region_weight=0.5 if name == "views and regions" else 0.0
+        encoder=encoder,
+        out_dim=24,
+        head=head,
+        region_weight=0.5 if name == "views and regions" else 0.0,
+        koleo_weight=0.1,
     )
 
 

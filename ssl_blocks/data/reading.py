@@ -18,7 +18,7 @@ from ssl_blocks.data.items import Joined, Part, every, name_of
 from ssl_blocks.data.layout import PassedOver
 from ssl_blocks.data.protocol import Items, Source
 from ssl_blocks.data.resample import fit_images
-from ssl_blocks.data.splits import Corrupt, FileSplit, ImageShape, ImageSplit, decode_files
+from ssl_blocks.data.splits import Corrupt, FileSplit, ImageShape, ImageSplit, decode_files, shuffled_ranks
 from ssl_blocks.data.streams import StreamImages
 
 CHUNK = 1024  # images resized at a time
@@ -38,6 +38,18 @@ class Listed:
         """Items and labels at these places."""
         items = self.items[index] if isinstance(self.items, Tensor) else Part(self.items, index)
         return Listed(items, None if self.labels is None else self.labels[index])
+
+
+def hold_out(part: Listed, num_test: int, generator: torch.Generator) -> tuple[Listed, Listed]:
+    """Split off a stratified share: of each class what is due to it, rounded up or down at random, but never all."""
+    assert part.labels is not None
+    _, rank = shuffled_ranks(part.labels, generator)
+    counts = part.labels.bincount()
+    share = (rank + torch.rand(len(counts), generator=generator)[part.labels]) / counts[part.labels]
+    last = rank == counts[part.labels] - 1
+    index = share.masked_fill(last, torch.inf).argsort(stable=True)
+    num_test = min(num_test, len(index) - int(last.sum()))
+    return part.take(index[num_test:].sort().values), part.take(index[:num_test].sort().values)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ssl_blocks.bounds import Bytes, Channels, Count, Seed
 from ssl_blocks.code import import_named, is_code
+from ssl_blocks.data import crowds
 from ssl_blocks.data.adapters import CsvFiles, as_found, hold_streams, read_arrays
 from ssl_blocks.data.archives import read_shards, read_zip
 from ssl_blocks.data.arrays import Range, check_range
@@ -30,6 +31,7 @@ from ssl_blocks.data.reading import (
     as_pair,
     find_range,
     found_remark,
+    hold_out,
     some_images,
 )
 from ssl_blocks.data.splits import Corrupt, ImageData, ImageShape, shuffled_ranks
@@ -58,7 +60,8 @@ def load(
     """Load a data set by name, or prepare one that is given.
 
     Args:
-        name: ``digits`` (8x8 grey digits that come with scikit-learn); ``volumes``, ``waves`` or ``cells``, made by
+        name: ``digits`` (8x8 grey digits that come with scikit-learn); ``crowds`` (ten of them, all of one class, at
+            random places on 32x32 pixels, each white or black); ``volumes``, ``waves`` or ``cells``, made by
             formulas (a volume's slices as channels, waves as images of one row, cells in four stains); ``cifar10``,
             ``cifar100``, ``stl10`` (its unlabelled images are for training, too) or ``fashion-mnist``, which
             torchvision downloads; ``imagenet`` (ImageNet's archives in ``root``, as torchvision reads them);
@@ -116,7 +119,7 @@ def load(
     generator = torch.Generator().manual_seed(seed)
     if test is None and train.labels is not None and len(train.items) > 1:
         num_test = max(1, round(HELD_OUT_SHARE * len(train.items)))
-        train, test = _hold_out(train, num_test, generator)
+        train, test = hold_out(train, num_test, generator)
         test = test if len(test.items) else None  # one image per class: none to spare
     parts = [_subset(train, max_train, generator)]
     parts += [] if test is None else [_subset(test, max_test, generator)]
@@ -224,8 +227,18 @@ def _digits(root: Path) -> Found:
     images = torch.from_numpy(bunch.images)[:, None].mul(255 / 16).round().to(torch.uint8)
     part = Listed(images, torch.from_numpy(bunch.target).long())
     # one split for everyone, whatever the seed
-    train, test = _hold_out(part, 500, torch.Generator().manual_seed(0))
+    train, test = hold_out(part, 500, torch.Generator().manual_seed(0))
     return Found(train, test, tuple(str(digit) for digit in range(10)))
+
+
+def _crowds(root: Path) -> Found:
+    digits, generator, parts = _digits(root), torch.Generator().manual_seed(0), []
+    for part, count in ((digits.train, crowds.NUM_TRAIN), (digits.test, crowds.NUM_TEST)):
+        assert part is not None
+        assert isinstance(part.items, Tensor)
+        assert part.labels is not None
+        parts.append(Listed(*crowds.make_crowds(part.items, part.labels, count, generator)))
+    return Found(parts[0], parts[1], digits.class_names)
 
 
 def _generated(name: str) -> Callable[[Path], Found]:
@@ -300,6 +313,7 @@ def _imagefolder(path: str) -> Found:
 _TRAIN_AND_TEST = ({"train": True}, {"train": False})
 SOURCES: dict[str, Callable[[Path], Found]] = {
     "digits": _digits,
+    "crowds": _crowds,
     "cifar10": _torchvision("cifar10", "CIFAR10", _TRAIN_AND_TEST),
     "cifar100": _torchvision("cifar100", "CIFAR100", _TRAIN_AND_TEST),
     "stl10": _torchvision("stl10", "STL10", ({"split": "train+unlabeled"}, {"split": "test"})),
@@ -318,24 +332,13 @@ KINDS: dict[str, Callable[[str, Path], Found]] = {
 }
 SHAPES = {
     "digits": ImageShape(1, 8, 8),
+    "crowds": ImageShape(1, 32, 32),
     "cifar10": ImageShape(3, 32, 32),
     "cifar100": ImageShape(3, 32, 32),
     "stl10": ImageShape(3, 96, 96),
     "fashion-mnist": ImageShape(1, 28, 28),
     **{name: ImageShape(*shape) for name, (_, _, shape) in GENERATED.items()},
 }
-
-
-def _hold_out(part: Listed, num_test: int, generator: torch.Generator) -> tuple[Listed, Listed]:
-    """Split off a stratified share: of each class what is due to it, rounded up or down at random, but never all."""
-    assert part.labels is not None
-    _, rank = shuffled_ranks(part.labels, generator)
-    counts = part.labels.bincount()
-    share = (rank + torch.rand(len(counts), generator=generator)[part.labels]) / counts[part.labels]
-    last = rank == counts[part.labels] - 1
-    index = share.masked_fill(last, torch.inf).argsort(stable=True)
-    num_test = min(num_test, len(index) - int(last.sum()))
-    return part.take(index[num_test:].sort().values), part.take(index[:num_test].sort().values)
 
 
 def _subset(part: Listed, count: int | None, generator: torch.Generator) -> Listed:

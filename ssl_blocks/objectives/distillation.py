@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ssl_blocks.bounds import Classes, Positive, Share, Whole
+from ssl_blocks.bounds import Classes, NotNegative, Positive, Share, Whole
 from ssl_blocks.constants import constant
 from ssl_blocks.doors import checked
 from ssl_blocks.encoders.protocol import AnyRegionEncoder, RegionEncoder
@@ -16,6 +16,8 @@ from ssl_blocks.objectives.heads import LastLayerGate, check_head, dino_head
 from ssl_blocks.objectives.objective import Objective
 from ssl_blocks.objectives.teacher import Center, TeacherSchedule
 from ssl_blocks.parts.average import MovingAverage, cosine_momentum
+from ssl_blocks.parts.embedding_loss import koleo
+from ssl_blocks.parts.gather import gathered
 from ssl_blocks.parts.region_loss import (
     Pairing,
     all_matches,
@@ -49,6 +51,8 @@ class ViewRegionDistillation(Objective):
         head: builds a head for features of a width and logits of a number: ``head(dim, out_dim)``. `dino_head` by
             default; it is called once for every head of student and teacher.
         region_weight: share of the region loss; 0 is DINO, and there are no heads for regions then.
+        koleo_weight: of `koleo`, added to the loss: it keeps the student's features of different images apart, in each
+            global view, over the images of all processes (DINOv2, Sec. 4, with 0.1). Rows do not hold it.
         student_temperature: of the student's softmax.
         schedule: temperature and momentum of the teacher.
         center_momentum: of the centres.
@@ -81,6 +85,7 @@ class ViewRegionDistillation(Objective):
         out_dim: Classes = 65_536,
         head: Callable[[int, int], nn.Module] = dino_head,
         region_weight: Share = 0.5,
+        koleo_weight: NotNegative = 0.0,
         student_temperature: Positive = 0.1,
         schedule: TeacherSchedule | None = None,
         center_momentum: Share = 0.9,
@@ -88,6 +93,7 @@ class ViewRegionDistillation(Objective):
     ) -> None:
         super().__init__()
         self.region_weight, self.student_temperature = region_weight, student_temperature
+        self.koleo_weight, self.per_part = koleo_weight, koleo_weight > 0
         self.schedule = TeacherSchedule() if schedule is None else schedule
         view_head = head(encoder.dim, out_dim)
         self.student = _Student(encoder, view_head, head(encoder.dim, out_dim) if region_weight else None)
@@ -135,11 +141,15 @@ class ViewRegionDistillation(Objective):
             self.center.note(teacher.views)
             if self.region_center is not None:
                 self.region_center.note(teacher.regions)
-        loss, of_views, spread = self._compare_views(student, teacher, pairs)
+        loss, of_views, metrics = self._compare_views(student, teacher, pairs)
         rows = (1 - self.region_weight) * of_views
         if self.region_weight:
             region_loss, of_regions = self._compare_regions(student, teacher, pairs)
             loss, rows = loss + region_loss, rows + self.region_weight * of_regions
+        if self.koleo_weight:
+            large = student.pooled.chunk(len(views.images))[: views.num_global]
+            near = torch.stack([koleo(gathered(view)) for view in large]).mean()
+            loss, metrics["koleo"] = loss + self.koleo_weight * near, near.detach()
         step, index = (constant(numbers, like=rows, dtype=torch.int64) for numbers in zip(*pairs, strict=True))
         return ObjectiveOutput(
             loss=loss,
@@ -149,7 +159,7 @@ class ViewRegionDistillation(Objective):
             step=step.expand(views.batch, -1),
             is_target=torch.ones_like(rows, dtype=torch.bool),
             draw=None,
-            metrics=spread,
+            metrics=metrics,
         )
 
     def _compare_views(

@@ -1,4 +1,11 @@
-"""Losses between embeddings of several views of the same images: all of them need the whole batch."""
+"""Losses between embeddings of several views of the same images: all of them need the whole batch.
+
+They are computed in single precision, under autocast, too: small differences decide which neighbour is the nearest.
+"""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -7,11 +14,25 @@ from torch import Tensor
 
 from ssl_blocks.bounds import Count, NotNegative, Positive
 from ssl_blocks.doors import checked
+from ssl_blocks.modes import full_precision
 
+Loss = TypeVar("Loss", bound=Callable[..., Tensor])
 Embeddings = Float[Tensor, "b v d"]
 
 
+def in_single(loss: Loss) -> Loss:
+    """Have a loss see embeddings in single precision, and its matrix products kept in it."""
+
+    @wraps(loss)
+    def single(embeddings: Tensor, *args: Any, **kwargs: Any) -> Any:
+        with full_precision(embeddings):
+            return loss(embeddings.float(), *args, **kwargs)
+
+    return single  # type: ignore[return-value]
+
+
 @checked
+@in_single
 def nt_xent(embeddings: Embeddings, *, temperature: Positive = 0.5) -> Float[Tensor, ""]:
     """Tell the other views of an image from all views of other images (SimCLR, Sec. 2.1).
 
@@ -26,7 +47,7 @@ def nt_xent(embeddings: Embeddings, *, temperature: Positive = 0.5) -> Float[Ten
         tensor(0.5514)
     """
     batch, views = embeddings.shape[:2]
-    unit = F.normalize(embeddings.flatten(0, 1).float(), dim=-1)
+    unit = F.normalize(embeddings.flatten(0, 1), dim=-1)
     itself = torch.eye(batch * views, dtype=torch.bool, device=unit.device)
     scores = (unit @ unit.T / temperature).masked_fill(itself, float("-inf"))
     image = torch.arange(batch, device=unit.device).repeat_interleave(views)
@@ -35,6 +56,7 @@ def nt_xent(embeddings: Embeddings, *, temperature: Positive = 0.5) -> Float[Ten
 
 
 @checked
+@in_single
 def vicreg(
     embeddings: Embeddings,
     *,
@@ -55,8 +77,8 @@ def vicreg(
         >>> vicreg(torch.zeros(2, 2, 3), variance=1.0)  # deviations of 0.01 lack .99
         tensor(0.9900)
     """
-    batch, views, dim = embeddings.shape
-    z = embeddings.float()
+    z = embeddings
+    batch, views, dim = z.shape
     # the mean squared distance of two different views, by way of their mean
     apart = 2 * (z - z.mean(1, keepdim=True)).square().sum(1).mean() / (views - 1)
     centered = z - z.mean(0)
@@ -68,6 +90,7 @@ def vicreg(
 
 
 @checked
+@in_single
 def koleo(embeddings: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
     """Spread embeddings: minus the mean log distance to the nearest neighbour, on the sphere (KoLeo; DINOv2, Sec. 4).
 
@@ -78,7 +101,7 @@ def koleo(embeddings: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
         >>> koleo(torch.tensor([[1.0, 0.0], [0.0, 5.0]]))  # -log sqrt(2)
         tensor(-0.3466)
     """
-    unit = F.normalize(embeddings.float(), dim=-1)
+    unit = F.normalize(embeddings, dim=-1)
     cosine = unit.detach() @ unit.detach().T
     neighbour = cosine.fill_diagonal_(-2.0).argmax(1)
     distance = (unit - unit[neighbour]).square().sum(-1).add(1e-12).sqrt()
@@ -86,6 +109,7 @@ def koleo(embeddings: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
 
 
 @checked
+@in_single
 def sigreg(
     embeddings: Float[Tensor, "b d"], directions: Float[Tensor, "d k"], *, knots: Count = 17, reach: Positive = 5.0
 ) -> Float[Tensor, ""]:
@@ -107,7 +131,7 @@ def sigreg(
         True
     """
     points = torch.linspace(-reach, reach, knots, device=embeddings.device)
-    projected = embeddings.float() @ F.normalize(directions.float(), dim=0)
+    projected = embeddings @ F.normalize(directions.float(), dim=0)
     angle = projected[..., None] * points  # [B, K, knots]
     normal = (-points.square() / 2).exp()
     error = (angle.cos().mean(0) - normal).square() + angle.sin().mean(0).square()

@@ -67,7 +67,7 @@ def draw_curves(
         for number, (name, value) in enumerate((references or {}).items()):
             panels[1].axhline(value, color=INK, linestyle=STYLES[1 + number % 3], linewidth=1.2, label=_plain(name))
         panels[1].set_ylabel("kNN accuracy")
-        panels[1].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        panels[1].yaxis.set_major_formatter(PercentFormatter(1))
     for panel in panels:
         panel.set_xlabel("epoch")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -9,7 +9,8 @@ import torchvision
 from sklearn.datasets import load_digits
 from torchvision.transforms.v2 import functional as TF
 
-from ssl_blocks.data import ImageData, ImageSplit, load
+from ssl_blocks.data import ImageData, ImageSplit, crowds, load
+from ssl_blocks.data.crowds import make_crowds
 from ssl_blocks.data.sources import find_shape
 
 
@@ -93,6 +94,56 @@ class TestGenerated:
         train, test = (split.images.flatten(1).float() for split in (data.train, data.test))
         guessed = data.train.labels[torch.cdist(test, train).argmin(1)]
         assert (guessed == data.test.labels).float().mean() > 1.8 / classes  # the nearest one tells something
+
+
+class TestCrowds:
+    def test_an_image_holds_ten_digits_of_one_class_white_or_black_each_near_a_cell_of_its_own(self) -> None:
+        labels, values = torch.arange(110) % 10, 31 + 2 * torch.arange(110)
+        points = torch.zeros(110, 1, 8, 8, dtype=torch.uint8)
+        points[:, 0, 3, 3] = values.to(torch.uint8)  # a digit is one point of a value of its own, which none covers
+        images, wanted = make_crowds(points, labels, 200, torch.Generator().manual_seed(0))
+        assert wanted.tolist() == [label for label in range(10) for _ in range(20)]
+        grounds, colors, strays = set(), set(), set()
+        for image, label in zip(images[:, 0].int(), wanted.tolist(), strict=True):
+            ground = int(image.mode().values.mode().values)
+            places = (image != ground).nonzero()
+            differences = image[tuple(places.T)] - 127.5
+            found = ((2 * differences.abs()).int() - 31) // 2
+            assert len(set(found.tolist())) == len(found) == 10
+            assert (found % 10 == label).all()
+            cells = (places - 3 + 4) // 8
+            assert len(cells.unique(dim=0)) == 10
+            grounds.add(ground)
+            colors |= {(label, int(sign)) for sign in differences.sign()}
+            strays |= set((places - 3 - 8 * cells).flatten().tolist())
+        assert grounds == {128}
+        assert len(colors) == 20
+        assert strays == {-1, 0, 1}
+
+    def test_too_few_digits_are_one_clear_error(self) -> None:
+        labels = torch.arange(99) % 10
+        with pytest.raises(ValueError, match="labels must hold at least 10 digits of each class, got 9 of class 9"):
+            crowds.make_crowds(torch.zeros(99, 1, 8, 8, dtype=torch.uint8), labels, 20, torch.Generator())
+
+    def test_no_digit_is_in_both_splits(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        pools = []
+        monkeypatch.setattr(crowds, "make_crowds", lambda *given: pools.append(given[:3]) or make_crowds(*given))
+        data, digits = load("crowds", seed=1), load("digits")
+        assert data.shape == find_shape("crowds")
+        assert data.class_names == digits.class_names
+        assert [len(split) for split in (data.train, data.test)] == [6000, 1000]
+        for (images, labels, _), split in zip(pools, (digits.train, digits.test), strict=True):
+            assert torch.equal(images, split.images)
+            assert torch.equal(labels, split.labels)
+        assert_equal(data, load("crowds", seed=2))
+
+    def test_mean_images_do_not_tell_the_class_but_their_contrast_does(self) -> None:
+        data = load("crowds")
+        x = [(split.images.flatten(1).double() / 127.5 - 1) for split in (data.train, data.test)]
+        means = torch.stack([x[0][data.train.labels == label].mean(0) for label in range(10)])
+        assert (torch.cdist(x[1], means).argmin(1) == data.test.labels).double().mean() < 0.2
+        means = torch.stack([x[0][data.train.labels == label].square().mean(0) for label in range(10)])
+        assert (torch.cdist(x[1].square(), means).argmin(1) == data.test.labels).double().mean() > 0.4
 
 
 class TestCifar10:

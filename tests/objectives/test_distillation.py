@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import ssl_blocks as sb
 from ssl_blocks.objectives.heads import LastLayerGate
 from tests.recipes import gradients, images
-from tests.reference import distillation_loss
+from tests.reference import distillation_loss, spread
 
 HEAD = partial(sb.dino_head, hidden_dim=16, bottleneck_dim=8)
 SWIN = {"patch_size": 2, "window_size": 2, "embed_dim": 8, "depths": (2, 1), "num_heads": (1, 2)}
@@ -96,6 +96,23 @@ def test_it_equals_esvit_written_out(encoder, num_global: int, num_local: int) -
     assert out.is_target.all()
     assert not (out.step == out.index).any()
     assert len({(q, v) for q, v in zip(out.step[0].tolist(), out.index[0].tolist(), strict=True)}) == pairs
+
+
+def test_koleo_is_added_of_the_students_features_in_each_global_view() -> None:
+    crops = views(batch=4)
+    objective, plain = (stirred(build(vit, koleo_weight=weight)) for weight in (0.25, 0.0))
+    out, (loss, found) = objective(crops), gradients(objective, crops)
+    large = [spread(objective.encoder.features(crop).detach()) for crop in crops.images[:2]]
+    expected = plain(crops)
+    assert out.metrics["koleo"].item() == pytest.approx(sum(large) / 2, rel=1e-4)
+    assert loss.item() == pytest.approx(expected.loss.item() + 0.25 * sum(large) / 2, rel=1e-5)
+    torch.testing.assert_close(out.predictions, expected.predictions)  # the rows of pairs are as without it
+    assert "koleo" not in expected.metrics
+    _, without = gradients(plain, crops)
+    same = [name for name in found if torch.allclose(found[name], without[name], atol=1e-7)]
+    assert same
+    assert all("head" in name for name in same)  # it reaches the encoder alone
+    assert (objective.per_part, plain.per_part) == (True, False)
 
 
 def test_without_regions_it_is_lightlys_dino_loss() -> None:

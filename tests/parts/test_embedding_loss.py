@@ -62,3 +62,13 @@ def test_descent_lowers_them(loss):
     before = loss(z)
     (gradient,) = torch.autograd.grad(before, z)
     assert loss(z - 1e-3 * gradient / gradient.norm()) < before
+
+
+@pytest.mark.parametrize("loss", [lambda z: koleo(z[:, 0]), lambda z: sigreg(z[:, 0], torch.eye(4)), nt_xent, vicreg])
+def test_they_are_computed_in_single_precision_whatever_the_network_is_in(loss):
+    near = 1 + 1e-3 * embeddings(6, 2, 4)  # 16 bits cannot tell which of these is next to which
+    for z in (near, embeddings(6, 2, 4)):
+        with torch.autocast("cpu", torch.bfloat16):
+            found = loss(z)
+        assert torch.equal(found, loss(z))
+    assert loss(z.bfloat16()).dtype == torch.float32

@@ -235,6 +235,7 @@ OBJECTIVES = {
     "puzzle": puzzle,
     "dino": lambda: distillation(region_weight=0.0),
     "esvit": distillation,
+    "esvit, apart": lambda: distillation(koleo_weight=0.5),
     "sum": both,
 }
 
@@ -293,7 +294,7 @@ def test_losses(name):
 def test_objectives(name):
     objective = OBJECTIVES[name]()
     data = VIEWS if objective.takes_views else images(3, 8)
-    whole = name in ("sum", "joint embedding", "shared pass")
+    whole = name in ("sum", "joint embedding", "shared pass", "esvit, apart")
     report = check_objective(objective, data, whole_batch=whole)
     assert ("count" in report.not_applicable) == whole
 

@@ -270,8 +270,9 @@ def test_shards_divide_what_belongs_to_the_weights(capsys: pytest.CaptureFixture
         assert float(total) == pytest.approx(states + float(kept), abs=0.03)
 
 
-def test_known_numbers_of_images_are_right() -> None:
-    assert len(load("digits").train) == NUM_IMAGES["digits"]
+@pytest.mark.parametrize("name", ["digits", "crowds"])
+def test_known_numbers_of_images_are_right(name: str) -> None:
+    assert len(load(name).train) == NUM_IMAGES[name]
 
 
 def test_flat_folder_is_counted_and_looked_at(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.pretrain.small import final
-from tests.pretrain.two_views import CASES, train
+from tests.pretrain.two_views import APART, CASES, train
 
 
 @pytest.fixture(scope="module")
@@ -17,14 +17,18 @@ def distilled(divided: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of one process."""
-    return train(tmp_path_factory.mktemp("alone"), "one")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
+    """The run of one process, with images kept apart or not."""
+    folder = tmp_path_factory.mktemp("alone")
+    return {apart: train(folder, f"apart-{apart}", *[APART] * apart) for apart in (False, True)}
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_give_centres_teacher_and_losses_of_one(case: str, distilled: Path, alone: Path) -> None:
-    weights = [final(folder)["state_dict"] for folder in (alone, distilled / case)]
+def test_two_processes_give_centres_teacher_and_losses_of_one(
+    case: str, distilled: Path, alone: dict[bool, Path]
+) -> None:
+    folders = alone[APART in CASES[case]], distilled / case
+    weights = [final(folder)["state_dict"] for folder in folders]
     assert weights[0].keys() == weights[1].keys()
     for name in ("model.center.value", "model.region_center.value"):
         assert weights[0][name].abs().max() > 1e-3
@@ -34,7 +38,7 @@ def test_two_processes_give_centres_teacher_and_losses_of_one(case: str, distill
         if "qkv.bias" not in name:  # gradients of keys' biases are rounding errors, of which AdamW makes full steps
             torch.testing.assert_close(weights[1][name], weight, rtol=1e-3, atol=2e-4)
     losses = []
-    for folder in (alone, distilled / case):
+    for folder in folders:
         with (folder / "metrics.csv").open() as file:
             losses.append([float(row["loss"]) for row in csv.DictReader(file) if row["loss"]])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)

@@ -8,6 +8,7 @@ import torch
 import ssl_blocks as sb
 from ssl_blocks.cli import load_config
 from ssl_blocks.data import ImageData, ImageShape
+from ssl_blocks.data.sources import find_shape
 from ssl_blocks.engine.optimizers import parameter_groups
 from ssl_blocks.modes import without_weights
 from ssl_blocks.pretrain import RunConfig
@@ -17,7 +18,7 @@ from tests.recipes import blank
 
 SMALL, LARGE = ImageShape(3, 32, 32), ImageShape(3, 192, 192)
 PRESETS = {name: file for recipe in RECIPES.values() for name, file in recipe.preset_files().items()}
-OWN_SIZE = {"digits": SMALL._replace(channels=1, height=8, width=8), "stl10": ImageShape(3, 96, 96)}
+OWN_SIZE = {name: find_shape(name) for name in ("digits", "crowds", "stl10")}
 
 
 def shape_of(preset: str) -> ImageShape:
@@ -227,7 +228,7 @@ def test_presets_for_own_images_take_all_of_them_at_full_size(name: str) -> None
 def test_presets_of_views_build_at_full_size_and_compare(name: str) -> None:
     config, objective = load(name), build(name)
     shape = shape_of(name)
-    views = config.augmentation(shape, (0.5,) * 3, (0.25,) * 3)(torch.zeros(2, *shape))
+    views = config.augmentation(shape, (0.5,) * shape.channels, (0.25,) * shape.channels)(torch.zeros(2, *shape))
     crops = sb.Views(tuple(view.to("meta") for view in views.images), views.num_global)
     out = objective(crops, objective.draw(crops))
     assert out.loss.device.type == "meta"

@@ -55,6 +55,7 @@ OTHERS = {  # values that fit where half or twice the default does not, or where
     "head.freeze_epochs": "3",
     "teacher.warmup_epochs": "2",
     "esvit region_weight": "0.25",
+    "esvit koleo_weight": "0.5",
 }
 NOT_HERE = {"encoder.pretrained", "saim encoder.class_token"}  # weights: test_pretrained_recipe; one value: test_saim
 

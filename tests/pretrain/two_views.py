@@ -12,8 +12,9 @@ from ssl_blocks.pretrain import Run
 from ssl_blocks.recipes.esvit import RECIPE
 from tests.pretrain.test_esvit_recipe import MAP, configure
 
+APART = "--koleo_weight=0.1"  # of the images of both processes, but of accumulated parts at each
 CASES = {
-    "ddp": [],
+    "ddp": [APART],
     "ddp-accumulated": ["--optimizer.accumulate=2"],
     "sharded": ["--trainer.strategy=fsdp"],
 }

@@ -459,6 +459,9 @@ def test_curves_are_those_of_the_files(tmp_path: Path) -> None:
     assert [text.get_text() for text in knn.get_legend().get_texts()] == ["one", "raw pixels"]
     colors = {line.get_color() for line in loss.lines}
     assert len(colors) == 2
+    knn.set(yticks=(0.6, 0.625, 0.65), ylim=(0.55, 0.7))
+    figure.draw_without_rendering()
+    assert [text.get_text() for text in knn.get_yticklabels()] == ["60.0%", "62.5%", "65.0%"]
 
 
 def test_runs_without_knn_have_one_panel_and_one_run_no_legend(tmp_path: Path) -> None:
