@@ -215,10 +215,18 @@ class _OnMeta(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        args, kwargs = tree_map_only(Tensor, lambda x: x.to("meta") if not x.is_meta else x, (args, kwargs or {}))
+        kwargs = kwargs or {}
+        if _is_elsewhere([*args, *kwargs.values()]):
+            args, kwargs = tree_map_only(Tensor, lambda x: x.to("meta"), (args, kwargs))
         if "device" in kwargs:
             kwargs["device"] = torch.device("meta")
         return func(*args, **kwargs)
+
+
+def _is_elsewhere(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(map(_is_elsewhere, value))
+    return isinstance(value, Tensor) and not value.is_meta
 
 
 @contextmanager
