@@ -189,11 +189,18 @@ def _rehearse(
     for mode, device in ways:
         try:
             with mode:
-                return count(_Step(_without_values(objective, device), images, draw, is_real=False))
+                shown = _empty(images) if device == "meta" else images
+                return count(_Step(_without_values(objective, device), shown, draw, is_real=False))
         except Exception:  # whatever it is, the next way has no such trouble, or says what is wrong
             continue
     with torch.random.fork_rng(devices=[]):
         return count(_Step(copy.deepcopy(objective), images, draw, is_real=True))
+
+
+def _empty(images: Tensor | Views) -> Tensor | Views:
+    if isinstance(images, Tensor):
+        return images.to("meta")
+    return Views(tuple(view.to("meta") for view in images.images), images.num_global)
 
 
 def _without_values(objective: Objective, device: str) -> Objective:

@@ -209,7 +209,7 @@ def small_sample(augment=None) -> tuple[QualitySample, torch.nn.Module]:
     data = some_data()
     augment = augment or RandomResizedCropFlip(16)
     sample = QualitySample(data, augment, autocast_dtype=None, batch_size=3)
-    return sample, build(SquarePartitioner(sides=(2,)))
+    return sample, build(SquarePartitioner(sides=(2,)), depth=1, decoder_depth=1)
 
 
 class OneView(RandomResizedCropFlip):

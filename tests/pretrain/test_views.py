@@ -232,13 +232,13 @@ def test_estimates_of_single_images_need_no_augmentation():
 def test_dry_run_of_views(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     texts = []
-    for number in (0, 2):
+    for number in (0, 1):
         argv = [*arguments(f"--num_local={number}", "--encoder.depth=1"), "--dry-run"]
         assert main(Recipe("views", ViewsConfig, assemble, tmp_path), argv) == 0
         texts.append(capsys.readouterr().out)
     assert list(tmp_path.iterdir()) == []
     forward = [float(text.split("forward")[1].split()[0]) for text in texts]
-    assert forward[1] == pytest.approx(2 * forward[0], rel=0.02)
+    assert forward[1] == pytest.approx(1.5 * forward[0], rel=0.02)
     assert "segments" not in texts[0]
 
 
