@@ -38,7 +38,7 @@ def build(
     model = {"embed_dim": 16, "depth": 2, "num_heads": 2} | model
     return sb.SegmentPrediction(
         encoder=sb.encoders.timm_vit(image_size=image_size, patch_size=2, **model),
-        reader=sb.QueryReader(sb.encoders.timm_vit(image_size=image_size, patch_size=2, **model).dim),
+        reader=sb.QueryReader(model["embed_dim"]),
         tokenizer=tokenizer,
         partitioner=partitioner,
         target=sb.PixelTarget(tokenizer, normalize=True),
@@ -108,8 +108,11 @@ def test_it_equals_a_loop_over_steps(objective: sb.SegmentPrediction) -> None:
     torch.testing.assert_close(out.loss, (out.predictions - goal).square().mean(-1)[out.is_target].mean())
 
 
-def test_it_leaks_nothing(objective: sb.SegmentPrediction) -> None:
-    assert_no_leak(objective, images_for(objective, 2), generator=seeded(), draws=16)
+@pytest.mark.parametrize("name", [name for name in CASES if name not in ("squares 16->4", "learned positions")])
+def test_it_leaks_nothing(name: str) -> None:
+    partitioner, options = CASES[name]
+    objective = build(partitioner, **options | {"image_size": 8})
+    assert_no_leak(objective, images(2, 8), generator=seeded(), draws=8)
 
 
 class Altered:
@@ -146,7 +149,7 @@ def test_wrong_masks_are_found(options: dict, message: str) -> None:
 
 def test_content_that_sees_queries_leaks(monkeypatch: pytest.MonkeyPatch) -> None:
     objective = build(image_size=8, depth=3)  # content to query, query to earlier content, and that to its queries
-    assert_no_leak(objective, images(2, 8), generator=seeded(), draws=16)
+    assert_no_leak(objective, images(2, 8), generator=seeded(), draws=8)
 
     def open_mask(masks: sb.AttentionMasks) -> Tensor:
         mask, content = joint_mask(masks).clone(), masks.source.shape[-1]
@@ -211,11 +214,11 @@ def test_an_image_gets_the_same_predictions_alone_and_in_its_batch(objective: sb
 
 
 def test_the_loss_falls_on_one_batch_and_the_query_does_not_decay() -> None:
-    objective, batch = build(class_token=True), images(8)
+    objective, batch = build(class_token=True, image_size=8), images(8, 8)
     draw = objective.draw(batch, generator=seeded())
     first, _ = gradients(objective, batch, draw)  # every parameter gets one
-    optimizer = torch.optim.AdamW(objective.parameters(), lr=3e-3)
-    for _ in range(60):
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-2)
+    for _ in range(20):
         optimizer.zero_grad()
         loss = objective(batch, draw).loss
         loss.backward()
@@ -225,7 +228,7 @@ def test_the_loss_falls_on_one_batch_and_the_query_does_not_decay() -> None:
 
 
 def test_the_query_starts_small() -> None:
-    query = build(embed_dim=2048, depth=1).reader.query
+    query = sb.QueryReader(2048).query
     assert query.shape == (1, 1, 2048)
     assert query.std().item() == pytest.approx(0.02, rel=0.1)
 

@@ -3,7 +3,7 @@
 import importlib
 import inspect
 import pkgutil
-from functools import partial
+from functools import cache, partial
 
 import pytest
 import torch
@@ -66,6 +66,7 @@ LOSSES = {
 }
 
 
+@cache
 def readers():
     """By name: reader, encoder, and what else it fits."""
     plain, prefixed = vit(), vit(class_token=True, reg_tokens=1)
@@ -115,6 +116,7 @@ def readers():
     }
 
 
+@cache
 def targets():
     teacher = partial(sb.MovingAverage, momentum=0.9)
     return {
