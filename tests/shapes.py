@@ -1,9 +1,9 @@
 """Types and shapes in signatures, checked in every call while tests run.
 
 jaxtyping's import hook, which pyproject.toml sets up, decorates all functions to compare their axes. Most name none,
-and keeping books of axes takes many times as long as a look at types, so these get the look alone. Where axes are named,
-they are compared once for every object and every kind of arguments: a model that is called a hundred times on images of
-one shape is looked at once.
+and keeping books of axes takes many times as long as a look at types, so these get the look alone. Where axes are
+named, they are compared once for every object and every kind of arguments: a model that is called a hundred times on
+images of one shape is looked at once.
 """
 
 import dataclasses

@@ -32,6 +32,9 @@ def vit(**options):
     return sb.encoders.timm_vit(image_size=8, patch_size=2, **{"embed_dim": 16, "depth": 2, "num_heads": 2, **options})
 
 
+shallow = partial(vit, depth=1)
+
+
 def decoder(kind=sb.SegmentDecoder, depth=1, **options):
     return kind(**{"grid": GRID, "dim": 16, "depth": depth, "num_heads": 2, **options})
 
@@ -132,17 +135,17 @@ def targets():
 
 
 def puzzle():
-    return sb.PatchPuzzle(encoder=vit(positions="none"), tokenizer=TOKENIZER, patch_dropout=0.3)
+    return sb.PatchPuzzle(encoder=shallow(positions="none"), tokenizer=TOKENIZER, patch_dropout=0.3)
 
 
 def distillation(**options):
     head = partial(sb.dino_head, hidden_dim=16, bottleneck_dim=8)
-    encoder = sb.encoders.TokenRegions(vit(class_token=True))
+    encoder = sb.encoders.TokenRegions(shallow(class_token=True))
     return sb.ViewRegionDistillation(encoder=encoder, out_dim=12, head=head, **options)
 
 
 def both():
-    encoder = vit()
+    encoder = shallow()
     common = {"encoder": encoder, "tokenizer": TOKENIZER}
     return sb.WeightedSum({
         "mae": sb.mae(**common, decoder=decoder(sb.MaskTokenDecoder)),
@@ -151,7 +154,7 @@ def both():
 
 
 def assembled(build, encoder=None, **parts):
-    return build(encoder=vit() if encoder is None else encoder, tokenizer=TOKENIZER, **parts)
+    return build(encoder=shallow() if encoder is None else encoder, tokenizer=TOKENIZER, **parts)
 
 
 def data2vec():
@@ -162,7 +165,7 @@ def data2vec():
 
 def aim():
     return sb.SegmentPrediction(
-        encoder=vit(),
+        encoder=shallow(),
         tokenizer=TOKENIZER,
         partitioner=SQUARES,
         reader=sb.DecoderReader(sb.LastLayerRouter(decoder_depth=1), decoder()),
@@ -175,7 +178,7 @@ def aim():
 
 def partial_prediction():
     return sb.SegmentPrediction(
-        encoder=vit(),
+        encoder=shallow(),
         tokenizer=TOKENIZER,
         partitioner=sb.SubsetPartitioner(hidden=(0.25, 0.5)),
         serializer=sb.OrderedSerializer(),
@@ -196,12 +199,12 @@ def blocks():
 
 
 def joint():
-    encoder = sb.encoders.TokenRegions(vit(class_token=True))
+    encoder = sb.encoders.TokenRegions(shallow(class_token=True))
     return sb.objectives.JointEmbedding(encoder=encoder, head=nn.Linear(16, 8), loss=sb.parts.nt_xent)
 
 
 def shared():
-    views = sb.objectives.MaskedViews(vit(class_token=True), sb.SubsetPartitioner(hidden=0.5), share=1.0)
+    views = sb.objectives.MaskedViews(shallow(class_token=True), sb.SubsetPartitioner(hidden=0.5), share=1.0)
     parts = {
         "views": sb.objectives.DistilledViews(views, nn.Linear(16, 8), 8),
         "tokens": sb.objectives.DistilledTokens(views, nn.Linear(16, 8), 8),
@@ -211,7 +214,7 @@ def shared():
 
 
 def saim():
-    encoder = vit(class_token=True)
+    encoder = shallow(class_token=True)
     return assembled(sb.saim, encoder, decoder=queries(encoder))
 
 
@@ -220,7 +223,7 @@ OBJECTIVES = {
     "randsac": lambda: assembled(sb.randsac, partitioner=SQUARES, decoder=decoder()),
     "randsac, blobs": lambda: assembled(
         sb.randsac,
-        vit(class_token=True),
+        shallow(class_token=True),
         partitioner=sb.BlobPartitioner(counts=(5, 2)),
         decoder=decoder(),
         predict_first=True,
