@@ -50,6 +50,7 @@ def test_the_plain_loop_lowers_the_loss() -> None:
 
 
 @pytest.mark.process
-def test_the_whole_of_it_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_whole_of_it_runs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(example, "load", lambda name: load(name, max_train=100, max_test=50))
     example.main(steps=2)
     assert "no leak" in capsys.readouterr().out

@@ -110,8 +110,9 @@ def test_the_check_leaves_no_trace():
     objective = tiny()
     objective.register_buffer("calls", torch.zeros(()))
 
-    def count(module, args, out):
-        module.calls.add_(1)
+    def count(module, args, out):  # a call that knows of those before is no leak, for buffers are kept between calls
+        rows = out.predictions + module.calls.add_(1).clone()
+        return dataclasses.replace(out, predictions=rows, loss=sb.predicted_mse(rows, out.targets, out.is_target))
 
     objective.register_forward_hook(count)
     state, weights = torch.get_rng_state(), {k: v.clone() for k, v in objective.named_parameters()}
