@@ -64,9 +64,8 @@ def test_a_leak_falls(name):
 
 def test_the_floor_of_an_objective():
     def made(**options):
-        return build(
-            sb.SquarePartitioner(sides=(2,)), image_size=8, depth=1, decoder_depth=1, normalize=True, **options
-        )
+        size = {"image_size": 8, "depth": 1, "decoder_depth": 1}
+        return build(sb.SquarePartitioner(sides=(2,)), **size, normalize=True, **options)
 
     class Open:
         def __call__(self, *args):
