@@ -145,7 +145,7 @@ class DescribedAdapter(Adapter[M]):
         stored = Description(arguments, load_file(folder / "model.safetensors"))
         if image_size is not None:
             stored = cls.resized(stored, image_size)
-        with without_weights():  # no weights are drawn, and no random numbers used up
+        with without_weights():  # no random numbers are used up
             encoder = cls.rebuild(stored.model_args)
         # copies: what was read lies in the file's own memory, and not where kernels would have it
         state = {name: weight.clone() for name, weight in stored.state.items()}

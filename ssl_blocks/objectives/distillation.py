@@ -147,8 +147,8 @@ class ViewRegionDistillation(Objective):
             region_loss, of_regions = self._compare_regions(student, teacher, pairs)
             loss, rows = loss + region_loss, rows + self.region_weight * of_regions
         if self.koleo_weight:
-            large = student.pooled.chunk(len(views.images))[: views.num_global]
-            near = torch.stack([koleo(gathered(view)) for view in large]).mean()
+            large = gathered(torch.stack(student.pooled.chunk(len(views.images))[: views.num_global], dim=1))
+            near = torch.stack([koleo(view) for view in large.unbind(1)]).mean()
             loss, metrics["koleo"] = loss + self.koleo_weight * near, near.detach()
         step, index = (constant(numbers, like=rows, dtype=torch.int64) for numbers in zip(*pairs, strict=True))
         return ObjectiveOutput(
