@@ -46,14 +46,14 @@ def wished(*arguments: str) -> Wish:
 
 
 def test_scores_are_those_of_the_protocols_called_by_hand(run: Path, capsys: pytest.CaptureFixture) -> None:
-    few = ("--probe.epochs=4", "--probe.warmup_epochs=1", "--fewshot.seeds=3,4")
+    few = ("--probe.epochs=4", "--probe.warmup_epochs=1", "--probe.lrs=1,10,100", "--fewshot.seeds=3,4")
     assert main(["knn", "probe", "fewshot", str(run), *few, *CPU]) == 0
     scores = by_name(results(run / "results.json")[0])
     assert list(scores) == ["raw pixels", "random encoder", "run"]
     data = load("digits", max_train=200, max_test=50)
     known = json.loads((run / "encoder" / "config.json").read_text())["ssl_blocks"]
     statistics = (tuple(known["mean"]), tuple(known["std"]))
-    settings = LinearSettings(epochs=4, warmup_epochs=1)
+    settings = LinearSettings(epochs=4, warmup_epochs=1, lrs=(1.0, 10.0, 100.0))
     assert data.test is not None
     for name, encoder in (
         ("raw pixels", RawPixels(channels=1, size=(8, 8))),

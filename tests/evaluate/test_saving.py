@@ -15,7 +15,7 @@ from tests.evaluate.test_cli import CPU, HALF
 pytestmark = pytest.mark.process  # takes long
 
 FEW = ["--data.max_train=60", "--data.max_test=40", *CPU]
-TUNE = ["--finetune.epochs=8", "--finetune.warmup_epochs=0.5", "--finetune.batch_size=20", "--finetune.base_lr=5e-2"]
+TUNE = ["--finetune.epochs=3", "--finetune.warmup_epochs=0.5", "--finetune.batch_size=20", "--finetune.base_lr=5e-2"]
 TUNE += ["--finetune.mixup=0", "--finetune.cutmix=0", "--finetune.magnitude=None", "--finetune.layer_decay=1"]
 
 

@@ -74,9 +74,9 @@ def with_masks(masks: Tensor) -> Fixed:
 
 
 def test_a_small_pyramid_learns_shapes_well_above_the_majority() -> None:
-    data = make_data(48, 24)
-    training = SegmentationTraining(epochs=8, batch_size=4, lr=6e-3, crop_scale=None)
-    scores = evaluate_segmentation(fed(make_encoder()), data, width=16, training=training)
+    data = make_data(40, 20)
+    training = SegmentationTraining(epochs=6, batch_size=4, lr=6e-3, crop_scale=None)
+    scores = evaluate_segmentation(fed(make_encoder()), data, width=8, training=training)
     chance = majority_baseline(data)
     assert chance.mean_iou < 0.22  # background, and nothing of three classes
     assert scores.mean_iou > chance.mean_iou + 0.1
@@ -114,12 +114,6 @@ def test_what_is_trained(freeze: bool) -> None:
     assert bool(blocks) != freeze
     assert {name.split(".")[0] for name in changed - blocks} == {"pyramid", "head"}
     assert model.training
-
-
-def test_loss_falls_on_one_batch() -> None:
-    training = SegmentationTraining(epochs=80, batch_size=4, lr=5e-3, crop_scale=None)
-    losses = train_segmentation(make_model(), make_data(4).train, training=training, **STATISTICS)
-    assert losses[-1] < 0.4 * losses[0]
 
 
 def test_loss_is_the_mean_over_pixels_that_count() -> None:
