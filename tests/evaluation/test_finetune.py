@@ -97,7 +97,7 @@ def test_everything_learns_and_the_encoder_given_stays_as_it_is(fresh_norm: bool
 
 
 def test_a_warm_up_that_is_not_shorter_takes_a_tenth_of_the_run() -> None:
-    train, settings = bright_and_dark(20, 0), replace(STILL, batch_size=2)
+    train, settings = bright_and_dark(20, 0), replace(STILL, batch_size=4)
     losses = [
         finetuned(tiny(), train, train, settings=replace(settings, warmup_epochs=warmup), **STATISTICS).score.losses
         for warmup in (2.0, 0.2, 1.0)
