@@ -50,7 +50,7 @@ def test_two_processes_give_losses_gradients_and_weights_of_one(case: str, train
             torch.testing.assert_close(outcome["gradients"][name], gradient, rtol=1e-4, atol=1e-6)
     # each process, step and part draws for itself: generators and torch's own
     seeds = [seed for outcome in two for seed in outcome["seeds"]]
-    assert len({seed for _, seed, _ in seeds}) == len({draw for _, _, draw in seeds}) == len(seeds) > 8
+    assert len({seed for _, seed, _ in seeds}) == len({draw for _, _, draw in seeds}) == len(seeds) >= 8
     assert {part % 2 for part, _, _ in two[1]["seeds"]} == {1}
     weights = [final(folder)["state_dict"] for folder in (tmp_path / "run", trained / case)]
     assert weights[0].keys() == weights[1].keys()
