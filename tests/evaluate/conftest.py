@@ -23,6 +23,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return config(folder, *SHORT).folder
 
 
+@pytest.fixture(autouse=True)
+def _few_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ssl_blocks.data.pairs.NUM_SHAPES", (32, 16))
+
+
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "runs" / "run"))
