@@ -10,6 +10,7 @@ from tests.pretrain.small import config, prepare as prepare_run
 SHORT = (
     "--trainer.score=true",
     "--trainer.epochs=1",
+    "--optimizer.base_lr=0.05",  # in few steps far enough from where it began
     "--optimizer.warmup_epochs=0.5",
     "--data.max_train=200",
     "--data.max_test=50",
