@@ -4,7 +4,7 @@ Every family is built tiny, checked by ``check_token_encoder``, and gets a row o
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torchvision.models import VisionTransformer
 
 import ssl_blocks as sb
 from ssl_blocks.encoders import GridTransformer, TokenEncoder, TorchEncoder, wrap
-from ssl_blocks.testing import check_token_encoder
+from ssl_blocks.testing import RoleReport, check_token_encoder
 
 PAGE = Path(__file__).parent / "encoders.md"
 START, END = "<!-- table families -->", "<!-- end families -->"
@@ -34,39 +34,40 @@ CHECKS = (
 )
 
 
-def of_timm(name: str, **options: Any) -> Callable[[], TokenEncoder]:
+def of_timm(name: str, **options: Any) -> Callable[..., TokenEncoder]:
     """A model of timm, tiny."""
-    size = {"img_size": 16, "patch_size": 4, "depth": 2, "embed_dim": 16, "num_heads": 2, "num_classes": 0}
-    return lambda: wrap(timm.create_model(name, **size, **options))
+    size = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "num_heads": 2, "num_classes": 0}
+    return lambda depth=2: wrap(timm.create_model(name, depth=depth, **size, **options))
 
 
-def of_transformers(name: str, **options: Any) -> Callable[[], TokenEncoder]:
+def of_transformers(name: str, **options: Any) -> Callable[..., TokenEncoder]:
     """A model of transformers, tiny."""
 
-    def build() -> TokenEncoder:
+    def build(depth: int = 2) -> TokenEncoder:
         import transformers
 
-        size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16, "patch_size": 4}
+        size = {"hidden_size": 16, "num_hidden_layers": depth, "num_attention_heads": 2}
+        size |= {"image_size": 16, "patch_size": 4}
         config = getattr(transformers, f"{name}Config")(**size, **options)
         return wrap(getattr(transformers, f"{name}Model")(config))
 
     return build
 
 
-def of_torchvision() -> TokenEncoder:
+def of_torchvision(depth: int = 2) -> TokenEncoder:
     """A model of torchvision, tiny."""
-    size = {"num_layers": 2, "num_heads": 2, "hidden_dim": 16, "mlp_dim": 32}
+    size = {"num_layers": depth, "num_heads": 2, "hidden_dim": 16, "mlp_dim": 32}
     return wrap(VisionTransformer(image_size=16, patch_size=4, **size))
 
 
-def of_torch(*, norm_first: bool, batch_first: bool = True, num_prefix: int = 0) -> Callable[[], TokenEncoder]:
+def of_torch(*, norm_first: bool, batch_first: bool = True, num_prefix: int = 0) -> Callable[..., TokenEncoder]:
     """A stem and layers of torch, tiny."""
 
-    def build() -> TokenEncoder:
+    def build(depth: int = 2) -> TokenEncoder:
         layer = nn.TransformerEncoderLayer(16, 2, 32, norm_first=norm_first, batch_first=batch_first)
         norm = nn.LayerNorm(16) if norm_first else None
         return TorchEncoder(
-            nn.TransformerEncoder(layer, 2, norm=norm, enable_nested_tensor=False),
+            nn.TransformerEncoder(layer, depth, norm=norm, enable_nested_tensor=False),
             stem=nn.Conv2d(3, 16, kernel_size=4, stride=4),
             grid=sb.Grid(4, 4),
             positions=nn.Parameter(0.02 * torch.randn(16, 16)),
@@ -76,13 +77,13 @@ def of_torch(*, norm_first: bool, batch_first: bool = True, num_prefix: int = 0)
     return build
 
 
-def of_grid(**options: Any) -> Callable[[], TokenEncoder]:
+def of_grid(**options: Any) -> Callable[..., TokenEncoder]:
     """A transformer over a grid of other axes than two, tiny."""
-    return lambda: wrap(GridTransformer(depth=2, num_heads=2, **options))
+    return lambda depth=2: wrap(GridTransformer(depth=depth, num_heads=2, **options))
 
 
 FINAL_NORM = {"use_fc_norm": False, "use_post_transformer_norm": True}
-FAMILIES: dict[str, Callable[[], TokenEncoder]] = {
+FAMILIES: dict[str, Callable[..., TokenEncoder]] = {
     "timm ViT": of_timm("vit_tiny_patch16_224"),
     "timm DeiT, distilled": of_timm("deit_tiny_distilled_patch16_224"),
     "timm DINOv2 with registers": of_timm("vit_small_patch14_reg4_dinov2"),
@@ -104,20 +105,25 @@ FAMILIES: dict[str, Callable[[], TokenEncoder]] = {
 }
 
 
-def row(name: str) -> list[str]:
-    """Build a family, check it, and tell what passed."""
+def checked(name: str, *, compiles: bool = False) -> RoleReport:
+    """Build a family and check it."""
     torch.manual_seed(0)
     torch.compiler.reset()
+    return check_token_encoder(FAMILIES[name](), compiles=compiles, generator=torch.Generator().manual_seed(0))
+
+
+def row(name: str, passed: Collection[str]) -> list[str]:
+    """Tell what passed."""
     encoder = FAMILIES[name]()
-    report = check_token_encoder(encoder, compiles=True, generator=torch.Generator().manual_seed(0))
-    marks = ["yes" if check in report.passed else "–" for check in CHECKS]
+    marks = ["yes" if check in passed else "–" for check in CHECKS]
     return [name, f"`{type(encoder).__name__}`", str(encoder.num_prefix), *marks]
 
 
 def updated(text: str) -> str:
     """The page with its table made anew."""
     head = ["family", "adapter", "prefix tokens", *CHECKS]
-    lines = [head, ["---"] * len(head), *map(row, FAMILIES)]
+    rows = [row(name, checked(name, compiles=True).passed) for name in FAMILIES]
+    lines = [head, ["---"] * len(head), *rows]
     table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
     before, after = text.split(START)[0], text.split(END)[1]
     return f"{before}{START}\n\n{table}\n\n{END}{after}"

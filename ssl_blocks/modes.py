@@ -37,8 +37,11 @@ def modes_kept(model: nn.Module, *, training: bool | None = None) -> Iterator[No
 
 
 @contextmanager
-def buffers_kept(model: nn.Module) -> Iterator[None]:
+def buffers_kept(model: nn.Module | list[Tensor]) -> Iterator[None]:
     """Give every buffer its values back afterwards: what is only tried or looked at must leave no trace.
+
+    Args:
+        model: whose buffers; or the buffers, where they are asked for often.
 
     Examples:
         >>> norm = nn.BatchNorm1d(2)
@@ -47,7 +50,8 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
         >>> norm.running_mean
         tensor([0., 0.])
     """
-    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    buffers = model.buffers() if isinstance(model, nn.Module) else model
+    before = [(buffer, buffer.detach().clone()) for buffer in buffers]
     try:
         yield
     finally:

@@ -21,16 +21,14 @@ from tests.encoders.compile_check import encoders
 from tests.gallery.compile_check import methods
 from tests.recipes import build, images
 
-SMALL: dict[str, Any] = {"depth": 2, "decoder_depth": 1}
+SMALL: dict[str, Any] = {"depth": 1, "decoder_depth": 1}
 CASES: dict[str, tuple[sb.parts.SegmentPartitioner, dict[str, Any]]] = {
-    "class token": (sb.SquarePartitioner(sides=(4,)), {"class_token": True, "predict_first": True}),
-    "class token, blobs": (sb.BlobPartitioner(counts=(7, 3)), {"class_token": True, "reg_tokens": 2}),
     "plain decoder, shared positions": (
         sb.SquarePartitioner(sides=(2, 4)),
         {"normalize": True, "skips": False, "positions": "learned", "decoder_positions": "shared"},
     ),
-    "squares": (sb.SquarePartitioner(sides=(2,)), {"decoder_depth": 2}),
-    "blobs": (sb.BlobPartitioner(counts=(7,)), {"decoder_depth": 2}),
+    "squares": (sb.SquarePartitioner(sides=(4,)), {"class_token": True, "predict_first": True}),
+    "blobs": (sb.BlobPartitioner(counts=(7, 3)), {"class_token": True, "reg_tokens": 2, "depth": 2}),
 }
 
 
@@ -50,7 +48,7 @@ def combined() -> sb.WeightedSum:
 
 def query_stream(*, share: bool) -> sb.SegmentPrediction:
     """SAIM, with weights of its own or shared ones."""
-    base = build(sb.TokenPartitioner(), class_token=True, depth=2)
+    base = build(sb.TokenPartitioner(), class_token=True, depth=1)
     encoder, own = base.encoder, {"dim": base.encoder.dim, "depth": 1, "num_heads": 2, "norm": base.encoder.norm}
     return sb.SegmentPrediction(
         encoder=encoder,
@@ -58,7 +56,7 @@ def query_stream(*, share: bool) -> sb.SegmentPrediction:
         partitioner=base.partitioner,
         target=sb.PixelTarget(base.tokenizer, normalize=True, blur=(9, 1.0)),
         reader=sb.DecoderReader(
-            sb.MatchedRouter(encoder_depth=2, decoder_depth=1),
+            sb.MatchedRouter(encoder_depth=1, decoder_depth=1),
             sb.QueryStreamDecoder.sharing(encoder, depth=1)
             if share
             else sb.QueryStreamDecoder(grid=encoder.grid, **own),
@@ -67,29 +65,23 @@ def query_stream(*, share: bool) -> sb.SegmentPrediction:
     )
 
 
-def two_stream(partitioner: sb.parts.SegmentPartitioner) -> sb.SegmentPrediction:
+def two_stream() -> sb.SegmentPrediction:
     """Content and queries through one encoder."""
-    base = build(partitioner, class_token=True, depth=2)
+    base = build(sb.BlobPartitioner(counts=(7,)), class_token=True, depth=1)
     return sb.SegmentPrediction(
         encoder=base.encoder,
         reader=sb.QueryReader(base.encoder.dim),
         tokenizer=base.tokenizer,
-        partitioner=partitioner,
+        partitioner=base.partitioner,
         target=base.target,
     )
 
 
-def puzzle(*, original: bool) -> sb.PatchPuzzle:
-    """A patch puzzle of 16-pixel images in 3x3 patches, by its own transformer or by timm's."""
+def puzzle() -> sb.PatchPuzzle:
+    """A patch puzzle of 16-pixel images in 3x3 patches, by its own transformer."""
     torch.manual_seed(0)
     tokenizer = sb.PatchTokenizer.from_grid(image_size=16, grid=3, crop=1)
-    encoder: sb.encoders.TokenEncoder = (
-        sb.encoders.PostNormTransformer(grid=3, patch=4, depth=2, num_heads=4)
-        if original
-        else sb.encoders.timm_vit(
-            image_size=12, patch_size=4, embed_dim=16, depth=2, num_heads=2, positions="none", class_token=True
-        )
-    )
+    encoder = sb.encoders.PostNormTransformer(grid=3, patch=4, depth=1, num_heads=4)
     return sb.PatchPuzzle(encoder=encoder, tokenizer=tokenizer, patch_dropout=0.3)
 
 
@@ -98,37 +90,22 @@ def views() -> sb.Views:
     return sb.Views((images(2), images(2, seed=2), images(2, 8, seed=3)), num_global=2)
 
 
-def distillation(name: str) -> sb.ViewRegionDistillation:
-    """EsViT over a map, DINO over tokens; with the notes for centres that a training step makes."""
+def distillation() -> sb.ViewRegionDistillation:
+    """EsViT over a map, with the notes for centres that a training step makes."""
     torch.manual_seed(0)
-    encoder: sb.encoders.RegionEncoder
-    if name == "views and regions":
-        size = {"patch_size": 2, "window_size": 2, "embed_dim": 8, "depths": (2, 1), "num_heads": (1, 2)}
-        encoder = sb.encoders.timm_regions(image_size=16, drop_path_rate=0.0, **size)
-    else:
-        base = build(sb.SquarePartitioner(sides=(2,)), class_token=True, depth=1)
-        encoder = sb.encoders.TokenRegions(base.encoder)
+    size = {"patch_size": 2, "window_size": 2, "embed_dim": 8, "depths": (2,), "num_heads": (1,)}
+    encoder = sb.encoders.timm_regions(image_size=16, drop_path_rate=0.0, **size)
     head = partial(sb.dino_head, hidden_dim=16, bottleneck_dim=8)
-    return sb.ViewRegionDistillation(
-        encoder=encoder,
-        out_dim=24,
-        head=head,
-        region_weight=0.5 if name == "views and regions" else 0.0,
-        koleo_weight=0.1,
-    )
+    return sb.ViewRegionDistillation(encoder=encoder, out_dim=24, head=head, region_weight=0.5, koleo_weight=0.1)
 
 
 BUILT: dict[str, Callable[[], sb.Objective]] = {
     "masked": masked,
-    "combined": combined,
-    "views and regions": lambda: distillation("views and regions"),
-    "views of tokens": lambda: distillation("views of tokens"),
-    "puzzle": lambda: puzzle(original=False),
-    "puzzle, its transformer": lambda: puzzle(original=True),
+    "views and regions": distillation,
+    "puzzle": puzzle,
     "query stream": lambda: query_stream(share=False),
     "query stream, shared weights": lambda: query_stream(share=True),
-    "two streams": lambda: two_stream(sb.SquarePartitioner(sides=(2,))),
-    "two streams, blobs": lambda: two_stream(sb.BlobPartitioner(counts=(7,))),
+    "two streams": two_stream,
 }
 
 
@@ -161,14 +138,13 @@ def check(name: str, *, autocast: bool = False, checkpointing: bool = False) -> 
 
 
 def objectives() -> dict[str, dict[str, float]]:
-    """Every kind of decoder and of step, under autocast and in full precision, and two with checkpointing."""
-    halved = ("masked", "query stream", "two streams, blobs", "puzzle, its transformer")
-    recomputed = ("squares", "blobs")
-    found = {name: check(name) for name in [*CASES, *BUILT] if name not in {*halved, *recomputed}}
+    """Every kind of decoder and of step, half of them under autocast, and two with checkpointing."""
+    halved = ("masked", "puzzle", "query stream", "two streams")
+    found = {name: check(name) for name in ("plain decoder, shared positions", *BUILT) if name not in halved}
     for name in halved:
         found[f"{name}, bf16"] = check(name, autocast=True)
-    found["squares, checkpointing"] = check("squares", checkpointing=True)
-    found["blobs, checkpointing, bf16"] = check("blobs", autocast=True, checkpointing=True)
+    found["blobs, checkpointing"] = check("blobs", checkpointing=True)
+    found["squares, checkpointing, bf16"] = check("squares", autocast=True, checkpointing=True)
     return found
 
 

@@ -37,18 +37,20 @@ def test_a_hidden_position_is_predicted_whatever_else_is_asked() -> None:
 
 
 def test_it_leaks_nothing() -> None:
-    assert_no_leak(build(), torch.randn(2, 1, 16, 16))
+    objective = example.lonely_mae(8, 2, width=16, depth=2, heads=2)
+    assert_no_leak(objective, torch.randn(2, 1, 8, 8), draws=16)
 
 
 @pytest.mark.process
 def test_the_plain_loop_lowers_the_loss() -> None:
     objective = example.lonely_mae(8, 2, width=32, depth=2, heads=2)
     data = load("digits", max_train=256)
-    losses = example.train(objective, to_float(data.train.images, data.mean, data.std), 60)
-    assert sum(losses[-10:]) / 10 < 0.7 * losses[0]
+    losses = example.train(objective, to_float(data.train.images, data.mean, data.std), 30)
+    assert sum(losses[-10:]) / 10 < 0.8 * losses[0]
 
 
 @pytest.mark.process
-def test_the_whole_of_it_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_whole_of_it_runs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(example, "load", lambda name: load(name, max_train=100, max_test=50))
     example.main(steps=2)
     assert "no leak" in capsys.readouterr().out

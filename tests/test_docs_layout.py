@@ -61,7 +61,8 @@ def returns(code: str) -> dict[str, str]:
 
 def test_what_is_returned_is_shown_whole() -> None:
     """The reference takes what stands before a colon for a type, and drops it."""
-    read = {path: returns(path.read_text()) for path in (ROOT / "ssl_blocks").rglob("*.py")}
+    texts = {path: path.read_text() for path in (ROOT / "ssl_blocks").rglob("*.py")}
+    read = {path: returns(text) for path, text in texts.items() if "Returns:" in text}
     assert sum(map(len, read.values())) > 30
     cut = [f"{path.relative_to(ROOT)}: {name}" for path, found in read.items() for name in found if ": " in found[name]]
     assert not cut, f"a colon in Returns: {cut}"

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -61,11 +62,16 @@ def layer(module):
     return next((height for height, names in enumerate(LAYERS) if part in names), None if part else len(LAYERS))
 
 
+@cache
 def imported(module):
     """Modules of the package that a module imports anywhere, functions included.
 
     Of ``import ssl_blocks as sb`` those count from which the names come that are used of it.
     """
+    return list(_imported(module))
+
+
+def _imported(module):
     nodes = list(ast.walk(ast.parse(MODULES[module].read_text())))
     names = [alias for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     whole = {alias.asname or alias.name for alias in names if alias.name == "ssl_blocks"}

@@ -127,11 +127,11 @@ class Method:
         views = sb.Views((*images[:2].unbind(), *small[: self.num_local]), num_global=2)
         return objective, views if self.views else images[0]
 
-    def check(self) -> None:
+    def check(self, draws: int = 32) -> None:
         """Prove that nothing leaks, or say why that is no question."""
         objective, images = self.tiny()
         try:
-            report = assert_no_leak(objective, images, draws=32)
+            report = assert_no_leak(objective, images, draws=draws)
         except NotApplicableError as reason:
             print(f"no leak test: {reason}")
             return

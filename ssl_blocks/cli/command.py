@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
 from ssl_blocks import pretrain
@@ -117,22 +118,31 @@ def parse_config(config_class: type[M], overrides: Mapping[str, str], *, base: M
         ValueError: naming every wrong field, its value and what was expected.
     """
 
-    class Settings(BaseSettings, config_class):  # type: ignore[valid-type, misc]
-        model_config = SettingsConfigDict(
-            extra="forbid", cli_exit_on_error=False, cli_avoid_json=True, cli_hide_none_type=True
-        )
-
-        @classmethod
-        def settings_customise_sources(cls, settings_cls: type[BaseSettings], *_: Any, **__: Any) -> Any:
-            return (_BaseSource(settings_cls, dict(base)),)  # no environment variables: they would change runs unseen
-
+    settings, options, values = _sources(config_class)
+    values.values = dict(base)
     try:
-        settings = Settings(_cli_parse_args=[f"--{name}={value}" for name, value in overrides.items()])
+        given = options(args=[f"--{name}={value}" for name, value in overrides.items()])
+        found = settings(_cli_settings_source=given)
     except ValidationError as error:
         raise ValueError(explain(error, config_class, given=overrides, base=source if base else "")) from None
     except SettingsError as error:
         raise ValueError(str(error).removeprefix("error parsing CLI: ")) from None
-    return config_class.model_validate(settings.model_dump())
+    return config_class.model_validate(found.model_dump())
+
+
+@cache
+def _sources(config_class: type[BaseModel]) -> "tuple[type[BaseSettings], CliSettingsSource[Any], _BaseSource]":
+    """What reads a configuration from options over known values: made once, which takes longer than reading."""
+
+    class Settings(BaseSettings, config_class):  # type: ignore[valid-type, misc]
+        model_config = SettingsConfigDict(extra="forbid", cli_exit_on_error=False, cli_avoid_json=True)
+
+        @classmethod
+        def settings_customise_sources(cls, settings_cls: type[BaseSettings], *_: Any, **__: Any) -> Any:
+            return (known,)  # no environment variables: they would change runs unseen
+
+    known = _BaseSource(Settings)
+    return Settings, CliSettingsSource(Settings), known
 
 
 def _short(folder: Path) -> str:
@@ -182,9 +192,7 @@ def _print(text: str) -> None:
 class _BaseSource(PydanticBaseSettingsSource):
     """Values of a preset or of a run, below those of the command line."""
 
-    def __init__(self, settings_cls: type[BaseSettings], values: dict[str, Any]) -> None:
-        super().__init__(settings_cls)
-        self.values = values
+    values: dict[str, Any]
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
         return self.values.get(field_name), field_name, False

@@ -61,8 +61,9 @@ def make_cells(count: int, generator: torch.Generator) -> Made:
     angle = torch.where(pole, angle[:, :1] + 0.1 * (angle - math.pi), angle)
     reach = torch.stack([torch.full((6,), r) for r in (0.25, 0.7, 1.0, 0.7)])[labels] * size[:, :, 0]
     spot = center + torch.stack([reach * angle.sin(), reach * angle.cos()], -1)[:, :, None]  # [n, 6, 1, 2]
-    near = (places - spot[:, :, None]).square().sum(-1)  # [n, 6, 32, 32]
-    spots = torch.exp(-near / 0.008).amax(1)
+    rows, columns = ((axis - spot[..., side]).square() for side in (0, 1))  # [n, 6, 32]
+    near = (rows[..., None] + columns[:, :, None]).amin(1)  # [n, 32, 32]
+    spots = torch.exp(-near / 0.008)
     stain = _uniform((count, 1, 1), 0.0, 1.0, generator).expand(-1, 32, 32)
     return _noisy(0.1 + 0.7 * torch.stack([nucleus, membrane, spots, stain], dim=1), 0.08, generator), labels
 

@@ -112,14 +112,13 @@ class ShapeImages(Dataset[tuple[Tensor, Tensor]]):
             if inside is not None:
                 pixels[inside] = _colour(rng) + rng.normal(0, 6, (int(inside.sum()), 3))
                 mask[inside] = label
-                instances.append(torch.from_numpy(inside))
+                instances.append(inside)
                 labels.append(label)
-        stacked = torch.stack(instances)
         return ShapeScene(
             image=_to_image(pixels, self.channels),
             mask=torch.from_numpy(mask),
-            instances=stacked,
-            boxes=torch.stack([_box(instance) for instance in stacked]),
+            instances=torch.from_numpy(np.stack(instances)),
+            boxes=torch.tensor([_box(inside) for inside in instances], dtype=torch.float32),
             labels=torch.tensor(labels),
         )
 
@@ -167,23 +166,24 @@ def shape_pixels(
                [0, 1, 1, 0],
                [0, 0, 0, 0]])
     """
-    y, x = np.mgrid[: size[0], : size[1]] + 0.5
-    y, x = y - centre[0], x - centre[1]
+    y, x = np.ogrid[: size[0], : size[1]]
+    y, x = y + 0.5 - centre[0], x + 0.5 - centre[1]
     if corners is None:
         circle: NDArray[np.bool_] = x**2 + y**2 <= radius**2
         return circle
     normals = angle + 2 * math.pi * np.arange(corners) / corners
     distances = x[..., None] * np.cos(normals) + y[..., None] * np.sin(normals)
-    polygon: NDArray[np.bool_] = (distances <= radius * math.cos(math.pi / corners)).all(-1)
+    polygon: NDArray[np.bool_] = distances.max(-1) <= radius * math.cos(math.pi / corners)
     return polygon
 
 
-def _box(instance: Bool[Tensor, "h w"]) -> Float[Tensor, " 4"]:
-    rows, columns = instance.any(1).nonzero()[:, 0], instance.any(0).nonzero()[:, 0]
-    return torch.stack((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)).float()
+def _box(inside: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 def _to_image(pixels: NDArray[np.float64], channels: int) -> UInt8[Tensor, "c h w"]:
-    picture = Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
-    array = np.array(picture if channels == 3 else picture.convert("L"))
-    return torch.from_numpy(array.reshape(*array.shape[:2], channels).transpose(2, 0, 1).copy())
+    array = pixels.round().clip(0, 255).astype(np.uint8)
+    if channels == 1:
+        array = np.asarray(Image.fromarray(array).convert("L"))[..., None]
+    return torch.from_numpy(array.transpose(2, 0, 1).copy())

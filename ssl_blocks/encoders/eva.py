@@ -1,7 +1,7 @@
 """Adapter for timm's ``Eva`` family: EVA-02, DINOv3, rope-vit, Perception Encoder, Sapiens2."""
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -104,7 +104,14 @@ def is_eva(name: str) -> bool:
     """
     name = placed(name)
     check_name(name)
-    return isinstance(as_saved(name, nn.Module, _refuse_unfit), Eva)
+    find = _kind.__wrapped__ if ":" in name else _kind  # what a folder holds may change
+    return issubclass(find(name), Eva)
+
+
+@cache
+def _kind(name: str) -> type[nn.Module]:
+    kind: type[nn.Module] = type(as_saved(name, nn.Module, _refuse_unfit))
+    return kind
 
 
 @checked

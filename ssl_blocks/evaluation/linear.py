@@ -1,7 +1,6 @@
 """Linear probe: a linear classifier on frozen features, trained by LARS."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -132,7 +131,7 @@ class _Probe:
         settings, num = self.settings, len(self.labels)
         batch = settings.batch(num)
         rates = [lr * batch / 256 for lr in self.lrs] * (len(self.is_seen) // len(self.lrs))
-        optimizer = lars(
+        optimizer = Lars(
             self.heads,
             rates,
             momentum=settings.momentum,
@@ -205,20 +204,18 @@ class LinearHeads(nn.Module):
         self.num_classes, self.num_heads = num_classes, num_heads
         self.norm = nn.BatchNorm1d(dim, affine=False, eps=1e-6) if normalize else nn.Identity()
         weight = 0.01 * torch.randn(num_classes, dim, generator=generator)
-        # one parameter each: the trust ratio of LARS is that of a whole parameter
-        self.weights = nn.ParameterList(nn.Parameter(weight.clone()) for _ in range(num_heads))
-        self.biases = nn.ParameterList(nn.Parameter(torch.zeros(num_classes)) for _ in range(num_heads))
+        self.weights = nn.Parameter(weight.repeat(num_heads, 1, 1))
+        self.biases = nn.Parameter(torch.zeros(num_heads, num_classes))
 
     def forward(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "h b k"]:
         """Logits of every head, ``[H, B, K]``."""
-        x = F.linear(self.norm(features), torch.cat(list(self.weights)), torch.cat(list(self.biases)))
+        x = F.linear(self.norm(features), self.weights.flatten(0, 1), self.biases.flatten())
         return x.view(-1, self.num_heads, self.num_classes).transpose(0, 1)
 
     @torch.no_grad()
     def predict(self, features: Float[Tensor, "n d"], *, chunk: int = 16384) -> Int[Tensor, "h n"]:
         """Classes that every head gives to features ``[N, D]``, on the CPU."""
-        device = self.biases[0].device
-        rows = [self(part.to(device)).argmax(2).cpu() for part in torch.split(features, chunk)]
+        rows = [self(part.to(self.biases.device)).argmax(2).cpu() for part in torch.split(features, chunk)]
         return torch.cat(rows, dim=1)
 
 
@@ -240,49 +237,45 @@ def head_loss(
 
 
 class Lars(torch.optim.Optimizer):
-    """LARS as in the official code of MoCo v3 and MAE: one rate per layer, by the norms of weights and updates.
+    """LARS as in the official code of MoCo v3 and MAE, of linear heads: a head moves by norms and a rate of its own.
 
-    A matrix moves by ``lr * m``, where m follows ``q * (gradient + weight_decay * w)`` with momentum, and the trust
-    ratio q is ``trust * |w| / |gradient + weight_decay * w|``, or 1 where a norm is 0. Vectors, such as biases, neither
-    decay nor have such a ratio. No Nesterov.
+    A weight matrix moves by ``lr * m``, where m follows ``q * (gradient + weight_decay * w)`` with momentum, and the
+    trust ratio q is ``trust * |w| / |gradient + weight_decay * w|``, or 1 where a norm is 0. Biases neither decay nor
+    have such a ratio. No Nesterov.
 
     Args:
-        params: parameters or groups of them.
-        lr: learning rate.
+        heads: whose weights ``[H, K, D]`` and biases ``[H, K]`` move, all at once.
+        lrs: learning rate of each head; a schedule sets their common factor.
         momentum: of the scaled update.
-        weight_decay: of matrices.
+        weight_decay: of weights.
         trust: the trust coefficient.
     """
 
     def __init__(
-        self, params: Any, *, lr: float = 1.0, momentum: float = 0.9, weight_decay: float = 0.0, trust: float = 0.001
+        self,
+        heads: LinearHeads,
+        lrs: Sequence[float],
+        *,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust: float = 0.001,
     ) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
+        settings = {"momentum": momentum, "weight_decay": weight_decay, "trust": trust}
+        super().__init__([heads.weights, heads.biases], {"lr": 1.0, **settings})
+        self.lrs = torch.tensor(lrs, device=heads.biases.device)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Move all parameters that have a gradient."""
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._move(parameter, group)
+        """Move all heads by their gradients."""
+        (group,) = self.param_groups
+        weights, biases = group["params"]
+        update = weights.grad.add(weights, alpha=group["weight_decay"])
+        norm, length = (x.norm(dim=(1, 2), keepdim=True) for x in (weights, update))
+        update *= torch.where((norm > 0) & (length > 0), group["trust"] * norm / length, 1.0)
+        lrs = group["lr"] * self.lrs[:, None]
+        self._move(weights, update, lrs[..., None], group["momentum"])
+        self._move(biases, biases.grad, lrs, group["momentum"])
 
-    def _move(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        update: Any = parameter.grad
-        if parameter.ndim > 1:
-            update = update.add(parameter, alpha=group["weight_decay"])
-            norm, length = parameter.norm(), update.norm()
-            update = update * torch.where((norm > 0) & (length > 0), group["trust"] * norm / length, 1.0)
-        state = self.state[parameter]
-        state["moved"] = update.clone() if "moved" not in state else state["moved"].mul_(group["momentum"]).add_(update)
-        parameter.sub_(state["moved"] * group["lr"])
-
-
-def lars(
-    heads: LinearHeads, lrs: Sequence[float], *, momentum: float, weight_decay: float = 0.0, trust: float = 0.001
-) -> Lars:
-    """`Lars` of heads, each with a learning rate of its own."""
-    groups = [
-        {"params": [weight, bias], "lr": lr} for weight, bias, lr in zip(heads.weights, heads.biases, lrs, strict=True)
-    ]
-    return Lars(groups, momentum=momentum, weight_decay=weight_decay, trust=trust)
+    def _move(self, parameter: Tensor, update: Tensor, lrs: Tensor, momentum: float) -> None:
+        moved = self.state[parameter].setdefault("moved", torch.zeros_like(parameter))
+        parameter.sub_(moved.mul_(momentum).add_(update) * lrs)

@@ -4,6 +4,7 @@ The parts of iBOT and DINOv2: give them to a `WeightedSum` with ``shared=MaskedV
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float
@@ -166,11 +167,11 @@ class _Distilled(_ReadsViews):
         self,
         views: MaskedViews,
         head: nn.Module,
-        out_dim: int,
+        out_dim: Classes,
         *,
         schedule: TeacherSchedule | None = None,
-        student_temperature: float = 0.1,
-        center_momentum: float = 0.9,
+        student_temperature: Positive = 0.1,
+        center_momentum: Share = 0.9,
     ) -> None:
         super().__init__(views)
         check_head(head, dim=views.encoder.dim, out_dim=out_dim)
@@ -243,27 +244,12 @@ class DistilledTokens(_Distilled):
         center_momentum: of the centre.
     """
 
-    def __init__(
-        self,
-        views: MaskedViews,
-        head: nn.Module,
-        out_dim: Classes,
-        *,
-        schedule: TeacherSchedule | None = None,
-        student_temperature: Positive = 0.1,
-        center_momentum: Share = 0.9,
-    ) -> None:
-        super().__init__(
-            views,
-            head,
-            out_dim,
-            schedule=schedule,
-            student_temperature=student_temperature,
-            center_momentum=center_momentum,
-        )
-        encoder = views.encoder
+    @cached_property
+    def tokenizer(self) -> PatchTokenizer:  # type: ignore[override]
+        """Cuts global views into the encoder's patches."""
+        encoder = self._views[0].encoder
         size = tuple(cells * pixels for cells, pixels in zip(encoder.grid.sizes, encoder.patch, strict=True))
-        self.tokenizer = PatchTokenizer(image_size=size, patch_size=encoder.patch, channels=encoder.channels)
+        return PatchTokenizer(image_size=size, patch_size=encoder.patch, channels=encoder.channels)
 
     def target(self, images: Views) -> Float[Tensor, "b n k"]:
         """What the teacher says of every patch of the global views, view after view, ``[B, G*N, K]``."""

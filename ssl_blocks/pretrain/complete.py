@@ -71,6 +71,11 @@ def seal(folder: Path, figures: Iterable[Path] | None) -> None:
     write_results(folder, {**(read_results(folder) or {}), "files": files, **made})
 
 
+def sealed_pictures(folder: Path) -> list[Path]:
+    """The pictures whose checksums are in the results of a run."""
+    return [folder / name for name in (read_results(folder) or {})["files"] if name.startswith("figures/")]
+
+
 def stored_scores(folder: Path) -> list[Scores]:
     """The scores in the results of a run."""
     rows = (read_results(folder) or {})["scores"]

@@ -189,11 +189,18 @@ def _rehearse(
     for mode, device in ways:
         try:
             with mode:
-                return count(_Step(_without_values(objective, device), images, draw, is_real=False))
+                shown = _empty(images) if device == "meta" else images
+                return count(_Step(_without_values(objective, device), shown, draw, is_real=False))
         except Exception:  # whatever it is, the next way has no such trouble, or says what is wrong
             continue
     with torch.random.fork_rng(devices=[]):
         return count(_Step(copy.deepcopy(objective), images, draw, is_real=True))
+
+
+def _empty(images: Tensor | Views) -> Tensor | Views:
+    if isinstance(images, Tensor):
+        return images.to("meta")
+    return Views(tuple(view.to("meta") for view in images.images), images.num_global)
 
 
 def _without_values(objective: Objective, device: str) -> Objective:
@@ -215,10 +222,18 @@ class _OnMeta(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        args, kwargs = tree_map_only(Tensor, lambda x: x.to("meta") if not x.is_meta else x, (args, kwargs or {}))
+        kwargs = kwargs or {}
+        if _is_elsewhere([*args, *kwargs.values()]):
+            args, kwargs = tree_map_only(Tensor, lambda x: x.to("meta"), (args, kwargs))
         if "device" in kwargs:
             kwargs["device"] = torch.device("meta")
         return func(*args, **kwargs)
+
+
+def _is_elsewhere(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(map(_is_elsewhere, value))
+    return isinstance(value, Tensor) and not value.is_meta
 
 
 @contextmanager

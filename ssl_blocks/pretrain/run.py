@@ -21,7 +21,14 @@ from ssl_blocks.engine.parallel import Machine, count_processes
 from ssl_blocks.engine.rank import is_rank_zero
 from ssl_blocks.evaluation import FeatureQuality, Scores
 from ssl_blocks.files import TEMPORARY_SUFFIX, atomically
-from ssl_blocks.pretrain.complete import clear_damaged, missing_parts, seal, stored_scores, write_results
+from ssl_blocks.pretrain.complete import (
+    clear_damaged,
+    missing_parts,
+    seal,
+    sealed_pictures,
+    stored_scores,
+    write_results,
+)
 from ssl_blocks.pretrain.module import PretrainModule
 from ssl_blocks.pretrain.recipe import Assemble, C, build, with_data_in_code
 from ssl_blocks.pretrain.report import print_report, stage
@@ -150,8 +157,11 @@ class Run(Generic[C]):
         if "encoder" in missing:
             self._export(folder)
         write_card(folder)
-        wanted = self.config.trainer.figures
-        seal(folder, self._draw(folder, stored_scores(folder), console) if wanted else None)
+        figures: list[Path] | None = None
+        if self.config.trainer.figures:
+            again = "figures" in missing
+            figures = self._draw(folder, stored_scores(folder), console) if again else sealed_pictures(folder)
+        seal(folder, figures)
 
     def _export(self, folder: Path) -> None:
         objective, place = self.module.objective, folder / "encoder"

@@ -1,7 +1,6 @@
 """A check for any token encoder: does it compute what its model computes, and see only what the mask lets it see?"""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +10,8 @@ from torch import Tensor, nn
 from ssl_blocks.encoders import TokenEncoder
 from ssl_blocks.modes import modes_kept
 from ssl_blocks.testing.encoder_checks import Checks
-from ssl_blocks.testing.role_case import RoleError, RoleReport, noise, shake
+from ssl_blocks.testing.precise import all_kept
+from ssl_blocks.testing.role_case import RoleError, RoleReport, noise
 
 
 def check_token_encoder(
@@ -64,22 +64,13 @@ def check_token_encoder(
     images = noise(weight.device, batch, encoder.channels, *size, dtype=weight.dtype)
     native = native or getattr(encoder, "native", None)
     case = Checks(encoder, model, native, images, generator, tolerance, has_positions, compiles)
-    with modes_kept(model, training=False), torch.autocast(weight.device.type, enabled=False), _shaken(model):
+    with (
+        modes_kept(model, training=False),
+        torch.autocast(weight.device.type, enabled=False),
+        all_kept(model, shaken=True),
+    ):
         report = case.run()
     return RoleReport(("members", *report.passed), report.not_applicable)
-
-
-@contextmanager
-def _shaken(model: nn.Module) -> Iterator[None]:
-    """Move every weight, and put all weights and buffers back."""
-    kept = [(tensor, tensor.detach().clone()) for tensor in (*model.parameters(), *model.buffers())]
-    try:
-        shake(model)
-        yield
-    finally:
-        with torch.no_grad():
-            for tensor, was in kept:
-                tensor.copy_(was)
 
 
 def _check_members(encoder: Any) -> None:

@@ -51,6 +51,11 @@ class Subject:
     compute: Callable[[Images, Any], ObjectiveOutput]
     takes_views: bool = True
 
+    @cached_property
+    def buffers(self) -> list[Tensor]:
+        """Of all models: looked for once, for there are many looks."""
+        return list(self.module.buffers())
+
 
 @dataclass(frozen=True)
 class LeakCase:
@@ -191,7 +196,7 @@ def _check_rows(out: ObjectiveOutput, tokens: int) -> None:
 
 def _computed(subject: Subject, images: Images, draw: Any, seed: int = 0) -> ObjectiveOutput:
     device = images.device if isinstance(images, Tensor) else images.images[0].device
-    with seeded(seed, device), buffers_kept(subject.module):
+    with seeded(seed, device), buffers_kept(subject.buffers):
         return subject.compute(images, draw)
 
 

@@ -23,56 +23,39 @@ def subjects_of(objective: Any, name: str) -> Iterator[tuple[str, Subject | str]
     if isinstance(objective, WeightedSum):
         for key, part in objective.parts.items():
             path = f"{name}.{key}".lstrip(".")
-            yield from [(path, _with_shared(objective, part, path))] if part.reads_shared else subjects_of(part, path)
+            yield from [(path, _subject(part, path, objective))] if part.reads_shared else subjects_of(part, path)
         return
+    shown = name or type(objective).__name__
+    found = _subject(objective, shown)
+    yield name if isinstance(found, Subject) else shown, found
+
+
+def _subject(objective: Any, name: str, whole: WeightedSum | None = None) -> Subject | str:
+    """An objective, together with the pass of the sum that it reads; or why there is nothing to look at."""
     reason = why_not(objective)
     if reason:
-        yield name or type(objective).__name__, reason
-        return
-
-    def draw(images: Images, generator: torch.Generator | None) -> Any:
-        return objective.draw(_seen_by(objective, images), generator=generator)
-
-    def compute(images: Images, draw: Any) -> Any:
-        return objective(_seen_by(objective, images), draw)
-
-    def target(images: Images) -> torch.Tensor:
-        found: torch.Tensor = objective.target(_seen_by(objective, images))
-        return found
-
-    shown = name or type(objective).__name__
-    takes_views = getattr(objective, "takes_views", False)
-    yield (
-        name,
-        Subject(shown, nn.ModuleList(modules_of(objective)), objective.tokenizer, target, draw, compute, takes_views),
-    )
-
-
-def _with_shared(whole: WeightedSum, part: Any, name: str) -> Subject | str:
-    """An objective of a sum, together with the pass that it reads."""
-    reason, shared = why_not(part), whole.shared
-    assert shared is not None
-    if reason:
         return reason
+    takes_views = getattr(objective, "takes_views", False)
+    shared: Any = None if whole is None else whole.shared
+
+    def seen(images: Images) -> Any:
+        return images if isinstance(images, torch.Tensor) or takes_views else images.images[0]
 
     def draw(images: Images, generator: torch.Generator | None) -> Any:
-        own = part.draw(_seen_by(part, images), generator=generator)
-        return own, shared.draw(images, generator=generator)
+        own = objective.draw(seen(images), generator=generator)
+        return own if whole is None else (own, shared.draw(images, generator=generator))
 
     def compute(images: Images, draw: Any) -> Any:
-        return part(_seen_by(part, images), draw[0], shared=shared(images, draw[1]))
+        if whole is None:
+            return objective(seen(images), draw)
+        return objective(seen(images), draw[0], shared=shared(images, draw[1]))
 
     def target(images: Images) -> torch.Tensor:
-        found: torch.Tensor = part.target(_seen_by(part, images))
+        found: torch.Tensor = objective.target(seen(images))
         return found
 
-    return Subject(name, nn.ModuleList([whole]), part.tokenizer, target, draw, compute, part.takes_views)
-
-
-def _seen_by(objective: Any, images: Images) -> Any:
-    """What is handed over, to objectives that are no `Objective`, too."""
-    takes_views = getattr(objective, "takes_views", False)
-    return images if isinstance(images, torch.Tensor) or takes_views else images.images[0]
+    modules = nn.ModuleList(modules_of(objective if whole is None else whole))
+    return Subject(name, modules, objective.tokenizer, target, draw, compute, takes_views)
 
 
 def why_not(objective: Any) -> str | None:

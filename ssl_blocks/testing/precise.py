@@ -67,7 +67,10 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Begin torch's, numpy's and Python's own random states at a seed, and put them back as they were."""
     mine, theirs = random.getstate(), np.random.get_state()  # noqa: NPY002 (a user's code may draw from it)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch's own takes long over absent devices
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002
         try:

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def stage(tmp_path):
-    return Stage("right", Settings(budget=30, out=tmp_path, data=tmp_path, device="cpu", tiny=True))
+    return Stage("right", Settings(budget=280, out=tmp_path, data=tmp_path, device="cpu", tiny=True))
 
 
 def test_the_machine_is_told_without_a_gpu(stage):

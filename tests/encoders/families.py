@@ -27,10 +27,10 @@ def shaken(model, scale=0.2):
     return model
 
 
-def family(name):
-    """A 4x4 grid of 4x4 patches, width 16, 2 blocks, evaluation mode."""
+def family(name, depth=2):
+    """A 4x4 grid of 4x4 patches, width 16, evaluation mode."""
     torch.manual_seed(0)
-    return shaken(FAMILIES[name]()).eval()
+    return shaken(FAMILIES[name](depth=depth)).eval()
 
 
 def images_for(encoder, batch=2):

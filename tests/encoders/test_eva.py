@@ -55,7 +55,10 @@ def test_timms_own_output_is_reproduced_exactly(name):
         assert torch.equal(ours[:, encoder.num_prefix :], theirs)
 
 
-@pytest.mark.parametrize("name", NATIVE)
+@pytest.mark.parametrize(
+    "name",
+    ["norm behind each branch", "scaled attention and MLP", "register, no class token", "grouped queries (Sapiens2)"],
+)
 def test_the_public_check_passes(name, generator):
     check_token_encoder(wrap(native(name)), generator=generator)
 

@@ -38,16 +38,15 @@ def test_swin_is_the_plain_models_own_map_and_call() -> None:
     assert encoder.norm is encoder.module.norm
 
 
-@pytest.mark.parametrize("name", ["pvt_v2_b0", "convnext_atto", "resnet18", "swinv2_tiny_window8_256", "davit_tiny"])
+@pytest.mark.parametrize("name", ["pvt_v2_b0", "convnext_atto", "resnet18", "davit_tiny"])
 def test_families_of_timm(name: str) -> None:
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=0, in_chans=1).eval()
     encoder = sb.encoders.TimmRegions(model)
-    side = 256 if "swin" in name else 64
     with torch.no_grad():
-        regions = encoder.regions(images(2, side, channels=1))
-        last = model.forward_intermediates(images(2, side, channels=1), indices=1, intermediates_only=True)[-1]
-    count = (side // 32) ** 2
+        regions = encoder.regions(images(2, 64, channels=1))
+        last = model.forward_intermediates(images(2, 64, channels=1), indices=1, intermediates_only=True)[-1]
+    count = 4
     assert regions.map.shape == (2, count, encoder.dim)
     assert encoder.channels == 1
     torch.testing.assert_close(regions.pooled, regions.map.mean(1))
@@ -58,7 +57,7 @@ def test_families_of_timm(name: str) -> None:
         torch.testing.assert_close(regions.map, last.flatten(2).transpose(1, 2))
 
 
-@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "pvt_v2_b0", "convnext_atto", "resnet18"])
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "pvt_v2_b0", "convnext_atto"])
 def test_crops_of_other_sizes_run(name: str) -> None:
     with without_weights():
         encoder = timm_regions(name, image_size=224)

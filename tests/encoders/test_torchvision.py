@@ -64,9 +64,9 @@ def test_dropout_is_honoured_in_training_mode_alone(kind):
     encoder.train()
     assert not torch.equal(run(), run())
     torch.manual_seed(0)
-    mean = torch.stack([run() for _ in range(400)]).mean(0)
+    mean = torch.stack([run() for _ in range(100)]).mean(0)
     encoder.eval()
-    assert (mean - run()).abs().mean() < 0.35 * run().abs().mean()
+    assert (mean - run()).abs().mean() < 0.5 * run().abs().mean()
 
 
 @pytest.mark.parametrize("site", ["dropout", "mlp.2", "mlp.4"])

@@ -10,11 +10,12 @@ from ssl_blocks import encoders
 from ssl_blocks.data import load, to_float
 from ssl_blocks.evaluate import main
 from ssl_blocks.evaluation import load_classifier, load_segmenter
+from tests.evaluate.test_cli import CPU, HALF
 
 pytestmark = pytest.mark.process  # takes long
 
-FEW = ["--data.max_train=60", "--data.max_test=40", "--device=cpu", "--precision=fp32"]
-TUNE = ["--finetune.epochs=8", "--finetune.warmup_epochs=0.5", "--finetune.batch_size=20", "--finetune.base_lr=5e-2"]
+FEW = ["--data.max_train=60", "--data.max_test=40", *CPU]
+TUNE = ["--finetune.epochs=3", "--finetune.warmup_epochs=0.5", "--finetune.batch_size=20", "--finetune.base_lr=5e-2"]
 TUNE += ["--finetune.mixup=0", "--finetune.cutmix=0", "--finetune.magnitude=None", "--finetune.layer_decay=1"]
 
 
@@ -63,10 +64,9 @@ def _trained(scores: dict[str, dict]) -> str:
 def test_a_trained_segmenter_is_kept(tmp_path: Path) -> None:
     encoder = encoders.timm_vit(image_size=16, patch_size=4, depth=4, embed_dim=16, num_heads=2)
     run, kept = tmp_path / "encoder", tmp_path / "segmenter"
-    half = (0.5, 0.5, 0.5)
-    encoders.export_encoder(encoder, run, tokenizer=None, mean=half, std=half)
+    encoders.export_encoder(encoder, run, tokenizer=None, mean=HALF, std=HALF)
     small = ["--segment.epochs=1", "--segment.width=4", "--segment.batch_size=32"]
-    assert main(["segment", str(run), *small, f"--segment.save={kept}", "--device=cpu", "--precision=fp32"]) == 0
+    assert main(["segment", str(run), *small, f"--segment.save={kept}", *CPU]) == 0
     model = load_segmenter(kept).model
     assert model(torch.zeros(1, 3, 16, 16)).shape[0] == 1
 

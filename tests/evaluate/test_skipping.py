@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ssl_blocks.evaluate import main
-from tests.evaluate.test_cli import CPU, by_name, results
+from tests.evaluate.test_cli import CPU, DEVICE, by_name, results
 
 pytestmark = pytest.mark.process  # takes long
 
@@ -72,9 +72,18 @@ def test_raw_pixels_have_no_places_to_look_at(run: Path, capsys) -> None:
     assert list(by_name(results(run / "results.json")[0])) == ["run"]
 
 
-def test_pictures_lie_beside_the_results_and_replace_none(run: Path, tmp_path: Path, capsys) -> None:
-    few = ("--random=false", "--pixels=false", *CPU)
-    assert main(["knn", str(run), *few]) == 0
+FEW = ("--random=false", "--pixels=false", *DEVICE)
+
+
+@pytest.fixture
+def _small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NUM_SHOWN", "NUM_NEAREST"):
+        monkeypatch.setattr(f"ssl_blocks.evaluate.pictures.{name}", 2)
+
+
+@pytest.mark.usefixtures("_small_pictures")
+def test_pictures_lie_beside_the_results_and_replace_none(run: Path, tmp_path: Path) -> None:
+    assert main(["knn", str(run), *FEW]) == 0
     names = [f"evaluate_{name}.png" for name in ("neighbours", "features")]
     assert json.loads((run / "results.json").read_text())["evaluations"][0]["pictures"] == [
         str(run / "figures" / name) for name in names
@@ -82,20 +91,21 @@ def test_pictures_lie_beside_the_results_and_replace_none(run: Path, tmp_path: P
     with Image.open(run / "figures" / names[0]) as picture:
         assert len(picture.convert("RGB").resize((64, 64)).getcolors(64 * 64)) > 20
     before = (run / "figures" / names[0]).read_bytes()
-    assert main(["knn", str(run), *few]) == 0
+    assert main(["knn", str(run), *FEW]) == 0
     assert (run / "figures" / "evaluate_neighbours_2.png").is_file()
     assert (run / "figures" / names[0]).read_bytes() == before
-    assert main(["knn", str(run), f"--output={tmp_path / 'mine.json'}", *few]) == 0
+    assert main(["knn", str(run), f"--output={tmp_path / 'mine.json'}", *FEW]) == 0
     assert {path.name for path in tmp_path.glob("*.png")} == {"mine_neighbours.png", "mine_features.png"}
-    assert main(["knn", str(run), f"--output={tmp_path / 'bare.json'}", "--pictures=false", *few]) == 0
+    assert main(["knn", str(run), f"--output={tmp_path / 'bare.json'}", "--pictures=false", *FEW]) == 0
     assert not list(tmp_path.glob("bare*.png"))
 
 
+@pytest.mark.usefixtures("_small_pictures")
 def test_a_picture_that_fails_costs_no_score(run: Path, monkeypatch, capsys) -> None:
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("no ink")
 
     monkeypatch.setattr("ssl_blocks.evaluate.pictures.draw_neighbours", broken)
-    assert main(["knn", str(run), "--random=false", "--pixels=false", *CPU]) == 0
+    assert main(["knn", str(run), *FEW]) == 0
     assert "warning: no picture of neighbours: RuntimeError: no ink" in " ".join(capsys.readouterr().err.split())
     assert (run / "figures" / "evaluate_features.png").is_file()

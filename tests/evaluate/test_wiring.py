@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from ssl_blocks.evaluate.config import config_class
 from ssl_blocks.evaluate.run import run as run_wish
 from ssl_blocks.evaluation import PROTOCOLS, Extractor, Labelled, Protocol, Score, Subject
 from ssl_blocks.evaluation.protocols.fewshot import FewshotFinetune, FewshotSettings
+from ssl_blocks.evaluation.protocols.finetune import FinetuneOptions
 from tests.evaluate.test_cli import CPU
 
 pytestmark = pytest.mark.process  # takes long
@@ -148,7 +150,7 @@ BESIDE: dict[tuple[str, str], dict[str, Any]] = {  # what an option has an effec
 ELSEWHERE = {
     ("fewshot", "finetune"), ("finetune", "from_random"), ("segment", "from_random"), ("segment", "data"),
     ("segment", "num_classes"), ("finetune", "save"), ("finetune", "resume"), ("segment", "save"),
-    ("segment", "resume"), ("finetune", "num_workers"), ("segment", "num_workers"),  # which change no result
+    ("segment", "resume"), ("finetune", "num_workers"), ("segment", "num_workers"),
 }  # fmt: skip
 
 
@@ -209,9 +211,22 @@ def test_the_same_settings_find_the_same(name: str, scored: Scored) -> None:
     assert scored(name, {}) == scored(name, {}, again=True)
 
 
-def test_fewshot_fine_tunes_on_so_many_labels(subject: Subject, images: Labelled) -> None:
-    kind = next(protocol for protocol in PROTOCOLS if protocol.name == "finetune")
-    settings = kind.Settings(epochs=12, warmup_epochs=1, batch_size=16, base_lr=0.05, drop_path=0.0, mixup=0, cutmix=0)
-    few = [FewshotSettings(shots=shots, seeds=seeds) for shots, seeds in ((2, (0, 1)), (5, (0, 1)), (2, (3, 4)))]
-    scores = [FewshotFinetune(settings, few=one).score(subject, images).values["per_seed"] for one in few]
-    assert len(set(scores)) == 3
+@pytest.mark.parametrize("name", ["finetune", "segment"])
+def test_workers_change_nothing(name: str, scored: Scored) -> None:
+    assert scored(name, {"num_workers": 1}) == scored(name, {})
+
+
+def test_fewshot_fine_tunes_on_so_many_labels(
+    subject: Subject, images: Labelled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def note(extractor: Extractor, few: Labelled, **options: Any) -> SimpleNamespace:
+        asked.append((extractor, len(few.train), few.test is images.test, options))
+        return SimpleNamespace(score=SimpleNamespace(accuracy=0.25 * len(asked)))
+
+    monkeypatch.setattr("ssl_blocks.evaluation.fewshot.finetune_encoder", note)
+    settings = FinetuneOptions(epochs=3)
+    found = FewshotFinetune(settings, few=FewshotSettings(shots=4, seeds=(5, 7))).score(subject, images)
+    assert found.values["per_seed"] == (0.25, 0.5)
+    assert asked == [(subject.extractor, 40, True, {"seed": seed, "settings": settings}) for seed in (5, 7)]

@@ -73,14 +73,14 @@ def with_masks(masks: Tensor) -> Fixed:
     return Fixed(images.to(torch.uint8), masks.to(torch.uint8))
 
 
-def test_a_small_pyramid_learns_shapes_well_above_the_majority() -> None:
-    data = make_data(48, 24)
-    training = SegmentationTraining(epochs=8, batch_size=4, lr=6e-3, crop_scale=None)
+def test_a_small_pyramid_learns_the_shapes_it_is_shown_well_above_the_majority() -> None:
+    shown = ShapeImages(3, size=32, seed=1)
+    data = SegmentationData(shown, shown, SHAPE_CLASSES)
+    training = SegmentationTraining(epochs=30, batch_size=3, lr=1e-2, warmup=0.2, crop_scale=None)
     scores = evaluate_segmentation(fed(make_encoder()), data, width=16, training=training)
     chance = majority_baseline(data)
-    assert chance.mean_iou < 0.22  # background, and nothing of three classes
-    assert scores.mean_iou > chance.mean_iou + 0.1
-    assert scores.pixel_accuracy > chance.pixel_accuracy + 0.03
+    assert scores.mean_iou > chance.mean_iou + 0.15
+    assert scores.pixel_accuracy > chance.pixel_accuracy + 0.05
 
 
 def test_the_same_seed_makes_the_same_scores() -> None:
@@ -114,12 +114,6 @@ def test_what_is_trained(freeze: bool) -> None:
     assert bool(blocks) != freeze
     assert {name.split(".")[0] for name in changed - blocks} == {"pyramid", "head"}
     assert model.training
-
-
-def test_loss_falls_on_one_batch() -> None:
-    training = SegmentationTraining(epochs=80, batch_size=4, lr=5e-3, crop_scale=None)
-    losses = train_segmentation(make_model(), make_data(4).train, training=training, **STATISTICS)
-    assert losses[-1] < 0.4 * losses[0]
 
 
 def test_loss_is_the_mean_over_pixels_that_count() -> None:

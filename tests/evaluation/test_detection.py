@@ -74,7 +74,9 @@ def test_anchors_and_strides_are_where_torchvision_looks_for_them(image_size: An
 
 
 def test_detections_are_in_the_images_own_pixels() -> None:
-    model = mask_rcnn(make_pyramid(), num_classes=4, box_score_thresh=0.0, **STATISTICS).eval()
+    model = mask_rcnn(
+        make_pyramid(), num_classes=4, box_score_thresh=0.0, box_detections_per_img=5, **STATISTICS
+    ).eval()
     with torch.no_grad():
         (found,) = model([torch.rand(3, 96, 64, generator=torch.Generator().manual_seed(0))])
     assert len(found["boxes"])

@@ -61,7 +61,7 @@ def alike(count: int, width: int, classes: int) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.usefixtures("solver")
 def test_features_that_say_nearly_the_same_need_few_steps() -> None:
-    x, y = alike(2000, 64, 5)
+    x, y = alike(1000, 64, 5)
     weight, bias = fit_logistic(x, y, num_classes=5, c=1.0, max_iterations=150)  # a warning would fail the test
     theirs = LogisticRegression(C=1.0, tol=1e-9, max_iter=20_000).fit(x.numpy(), y.numpy())
     ours = (x @ weight.T + bias).softmax(1).numpy()

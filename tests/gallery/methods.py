@@ -10,6 +10,12 @@ from examples.gallery.run import Method
 FOLDER = Path(__file__).parents[2] / "examples" / "gallery"
 NAMES = sorted(file.stem for file in FOLDER.glob("*.py") if file.stem != "run")
 
+# what they draw, read, compare or compose is code of their own, not a choice among parts that are checked elsewhere
+OWN = (
+    *("aim", "attmask", "beit", "cae", "dinov2", "hpm", "ijepa", "lejepa", "mae_perceptual", "mae_waves", "nepa"),
+    "simclr_mae",
+)
+
 
 def method(name: str) -> Method:
     """What a file of the gallery holds."""

@@ -99,8 +99,7 @@ def test_one_block_is_a_masked_autoencoder():
 
 def test_overlapping_blocks_leak_nothing():
     objective, batch = build(), images(2)
-    for seed in range(3):
-        assert_no_leak(objective, batch, generator=torch.Generator().manual_seed(seed))
+    assert_no_leak(objective, batch, generator=torch.Generator().manual_seed(0), draws=32)
     draw = objective.draw(batch, generator=torch.Generator().manual_seed(0))
     given = objective(batch, draw).given
     assert torch.equal(given.nonzero()[:, 1].view(2, -1), draw.given.sort(1).values)

@@ -3,23 +3,17 @@
 import pytest
 
 EXACT = (
-    "class token",
-    "class token, blobs",
     "plain decoder, shared positions",
-    "squares, checkpointing",
-    "combined",
     "views and regions",
-    "views of tokens",
     "query stream, shared weights",
-    "two streams",
-    "puzzle",
+    "blobs, checkpointing",
 )
 SIXTEEN_BIT = (
-    "blobs, checkpointing, bf16",
     "masked, bf16",
+    "puzzle, bf16",
     "query stream, bf16",
-    "two streams, blobs, bf16",
-    "puzzle, its transformer, bf16",
+    "two streams, bf16",
+    "squares, checkpointing, bf16",
 )
 
 
@@ -32,7 +26,7 @@ def results(compiled):
 def test_every_case_is_one_graph(results):
     assert set(results) == {*EXACT, *SIXTEEN_BIT}
     assert {result["graphs"] for result in results.values()} == {1}
-    assert all(result["parameters"] > 20 for result in results.values())
+    assert all(result["parameters"] > 10 for result in results.values())
 
 
 @pytest.mark.parametrize("name", EXACT)

@@ -197,7 +197,7 @@ def test_a_module_in_a_plain_part_is_told():
 
 
 def test_a_teacher_that_two_objectives_share_moves_once():
-    randsac = build(sb.SquarePartitioner(sides=(2,)))
+    randsac = build(sb.SquarePartitioner(sides=(2,)), image_size=8, depth=1)
     teacher = sb.MovingAverage(randsac.encoder, momentum=0.5)
     target = sb.EncoderTarget(teacher)
     parts = {
@@ -211,7 +211,7 @@ def test_a_teacher_that_two_objectives_share_moves_once():
     torch.testing.assert_close(teacher.copy.module.norm.weight, weight - 0.5)
     step(both)
     torch.testing.assert_close(teacher.copy.module.norm.weight, weight - 0.25)
-    check_objective(both, images(2), whole_batch=True)
+    check_objective(both, images(2, 8), whole_batch=True)
 
 
 class Own(sb.SegmentPrediction):

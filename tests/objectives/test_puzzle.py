@@ -134,8 +134,8 @@ def test_what_is_measured_drops_nothing() -> None:
 def test_every_parameter_gets_a_gradient_and_the_puzzle_is_learned(kind: str) -> None:
     puzzle, x = build(kind), batch(4)
     first, _ = gradients(puzzle, x, dropping(2, number=4))
-    optimizer = torch.optim.AdamW(puzzle.parameters(), lr=5e-3)
-    for _ in range(150):
+    optimizer = torch.optim.AdamW(puzzle.parameters(), lr=1e-2)
+    for _ in range(60):
         optimizer.zero_grad()
         out = puzzle(x, dropping(number=4))
         out.loss.backward()
@@ -319,7 +319,7 @@ def test_a_grid_with_a_remainder_leaks_nothing_elsewhere() -> None:
             sb.LastLayerRouter(decoder_depth=1), sb.SegmentDecoder(grid=encoder.grid, dim=16, depth=1, num_heads=2)
         ),
     )
-    assert_no_leak(objective, batch(2))
+    assert_no_leak(objective, batch(2), draws=8)
     assert objective.target.to_pixels(objective.target(batch(2)), batch(2)).shape == (2, 3, 17, 17)
 
 

@@ -91,8 +91,7 @@ def written_out(objective: sb.SegmentPrediction, batch: Tensor, noise: Tensor) -
     return torch.stack(predictions), total / len(batch), torch.stack(class_tokens)
 
 
-@pytest.mark.parametrize("share", [False, True], ids=["own weights", "shared weights"])
-@pytest.mark.parametrize("query_depth", [4, 2, 1])
+@pytest.mark.parametrize(("share", "query_depth"), [(False, 4), (False, 1), (True, 2)])
 def test_outputs_loss_and_gradients_equal_saim_written_out(share: bool, query_depth: int) -> None:
     objective = build(share=share, query_depth=query_depth).double()
     batch = images(2, dtype=torch.float64)
@@ -167,10 +166,10 @@ def test_the_class_token_of_the_content_is_the_same_in_all_images() -> None:
         assert not torch.allclose(states[1, 1], states[0, 1])
 
 
-@pytest.mark.parametrize("options", [{}, {"share": True}, {"query_depth": 1}, {"query_depth": 1, "share": True}])
+@pytest.mark.parametrize("options", [{"query_depth": 1}, {"share": True}])
 def test_it_leaks_nothing(options: dict) -> None:
     small = {"image_size": 8, "depth": 2, "query_depth": 2}
-    assert_no_leak(build(**(small | options)), images(2, 8), generator=seeded(), draws=16)
+    assert_no_leak(build(**(small | options)), images(2, 8), generator=seeded(), draws=8)
 
 
 class Altered:
@@ -194,7 +193,7 @@ class Altered:
 def test_leaks_are_found(wrong: str) -> None:
     objective = build(image_size=8, depth=2, query_depth=2, mask=Altered(wrong))
     with pytest.raises(LeakError, match="depends on position"):
-        assert_no_leak(objective, images(2, 8), generator=seeded(), draws=16)
+        assert_no_leak(objective, images(2, 8), generator=seeded(), draws=8)
 
 
 def test_the_full_length_path_equals_the_sliced_one() -> None:
@@ -210,11 +209,11 @@ def test_the_full_length_path_equals_the_sliced_one() -> None:
 
 @pytest.mark.parametrize("share", [False, True], ids=["own weights", "shared weights"])
 def test_the_loss_falls_on_one_batch(share: bool) -> None:
-    objective, batch = build(share=share), images(8)
+    objective, batch = build(share=share, image_size=8), images(8, 8)
     draw = objective.draw(batch, generator=seeded())
     first, _ = gradients(objective, batch, draw)
-    optimizer = torch.optim.AdamW(objective.parameters(), lr=3e-3)
-    for _ in range(40):
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-2)
+    for _ in range(12):
         optimizer.zero_grad()
         loss = objective(batch, draw).loss
         loss.backward()
@@ -249,15 +248,17 @@ def test_bfloat16_on_cpu_is_close_to_single_precision() -> None:
 
 
 def test_it_reads_larger_segments_too() -> None:
-    base = build()
-    for partitioner in (sb.SquarePartitioner(sides=(2, 4)), sb.BlobPartitioner(counts=(5,))):
-        for predict_first in (False, True):
-            objective = sb.SegmentPrediction(
-                encoder=base.encoder,
-                tokenizer=base.tokenizer,
-                partitioner=partitioner,
-                target=base.target,
-                reader=base.reader,
-                predict_first=predict_first,
-            )
-            assert_no_leak(objective, images(2), generator=seeded(), draws=16)
+    base = build(image_size=8, depth=2, query_depth=2)
+    for partitioner, predict_first in (
+        (sb.SquarePartitioner(sides=(2,)), False),
+        (sb.BlobPartitioner(counts=(5,)), True),
+    ):
+        objective = sb.SegmentPrediction(
+            encoder=base.encoder,
+            tokenizer=base.tokenizer,
+            partitioner=partitioner,
+            target=base.target,
+            reader=base.reader,
+            predict_first=predict_first,
+        )
+        assert_no_leak(objective, images(2, 8), generator=seeded(), draws=8)

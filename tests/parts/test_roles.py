@@ -3,7 +3,7 @@
 import importlib
 import inspect
 import pkgutil
-from functools import partial
+from functools import cache, partial
 
 import pytest
 import torch
@@ -30,6 +30,9 @@ SQUARES = sb.SquarePartitioner(sides=(2,))
 def vit(**options):
     torch.manual_seed(0)
     return sb.encoders.timm_vit(image_size=8, patch_size=2, **{"embed_dim": 16, "depth": 2, "num_heads": 2, **options})
+
+
+shallow = partial(vit, depth=1)
 
 
 def decoder(kind=sb.SegmentDecoder, depth=1, **options):
@@ -66,6 +69,7 @@ LOSSES = {
 }
 
 
+@cache
 def readers():
     """By name: reader, encoder, and what else it fits."""
     plain, prefixed = vit(), vit(class_token=True, reg_tokens=1)
@@ -115,6 +119,7 @@ def readers():
     }
 
 
+@cache
 def targets():
     teacher = partial(sb.MovingAverage, momentum=0.9)
     return {
@@ -130,17 +135,17 @@ def targets():
 
 
 def puzzle():
-    return sb.PatchPuzzle(encoder=vit(positions="none"), tokenizer=TOKENIZER, patch_dropout=0.3)
+    return sb.PatchPuzzle(encoder=shallow(positions="none"), tokenizer=TOKENIZER, patch_dropout=0.3)
 
 
 def distillation(**options):
     head = partial(sb.dino_head, hidden_dim=16, bottleneck_dim=8)
-    encoder = sb.encoders.TokenRegions(vit(class_token=True))
+    encoder = sb.encoders.TokenRegions(shallow(class_token=True))
     return sb.ViewRegionDistillation(encoder=encoder, out_dim=12, head=head, **options)
 
 
 def both():
-    encoder = vit()
+    encoder = shallow()
     common = {"encoder": encoder, "tokenizer": TOKENIZER}
     return sb.WeightedSum({
         "mae": sb.mae(**common, decoder=decoder(sb.MaskTokenDecoder)),
@@ -149,7 +154,7 @@ def both():
 
 
 def assembled(build, encoder=None, **parts):
-    return build(encoder=vit() if encoder is None else encoder, tokenizer=TOKENIZER, **parts)
+    return build(encoder=shallow() if encoder is None else encoder, tokenizer=TOKENIZER, **parts)
 
 
 def data2vec():
@@ -160,7 +165,7 @@ def data2vec():
 
 def aim():
     return sb.SegmentPrediction(
-        encoder=vit(),
+        encoder=shallow(),
         tokenizer=TOKENIZER,
         partitioner=SQUARES,
         reader=sb.DecoderReader(sb.LastLayerRouter(decoder_depth=1), decoder()),
@@ -173,7 +178,7 @@ def aim():
 
 def partial_prediction():
     return sb.SegmentPrediction(
-        encoder=vit(),
+        encoder=shallow(),
         tokenizer=TOKENIZER,
         partitioner=sb.SubsetPartitioner(hidden=(0.25, 0.5)),
         serializer=sb.OrderedSerializer(),
@@ -194,12 +199,12 @@ def blocks():
 
 
 def joint():
-    encoder = sb.encoders.TokenRegions(vit(class_token=True))
+    encoder = sb.encoders.TokenRegions(shallow(class_token=True))
     return sb.objectives.JointEmbedding(encoder=encoder, head=nn.Linear(16, 8), loss=sb.parts.nt_xent)
 
 
 def shared():
-    views = sb.objectives.MaskedViews(vit(class_token=True), sb.SubsetPartitioner(hidden=0.5), share=1.0)
+    views = sb.objectives.MaskedViews(shallow(class_token=True), sb.SubsetPartitioner(hidden=0.5), share=1.0)
     parts = {
         "views": sb.objectives.DistilledViews(views, nn.Linear(16, 8), 8),
         "tokens": sb.objectives.DistilledTokens(views, nn.Linear(16, 8), 8),
@@ -209,7 +214,7 @@ def shared():
 
 
 def saim():
-    encoder = vit(class_token=True)
+    encoder = shallow(class_token=True)
     return assembled(sb.saim, encoder, decoder=queries(encoder))
 
 
@@ -218,7 +223,7 @@ OBJECTIVES = {
     "randsac": lambda: assembled(sb.randsac, partitioner=SQUARES, decoder=decoder()),
     "randsac, blobs": lambda: assembled(
         sb.randsac,
-        vit(class_token=True),
+        shallow(class_token=True),
         partitioner=sb.BlobPartitioner(counts=(5, 2)),
         decoder=decoder(),
         predict_first=True,

@@ -21,21 +21,22 @@ BARE = ("--trainer.score=false", "--trainer.figures=false", "--trainer.look_ever
 SMALL = [
     "--preset=randsac_digits",
     "--name=run",
-    "--data.max_train=256",
+    "--data.max_train=128",
     "--data.max_test=64",
     "--encoder.depth=2",
     "--encoder.width=16",
     "--encoder.heads=2",
     "--decoder.depth=1",
     "--decoder.heads=2",
-    "--trainer.epochs=6",
-    "--trainer.knn_every=2",
+    "--trainer.epochs=3",
+    "--trainer.knn_every=1",
     "--trainer.checkpoint_every=0.5",
+    "--optimizer.batch_size=32",
     "--optimizer.warmup_epochs=1",
     "--trainer.device=cpu",
     *BARE,
 ]
-NUM_STEPS = 24
+NUM_STEPS = 12
 
 
 def arguments(folder: Path, *more: str) -> list[str]:

@@ -46,8 +46,7 @@ DAMAGE = {
     "encoder": ["encoder", shutil.rmtree],
     "card": ["encoder/README.md", Path.unlink],
     "empty card": ["encoder/README.md", lambda path: path.write_text("")],
-    "picture": ["figures/segments.png", Path.unlink],
-    "a bit of it": ["figures/reconstructions.png", flip],
+    "a bit of a picture": ["figures/reconstructions.png", flip],
     "pictures": ["figures", shutil.rmtree],
 }
 

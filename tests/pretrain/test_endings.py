@@ -1,6 +1,6 @@
 """Whatever ends a command early is a line and an exit code, in every part of a run, and costs nothing that was done."""
 
-import json
+import io
 import multiprocessing
 import os
 import shutil
@@ -27,8 +27,8 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run with two epochs."""
-    return prepare(tmp_path_factory.mktemp("whole"), "--trainer.epochs=2").fit()
+    """The folder of a run with one epoch."""
+    return prepare(tmp_path_factory.mktemp("whole"), "--trainer.epochs=1").fit()
 
 
 @pytest.fixture
@@ -40,8 +40,8 @@ def trained(whole: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def resume(folder: Path) -> int:
-    return main(RECIPE, arguments(folder.parent, "--trainer.epochs=2", "--trainer.score=true", "--resume"))
+def resume(folder: Path, *, score: bool = False) -> int:
+    return main(RECIPE, arguments(folder.parent, "--trainer.epochs=1", f"--trainer.score={score}", "--resume"))
 
 
 def signalled(number: int):
@@ -72,10 +72,12 @@ STAGES = {
     "writing the card": "ssl_blocks.pretrain.run.write_card",
 }
 CASES = [(stage, signalled(15), "stopped by SIGTERM", 143) for stage in STAGES]
-CASES += [(stage, signalled(2), "stopped by SIGINT", 130) for stage in ("loading", "scoring", "exporting")]
-CASES += [(stage, no_memory, "memory did not suffice", 1) for stage in ("loading", "scoring", "exporting")]
-CASES += [(stage, full, "No space left", 1) for stage in ("exporting", "writing results", "writing the card")]
-CASES += [("exporting", half_written, "No space left", 1)]
+CASES += [
+    ("scoring", signalled(2), "stopped by SIGINT", 130),
+    ("exporting", no_memory, "memory did not suffice", 1),
+    ("exporting", half_written, "No space left", 1),
+    ("writing results", full, "No space left", 1),
+]
 
 
 def test_an_end_outside_training_is_a_line_and_a_code_and_the_run_goes_on(
@@ -86,7 +88,7 @@ def test_an_end_outside_training_is_a_line_and_a_code_and_the_run_goes_on(
         (trained / "results.json").unlink(missing_ok=True)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(STAGES[stage], action)
-            assert resume(trained) == code, (stage, said)
+            assert resume(trained, score=stage == "scoring") == code, (stage, said)
         told = capsys.readouterr().err
         assert said in told, stage
         assert told.count("\n") == 1
@@ -155,30 +157,38 @@ def test_what_surroundings_do_is_told_and_mistakes_are_not() -> None:
     assert from_outside(ValueError("out of memory")) is None
 
 
-def test_where_nobody_reads_a_run_goes_on_and_plain_letters_do(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "ssl_blocks", "randsac", *arguments(tmp_path, "--trainer.epochs=2")]
-    command += ["--trainer.score=true", "--name=rün"]
-    command = [word for word in command if word not in ("--name=run", "--trainer.score=false")]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii", "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline().startswith("loading the data")
-        process.stdout.close()  # | head -1
-        assert process.stderr is not None
-        assert process.stderr.read() == ""
-        assert process.wait() == 0
+def test_where_nobody_reads_a_run_goes_on_and_plain_letters_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = arguments(tmp_path, "--trainer.epochs=1", "--name=rün")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", encoding="ascii") as nobody:
+        monkeypatch.setattr(sys, "stdout", nobody)
+        assert main(RECIPE, options) == 0
     assert missing_parts(tmp_path / "rün", figures=False) == []
-    environment["PYTHONUNBUFFERED"] = ""
-    shown = subprocess.run([*command, "--resume"], capture_output=True, env=environment, check=True)
-    assert b"r\\xfcn is complete" in b"".join(shown.stdout.split(b"\n"))
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", shown)
+    assert main(RECIPE, [*options, "--resume"]) == 0
+    assert b"r\\xfcn is complete" in shown.buffer.getvalue()
+    assert capsys.readouterr().err == ""
     (tmp_path / "rün" / "results.json").unlink()
     with open("/dev/full", "w") as nowhere:
-        done = subprocess.run(
-            [*command, "--resume"], stdout=nowhere, stderr=subprocess.PIPE, env=environment, check=False
-        )
-    assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
-    assert b"standard output could not be written (No space left on device)" in done.stderr
-    scores = json.loads((tmp_path / "rün" / "results.json").read_text())["scores"]
-    assert len(scores) == 3
+        monkeypatch.setattr(sys, "stdout", nowhere)
+        assert main(RECIPE, [*options, "--resume"]) == 1
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "standard output could not be written (No space left on device)" in told
+    assert missing_parts(tmp_path / "rün", figures=False) == []
+
+
+def test_a_process_ends_as_its_command_where_nobody_reads_and_where_nothing_can_be_written() -> None:
+    command = [sys.executable, "-m", "ssl_blocks", "randsac", "--help"]
+    options = {"stderr": subprocess.PIPE, "env": os.environ | {"PYTHONPATH": str(ROOT)}, "text": True}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, **options) as process:
+        process.stdout.close()  # | true
+        assert (process.stderr.read(), process.wait()) == ("", 0)
+    with open("/dev/full", "w") as nowhere:
+        done = subprocess.run(command, stdout=nowhere, check=False, **options)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "standard output could not be written (No space left on device)" in done.stderr

@@ -32,7 +32,7 @@ def test_reconstructions_show_guesses_and_mark_what_was_given(
     files = figures.write_figures(objective, data, tmp_path)
     assert all(file.stat().st_size > 0 for file in files)
 
-    split = data.test.images[torch.linspace(0, 7, 6).long()]
+    split = data.test.images[torch.linspace(0, 7, figures.NUM_EXAMPLES).long()]
     pictures = denormalize(to_float(split, data.mean, data.std), data.mean, data.std)
     torch.testing.assert_close(shown["images"], pictures)
     torch.testing.assert_close(shown["targets"], pictures, atol=1e-4, rtol=0)
@@ -66,7 +66,7 @@ def test_masked_autoencoding_shows_its_reconstructions(tmp_path: Path, monkeypat
     decoder = sb.MaskTokenDecoder(grid=base.encoder.grid, dim=16, depth=1, num_heads=2)
     mae = sb.mae(encoder=base.encoder, tokenizer=base.tokenizer, target=base.target, decoder=decoder)
     assert figures.write_figures(mae, some_data(), tmp_path) == [tmp_path / "reconstructions.png"]
-    assert shown["known"].sum(1).tolist() == [16] * 6  # a quarter of 64 tokens
+    assert shown["known"].sum(1).tolist() == [16] * figures.NUM_EXAMPLES  # a quarter of 64 tokens
     differs = mae.tokenizer((shown["predictions"] - shown["targets"]).abs()).flatten(2).amax(-1) > 1e-3
     assert torch.equal(differs, ~shown["known"])
 
@@ -89,11 +89,11 @@ def test_puzzles_are_shown_shuffled_as_guessed_and_solved(
     puzzle = sb.PatchPuzzle(encoder=encoder, tokenizer=tokenizer, patch_dropout=dropout)
     assert figures.write_figures(puzzle, data, tmp_path) == [tmp_path / "puzzles.png"]
 
-    normalised = to_float(data.test.images[torch.linspace(0, 7, 6).long()], data.mean, data.std)
+    normalised = to_float(data.test.images[torch.linspace(0, 7, figures.NUM_EXAMPLES).long()], data.mean, data.std)
     pictures = denormalize(normalised, data.mean, data.std)
     torch.testing.assert_close(shown["patches"], tokenizer(pictures))
-    assert shown["shuffled"].sort(1).values.tolist() == [list(range(9))] * 6
-    assert len(set(map(tuple, shown["shuffled"].tolist()))) == 6
+    assert shown["shuffled"].sort(1).values.tolist() == [list(range(9))] * figures.NUM_EXAMPLES
+    assert len(set(map(tuple, shown["shuffled"].tolist()))) == figures.NUM_EXAMPLES
     puzzle.eval()
     predictions = puzzle(normalised, puzzle.keep_all(normalised)).predictions
     assert torch.equal(shown["guessed"], puzzle.target.arrange(predictions))
@@ -133,7 +133,7 @@ def test_distillation_shows_which_regions_match(tmp_path: Path, monkeypatch: pyt
     data = some_data()
     augment = MultiCrop(16, 8, num_local=1, mean=data.mean, std=data.std)
     assert figures.write_figures(objective, data, tmp_path, augment) == [tmp_path / "regions.png"]
-    images = to_float(data.test.images[torch.linspace(0, 7, 6).long()], data.mean, data.std)
+    images = to_float(data.test.images[torch.linspace(0, 7, figures.NUM_EXAMPLES).long()], data.mean, data.std)
     views = augment(images, generator=seeded_generator("cpu", 0))
     pictures = [denormalize(view, data.mean, data.std).clamp(0, 1)[:4] for view in views.images]
     for picture, name in ((pictures[0], "first"), (pictures[1], "second")):
@@ -165,7 +165,7 @@ def test_another_kind_of_objective_brings_its_own_pictures(tmp_path: Path) -> No
     def _(objective: Own, images, data, folder):
         return [folder / f"{len(images)}.png"]
 
-    assert figures.write_figures(Own(), some_data(), tmp_path) == [tmp_path / "6.png"]
+    assert figures.write_figures(Own(), some_data(), tmp_path) == [tmp_path / f"{figures.NUM_EXAMPLES}.png"]
 
 
 def test_curves_compare_with_untrained_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +274,7 @@ def features_shown(objective: sb.Objective, folder: Path, monkeypatch: pytest.Mo
 
 def test_features_of_any_encoder_with_places_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = some_data()
-    images = to_float(data.test.images[torch.linspace(0, 7, 6).long()], data.mean, data.std)
+    images = to_float(data.test.images[torch.linspace(0, 7, figures.NUM_EXAMPLES).long()], data.mean, data.std)
     objective = build(sb.SquarePartitioner(sides=(2,)), class_token=True, depth=1)
     shown = features_shown(objective, tmp_path, monkeypatch)
     assert shown["grid"] == sb.Grid(8, 8)

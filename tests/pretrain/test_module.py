@@ -116,7 +116,7 @@ def fit_loop(loop: Loop, *callbacks: pl.Callback) -> None:
 def small_objective() -> SegmentPrediction:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return build(SquarePartitioner(sides=(2,)))
+        return build(SquarePartitioner(sides=(2,)), depth=2, decoder_depth=1)
 
 
 def test_every_step_calls_before_draw_forward_after_in_this_order() -> None:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 import ssl_blocks as sb
 from ssl_blocks.cli import load_config
-from ssl_blocks.data import ImageData, ImageSplit, load, to_float
+from ssl_blocks.data import ImageData, ImageSplit, to_float
 from ssl_blocks.pretrain import Run, RunConfig, figures
 from ssl_blocks.pretrain.scoring import Sample
 from ssl_blocks.recipes.randsac import RECIPE, assemble
@@ -138,7 +138,7 @@ def test_plain_timm_loads_the_encoder_with_identical_features(finished: Run) -> 
     model = timm.create_model(f"local-dir:{finished.config.folder / 'encoder'}", pretrained=True).eval()
     encoder = finished.module.objective.export_encoder()
     encoder.module.eval()
-    data = load("digits", max_train=256, max_test=64)
+    data = finished.data
     images = to_float(data.test.images, data.mean, data.std)
     with torch.no_grad():
         torch.testing.assert_close(model(images), encoder.features(images), rtol=1e-5, atol=1e-6)

@@ -22,15 +22,15 @@ SMALL = [
     "--name=saim",
     "--data.name=digits",
     "--data.image_size=16",
-    "--data.max_train=128",
-    "--data.max_test=40",
+    "--data.max_train=64",
+    "--data.max_test=20",
     "--encoder.patch_size=4",
     "--encoder.depth=2",
     "--encoder.width=16",
     "--encoder.heads=2",
-    "--optimizer.batch_size=32",
+    "--optimizer.batch_size=16",
     "--optimizer.warmup_epochs=0.5",
-    "--trainer.epochs=2",
+    "--trainer.epochs=1",
     "--trainer.device=cpu",
     *BARE,
 ]
@@ -52,7 +52,7 @@ def test_a_run_leaves_an_encoder_that_plain_timm_loads(options: tuple[str, ...],
     for name in ("segments.png", "steps.png", "reconstructions.png"):
         assert (folder / "figures" / name).is_file()
     model = timm.create_model(f"local-dir:{folder / 'encoder'}", pretrained=True).eval()
-    data = load("digits", image_size=16, max_train=128, max_test=40)
+    data = load("digits", image_size=16, max_train=64, max_test=20)
     images = to_float(data.test.images, data.mean, data.std)
     encoder = run.module.objective.export_encoder()
     encoder.module.eval()

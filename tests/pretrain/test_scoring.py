@@ -85,8 +85,8 @@ def extracted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--trainer.knn_every=1"], [256, 64] * 3),  # before training, and after each of two epochs
-        (["--trainer.knn_every=1", "--trainer.knn_bank=128"], [256, 64, 128, 64, 128, 64, 256, 64]),
+        (["--trainer.knn_every=1"], [128, 64] * 3),  # before training, and after each of two epochs
+        (["--trainer.knn_every=1", "--trainer.knn_bank=96"], [128, 64, 96, 64, 96, 64, 128, 64]),
         (["--trainer.knn_every=None", "--trainer.score_bank=100"], [100, 64] * 2),
     ],
 )

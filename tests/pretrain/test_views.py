@@ -77,8 +77,8 @@ def assemble(config: RunConfig, data: ImageData) -> PullTogether:
 def arguments(*more: str) -> list[str]:
     sizes = ["--encoder.patch_size=4", "--encoder.depth=2", "--encoder.width=16", "--encoder.heads=2"]
     schedule = ["--trainer.epochs=2", "--optimizer.warmup_epochs=0.5", "--optimizer.weight_decay_end=0.4"]
-    data = ["--data.max_train=128", "--data.max_test=32", "--trainer.device=cpu", "--name=run", *BARE]
-    options = [*sizes, "--optimizer.batch_size=32", *schedule, *data, *more]
+    data = ["--data.max_train=64", "--data.max_test=32", "--trainer.device=cpu", "--name=run", *BARE]
+    options = [*sizes, "--optimizer.batch_size=16", *schedule, *data, *more]
     return list({option.partition("=")[0]: option for option in options}.values())  # the last one counts
 
 
@@ -110,18 +110,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepare(tmp_path_factory.mktemp("whole")).fit()
 
 
-@pytest.mark.parametrize("at_step", [1, 5])
-def test_an_interrupted_run_on_views_ends_in_the_same_bits(at_step: int, whole: Path, tmp_path: Path):
+def test_an_interrupted_run_on_views_ends_in_the_same_bits(whole: Path, tmp_path: Path):
     with pytest.raises(RunStopped):
-        prepare(tmp_path / "cut", build=stopping(at_step)).fit()
+        prepare(tmp_path / "cut", build=stopping(5)).fit()
     resumed = prepare(tmp_path / "cut", resume=True).fit()
     assert final(resumed)["global_step"] == NUM_STEPS
     assert differences(final(whole), final(resumed)) == []
     assert (whole / "metrics.csv").read_text() == (resumed / "metrics.csv").read_text()
-
-
-def test_another_seed_ends_elsewhere(whole: Path, tmp_path: Path):
-    assert differences(final(whole), final(prepare(tmp_path, "--seed=1").fit())) != []
 
 
 @pytest.fixture
@@ -212,14 +207,13 @@ def test_without_a_word_runs_are_augmented_by_random_crops():
         spoilt.augmentation(ImageShape(3, 16, 12), (0.5,) * 3, (0.5,) * 3)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_flops_and_memory_count_every_view(channels: int):
-    encoder = sb.encoders.timm_vit(image_size=8, patch_size=4, depth=1, embed_dim=16, num_heads=2, channels=channels)
-    shape = ImageShape(channels, 8, 8)
+def test_flops_and_memory_count_every_view():
+    encoder = sb.encoders.timm_vit(image_size=8, patch_size=4, depth=1, embed_dim=16, num_heads=2)
+    shape = ImageShape(3, 8, 8)
     objective = PullTogether(encoder)
     costs = {}
     for num_local in (0, 2):
-        half = (0.5,) * channels
+        half = (0.5,) * 3
         crops = MultiCrop(8, 8, num_local=num_local, mean=half, std=half, colors=ColorChanges())
         flops = count_flops(objective, shape, crops)
         costs[num_local] = (flops.forward, flops.backward, activation_bytes(objective, shape, "fp32", crops).per_image)
@@ -238,13 +232,13 @@ def test_estimates_of_single_images_need_no_augmentation():
 def test_dry_run_of_views(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     texts = []
-    for number in (0, 2):
+    for number in (0, 1):
         argv = [*arguments(f"--num_local={number}", "--encoder.depth=1"), "--dry-run"]
         assert main(Recipe("views", ViewsConfig, assemble, tmp_path), argv) == 0
         texts.append(capsys.readouterr().out)
     assert list(tmp_path.iterdir()) == []
     forward = [float(text.split("forward")[1].split()[0]) for text in texts]
-    assert forward[1] == pytest.approx(2 * forward[0], rel=0.02)
+    assert forward[1] == pytest.approx(1.5 * forward[0], rel=0.02)
     assert "segments" not in texts[0]
 
 

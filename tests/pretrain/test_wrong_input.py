@@ -266,7 +266,7 @@ def test_only_the_first_of_several_processes_speaks_for_all(
 
 @pytest.mark.process
 def test_real_process_says_the_same(place: Path) -> None:
-    argv, said = WRONG["holds a run"]
+    argv, said = WRONG["bogus"]
     before = fingerprint(place)
     command = [sys.executable, str(ROOT / "examples" / "randsac.py"), *argv]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

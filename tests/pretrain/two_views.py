@@ -19,7 +19,7 @@ CASES = {
     "sharded": ["--trainer.strategy=fsdp"],
 }
 OPTIONS = ["--trainer.precision=fp32", "--teacher.momentum=0.5", "--head.freeze_epochs=0", "--encoder.drop_path=0"]
-OPTIONS += ["--data.max_train=64"]
+OPTIONS += ["--data.max_train=32"]
 
 
 class Fixed:

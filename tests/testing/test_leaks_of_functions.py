@@ -17,19 +17,18 @@ def report(model, images=None, **options):
     generator = torch.Generator().manual_seed(0)
     images = noise() if images is None else images
     function = model.predict if isinstance(model, nn.Module) else model
-    return check_leaks(function, images, **{"patch_size": 2, "generator": generator, **options})
+    return check_leaks(function, images, **{"patch_size": 2, "generator": generator, "draws": 16, **options})
 
 
 @pytest.mark.parametrize("name", SABOTAGES)
 def test_a_leak_is_found(name):
-    found = report(Masked(SABOTAGES[name]))
+    found = report(Masked(SABOTAGES[name]), draws=128)
     assert found.leaks, name
     assert not found.passed
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_an_honest_function_passes(seed):
-    found = report(Masked(seed=seed))
+def test_an_honest_function_passes():
+    found = report(Masked(), draws=128)
     assert isinstance(found, LeakReport)
     assert found.leaks == ()
     assert found.passed == ("predict",)

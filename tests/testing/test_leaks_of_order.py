@@ -13,8 +13,8 @@ from tests.recipes import build, images
 SQUARES = sb.SquarePartitioner(sides=(2,))
 
 
-def check(objective, **options):
-    return assert_no_leak(objective, images(2, 8), generator=torch.Generator().manual_seed(0), **options)
+def check(objective, draws=32):  # of pairs something is said where there are 16 draws at least
+    return assert_no_leak(objective, images(2, 8), generator=torch.Generator().manual_seed(0), draws=draws)
 
 
 def pairs(*, spoil=None):
@@ -52,7 +52,6 @@ def rolled(size):
 
 def test_honest_orders_pass():
     assert check(pairs()).leaks == ()
-    assert check(build(SQUARES, image_size=8, depth=2)).leaks == ()
 
 
 @pytest.mark.parametrize("objective", [lambda spoil: spoiled(build(SQUARES, image_size=8, depth=2), spoil(4))])
@@ -65,7 +64,7 @@ def test_a_reader_that_knows_tokens_by_their_slots_says_so():
     objective = spoiled(build(SQUARES, image_size=8, depth=2), rolled(4))
     objective.reader.in_order = True
     hint = "the reader counts on the order of tokens, so whether rows follow their own queries was not looked at"
-    assert hint in check(objective).hints
+    assert hint in check(objective, draws=8).hints
 
 
 def test_queries_that_are_exchanged_in_pairs_are_found():
@@ -112,9 +111,12 @@ def partial_prediction():
     )
 
 
+def test_a_prediction_of_some_steps_passes():
+    check(partial_prediction())
+
+
 @pytest.mark.parametrize("size", [1.0, 1e-4])
 def test_pixels_that_are_neither_given_nor_predicted_are_found(size):
-    check(partial_prediction())
 
     class Peeping(sb.SegmentPrediction):
         def forward(self, images, draw=None):
@@ -148,7 +150,7 @@ def test_all_that_is_found_is_reported():
             masks = sb.SegmentCausalMask()(*args)
             return dataclasses.replace(masks, memory=masks.memory | True)
 
-    found = check_leaks(build(SQUARES, image_size=8, depth=2, mask=Open()), images(2, 8))
+    found = check_leaks(build(SQUARES, image_size=8, depth=2, mask=Open()), images(2, 8), draws=8)
     assert len(found.leaks) > 3
     assert found.passed == ()
 
@@ -156,7 +158,7 @@ def test_all_that_is_found_is_reported():
 def test_half_precision_is_looked_at_in_double():
     objective = build(SQUARES, image_size=8, depth=2).half()
     nn.init.zeros_(objective.head.weight)
-    found = assert_no_leak(objective, images(2, 8).half())
+    found = assert_no_leak(objective, images(2, 8).half(), draws=8)
     assert "weights that are zero (head.weight) were shaken" in found.hints[0]
     assert objective.head.weight.dtype == torch.float16
     assert not objective.head.weight.any()

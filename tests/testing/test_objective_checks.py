@@ -146,7 +146,7 @@ def mean_of_means(p, t, is_target):
 
 
 def test_a_mean_of_means_is_found_where_images_have_other_numbers_of_rows():
-    objective = build(sb.BlobPartitioner(counts=(5,)), image_size=8)
+    objective = build(sb.BlobPartitioner(counts=(5,)), image_size=8, depth=1, decoder_depth=1)
     check_objective(objective, images(3, 8))
     objective.loss = mean_of_means
     with pytest.raises(RoleError, match=r"the loss to be a sum over images divided by output.count"):

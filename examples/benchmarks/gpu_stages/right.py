@@ -40,7 +40,7 @@ def run(stage: Stage) -> None:
             what = f"{name}, {kernel.lower()}"
             stage.run(f"bf16 near fp32: {what}", partial(checks.near, name, kernel), needs=2, most=15)
             stage.run(f"no leak, bf16: {what}", partial(checks.sealed_in_bf16, name, kernel), needs=2, most=15)
-    for preset in PRESETS[:1] if stage.tiny else PRESETS:
+    for preset in ("randsac_digits",) if stage.tiny else PRESETS:
         stage.run(f"steps of one graph = steps: {preset}", partial(replayed, preset, stage), needs=6, most=40)
     for name in ("apl, timm",) if stage.tiny else ("squares", "blobs", "mae", "esvit"):
         stage.run(f"compiled = eager, fp32: {name}", partial(checks.compiled, name), needs=12, most=60)
@@ -88,7 +88,7 @@ class Checks:
         objective = KINDS[name]().to(self.device)
         images = torch.randn(2, 3, 32, 32, device=self.device)
         assert_no_leak(
-            objective, images, generator=torch.Generator(self.device).manual_seed(0), draws=16 if self.tiny else 128
+            objective, images, generator=torch.Generator(self.device).manual_seed(0), draws=2 if self.tiny else 128
         )
         return {"ok": True}
 
