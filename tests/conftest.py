@@ -1,5 +1,6 @@
 """Settings and fixtures that all tests share."""
 
+import functools
 import gc
 import json
 import os
@@ -43,6 +44,7 @@ settings.register_profile("ssl_blocks", deadline=None, derandomize=True, max_exa
 settings.load_profile("ssl_blocks")
 
 
+@functools.cache
 def takes_long(path: Path) -> bool:
     """Whether a file or folder is one of those that `make quick` leaves out."""
     return any(path.is_relative_to(ROOT / name) for name in LONG)
