@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset, get_worker_info
 
 from ssl_blocks.data.loader import Place, RaisingLoader, RunSampler
@@ -46,14 +46,10 @@ def load_parts(
         _Made(make, plan, plan.batch_size // (portion.world_size * plan.accumulate)),
         sampler=sampler,
         batch_size=None,
-        collate_fn=_as_it_is,
+        collate_fn=nn.Identity(),  # parts are whole already
         num_workers=workers,
         pin_memory=portion.device.type == "cuda",
     )
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
 
 
 class _Made(Dataset[Any]):

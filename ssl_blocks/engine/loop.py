@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ssl_blocks.engine.bits import tell_of_bits, what_bits_depend_on
 from ssl_blocks.engine.checkpoints import FORMAT_VERSION, MARK, differing_facts, numbers_of
 from ssl_blocks.engine.gradients import decay, finish_gradients, name_of, unbounded
-from ssl_blocks.engine.graph import Capture, CudaCapture, StepGraph
+from ssl_blocks.engine.graph import CudaCapture, StepGraph
 from ssl_blocks.engine.late import Later
 from ssl_blocks.engine.masters import MasterAdamW, rounded_weights
 from ssl_blocks.engine.optimizers import cosine_weight_decay
@@ -44,12 +44,7 @@ class Loop(pl.LightningModule):
     """
 
     def __init__(
-        self,
-        task: Task,
-        machine: Machine = HERE,
-        *,
-        folder: Path | None = None,
-        tell: Callable[[str], None] = print,
+        self, task: Task, machine: Machine = HERE, *, folder: Path | None = None, tell: Callable[[str], None] = print
     ) -> None:
         super().__init__()
         self.task, self.model, self.machine, self.tell = task, task.model, machine, tell
@@ -118,7 +113,7 @@ class Loop(pl.LightningModule):
         elif self.global_rank == 0 and (self.machine.graph == "on" or (self.machine.graph == "auto" and self.on_gpu)):
             self.tell(f"note: steps are not captured as a CUDA graph: {reason}")
 
-    def capture(self) -> Capture | None:
+    def capture(self) -> CudaCapture | None:
         """What records steps: nothing on a CPU."""
         return CudaCapture(self.device, [self._seeded()]) if self.on_gpu else None
 

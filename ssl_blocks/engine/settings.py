@@ -6,14 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from ssl_blocks.bounds import (
@@ -60,17 +53,13 @@ class StrictModel(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _truth_is_no_number(cls, given: Any) -> Any:
-        return words_for_truth(given, cls.model_fields) if isinstance(given, dict) else given
-
-    @model_validator(mode="before")
-    @classmethod
     def _parts_have_kinds(cls, given: Any) -> Any:
-        """A part of which no kind is given is of the default's."""
+        """A part of which no kind is given is of the default's; truth is no number."""
         if not isinstance(given, dict):
             return given
         kinds = {name: kind for name, part in given.items() if (kind := default_kind(cls, name, part)) is not None}
-        return given | {name: {"kind": kind, **given[name]} for name, kind in kinds.items()}
+        whole = given | {name: {"kind": kind, **given[name]} for name, kind in kinds.items()}
+        return words_for_truth(whole, cls.model_fields)
 
 
 def words_for_truth(given: Mapping[str, Any], fields: Mapping[str, FieldInfo]) -> dict[str, Any]:

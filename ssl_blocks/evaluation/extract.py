@@ -14,6 +14,7 @@ from ssl_blocks.bounds import Batch, Channels, Pixels, Positive
 from ssl_blocks.data.augment import to_float
 from ssl_blocks.doors import checked
 from ssl_blocks.encoders import FeatureEncoder
+from ssl_blocks.evaluation.checks import broken_rows
 from ssl_blocks.grid import Grid
 from ssl_blocks.modes import modes_kept
 from ssl_blocks.parts.mask import SegmentCausalMask
@@ -161,8 +162,7 @@ class Extractor:
                     )
                 rows.append(features.float().cpu())
         joined = torch.cat(rows)  # outside of inference mode: a probe may want to train on the result
-        broken = (~joined.isfinite().all(1)).nonzero()[:, 0].tolist()
-        if broken:
+        if broken := broken_rows(joined):
             raise FeatureError(
                 f"the encoder must return finite features, but {len(broken)} of {len(joined)} images have NaN or "
                 f"infinite ones, first image {broken[0]}",

@@ -2,16 +2,18 @@
 
 import warnings
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Gt, Lt
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from ssl_blocks.bounds import Count, Positive, Seed
 from ssl_blocks.doors import checked
 from ssl_blocks.evaluation.checks import check_splits
-from ssl_blocks.evaluation.sweep import SweepScore, accuracy, check_candidates, hold_out
+from ssl_blocks.evaluation.sweep import SweepScore, sweep
 from ssl_blocks.randomness import seeded_generator
 
 MOST_UNKNOWNS, MOST_ENTRIES = 1536, 2**24  # up to which Newton's method is faster
@@ -26,7 +28,7 @@ def logistic_probe(
     *,
     cs: Sequence[Positive] = (1.0,),
     standardize: bool = True,
-    validation: float = 0.1,
+    validation: Annotated[float, Gt(0), Lt(1)] = 0.1,
     max_iterations: Count = 1000,
     seed: Seed = 0,
     device: torch.device | str = "cpu",
@@ -57,30 +59,18 @@ def logistic_probe(
         >>> logistic_probe(x, y, x, y).accuracy
         1.0
     """
-    check_candidates("cs", cs, validation)
+    if len(cs) == 0:
+        raise ValueError("cs=() must be at least one number")
     num_classes = check_splits(train, train_labels, test, test_labels)
     train, test = (x.detach().to(device, torch.float64) for x in (train, test))
     labels = train_labels.to(device)
 
-    def predict(fitted: Tensor, unseen: Tensor, c: float) -> Tensor:
-        return classify(
-            train[fitted], labels[fitted], unseen, c=c, standardize=standardize, max_iterations=max_iterations
-        )
+    def predict(c: float, fitted: Tensor, held: Tensor | None) -> Tensor:
+        x, y, unseen = train[fitted], labels[fitted], test if held is None else train[held]
+        return classify(x, y, unseen, c=c, standardize=standardize, max_iterations=max_iterations)
 
-    everything, chosen = torch.arange(len(train), device=device), 0
-    reached: tuple[float, ...] = ()
-    if len(cs) > 1:
-        held = hold_out(train_labels.cpu(), validation, seeded_generator("cpu", seed)).to(device)
-        rest = everything[~torch.isin(everything, held)]
-        reached = tuple(accuracy(predict(rest, train[held], c), labels[held], num_classes=num_classes) for c in cs)
-        chosen = max(range(len(cs)), key=lambda place: reached[place])
-    return SweepScore(
-        accuracy=accuracy(predict(everything, test, cs[chosen]), test_labels, num_classes=num_classes),
-        chosen=cs[chosen],
-        candidates=tuple(cs),
-        validation=reached,
-        num_classes=num_classes,
-    )
+    generator, truth = seeded_generator("cpu", seed), train_labels.cpu()
+    return sweep(predict, cs, truth, test_labels, validation=validation, num_classes=num_classes, generator=generator)
 
 
 def classify(
@@ -92,15 +82,9 @@ def classify(
     standardize: bool = True,
     max_iterations: int = 1000,
 ) -> Int[Tensor, " m"]:
-    """Fit a logistic regression, and classify other features by it; it knows the classes that ``labels`` name.
+    """Fit a logistic regression in float64 as `logistic_probe`, and classify ``unseen`` features ``[M, D]`` by it.
 
-    Args:
-        features: ``[N, D]`` float64.
-        labels: ``[N]`` class indices, which may have gaps.
-        unseen: ``[M, D]``.
-        c: inverse strength of the penalty, scikit-learn's ``C``.
-        standardize: as for `logistic_probe`.
-        max_iterations: of LBFGS.
+    It knows the classes that ``labels`` name, which may have gaps.
     """
     if standardize:
         std = features.std(0, correction=0)
@@ -125,18 +109,8 @@ def fit_logistic(
     """Minimise scikit-learn's ``C * sum of cross entropies + |weight|² / 2``; the bias is free of the penalty.
 
     More features than images cost no more than as many. Small problems are solved by Newton's method, in a few steps;
-    others by LBFGS.
-
-    Args:
-        features: ``[N, D]``, best in float64.
-        labels: ``[N]`` class indices.
-        num_classes: ``K``.
-        c: inverse strength of the penalty.
-        max_iterations: of either; a warning tells where they do not suffice.
-        tolerance: largest entry of the gradient of the objective, divided by ``C * N``, at which it counts as solved.
-
-    Returns:
-        Weight ``[K, D]`` and bias ``[K]``.
+    others by LBFGS. A warning tells where the iterations do not suffice. Weight ``[K, D]`` and bias ``[K]`` count as
+    solved where the largest entry of the objective's gradient, divided by ``C * N``, is within ``tolerance``.
     """
     if features.shape[1] > len(features):  # weights lie in the span of the rows: solved there, in as many numbers
         span, rows = torch.linalg.qr(features.T)

@@ -49,16 +49,16 @@ class FeaturePyramid(nn.Module):
         self.encoder, self.out_channels, self.freeze = encoder, out_channels, freeze
         if not isinstance(encoder, nn.Module):  # then its model would not be found
             self.encoder_module = encoder.module
+        width = out_channels
         resized: tuple[nn.Module, ...] = (
-            _enlarge_fourfold(encoder.dim, out_channels),
-            _enlarge(encoder.dim, out_channels),
+            nn.Sequential(_enlarge(encoder.dim, width), LayerNorm2d(width), nn.GELU(), _enlarge(width, width)),
+            _enlarge(encoder.dim, width),
             nn.Identity(),
             nn.MaxPool2d(2, ceil_mode=True),  # a grid of odd size keeps its last row and column
         )
-        widths = (out_channels, out_channels, encoder.dim, encoder.dim)
         self.levels = nn.ModuleList(
-            nn.Sequential(part, nn.Conv2d(width, out_channels, 1), LayerNorm2d(out_channels))
-            for part, width in zip(resized, widths, strict=True)
+            nn.Sequential(part, nn.Conv2d(given, width, 1), LayerNorm2d(width))
+            for part, given in zip(resized, (width, width, encoder.dim, encoder.dim), strict=True)
         )
         self.train(self.training)
 
@@ -132,7 +132,3 @@ class FeaturePyramid(nn.Module):
 
 def _enlarge(dim: int, width: int) -> nn.ConvTranspose2d:
     return nn.ConvTranspose2d(dim, width, kernel_size=2, stride=2)
-
-
-def _enlarge_fourfold(dim: int, width: int) -> nn.Sequential:
-    return nn.Sequential(_enlarge(dim, width), LayerNorm2d(width), nn.GELU(), _enlarge(width, width))

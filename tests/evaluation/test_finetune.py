@@ -212,7 +212,7 @@ def test_few_labels_are_those_of_the_seed() -> None:
     assert ProbeScore(**score.as_dict()) == score
     with pytest.raises(ValueError, match="shots=21 must not exceed the labels of a class, but class 0 has 20"):
         fewshot_finetune(fed(tiny()), Labelled(train, test), shots=21)
-    with pytest.raises(ValueError, match=r"shots=1 must be at least 1, and seeds=\(\) at least one"):
+    with pytest.raises(ValueError, match=r"seeds=\(\) must be at least one"):
         fewshot_finetune(fed(tiny()), Labelled(train, test), shots=1, seeds=())
 
 
