@@ -68,8 +68,8 @@ def knn_accuracy(
     num_classes = max(part.num_classes for part in parts)
     predicted = [bank_labels[:0]]  # a process may have no queries
     counts = [part.num_queries for part in parts] if bank_sharded and queries_sharded else None
-    where = {"k": k, "chunk": chunk, "sharded": bank_sharded, "counts": counts}
-    for similarity, labels in _neighbours(queries, bank, bank_labels, **where):
+    found = _neighbours(queries, bank, bank_labels, k=k, chunk=chunk, sharded=bank_sharded, counts=counts)
+    for similarity, labels in found:
         # the nearest one's weight is taken out of all: no overflow at low temperatures, the same winner
         weight = ((similarity - similarity[:, :1]) / temperature).exp()
         votes = weight.new_zeros(len(labels), num_classes).scatter_add_(1, labels, weight)
