@@ -95,7 +95,7 @@ class Extractor:
                 layer = broken[0] if broken else None
                 raise FeatureError(error.message, image=error.image, autocast_dtype=self.dtype, layer=layer) from None
             except (AssertionError, RuntimeError, TypeError):
-                self._check(images.shape[1:])  # if a single blank image does not fit either, it says so
+                self.check(images.shape[1:])  # if a single blank image does not fit either, it says so
                 raise
 
     def of_parts(self, parts: Iterable[UInt[Tensor, "n c *s"]]) -> Float[Tensor, "m d"]:
@@ -117,13 +117,10 @@ class Extractor:
         Raises:
             ValueError: naming the shape, and what the encoder says about it.
         """
-        with self._ready():
-            self._check(shape)
-
-    def _check(self, shape: Sequence[int]) -> None:
         if self.tokenizer is None:
             check_channels(self.encoder, shape[0])
-        check_images(self.encoder, shape, self._encode, self.device)
+        with self._ready():
+            check_images(self.encoder, shape, self._encode, self.device)
 
     @contextmanager
     def _ready(self) -> Iterator[None]:

@@ -64,7 +64,11 @@ def knn_accuracy(
         parts = gather_parts(parts[0])
     elif parts[0].error:
         raise ValueError(parts[0].error)
-    _check_sizes(parts, k, bank_sharded, queries_sharded)
+    num_bank = sum(part.num_bank for part in parts) if bank_sharded else len(bank)
+    if queries_sharded and not any(part.num_queries for part in parts):
+        raise ValueError("queries must be at least one in all processes together")
+    if k > num_bank:
+        raise ValueError(f"k={k} must be at least 1 and at most the size of the bank ({num_bank})")
     num_classes = max(part.num_classes for part in parts)
     predicted = [bank_labels[:0]]  # a process may have no queries
     counts = [part.num_queries for part in parts] if bank_sharded and queries_sharded else None
@@ -192,11 +196,3 @@ def _describe(sides: Sequence[tuple[str, Tensor, Tensor, bool]]) -> Shard:
     except ValueError as wrong:
         error = str(wrong)
     return Shard(len(bank), len(queries), bank.shape[-1], num_classes, error)
-
-
-def _check_sizes(parts: list[Shard], k: int, bank_sharded: bool, queries_sharded: bool) -> None:
-    num_bank = sum(part.num_bank for part in parts) if bank_sharded else parts[0].num_bank
-    if queries_sharded and not any(part.num_queries for part in parts):
-        raise ValueError("queries must be at least one in all processes together")
-    if not 1 <= k <= num_bank:
-        raise ValueError(f"k={k} must be at least 1 and at most the size of the bank ({num_bank})")

@@ -120,10 +120,13 @@ def fit_logistic(
         return weight @ span.T, bias
     # for two classes scikit-learn penalises one weight, half the difference of ours: twice as much
     strength = (2 if num_classes == 2 else 1) / (c * len(features))
-    weight, bias = (_by_newton if _is_small(features, num_classes) else _by_lbfgs)(
-        features, labels, num_classes, strength, max_iterations, tolerance
-    )
-    steepest = _steepest(features, labels, weight, bias, strength)
+    # a system of equations in all weights at once, where it is worth its time and memory
+    unknowns = num_classes * (features.shape[1] + 1)
+    is_small = unknowns <= MOST_UNKNOWNS and unknowns * len(features) <= MOST_ENTRIES
+    solve = _by_newton if is_small and features.dtype == torch.float64 else _by_lbfgs
+    weight, bias = solve(features, labels, num_classes, strength, max_iterations, tolerance)
+    error = (F.linear(features, weight, bias).softmax(1) - F.one_hot(labels, num_classes)) / len(features)
+    steepest = max(float((error.T @ features + strength * weight).abs().max()), float(error.sum(0).abs().max()))
     if steepest > 10 * tolerance:
         warnings.warn(
             f"logistic regression with c={c} is not at its optimum after {max_iterations} iterations "
@@ -131,12 +134,6 @@ def fit_logistic(
             stacklevel=2,
         )
     return weight, bias
-
-
-def _is_small(features: Tensor, num_classes: int) -> bool:
-    """Whether a system of equations in all weights at once is worth its time and memory."""
-    unknowns = num_classes * (features.shape[1] + 1)
-    return unknowns <= MOST_UNKNOWNS and unknowns * len(features) <= MOST_ENTRIES and features.dtype == torch.float64
 
 
 def _by_newton(
@@ -178,9 +175,11 @@ def _by_lbfgs(
     features: Tensor, labels: Tensor, num_classes: int, strength: float, max_iterations: int, tolerance: float
 ) -> tuple[Tensor, Tensor]:
     """Weight and bias close to the optimum, in memory that grows with their number alone."""
-    root, steepening = _inverse_root(features, strength)
-    # the same objective in other coordinates: its curvature is at most about 1 in every direction, so that features
-    # which say nearly the same do not need thousands of steps
+    # the same objective in other coordinates, by the root of the inverse of a bound on its curvature (Boehning 1992): that
+    # is then about 1 at most in every direction, so that features which say nearly the same need no thousands of steps
+    values, vectors = torch.linalg.eigh(features.T @ features / (2 * len(features)))
+    bound = values.clamp(min=0) + strength
+    root: Tensor = vectors * bound.rsqrt() @ vectors.T
     spread = features @ root
     turned = features.new_zeros(num_classes, features.shape[1], requires_grad=True)
     bias = features.new_zeros(num_classes, requires_grad=True)
@@ -188,7 +187,7 @@ def _by_lbfgs(
         [turned, bias],
         max_iter=max_iterations,
         max_eval=2 * max_iterations,
-        tolerance_grad=tolerance / max(1.0, steepening),
+        tolerance_grad=tolerance / max(1.0, float(bound.max().sqrt())),  # as much larger a gradient can be elsewhere
         tolerance_change=0.0,
         history_size=20,
         line_search_fn="strong_wolfe",
@@ -204,22 +203,3 @@ def _by_lbfgs(
 
     optimizer.step(objective)  # type: ignore[no-untyped-call]
     return turned.detach() @ root, bias.detach()
-
-
-def _inverse_root(features: Tensor, strength: float) -> tuple[Tensor, float]:
-    """The symmetric root of the inverse of a bound on the objective's curvature (Boehning 1992), ``[D, D]``.
-
-    And how many times larger a gradient can be without it.
-    """
-    values, vectors = torch.linalg.eigh(features.T @ features / (2 * len(features)))
-    bound = values.clamp(min=0) + strength
-    root: Tensor = vectors * bound.rsqrt() @ vectors.T
-    return root, float(bound.max().sqrt())
-
-
-def _steepest(features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, strength: float) -> float:
-    """Largest entry of the gradient with respect to weight and bias."""
-    error = F.linear(features, weight, bias).softmax(1)
-    error[torch.arange(len(labels), device=labels.device), labels] -= 1
-    by_weight = error.T @ features / len(features) + strength * weight
-    return float(torch.maximum(by_weight.abs().max(), error.mean(0).abs().max()))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ssl_blocks.bounds import Width
 from ssl_blocks.doors import checked
 from ssl_blocks.encoders import TokenEncoder
+from ssl_blocks.evaluation.pooling import encode_all
 
 SCALES = (0.25, 0.5, 1.0, 2.0)  # of each map, in patches
 
@@ -96,9 +97,8 @@ class FeaturePyramid(nn.Module):
                 f"images of shape {tuple(images.shape)} must be the encoder's, "
                 f"[B, {encoder.channels}, {self.image_size[0]}, {self.image_size[1]}]"
             )
-        index = torch.arange(grid.num_tokens, device=images.device).expand(images.shape[0], -1)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
-            hidden = encoder.encode(encoder.embed(images), index).hidden
+            hidden = encode_all(encoder, images).hidden
         group = encoder.depth // len(SCALES)
         tokens = [state[:, encoder.num_prefix :] for state in hidden[group - 1 :: group]]
         return tuple(t.transpose(1, 2).reshape(len(t), encoder.dim, grid.height, grid.width) for t in tokens)
