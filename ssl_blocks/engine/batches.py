@@ -19,14 +19,8 @@ def load_parts(
 ) -> RaisingLoader:
     """Load a process's parts of all steps that are left; two processes take the parts that one would accumulate.
 
-    Args:
-        make: batch of the images at ``[b]`` places, for a step and a part of it, counted over all processes; it
-            draws from a seed of these alone.
-        plan: sizes.
-        portion: whose parts.
-        num_images: of the data.
-        key: with the epoch, decides the order.
-        workers: processes that make batches.
+    ``make`` makes the batch of the images at ``[b]`` places, for a step and a part of it, counted over all processes;
+    it draws from a seed of these alone. ``key``, with the epoch, decides the order.
 
     Raises:
         ValueError: if the batch cannot be dealt out evenly.

@@ -92,11 +92,7 @@ def fit(
 ) -> None:
     """Do the steps that are left; what there is to train lies on the CPU afterwards.
 
-    Args:
-        loop: knows the checkpoint already: see `Loop.continue_from`.
-        record: what is written; ``None``: nothing.
-        checkpoint: from which the run goes on; ``None`` starts at the beginning.
-        callbacks: called before a checkpoint is saved.
+    The loop knows the checkpoint already, see `Loop.continue_from`; callbacks come before one is saved.
     """
     if checkpoint is not None and not loop.steps_left:
         loop.load_state_dict(read_checkpoint(checkpoint)["state_dict"])

@@ -34,13 +34,8 @@ class Loop(pl.LightningModule):
     in all accumulated batches.
 
     Where `Machine.graph` asks for it, a step is one function of tensors from batch to new weights, which a GPU captures
-    (`StepGraph`); else Lightning calls its parts. Both compute the same.
-
-    Args:
-        task: what is trained; its model is registered as ``model``.
-        machine: where.
-        folder: where the run's checkpoints lie; ``None`` where it keeps none.
-        tell: called with a line for the user.
+    (`StepGraph`); else Lightning calls its parts. Both compute the same. The run's checkpoints lie in ``folder``,
+    and ``tell`` is called with lines for the user.
     """
 
     def __init__(

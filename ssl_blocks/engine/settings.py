@@ -14,6 +14,7 @@ from ssl_blocks.bounds import (
     Channels,
     Count,
     Decay,
+    Dropped,
     Epochs,
     Gigabytes,
     NotNegative,
@@ -189,19 +190,12 @@ class OptimizerConfig(StrictModel):
     weight_decay_end: Decay | None = Field(
         None, description="weight decay at the end, reached along half a cosine; default: constant"
     )
-    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's decay rates")
+    betas: tuple[Dropped, Dropped] = Field((0.9, 0.95), description="AdamW's decay rates")
     warmup_epochs: Span = Field(10.0, description="epochs of linear warm-up")
     warmup_start: float = Field(0.0, ge=0, le=1, description="share of the peak at which the warm-up begins")
     min_lr: NotNegative = Field(0.0, description="learning rate at the end")
     schedule: Schedules = "mae"
     clip_grad: Positive | None = Field(None, description="largest gradient norm; default: no clipping")
-
-    @field_validator("betas")
-    @classmethod
-    def _decay_rates(cls, betas: tuple[float, float]) -> tuple[float, float]:
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError("must be two numbers of at least 0 and below 1")
-        return betas
 
     @model_validator(mode="after")
     def _falls(self) -> "OptimizerConfig":

@@ -175,8 +175,8 @@ def _by_lbfgs(
     features: Tensor, labels: Tensor, num_classes: int, strength: float, max_iterations: int, tolerance: float
 ) -> tuple[Tensor, Tensor]:
     """Weight and bias close to the optimum, in memory that grows with their number alone."""
-    # the same objective in other coordinates, by the root of the inverse of a bound on its curvature (Boehning 1992): that
-    # is then about 1 at most in every direction, so that features which say nearly the same need no thousands of steps
+    # the same objective in other coordinates, by the root of the inverse of a bound on its curvature (Boehning 1992),
+    # then about 1 at most in every direction: features which say nearly the same do not need thousands of steps
     values, vectors = torch.linalg.eigh(features.T @ features / (2 * len(features)))
     bound = values.clamp(min=0) + strength
     root: Tensor = vectors * bound.rsqrt() @ vectors.T
