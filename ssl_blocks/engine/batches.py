@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset, get_worker_info
 
 from ssl_blocks.data.loader import Place, RaisingLoader, RunSampler
@@ -19,14 +19,8 @@ def load_parts(
 ) -> RaisingLoader:
     """Load a process's parts of all steps that are left; two processes take the parts that one would accumulate.
 
-    Args:
-        make: batch of the images at ``[b]`` places, for a step and a part of it, counted over all processes; it
-            draws from a seed of these alone.
-        plan: sizes.
-        portion: whose parts.
-        num_images: of the data.
-        key: with the epoch, decides the order.
-        workers: processes that make batches.
+    ``make`` makes the batch of the images at ``[b]`` places, for a step and a part of it, counted over all processes;
+    it draws from a seed of these alone. ``key``, with the epoch, decides the order.
 
     Raises:
         ValueError: if the batch cannot be dealt out evenly.
@@ -46,14 +40,10 @@ def load_parts(
         _Made(make, plan, plan.batch_size // (portion.world_size * plan.accumulate)),
         sampler=sampler,
         batch_size=None,
-        collate_fn=_as_it_is,
+        collate_fn=nn.Identity(),  # parts are whole already
         num_workers=workers,
         pin_memory=portion.device.type == "cuda",
     )
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
 
 
 class _Made(Dataset[Any]):

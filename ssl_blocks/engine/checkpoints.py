@@ -82,10 +82,10 @@ def verify_checkpoint(path: Path) -> None:
         raise ValueError(f"{path} is damaged or no checkpoint ({what})")
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, *, mapped: bool = True) -> dict[str, Any]:
     """Read a checkpoint into mapped memory, tensors and plain values only; ``ValueError`` if damaged or not ours."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # torch raises whatever the damage makes its reader stumble over
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{path} is damaged or no checkpoint ({reason[:120]})") from None

@@ -9,12 +9,7 @@ NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory|C
 
 
 class RunStopped(Exception):  # noqa: N818 - a request to stop is no error
-    """A run that ended before its time, in order; its message says why, where, and how to go on.
-
-    Args:
-        message: one line.
-        exit_code: of the process.
-    """
+    """A run that ended before its time, in order; its message says in one line why, where, and how to go on."""
 
     def __init__(self, message: str, *, exit_code: int = 1) -> None:
         super().__init__(message)
@@ -22,11 +17,7 @@ class RunStopped(Exception):  # noqa: N818 - a request to stop is no error
 
 
 class Interruption(KeyboardInterrupt):
-    """A signal that came outside training: no `Exception`, so that nothing takes it for a failure of its own.
-
-    Args:
-        number: of the signal.
-    """
+    """A signal that came outside training: no `Exception`, so that nothing takes it for a failure of its own."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)

@@ -30,11 +30,7 @@ from ssl_blocks.modes import modes_kept
 from ssl_blocks.quiet import quiet
 from ssl_blocks.text import terminal
 
-PRECISIONS: dict[torch.dtype | None, Any] = {
-    None: "32-true",
-    torch.bfloat16: "bf16-mixed",
-    torch.float16: "16-mixed",
-}
+PRECISIONS: dict[torch.dtype | None, Any] = {None: "32-true", torch.bfloat16: "bf16-mixed", torch.float16: "16-mixed"}
 
 
 @dataclass(frozen=True)
@@ -53,12 +49,7 @@ class Record:
 
 
 def train(
-    task: Task,
-    machine: Machine,
-    *,
-    folder: Path | None = None,
-    resume: Path | bool = False,
-    title: str | None = None,
+    task: Task, machine: Machine, *, folder: Path | None = None, resume: Path | bool = False, title: str | None = None
 ) -> tuple[float, ...]:
     """Train a task's model in place; torch's random state and all modes are put back.
 
@@ -97,19 +88,11 @@ def train(
 
 
 def fit(
-    loop: Loop,
-    *,
-    record: Record | None = None,
-    checkpoint: Path | None = None,
-    callbacks: Sequence[pl.Callback] = (),
+    loop: Loop, *, record: Record | None = None, checkpoint: Path | None = None, callbacks: Sequence[pl.Callback] = ()
 ) -> None:
     """Do the steps that are left; what there is to train lies on the CPU afterwards.
 
-    Args:
-        loop: knows the checkpoint already: see `Loop.continue_from`.
-        record: what is written; ``None``: nothing.
-        checkpoint: from which the run goes on; ``None`` starts at the beginning.
-        callbacks: called before a checkpoint is saved.
+    The loop knows the checkpoint already, see `Loop.continue_from`; callbacks come before one is saved.
     """
     if checkpoint is not None and not loop.steps_left:
         loop.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
@@ -157,20 +140,16 @@ def _trainer(loop: Loop, record: Record | None, callbacks: Sequence[pl.Callback]
     device = torch.device(machine.device)
     loggers: list[Logger] = []
     plugins = environment_plugins()
-    before: list[pl.Callback] = []
-    after: list[pl.Callback] = []
     if record is not None:
-        if record.loggers is None:
-            loggers = [MetricsFile(record.folder / "metrics.csv", resumed_step=loop.resumed_step)]
-        else:
-            loggers = list(record.loggers)
-        every = max(1, round(record.checkpoint_every * plan.steps_per_epoch))
         files = AtomicCheckpointIO(record.keep, beside=device.type == "cuda")
         loop.watch.before_telling = files.join
         plugins.append(files)
+        every = max(1, round(record.checkpoint_every * plan.steps_per_epoch))
         checkpoints = Checkpoints(record.folder, files, every=every)
-        before.append(StepLog(max(1, min(50, plan.steps_per_epoch))))
-        after += [checkpoints, StopOnSignal(checkpoints, record.hint)]
+        log = StepLog(max(1, min(50, plan.steps_per_epoch)))
+        callbacks = [log, *callbacks, checkpoints, StopOnSignal(checkpoints, record.hint)]
+        metrics, given = record.folder / "metrics.csv", record.loggers
+        loggers += [MetricsFile(metrics, resumed_step=loop.resumed_step)] if given is None else given
     alone = machine.processes.world_size == 1
     return pl.Trainer(
         default_root_dir=None if record is None else record.folder,
@@ -184,7 +163,7 @@ def _trainer(loop: Loop, record: Record | None, callbacks: Sequence[pl.Callback]
         precision=PRECISIONS[machine.autocast_dtype],
         accumulate_grad_batches=plan.accumulate,
         logger=loggers,
-        callbacks=[*before, *callbacks, *after],
+        callbacks=[*callbacks],
         log_every_n_steps=1,  # StepLog decides
         enable_checkpointing=False,  # Checkpoints does it, so that a killed run can go on
         enable_progress_bar=False,

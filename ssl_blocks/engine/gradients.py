@@ -29,14 +29,11 @@ def finish_gradients(
 
     Args:
         parameters: that have a gradient.
-        counted: summed loss of this process, and what it is to be divided by ``[2]``.
+        counted: summed loss of this process, and what it is to be divided by ``[2]``; returned is that of all.
         sum_of: where a step has parts, what a loss of 1 was weighed by in all of them; ``None``: there are none.
         clip: largest norm; ``None``: no clipping.
         halted: becomes 1 where loss or gradients are not, and stays so.
         watched: whether gradients are looked at.
-
-    Returns:
-        What counted in all processes ``[2]``, and what the step came to.
     """
     sizes = largest(local(parameter.grad) for parameter in parameters)
     if sum_of is not None:

@@ -1,7 +1,7 @@
 """A whole training step as one CUDA graph: captured once for each shape of batch, then replayed by one call."""
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
@@ -17,31 +17,15 @@ class _Kind(NamedTuple):
     plain: tuple[Hashable, ...]
 
 
-@runtime_checkable
-class Capture(Protocol):
-    """How steps are recorded."""
-
-    def aside(self, run: Callable[[], Any]) -> Any:
-        """Run what will be recorded later, as it is, and return what it returns."""
-
-    def record(self, step: Callable[[Any], Any], batch: Any) -> tuple[Callable[[], object], Any]:
-        """Record a step of the batch that lies at these places: what replays it, and where it leaves its results."""
-
-
 class CudaCapture:
-    """Records steps as CUDA graphs.
-
-    Args:
-        device: the GPU.
-        generators: that steps draw from, besides torch's own; they may be seeded anew between steps.
-    """
+    """Records steps as CUDA graphs; they may draw from ``generators``, seeded anew between steps, and torch's own."""
 
     def __init__(self, device: torch.device, generators: Sequence[torch.Generator] = ()) -> None:
         self.generators = generators
         self.stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def aside(self, run: Callable[[], Any]) -> Any:
-        """Run on the stream that is recorded later: what autograd remembers of streams must be of that one."""
+        """Run as it is, on the stream that is recorded later: what autograd remembers of streams must be that one."""
         now = torch.cuda.current_stream(self.stream.device)
         self.stream.wait_stream(now)
         with torch.cuda.stream(self.stream):
@@ -50,7 +34,7 @@ class CudaCapture:
         return results
 
     def record(self, step: Callable[[Any], Any], batch: Any) -> tuple[Callable[[], object], Any]:
-        """Capture the kernels of a step, none of which runs yet."""
+        """Capture the kernels of a step of the batch at these places: what replays them, and where results will lie."""
         graph = torch.cuda.CUDAGraph()
         for generator in self.generators if torch.__version__ < "2.14" else ():  # later ones are found by themselves
             graph.register_generator_state(generator)
@@ -60,39 +44,26 @@ class CudaCapture:
         return graph.replay, results
 
 
-class _Recorded(NamedTuple):
-    """A step, where it reads its batch, and where it leaves what it returned."""
-
-    replay: Callable[[], object]
-    batch: Any
-    results: Any
-
-
 class StepGraph:
     """Run a step; after the first few, replay what they did.
 
     A replay launches the same kernels on the same places in memory. So a step must read what changes from tensors
     (batch, rates, generators), and plain numbers that change make another graph: ``baked`` names them. Where a step
-    cannot be recorded it runs as it is, and ``tell`` is told why, once.
-
-    Args:
-        step: of a batch, any nest of tensors; returns a nest of tensors.
-        capture: records it; ``None`` runs every step as it is.
-        baked: plain values that the step's arithmetic depends on.
-        tell: called with one line.
+    cannot be recorded, or ``capture`` is ``None``, it runs as it is; ``tell`` is told why in a line, once. Batches and
+    what the step returns are nests of tensors.
     """
 
     def __init__(
         self,
         step: Callable[[Any], Any],
-        capture: Capture | None,
+        capture: CudaCapture | None,
         *,
         baked: Callable[[], tuple[Hashable, ...] | None] = tuple,
         tell: Callable[[str], None] = print,
     ) -> None:
         self.step, self.capture, self.baked, self.tell = step, capture, baked, tell
         self.seen: dict[_Kind, int] = {}  # steps of each kind
-        self.recorded: dict[_Kind, _Recorded] = {}
+        self.recorded: dict[_Kind, tuple[Callable[[], object], Any, Any]] = {}  # replays it; its batch; its results
 
     def __call__(self, batch: Any) -> Any:
         """Do the step of a batch; what it returns is overwritten by the next step."""
@@ -102,12 +73,12 @@ class StepGraph:
         kind = _Kind(shapes, self.baked() or ())
         if kind not in self.recorded and not self._record(kind, batch, self.capture):
             return self.step(batch) if self.capture is None else self.capture.aside(lambda: self.step(batch))
-        found = self.recorded[kind]
-        tree_map(lambda place, value: place.copy_(value, non_blocking=True), found.batch, batch)
-        found.replay()
-        return found.results
+        replay, places, results = self.recorded[kind]
+        tree_map(lambda place, value: place.copy_(value, non_blocking=True), places, batch)
+        replay()
+        return results
 
-    def _record(self, kind: _Kind, batch: Any, capture: Capture) -> bool:
+    def _record(self, kind: _Kind, batch: Any, capture: CudaCapture) -> bool:
         """Record the step where it is time for it; tell whether there is something to replay now."""
         self.seen[kind] = self.seen.get(kind, 0) + 1
         if len(self.seen) > MOST:
@@ -119,7 +90,7 @@ class StepGraph:
             except Exception as error:  # whatever the step does that a graph cannot hold
                 self._give_up(" ".join(str(error).split())[:200])
             else:
-                self.recorded[kind] = _Recorded(replay, place, results)
+                self.recorded[kind] = replay, place, results
         return kind in self.recorded
 
     def _give_up(self, reason: str) -> None:

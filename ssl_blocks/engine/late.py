@@ -16,9 +16,6 @@ class Readout:
     What lies on a GPU is copied into pinned memory beside its work, and reading waits for that copy alone. All else is
     read at once.
 
-    Args:
-        numbers: scalars by name.
-
     Examples:
         >>> Readout({"loss": torch.tensor(0.5), "lr": 0.25}).read()
         {'loss': 0.5, 'lr': 0.25}

@@ -33,7 +33,8 @@ def locked(folder: Path | None) -> Iterator[None]:
         return
     was_there = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    file, ours = folder / LOCK, _describe(os.getpid())
+    file, pid, job = folder / LOCK, os.getpid(), os.environ.get("SLURM_JOB_ID")
+    ours = {"host": socket.gethostname(), "pid": pid, "started": _started(pid), "job": job}
     try:
         _take(file, ours)
     except OSError:  # a full disk, say
@@ -86,11 +87,6 @@ def _check_free(file: Path, text: str, ours: dict[str, Any], *, unknown: bool = 
         f"{file.parent} is being written by another run, {where}: take another folder, or end that one{ended}",
         exit_code=2,
     )
-
-
-def _describe(pid: int) -> dict[str, Any]:
-    job = os.environ.get("SLURM_JOB_ID")
-    return {"host": socket.gethostname(), "pid": pid, "started": _started(pid), "job": job}
 
 
 def _may_live(holder: dict[str, Any], ours: dict[str, Any]) -> bool:

@@ -14,7 +14,7 @@ from ssl_blocks.code import import_named
 from ssl_blocks.engine.errors import RunStopped
 from ssl_blocks.engine.logs import MetricsFile
 from ssl_blocks.engine.rank import is_rank_zero
-from ssl_blocks.engine.settings import OWN_LOGGERS, SERVICES
+from ssl_blocks.engine.settings import SERVICES
 from ssl_blocks.files import atomically, read_json
 
 PROJECT = "ssl_blocks"
@@ -49,8 +49,10 @@ def open_loggers(
     if is_rank_zero():
         rank_zero_only.rank = 0  # type: ignore[attr-defined]  # whatever rank was left over in the environment
     for word in words:
-        if word in OWN_LOGGERS:
-            opened.append(_own_file(word, folder, resumed_step))
+        if word == "csv":
+            opened.append(MetricsFile(folder / "metrics.csv", resumed_step=resumed_step))
+        elif word == "tensorboard":
+            opened.append(TensorBoardLogger(folder, name="", version=word, purge_step=resumed_step or None))
         elif is_rank_zero():
             try:
                 inner = _make(word, folder, hyperparameters or {})
@@ -77,12 +79,9 @@ def log_picture(loggers: Sequence[Logger], name: str, path: Path, step: int) -> 
 
 
 class SparedLogger(Logger):
-    """A logger whose errors are a line for the user; after some in a row it is left alone.
+    """A logger of the first process, whose errors are a line for the user; after some in a row it is left alone.
 
-    Args:
-        word: what the user calls it.
-        inner: the logger.
-        tell: called with the line.
+    ``word`` is what the user calls it.
     """
 
     def __init__(self, word: str, inner: Logger, tell: Callable[[str], None]) -> None:
@@ -99,29 +98,24 @@ class SparedLogger(Logger):
         """None of its own: asking the inner one may take a network."""
         return ""
 
-    @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Hand on."""
         self._spared(lambda: self.inner.log_hyperparams(*args, **kwargs))
 
-    @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Hand on plain numbers."""
         self._spared(lambda: self.inner.log_metrics({name: float(value) for name, value in metrics.items()}, step))
 
-    @rank_zero_only
     def log_image(self, key: str, images: list[Any], step: int | None = None) -> None:
         """Hand on, where the logger takes pictures."""
         show = getattr(self.inner, "log_image", None)
         if show is not None:
             self._spared(lambda: show(key, images, step=step))
 
-    @rank_zero_only
     def save(self) -> None:
         """Hand on."""
         self._spared(self.inner.save)
 
-    @rank_zero_only
     def finalize(self, status: str) -> None:
         """Hand on, and close what a program would else close at its end: it may train again."""
         self._spared(lambda: self.inner.finalize(status))
@@ -144,13 +138,7 @@ class SparedLogger(Logger):
 
 
 class TrackioLogger(Logger):
-    """Trackio, which Lightning has no logger for.
-
-    Args:
-        project: of the run.
-        run: its name; one of that name is gone on with.
-        config: hyper-parameters.
-    """
+    """Trackio, which Lightning has no logger for; a run of that name is gone on with."""
 
     def __init__(self, project: str, run: str, config: Mapping[str, Any]) -> None:
         import trackio
@@ -169,25 +157,16 @@ class TrackioLogger(Logger):
         """The run."""
         return self.run
 
-    @rank_zero_only
     def log_hyperparams(self, *_: Any, **__: Any) -> None:
         """The run began with them."""
 
-    @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log a row."""
         self.experiment.log(dict(metrics), step=step)
 
-    @rank_zero_only
     def finalize(self, status: str) -> None:
         """Have everything sent."""
         self.experiment.finish()
-
-
-def _own_file(word: str, folder: Path, resumed_step: int) -> Logger:
-    if word == "csv":
-        return MetricsFile(folder / "metrics.csv", resumed_step=resumed_step)
-    return TensorBoardLogger(folder, name="", version="tensorboard", purge_step=resumed_step or None)
 
 
 def _make(word: str, folder: Path, hyperparameters: Mapping[str, Any]) -> Logger:

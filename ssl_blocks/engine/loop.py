@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ssl_blocks.engine.bits import tell_of_bits, what_bits_depend_on
 from ssl_blocks.engine.checkpoints import FORMAT_VERSION, MARK, differing_facts, numbers_of
 from ssl_blocks.engine.gradients import decay, finish_gradients, name_of, unbounded
-from ssl_blocks.engine.graph import Capture, CudaCapture, StepGraph
+from ssl_blocks.engine.graph import CudaCapture, StepGraph
 from ssl_blocks.engine.late import Later
 from ssl_blocks.engine.masters import MasterAdamW, rounded_weights
 from ssl_blocks.engine.optimizers import cosine_weight_decay
@@ -34,22 +34,12 @@ class Loop(pl.LightningModule):
     in all accumulated batches.
 
     Where `Machine.graph` asks for it, a step is one function of tensors from batch to new weights, which a GPU captures
-    (`StepGraph`); else Lightning calls its parts. Both compute the same.
-
-    Args:
-        task: what is trained; its model is registered as ``model``.
-        machine: where.
-        folder: where the run's checkpoints lie; ``None`` where it keeps none.
-        tell: called with a line for the user.
+    (`StepGraph`); else Lightning calls its parts. Both compute the same. The run's checkpoints lie in ``folder``,
+    and ``tell`` is called with lines for the user.
     """
 
     def __init__(
-        self,
-        task: Task,
-        machine: Machine = HERE,
-        *,
-        folder: Path | None = None,
-        tell: Callable[[str], None] = print,
+        self, task: Task, machine: Machine = HERE, *, folder: Path | None = None, tell: Callable[[str], None] = print
     ) -> None:
         super().__init__()
         self.task, self.model, self.machine, self.tell = task, task.model, machine, tell
@@ -118,7 +108,7 @@ class Loop(pl.LightningModule):
         elif self.global_rank == 0 and (self.machine.graph == "on" or (self.machine.graph == "auto" and self.on_gpu)):
             self.tell(f"note: steps are not captured as a CUDA graph: {reason}")
 
-    def capture(self) -> Capture | None:
+    def capture(self) -> CudaCapture | None:
         """What records steps: nothing on a CPU."""
         return CudaCapture(self.device, [self._seeded()]) if self.on_gpu else None
 

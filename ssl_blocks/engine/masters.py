@@ -56,11 +56,7 @@ class MasterAdamW(torch.optim.AdamW):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update the masters by their gradients, and round the weights from them."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        super().step()
+        loss = super().step(closure)
         with torch.no_grad():
             torch._foreach_copy_(list[Tensor](self.weights), list[Tensor](self.masters))
         return loss

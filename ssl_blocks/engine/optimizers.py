@@ -145,15 +145,8 @@ def chained_by_epoch(
     """Linear warm-up chained with half a cosine over all epochs, both set once an epoch (APL's code).
 
     It is torch's ``ChainedScheduler`` of ``LinearLR`` and ``CosineAnnealingLR``, whose factors act together: the cosine
-    falls while the warm-up rises, so that the peak is not quite reached.
-
-    Args:
-        optimizer: whose learning rates are set.
-        epochs: of the whole run.
-        steps_per_epoch: optimizer steps of an epoch, which all learn at one rate.
-        warmup_epochs: after so many the warm-up is over; 0: none.
-        min_lr: learning rate after the last epoch.
-        warmup_start: share of the peak at which the warm-up begins, above 0.
+    falls while the warm-up rises, so that the peak is not quite reached. ``warmup_start``, above 0, is the share of the
+    peak at which the warm-up begins; ``min_lr`` comes after the last epoch.
 
     Examples:
         >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)

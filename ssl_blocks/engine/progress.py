@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from html import escape
-from typing import Any, Protocol
+from typing import Any
 
 import pytorch_lightning as pl
 from rich.console import Console
@@ -56,16 +56,6 @@ class StepLog(pl.Callback):
 def _log(trainer: pl.Trainer, step: int, values: dict[str, float]) -> None:
     for logger in trainer.loggers:
         logger.log_metrics(values, step)
-
-
-class Bar(Protocol):
-    """A line that shows how far a run is, again and again in one place."""
-
-    def show(self, step: int, state: str, left: float) -> None:
-        """Show a step, a state in words, and the seconds left."""
-
-    def close(self) -> None:
-        """Leave the line as it is."""
 
 
 class TerminalBar:
@@ -129,7 +119,7 @@ class RichRunProgress(pl.Callback):
         self, console: Console, title: str, remark: Callable[[], str] = str, *, every: int | None = None
     ) -> None:
         self.console, self.title, self.remark, self.every = console, title, remark, every
-        self.bar: Bar | None = None
+        self.bar: TerminalBar | NotebookBar | None = None
         self.started = self.told = 0.0
         self.first_step = 0
         self._later = Later()

@@ -35,10 +35,6 @@ def check_environment() -> None:
             if int(os.environ[rank]) >= int(os.environ[world]):
                 given = f"{rank}={os.environ[rank]} in the environment must be below {world}={os.environ[world]}"
                 raise ProcessesError(f"{given}: start all processes by torchrun, or unset them")
-    _check_srun(by_torchrun)
-
-
-def _check_srun(by_torchrun: bool) -> None:
     by_srun = "SLURM_STEP_NUM_TASKS" in os.environ and not by_torchrun
     missing = [name for name in SRUN if name not in os.environ]
     if by_srun and int(os.environ["SLURM_STEP_NUM_TASKS"]) > 1 and missing:

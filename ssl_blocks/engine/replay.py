@@ -1,6 +1,6 @@
 """A step that came to no finite number: kept with its batch, and done again to see where it went wrong."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -27,69 +27,39 @@ def dump_path(run: Path, step: int) -> Path:
     return run / f"bad-step-{step:08d}.ckpt"
 
 
-def write_dump(
-    path: Path,
-    task: Task,
-    state: Mapping[str, Tensor],
-    *,
-    step: int,
-    world: int,
-    weights_of: int,
-    unbounded: Collection[str] = (),
-) -> Path:
-    """Keep a step: its batches, loaded anew in the order in which one process takes them, and weights.
-
-    Args:
-        path: of the file.
-        task: whose batches; what is drawn follows from the step.
-        state: of its model.
-        step: counted from 0.
-        world: number of processes.
-        weights_of: the step before which the weights were what they are.
-        unbounded: names of what was never finite.
-    """
-    cpu, parts = torch.device("cpu"), task.plan.accumulate
-    loaders = [iter(task.batches(Portion(step, rank, world, world, cpu))) for rank in range(world)]
-    batches = [[next(loader) for loader in loaders] for _ in range(parts)]
-    mark = {
-        "format_version": FORMAT_VERSION,
-        "kind": KIND,
-        "step": step,
-        "weights_of": weights_of,
-        "not_finite": sorted(unbounded),
-        "configuration": task.configuration(),
-        "facts": task.facts(),
-    }
-    with atomically(path) as temporary:
-        write_checkpoint({MARK: mark, "state_dict": dict(state), "batches": batches}, temporary)
-    return path
-
-
 def keep_step(loop: "Loop", step: int) -> str:
-    """Keep a bad step in the run's folder, and return a sentence on it; weights are taken as they are."""
+    """Keep a bad step in the run's folder, and return a sentence on it.
+
+    Its batches are loaded anew, in the order in which one process takes them; weights are taken as they are.
+    """
     if loop.folder is None:
         return ""
-    path = dump_path(loop.folder, step)
+    path, task, ranks, cpu = dump_path(loop.folder, step), loop.task, range(loop.world), torch.device("cpu")
     exact = loop.halted is not None or not (loop.graph or loop.on_gpu)  # else steps have changed them
     try:
+        mark = {
+            "format_version": FORMAT_VERSION,
+            "kind": KIND,
+            "step": step,
+            "weights_of": step if exact else max(step + 1, loop.global_step),  # the step before which they were so
+            "not_finite": sorted(loop.unbounded),
+            "configuration": task.configuration(),
+            "facts": task.facts(),
+        }
         state = loop.trainer.strategy.lightning_module_state_dict()
         state = loop.optimizer.whole(state) if isinstance(loop.optimizer, MasterAdamW) else state
         if loop.global_rank == 0:
-            weights_of = step if exact else max(step + 1, loop.global_step)
-            facts: dict[str, Any] = {
-                "step": step,
-                "world": loop.world,
-                "weights_of": weights_of,
-                "unbounded": loop.unbounded,
-            }
-            write_dump(path, loop.task, state, **facts)
+            loaders = [iter(task.batches(Portion(step, rank, loop.world, loop.world, cpu))) for rank in ranks]
+            batches = [[next(loader) for loader in loaders] for _ in range(task.plan.accumulate)]
+            with atomically(path) as temporary:
+                write_checkpoint({MARK: mark, "state_dict": dict(state), "batches": batches}, temporary)
     except Exception as error:  # whatever it is, the run ends for another reason
         return f"Its batch could not be kept ({type(error).__name__}: {' '.join(str(error).split())}). "
-    return f"Its batch and weights are in {path}{loop.task.replay}. "
+    return f"Its batch and weights are in {path}{task.replay}. "
 
 
 def read_dump(path: Path) -> dict[str, Any]:
-    """Read what `write_dump` has written; ``ValueError`` if it is something else."""
+    """Read what `keep_step` has written; ``ValueError`` if it is something else."""
     content = read_checkpoint(path)
     if content[MARK].get("kind") != KIND:
         raise ValueError(f"{path} must be a step that a run kept (bad-step-NUMBER.ckpt), and is another file")
@@ -101,11 +71,7 @@ def replay_step(
 ) -> list[str]:
     """Do a step again, forward and backward, and tell in lines what is not finite, and where first.
 
-    Args:
-        task: as it was trained; it gets the weights of the dump.
-        dump: what `read_dump` returned.
-        device: where to compute.
-        autocast_dtype: precision under autocast; ``None`` switches autocast off.
+    The task is as it was trained, and gets the weights of the dump.
 
     Raises:
         ValueError: if the weights are another task's.
@@ -123,7 +89,10 @@ def replay_step(
     weights_of = dump[MARK]["weights_of"]
     later = "" if weights_of == step else f", weights as they were before step {weights_of}"
     lines = [f"step {step} (counted from 0) on {device}, {autocast_dtype or 'without autocast'}{later}"]
-    lines += _weights({name: x for name, x in dump["state_dict"].items() if name not in dump[MARK]["not_finite"]})
+    state = {name: x for name, x in dump["state_dict"].items() if name not in dump[MARK]["not_finite"]}
+    broken = [name for name, x in state.items() if x.is_floating_point() and not x.isfinite().all()]
+    if broken:
+        lines.append(f"weights that are not finite before the step: {len(broken)} of {len(state)}, {broken[0]} first")
     lines += [f"loss of part {number}: {loss:g}" for number, loss in enumerate(losses)]
     between = "" if torch.tensor(losses).isfinite().all() else ", and the loss made of it is not"
     lines.append(f"forward: {seen.forward or f'what modules return is finite{between}'}")
@@ -152,12 +121,6 @@ def _parts(
                 loss = task.loss(there, Moment(step, number * world + rank, generator)).mean
             loss.backward()  # type: ignore[no-untyped-call]
             yield float(loss.detach())
-
-
-def _weights(state: Mapping[str, Tensor]) -> Iterator[str]:
-    bad = [name for name, x in state.items() if x.is_floating_point() and not x.isfinite().all()]
-    if bad:
-        yield f"weights that are not finite before the step: {len(bad)} of {len(state)}, {bad[0]} first"
 
 
 class _Seen:

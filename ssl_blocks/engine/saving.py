@@ -7,7 +7,6 @@ from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from ssl_blocks.engine.checkpoints import checkpoint_path, list_checkpoints, read_checkpoint, write_checkpoint
@@ -67,9 +66,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Read a checkpoint that may be trained on: not mapped from its file, which may soon be removed."""
-        read_checkpoint(Path(path))
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        return content
+        return read_checkpoint(Path(path), mapped=False)
 
 
 class Checkpoints(pl.Callback):

@@ -6,14 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from ssl_blocks.bounds import (
@@ -21,6 +14,7 @@ from ssl_blocks.bounds import (
     Channels,
     Count,
     Decay,
+    Dropped,
     Epochs,
     Gigabytes,
     NotNegative,
@@ -60,17 +54,13 @@ class StrictModel(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _truth_is_no_number(cls, given: Any) -> Any:
-        return words_for_truth(given, cls.model_fields) if isinstance(given, dict) else given
-
-    @model_validator(mode="before")
-    @classmethod
     def _parts_have_kinds(cls, given: Any) -> Any:
-        """A part of which no kind is given is of the default's."""
+        """A part of which no kind is given is of the default's; truth is no number."""
         if not isinstance(given, dict):
             return given
         kinds = {name: kind for name, part in given.items() if (kind := default_kind(cls, name, part)) is not None}
-        return given | {name: {"kind": kind, **given[name]} for name, kind in kinds.items()}
+        whole = given | {name: {"kind": kind, **given[name]} for name, kind in kinds.items()}
+        return words_for_truth(whole, cls.model_fields)
 
 
 def words_for_truth(given: Mapping[str, Any], fields: Mapping[str, FieldInfo]) -> dict[str, Any]:
@@ -200,19 +190,12 @@ class OptimizerConfig(StrictModel):
     weight_decay_end: Decay | None = Field(
         None, description="weight decay at the end, reached along half a cosine; default: constant"
     )
-    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's decay rates")
+    betas: tuple[Dropped, Dropped] = Field((0.9, 0.95), description="AdamW's decay rates")
     warmup_epochs: Span = Field(10.0, description="epochs of linear warm-up")
     warmup_start: float = Field(0.0, ge=0, le=1, description="share of the peak at which the warm-up begins")
     min_lr: NotNegative = Field(0.0, description="learning rate at the end")
     schedule: Schedules = "mae"
     clip_grad: Positive | None = Field(None, description="largest gradient norm; default: no clipping")
-
-    @field_validator("betas")
-    @classmethod
-    def _decay_rates(cls, betas: tuple[float, float]) -> tuple[float, float]:
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError("must be two numbers of at least 0 and below 1")
-        return betas
 
     @model_validator(mode="after")
     def _falls(self) -> "OptimizerConfig":

@@ -89,13 +89,7 @@ class Watch:
         self._later.catch_up()
 
     def check_saved(self, values: Mapping[str, Tensor], *, total: Callable[[Tensor], Tensor], step: int) -> None:
-        """Stop the run if any of the numbers that are to be saved is not finite, in any process.
-
-        Args:
-            values: by name.
-            total: of a number over all processes.
-            step: after which they are saved.
-        """
+        """Stop the run if any of the numbers saved after ``step`` is not finite; ``total`` adds up over processes."""
         places: dict[torch.device, list[str]] = {}
         for name, value in values.items():
             places.setdefault(value.device, []).append(name)

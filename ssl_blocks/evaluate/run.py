@@ -21,9 +21,8 @@ from ssl_blocks.engine.settings import section
 from ssl_blocks.evaluate.cli import Wish
 from ssl_blocks.evaluate.pictures import draw_pictures
 from ssl_blocks.evaluate.results import Rows, add_entry, read_results, results_table
-from ssl_blocks.evaluation.checks import CannotScoreError
 from ssl_blocks.evaluation.labelled import Labelled
-from ssl_blocks.evaluation.protocol import Protocol, Score
+from ssl_blocks.evaluation.protocol import CannotScoreError, Protocol, Score
 from ssl_blocks.evaluation.protocols import PROTOCOLS
 from ssl_blocks.evaluation.sharing import Share, connected, share_of_torchrun
 from ssl_blocks.evaluation.subject import Subject, find_subject, run_of

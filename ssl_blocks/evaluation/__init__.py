@@ -6,7 +6,6 @@ from ssl_blocks.lazy import lazily
 
 if TYPE_CHECKING:
     from ssl_blocks.evaluation.attentive import AttentiveHead as AttentiveHead, attentive_probe as attentive_probe
-    from ssl_blocks.evaluation.checks import CannotScoreError as CannotScoreError
     from ssl_blocks.evaluation.classifier import Classifier as Classifier
     from ssl_blocks.evaluation.compare import Scores as Scores, score_features as score_features
     from ssl_blocks.evaluation.dense import (
@@ -46,7 +45,11 @@ if TYPE_CHECKING:
         score_segmentation as score_segmentation,
     )
     from ssl_blocks.evaluation.pooling import AllPlaces as AllPlaces, PooledLayers as PooledLayers
-    from ssl_blocks.evaluation.protocol import Protocol as Protocol, Score as Score
+    from ssl_blocks.evaluation.protocol import (
+        CannotScoreError as CannotScoreError,
+        Protocol as Protocol,
+        Score as Score,
+    )
     from ssl_blocks.evaluation.protocols import PROTOCOLS as PROTOCOLS
     from ssl_blocks.evaluation.protocols.attentive import AttentiveSettings as AttentiveSettings
     from ssl_blocks.evaluation.protocols.finetune import FinetuneSettings as FinetuneSettings

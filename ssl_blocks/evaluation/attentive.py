@@ -5,21 +5,18 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from rich.progress import track
 from torch import Tensor, nn
 
 from ssl_blocks.data import FileSplit, ImageSplit
 from ssl_blocks.doors import checked
-from ssl_blocks.engine.optimizers import warmup_cosine
-from ssl_blocks.evaluation.checks import CannotScoreError
 from ssl_blocks.evaluation.extract import Extractor
 from ssl_blocks.evaluation.labelled import Labelled, read_images
 from ssl_blocks.evaluation.pooling import AllPlaces
+from ssl_blocks.evaluation.protocol import CannotScoreError
 from ssl_blocks.evaluation.protocols.attentive import AttentiveSettings
-from ssl_blocks.evaluation.sweep import SweepScore, accuracy, hold_out
+from ssl_blocks.evaluation.sweep import HELD_OUT, INITIAL, SweepScore, descend, sweep
 from ssl_blocks.randomness import seeded_generator
 
-INITIAL, HELD_OUT, ORDER = range(3)  # what a generator is for
 MOST_KEPT = 2**29  # values of all places that are kept: 2 GiB; of more, every epoch encodes anew
 
 
@@ -105,20 +102,15 @@ def attentive_probe(
     except ValueError as error:
         raise CannotScoreError(f"{error} to look at") from None
     places = _Places(extractor, reader, data, settings)
-    labels, everything = data.train_labels, torch.arange(len(data.train))
-    chosen, reached = settings.lrs[0], []
-    if len(settings.lrs) > 1:
-        held = hold_out(labels, settings.validation, seeded_generator("cpu", seed, HELD_OUT))
-        rest = everything[~torch.isin(everything, held)]
-        for lr in settings.lrs:
-            head = places.fit(rest, labels, lr, seed, progress)
-            found = places.classify(head, held, is_test=False)
-            reached.append(accuracy(found, labels[held], num_classes=data.num_classes))
-        chosen = settings.lrs[max(range(len(reached)), key=lambda place: reached[place])]
-    head = places.fit(everything, labels, chosen, seed, progress)
-    found = places.classify(head, torch.arange(len(data.test)), is_test=True)
-    share = accuracy(found, data.test_labels, num_classes=data.num_classes)
-    return SweepScore(share, chosen, settings.lrs, tuple(reached), data.num_classes)
+    return sweep(
+        lambda lr, index, held: places.classify(places.fit(index, lr, seed, progress), held),
+        settings.lrs,
+        data.train_labels,
+        data.test_labels,
+        validation=settings.validation,
+        num_classes=data.num_classes,
+        generator=seeded_generator("cpu", seed, HELD_OUT),
+    )
 
 
 class _Places:
@@ -140,32 +132,25 @@ class _Places:
         flat = self._make(split, index) if self.kept is None else self.kept[is_test][index]
         return self.reader.grouped(flat.to(self.extractor.device))
 
-    def fit(self, index: Tensor, labels: Tensor, lr: float, seed: int, progress: bool) -> AttentiveHead:
+    def fit(self, index: Tensor, lr: float, seed: int, progress: bool) -> AttentiveHead:
         """Train a head on some images of train by AdamW, with a warm-up and half a cosine."""
-        settings, device = self.settings, self.extractor.device
+        settings, device, labels = self.settings, self.extractor.device, self.data.train_labels[index]
         classes, generator = self.data.num_classes, seeded_generator("cpu", seed, INITIAL)
-        head = AttentiveHead(dim=self.reader.width, num_classes=classes, heads=settings.heads, generator=generator).to(
-            device
-        )
+        head = AttentiveHead(dim=self.reader.width, num_classes=classes, heads=settings.heads, generator=generator)
+        optimizer = torch.optim.AdamW(head.to(device).parameters(), lr=lr, weight_decay=settings.weight_decay)
+
+        def loss_of(places: Tensor, epoch: int) -> Tensor:
+            return F.cross_entropy(head(self.of(index[places], is_test=False)), labels[places].to(device))
+
         batch = min(settings.batch_size, len(index))
-        steps = len(index) // batch
-        optimizer = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=settings.weight_decay)
-        total = steps * settings.epochs
-        schedule = warmup_cosine(optimizer, num_steps=total, warmup_steps=round(settings.warmup * total))
-        step = 0
-        for epoch in track(range(settings.epochs), "attentive probe", disable=not progress, transient=True):
-            order = index[torch.randperm(len(index), generator=seeded_generator("cpu", seed, ORDER, epoch))]
-            for some in torch.split(order[: steps * batch], batch):
-                schedule.step_update(step)
-                loss = F.cross_entropy(head(self.of(some, is_test=False)), labels[some].to(device))
-                optimizer.zero_grad()
-                torch.autograd.backward(loss)
-                optimizer.step()
-                step += 1
+        warmup = round(settings.warmup * (len(index) // batch * settings.epochs))
+        how = {"num": len(index), "batch": batch, "epochs": settings.epochs, "warmup_steps": warmup, "seed": seed}
+        descend("attentive probe", loss_of, optimizer, **how, progress=progress)
         return head.eval()
 
     @torch.no_grad()
-    def classify(self, head: AttentiveHead, index: Tensor, *, is_test: bool) -> Int[Tensor, " n"]:
-        """Classes that a head gives to images."""
-        parts = torch.split(index, self.settings.batch_size)
+    def classify(self, head: AttentiveHead, index: Tensor | None) -> Int[Tensor, " n"]:
+        """Classes that a head gives to images of train, or to all of test."""
+        is_test, places = index is None, torch.arange(len(self.data.test)) if index is None else index
+        parts = torch.split(places, self.settings.batch_size)
         return torch.cat([head(self.of(part, is_test=is_test)).argmax(1).cpu() for part in parts])

@@ -4,11 +4,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ssl_blocks.data.splits import FileSplit, ImageSplit
-
-
-class CannotScoreError(ValueError):
-    """Data or features of which a score cannot be computed, whatever the settings: one class, a class that is missing,
-    too few rows. The command says so, and goes on with what else was asked."""
+from ssl_blocks.evaluation.protocol import CannotScoreError
 
 
 def check_features(name: str, features: Tensor, labels: Tensor, *, may_be_empty: bool = False) -> None:
@@ -16,27 +12,33 @@ def check_features(name: str, features: Tensor, labels: Tensor, *, may_be_empty:
 
     One NaN is no smaller score: where it meets the others, all of them say nothing.
     """
-    if (len(features) == 0 and not may_be_empty) or labels.shape != features.shape[:1] or features.ndim != 2:
+    if (len(features) == 0 and not may_be_empty) or labels.shape != features.shape[:1]:
         raise ValueError(
             f"{name}_labels of shape {tuple(labels.shape)} must be one for each of the features, which have shape "
             f"{tuple(features.shape)}, and at least one"
         )
-    if labels.is_floating_point() or labels.is_complex():
-        raise ValueError(f"{name}_labels of {labels.dtype} must be class indices, whole numbers")
-    broken = (~features.isfinite().all(1)).nonzero()[:, 0].tolist()
-    if broken:
+    check_finite(f"{name} features", features)
+
+
+def check_finite(name: str, features: Tensor) -> None:
+    """Refuse features ``[N, D]`` with a NaN or an infinity."""
+    if broken := broken_rows(features):
         raise ValueError(
-            f"{name} features must be finite, but {len(broken)} of {len(features)} rows hold NaN or infinity, first "
-            f"row {broken[0]}"
+            f"{name} must be finite, but {len(broken)} of {len(features)} rows hold NaN or infinity, first row "
+            f"{broken[0]}"
         )
+
+
+def broken_rows(features: Tensor) -> list[int]:
+    """Rows of features ``[N, D]`` that are not finite."""
+    rows: list[int] = (~features.isfinite().all(1)).nonzero()[:, 0].tolist()
+    return rows
 
 
 def check_splits(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> int:
     """Refuse features and labels of which no classifier could be trained and scored; return the number of classes."""
     check_features("train", train, train_labels)
     check_features("test", test, test_labels)
-    if test.shape[1:] != train.shape[1:]:
-        raise ValueError(f"test of shape {tuple(test.shape)} must have as many features as {tuple(train.shape)}")
     num_classes = int(train_labels.max()) + 1
     check_classes("train_labels", train_labels, num_classes)
     check_classes("test_labels", test_labels, num_classes)

@@ -11,6 +11,7 @@ from ssl_blocks.doors import checked
 from ssl_blocks.encoders import FeatureEncoder, TokenEncoder
 from ssl_blocks.engine.optimizers import parameter_groups
 from ssl_blocks.evaluation.layers import layer_ids, spared_names
+from ssl_blocks.evaluation.pooling import encode_all
 from ssl_blocks.parts.tokenize import Tokenizer
 
 
@@ -71,17 +72,12 @@ class Classifier(nn.Module):
     def forward(self, images: Float[Tensor, "b c *s"]) -> Float[Tensor, "b k"]:
         """Logits ``[B, K]`` of normalised images ``[B, C, H, W]``."""
         x = images if self.tokenizer is None else self.tokenizer(images)
-        logits: Tensor = self.head(self.fc_norm(self._pool(x)))
+        if self.fresh_norm and isinstance(self.encoder, TokenEncoder):
+            pooled = encode_all(self.encoder, x).hidden[-1][:, self.encoder.num_prefix :].mean(1)
+        else:
+            pooled = self.encoder.features(x)
+        logits: Tensor = self.head(self.fc_norm(pooled))
         return logits
-
-    def _pool(self, x: Tensor) -> Tensor:
-        encoder = self.encoder
-        if not self.fresh_norm:
-            return encoder.features(x)
-        assert isinstance(encoder, TokenEncoder)
-        index = torch.arange(encoder.grid.num_tokens, device=x.device).expand(x.shape[0], -1)
-        hidden = encoder.encode(encoder.embed(x), index).hidden[-1]
-        return hidden[:, encoder.num_prefix :].mean(1)
 
     def thaw(self, *, fixed_too: bool = True) -> None:
         """Make parameters trainable: all, positions and prefix tokens among them, save a norm that takes no part.

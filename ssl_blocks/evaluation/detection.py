@@ -44,7 +44,18 @@ def mask_rcnn(
     from torchvision.models.detection.anchor_utils import AnchorGenerator
     from torchvision.ops import MultiScaleRoIAlign
 
-    _check(pyramid, num_classes, mean, std)
+    patch, grid = pyramid.encoder.patch, pyramid.encoder.grid
+    side = patch[0]
+    if patch[0] != patch[1] or side < 4 or side & (side - 1):
+        raise ValueError(f"patch={patch} of the encoder must be square, with a power of two from 4 on as side")
+    if grid.height % 2 or grid.width % 2:
+        raise ValueError(f"grid {grid} of the encoder must have even sides, for the coarsest map is half as large")
+    if num_classes < 2:
+        raise ValueError(f"num_classes={num_classes} must be at least 2: background and one more")
+    channels = pyramid.encoder.channels
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) != channels:
+            raise ValueError(f"{name}={tuple(values)} must be one number for each of {channels} channels")
     height, width = pyramid.image_size
     names = [str(i) for i in range(len(pyramid.strides))]
     arguments = {
@@ -60,18 +71,3 @@ def mask_rcnn(
         "mask_roi_pool": MultiScaleRoIAlign(names, output_size=14, sampling_ratio=2),
     }
     return MaskRCNN(pyramid, num_classes, **(arguments | options))
-
-
-def _check(pyramid: FeaturePyramid, num_classes: int, mean: Sequence[float], std: Sequence[Positive]) -> None:
-    patch, grid = pyramid.encoder.patch, pyramid.encoder.grid
-    side = patch[0]
-    if patch[0] != patch[1] or side < 4 or side & (side - 1):
-        raise ValueError(f"patch={patch} of the encoder must be square, with a power of two from 4 on as side")
-    if grid.height % 2 or grid.width % 2:
-        raise ValueError(f"grid {grid} of the encoder must have even sides, for the coarsest map is half as large")
-    if num_classes < 2:
-        raise ValueError(f"num_classes={num_classes} must be at least 2: background and one more")
-    channels = pyramid.encoder.channels
-    for name, values in (("mean", mean), ("std", std)):
-        if len(values) != channels:
-            raise ValueError(f"{name}={tuple(values)} must be one number for each of {channels} channels")

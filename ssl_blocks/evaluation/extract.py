@@ -14,6 +14,7 @@ from ssl_blocks.bounds import Batch, Channels, Pixels, Positive
 from ssl_blocks.data.augment import to_float
 from ssl_blocks.doors import checked
 from ssl_blocks.encoders import FeatureEncoder
+from ssl_blocks.evaluation.checks import broken_rows
 from ssl_blocks.grid import Grid
 from ssl_blocks.modes import modes_kept
 from ssl_blocks.parts.mask import SegmentCausalMask
@@ -94,7 +95,7 @@ class Extractor:
                 layer = broken[0] if broken else None
                 raise FeatureError(error.message, image=error.image, autocast_dtype=self.dtype, layer=layer) from None
             except (AssertionError, RuntimeError, TypeError):
-                self._check(images.shape[1:])  # if a single blank image does not fit either, it says so
+                self.check(images.shape[1:])  # if a single blank image does not fit either, it says so
                 raise
 
     def of_parts(self, parts: Iterable[UInt[Tensor, "n c *s"]]) -> Float[Tensor, "m d"]:
@@ -116,13 +117,10 @@ class Extractor:
         Raises:
             ValueError: naming the shape, and what the encoder says about it.
         """
-        with self._ready():
-            self._check(shape)
-
-    def _check(self, shape: Sequence[int]) -> None:
         if self.tokenizer is None:
             check_channels(self.encoder, shape[0])
-        check_images(self.encoder, shape, self._encode, self.device)
+        with self._ready():
+            check_images(self.encoder, shape, self._encode, self.device)
 
     @contextmanager
     def _ready(self) -> Iterator[None]:
@@ -161,8 +159,7 @@ class Extractor:
                     )
                 rows.append(features.float().cpu())
         joined = torch.cat(rows)  # outside of inference mode: a probe may want to train on the result
-        broken = (~joined.isfinite().all(1)).nonzero()[:, 0].tolist()
-        if broken:
+        if broken := broken_rows(joined):
             raise FeatureError(
                 f"the encoder must return finite features, but {len(broken)} of {len(joined)} images have NaN or "
                 f"infinite ones, first image {broken[0]}",

@@ -183,7 +183,7 @@ def classifier_accuracy(
             images = to_float(part.to(device), mean, std)
             with torch.no_grad(), torch.autocast(kind, autocast_dtype, enabled=autocast_dtype is not None):
                 rows.append(model(images).argmax(1).cpu())
-    return accuracy(torch.cat(rows), labels.cpu(), num_classes=model.num_classes)
+    return accuracy(torch.cat(rows), labels.cpu())
 
 
 class FinetuneTask(Task):

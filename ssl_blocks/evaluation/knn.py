@@ -55,9 +55,6 @@ def knn_accuracy(
         >>> knn_accuracy(bank, torch.tensor([0, 1]), bank, torch.tensor([0, 0]), k=1)
         0.5
     """
-    # a heavy import, for one call at the end of a run
-    from torchmetrics.classification import MulticlassAccuracy
-
     sharded = bank_sharded or queries_sharded
     if sharded and not dist.is_initialized():
         raise ValueError("bank_sharded and queries_sharded need torch.distributed.init_process_group before")
@@ -67,22 +64,25 @@ def knn_accuracy(
         parts = gather_parts(parts[0])
     elif parts[0].error:
         raise ValueError(parts[0].error)
-    _check_sizes(parts, k, bank_sharded, queries_sharded)
+    num_bank = sum(part.num_bank for part in parts) if bank_sharded else len(bank)
+    if queries_sharded and not any(part.num_queries for part in parts):
+        raise ValueError("queries must be at least one in all processes together")
+    if k > num_bank:
+        raise ValueError(f"k={k} must be at least 1 and at most the size of the bank ({num_bank})")
     num_classes = max(part.num_classes for part in parts)
-    search = _Search(bank=bank, labels=bank_labels, k=k, chunk=chunk, sharded=bank_sharded)
-    metric = MulticlassAccuracy(
-        num_classes, average="micro", ignore_index=-1, validate_args=False, sync_on_compute=queries_sharded
-    ).to(bank.device)
-    # one row that does not count in front: torchmetrics takes no empty update, and a process may have no queries
-    predicted = [torch.zeros(1, dtype=torch.int64, device=bank.device)]
+    predicted = [bank_labels[:0]]  # a process may have no queries
     counts = [part.num_queries for part in parts] if bank_sharded and queries_sharded else None
-    for similarity, labels in search.all_queries(queries, counts):
+    found = _neighbours(queries, bank, bank_labels, k=k, chunk=chunk, sharded=bank_sharded, counts=counts)
+    for similarity, labels in found:
         # the nearest one's weight is taken out of all: no overflow at low temperatures, the same winner
         weight = ((similarity - similarity[:, :1]) / temperature).exp()
         votes = weight.new_zeros(len(labels), num_classes).scatter_add_(1, labels, weight)
         predicted.append(votes.argmax(1))
-    metric.update(torch.cat(predicted), F.pad(query_labels.to(bank.device), (1, 0), value=-1))
-    return float(metric.compute())
+    hits = torch.cat(predicted) == query_labels.to(bank.device)
+    counted = torch.tensor([int(hits.sum()), len(hits)], device=bank.device)
+    if queries_sharded:
+        dist.all_reduce(counted)
+    return float(counted[0] / counted[1])
 
 
 @dataclass(frozen=True)
@@ -134,40 +134,31 @@ def merge_neighbours(
     return best, torch.cat(all_named, 1).gather(1, kept)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Search:
-    """Neighbours in a bank, or in the parts of it that all processes hold."""
+def _neighbours(
+    queries: Tensor, bank: Tensor, labels: Tensor, *, k: int, chunk: int, sharded: bool, counts: list[int] | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Similarities and labels of the neighbours of this process' queries, some rows at a time.
 
-    bank: Tensor
-    labels: Tensor
-    k: int
-    chunk: int
-    sharded: bool
+    ``counts`` are the queries of every process, where each holds a part and has to ask all others; else ``None``.
+    """
 
-    def all_queries(self, queries: Tensor, counts: list[int] | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Similarities and labels of the neighbours of this process' queries, some rows at a time.
+    def find(rows: Tensor) -> tuple[Tensor, Tensor]:
+        similarity, index = nearest(rows, bank, k=k, chunk=chunk)
+        return merge_neighbours(similarity, labels[index], k=k) if sharded else (similarity, labels[index])
 
-        ``counts`` are the queries of every process, where each holds a part and has to ask all others; else ``None``.
-        """
-        if counts is None:
-            for start in range(0, len(queries), self.chunk):
-                yield self._find(queries[start : start + self.chunk])
-            return
-        for owner, count in enumerate(counts):
-            for start in range(0, count, self.chunk):
-                mine = owner == dist.get_rank()
-                size = min(self.chunk, count - start)
-                rows = queries[start : start + size] if mine else queries.new_empty(size, queries.shape[1])
-                rows = rows.float().contiguous()
-                dist.broadcast(rows, src=owner)
-                found = self._find(rows)
-                if mine:
-                    yield found
-
-    def _find(self, queries: Tensor) -> tuple[Tensor, Tensor]:
-        similarity, index = nearest(queries, self.bank, k=self.k, chunk=self.chunk)
-        labels = self.labels[index]
-        return merge_neighbours(similarity, labels, k=self.k) if self.sharded else (similarity, labels)
+    if counts is None:
+        yield from map(find, torch.split(queries, chunk))
+        return
+    for owner, count in enumerate(counts):
+        for start in range(0, count, chunk):
+            mine = owner == dist.get_rank()
+            size = min(chunk, count - start)
+            rows = queries[start : start + size] if mine else queries.new_empty(size, queries.shape[1])
+            rows = rows.float().contiguous()
+            dist.broadcast(rows, src=owner)
+            found = find(rows)
+            if mine:
+                yield found
 
 
 def nearest(
@@ -205,11 +196,3 @@ def _describe(sides: Sequence[tuple[str, Tensor, Tensor, bool]]) -> Shard:
     except ValueError as wrong:
         error = str(wrong)
     return Shard(len(bank), len(queries), bank.shape[-1], num_classes, error)
-
-
-def _check_sizes(parts: list[Shard], k: int, bank_sharded: bool, queries_sharded: bool) -> None:
-    num_bank = sum(part.num_bank for part in parts) if bank_sharded else parts[0].num_bank
-    if queries_sharded and not any(part.num_queries for part in parts):
-        raise ValueError("queries must be at least one in all processes together")
-    if not 1 <= k <= num_bank:
-        raise ValueError(f"k={k} must be at least 1 and at most the size of the bank ({num_bank})")

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ssl_blocks.data import FileSplit, ImageData, ImageSplit
 from ssl_blocks.doors import checked
-from ssl_blocks.evaluation.checks import CannotScoreError, check_classes, labels_of
+from ssl_blocks.evaluation.checks import check_classes, labels_of
+from ssl_blocks.evaluation.protocol import CannotScoreError
 
 CHUNK = 2048  # images that are decoded at a time
 

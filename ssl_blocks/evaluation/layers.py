@@ -6,6 +6,7 @@ import torch
 from timm.layers import DropPath
 from torch import nn
 
+from ssl_blocks.bounds import Dropped
 from ssl_blocks.doors import checked
 from ssl_blocks.encoders import FeatureEncoder, TokenEncoder
 from ssl_blocks.encoders.pooled import adapter_of
@@ -42,11 +43,6 @@ def layer_ids(encoder: FeatureEncoder) -> dict[str, int]:
     if isinstance(encoder, TokenEncoder):  # timm counts the final norm with the last block
         behind = {id(parameter) for parameter in encoder.norm.parameters()}
         ids |= {name: encoder.depth + 1 for name, p in encoder.module.named_parameters() if id(p) in behind}
-    _check(encoder, ids, kind)
-    return ids
-
-
-def _check(encoder: FeatureEncoder, ids: dict[str, int], kind: str) -> None:
     missing = sorted({name for name, _ in encoder.module.named_parameters()} - set(ids))
     if missing:
         raise ValueError(f"layer_decay needs the layer of every parameter, but {kind} leaves out {missing[0]!r}")
@@ -61,10 +57,11 @@ def _check(encoder: FeatureEncoder, ids: dict[str, int], kind: str) -> None:
         raise ValueError(
             f"layer_decay needs a layer for each of {wanted}, numbered from 1, but {kind} tells of {sorted(found)}"
         )
+    return ids
 
 
 @checked
-def set_drop_path(module: nn.Module, rate: float) -> list[float]:
+def set_drop_path(module: nn.Module, rate: Dropped) -> list[float]:
     """Let every block drop whole images' residuals at random, from 0 in the first block up to ``rate`` in the last.
 
     Stochastic depth (Huang et al. 2016), as timm builds it; modules are put in where blocks have places named
@@ -82,8 +79,6 @@ def set_drop_path(module: nn.Module, rate: float) -> list[float]:
         >>> [round(rate, 2) for rate in set_drop_path(vit, 0.1)]
         [0.0, 0.05, 0.1]
     """
-    if not 0 <= rate < 1:
-        raise ValueError(f"drop_path={rate} must lie within [0, 1)")
     blocks = [part for part in module.modules() if _drop_paths(part)]
     if rate > 0 and not blocks:
         raise ValueError(

@@ -5,22 +5,19 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from rich.progress import track
 from torch import Tensor, nn
 
 from ssl_blocks.bounds import Seed
 from ssl_blocks.data import RandomResizedCropFlip
 from ssl_blocks.doors import checked
-from ssl_blocks.engine.optimizers import warmup_cosine
 from ssl_blocks.engine.settings import fitting_warmup
 from ssl_blocks.evaluation.checks import check_splits
 from ssl_blocks.evaluation.extract import Extractor
 from ssl_blocks.evaluation.labelled import Labelled, read_images
 from ssl_blocks.evaluation.protocols.probe import LinearSettings
-from ssl_blocks.evaluation.sweep import SweepScore, accuracy, hold_out
+from ssl_blocks.evaluation.sweep import CROPS, HELD_OUT, INITIAL, SweepScore, accuracy, descend, hold_out
 from ssl_blocks.randomness import seeded_generator
 
-INITIAL, HELD_OUT, ORDER, CROPS = range(4)  # what a generator is for
 CROPS_AT_A_TIME = 512
 
 
@@ -131,60 +128,38 @@ class _Probe:
         settings, num = self.settings, len(self.labels)
         batch = settings.batch(num)
         rates = [lr * batch / 256 for lr in self.lrs] * (len(self.is_seen) // len(self.lrs))
-        optimizer = Lars(
-            self.heads,
-            rates,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-            trust=settings.trust_coefficient,
-        )
-        num_steps, warmup = num // batch * settings.epochs, round(num // batch * settings.warmup_epochs)
-        warmup = fitting_warmup(warmup, num_steps=num_steps)
-        schedule = warmup_cosine(optimizer, num_steps=num_steps, warmup_steps=warmup)
+        decay, trust = settings.weight_decay, settings.trust_coefficient
+        optimizer = Lars(self.heads, rates, momentum=settings.momentum, weight_decay=decay, trust=trust)
+
+        def loss_of(index: Tensor, epoch: int) -> Tensor:
+            logits = self.heads(features_of(index, epoch).to(self.device))
+            return head_loss(logits, self.labels[index].to(self.device), self.is_seen[:, index].to(self.device))
+
+        steps = num // batch
+        warmup = fitting_warmup(round(steps * settings.warmup_epochs), num_steps=steps * settings.epochs)
+        how = {"num": num, "batch": batch, "epochs": settings.epochs, "warmup_steps": warmup, "seed": self.seed}
         self.heads.train()
-        step = 0
-        for epoch in track(range(settings.epochs), "linear probe", disable=not progress, transient=True):
-            order = torch.randperm(num, generator=seeded_generator("cpu", self.seed, ORDER, epoch))
-            for index in torch.split(order[: num // batch * batch], batch):
-                schedule.step_update(step)
-                logits = self.heads(features_of(index, epoch).to(self.device))
-                loss = head_loss(logits, self.labels[index].to(self.device), self.is_seen[:, index].to(self.device))
-                optimizer.zero_grad()
-                torch.autograd.backward(loss)
-                optimizer.step()
-                step += 1
+        descend("linear probe", loss_of, optimizer, **how, progress=progress)
         self.heads.eval()
 
     def score(self, features_of: Callable[[Tensor], Tensor], test: Tensor, test_labels: Tensor) -> SweepScore:
         """Choose a rate on what was held out, and score it on the test features ``[M, D]``."""
-        num_classes, chosen = self.heads.num_classes, 0
+        chosen = 0
         validation: tuple[float, ...] = ()
         if self.sweeps:
             choosing = self.heads.predict(features_of(self.held_out))[len(self.lrs) :]
             truth = self.labels[self.held_out]
-            validation = tuple(accuracy(head, truth, num_classes=num_classes) for head in choosing)
-            chosen = max(range(len(self.lrs)), key=lambda place: validation[place])
-        predicted = self.heads.predict(test)[chosen]
-        return SweepScore(
-            accuracy=accuracy(predicted, test_labels, num_classes=num_classes),
-            chosen=self.lrs[chosen],
-            candidates=self.lrs,
-            validation=validation,
-            num_classes=num_classes,
-        )
+            validation = tuple(accuracy(head, truth) for head in choosing)
+            chosen = validation.index(max(validation))
+        share = accuracy(self.heads.predict(test)[chosen], test_labels)
+        return SweepScore(share, self.lrs[chosen], self.lrs, validation, self.heads.num_classes)
 
 
 class LinearHeads(nn.Module):
     """Linear classifiers that start alike and share one batch norm without scale and shift.
 
-    MAE, appendix A.1: the norm takes the scale out of features, so that one learning rate suits them all.
-
-    Args:
-        dim: width of the features.
-        num_classes: classes of each.
-        num_heads: how many classifiers.
-        normalize: whether features are batch-normalised.
-        generator: source of the first weights, N(0, 0.01²), on the CPU; ``None`` uses torch's default.
+    MAE, appendix A.1: the norm takes the scale out of features, so that one learning rate suits them all. First weights
+    are N(0, 0.01²), drawn on the CPU.
 
     Examples:
         >>> LinearHeads(dim=4, num_classes=3, num_heads=2)(torch.randn(5, 4)).shape
@@ -241,14 +216,7 @@ class Lars(torch.optim.Optimizer):
 
     A weight matrix moves by ``lr * m``, where m follows ``q * (gradient + weight_decay * w)`` with momentum, and the
     trust ratio q is ``trust * |w| / |gradient + weight_decay * w|``, or 1 where a norm is 0. Biases neither decay nor
-    have such a ratio. No Nesterov.
-
-    Args:
-        heads: whose weights ``[H, K, D]`` and biases ``[H, K]`` move, all at once.
-        lrs: learning rate of each head; a schedule sets their common factor.
-        momentum: of the scaled update.
-        weight_decay: of weights.
-        trust: the trust coefficient.
+    have such a ratio. No Nesterov. All heads move at once; a schedule sets the common factor of their ``lrs``.
     """
 
     def __init__(

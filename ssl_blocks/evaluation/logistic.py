@@ -2,16 +2,18 @@
 
 import warnings
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Gt, Lt
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from ssl_blocks.bounds import Count, Positive, Seed
 from ssl_blocks.doors import checked
 from ssl_blocks.evaluation.checks import check_splits
-from ssl_blocks.evaluation.sweep import SweepScore, accuracy, check_candidates, hold_out
+from ssl_blocks.evaluation.sweep import SweepScore, sweep
 from ssl_blocks.randomness import seeded_generator
 
 MOST_UNKNOWNS, MOST_ENTRIES = 1536, 2**24  # up to which Newton's method is faster
@@ -26,7 +28,7 @@ def logistic_probe(
     *,
     cs: Sequence[Positive] = (1.0,),
     standardize: bool = True,
-    validation: float = 0.1,
+    validation: Annotated[float, Gt(0), Lt(1)] = 0.1,
     max_iterations: Count = 1000,
     seed: Seed = 0,
     device: torch.device | str = "cpu",
@@ -57,30 +59,18 @@ def logistic_probe(
         >>> logistic_probe(x, y, x, y).accuracy
         1.0
     """
-    check_candidates("cs", cs, validation)
+    if len(cs) == 0:
+        raise ValueError("cs=() must be at least one number")
     num_classes = check_splits(train, train_labels, test, test_labels)
     train, test = (x.detach().to(device, torch.float64) for x in (train, test))
     labels = train_labels.to(device)
 
-    def predict(fitted: Tensor, unseen: Tensor, c: float) -> Tensor:
-        return classify(
-            train[fitted], labels[fitted], unseen, c=c, standardize=standardize, max_iterations=max_iterations
-        )
+    def predict(c: float, fitted: Tensor, held: Tensor | None) -> Tensor:
+        x, y, unseen = train[fitted], labels[fitted], test if held is None else train[held]
+        return classify(x, y, unseen, c=c, standardize=standardize, max_iterations=max_iterations)
 
-    everything, chosen = torch.arange(len(train), device=device), 0
-    reached: tuple[float, ...] = ()
-    if len(cs) > 1:
-        held = hold_out(train_labels.cpu(), validation, seeded_generator("cpu", seed)).to(device)
-        rest = everything[~torch.isin(everything, held)]
-        reached = tuple(accuracy(predict(rest, train[held], c), labels[held], num_classes=num_classes) for c in cs)
-        chosen = max(range(len(cs)), key=lambda place: reached[place])
-    return SweepScore(
-        accuracy=accuracy(predict(everything, test, cs[chosen]), test_labels, num_classes=num_classes),
-        chosen=cs[chosen],
-        candidates=tuple(cs),
-        validation=reached,
-        num_classes=num_classes,
-    )
+    generator, truth = seeded_generator("cpu", seed), train_labels.cpu()
+    return sweep(predict, cs, truth, test_labels, validation=validation, num_classes=num_classes, generator=generator)
 
 
 def classify(
@@ -92,15 +82,9 @@ def classify(
     standardize: bool = True,
     max_iterations: int = 1000,
 ) -> Int[Tensor, " m"]:
-    """Fit a logistic regression, and classify other features by it; it knows the classes that ``labels`` name.
+    """Fit a logistic regression in float64 as `logistic_probe`, and classify ``unseen`` features ``[M, D]`` by it.
 
-    Args:
-        features: ``[N, D]`` float64.
-        labels: ``[N]`` class indices, which may have gaps.
-        unseen: ``[M, D]``.
-        c: inverse strength of the penalty, scikit-learn's ``C``.
-        standardize: as for `logistic_probe`.
-        max_iterations: of LBFGS.
+    It knows the classes that ``labels`` name, which may have gaps.
     """
     if standardize:
         std = features.std(0, correction=0)
@@ -125,18 +109,8 @@ def fit_logistic(
     """Minimise scikit-learn's ``C * sum of cross entropies + |weight|² / 2``; the bias is free of the penalty.
 
     More features than images cost no more than as many. Small problems are solved by Newton's method, in a few steps;
-    others by LBFGS.
-
-    Args:
-        features: ``[N, D]``, best in float64.
-        labels: ``[N]`` class indices.
-        num_classes: ``K``.
-        c: inverse strength of the penalty.
-        max_iterations: of either; a warning tells where they do not suffice.
-        tolerance: largest entry of the gradient of the objective, divided by ``C * N``, at which it counts as solved.
-
-    Returns:
-        Weight ``[K, D]`` and bias ``[K]``.
+    others by LBFGS. A warning tells where the iterations do not suffice. Weight ``[K, D]`` and bias ``[K]`` count as
+    solved where the largest entry of the objective's gradient, divided by ``C * N``, is within ``tolerance``.
     """
     if features.shape[1] > len(features):  # weights lie in the span of the rows: solved there, in as many numbers
         span, rows = torch.linalg.qr(features.T)
@@ -146,10 +120,13 @@ def fit_logistic(
         return weight @ span.T, bias
     # for two classes scikit-learn penalises one weight, half the difference of ours: twice as much
     strength = (2 if num_classes == 2 else 1) / (c * len(features))
-    weight, bias = (_by_newton if _is_small(features, num_classes) else _by_lbfgs)(
-        features, labels, num_classes, strength, max_iterations, tolerance
-    )
-    steepest = _steepest(features, labels, weight, bias, strength)
+    # a system of equations in all weights at once, where it is worth its time and memory
+    unknowns = num_classes * (features.shape[1] + 1)
+    is_small = unknowns <= MOST_UNKNOWNS and unknowns * len(features) <= MOST_ENTRIES
+    solve = _by_newton if is_small and features.dtype == torch.float64 else _by_lbfgs
+    weight, bias = solve(features, labels, num_classes, strength, max_iterations, tolerance)
+    error = (F.linear(features, weight, bias).softmax(1) - F.one_hot(labels, num_classes)) / len(features)
+    steepest = max(float((error.T @ features + strength * weight).abs().max()), float(error.sum(0).abs().max()))
     if steepest > 10 * tolerance:
         warnings.warn(
             f"logistic regression with c={c} is not at its optimum after {max_iterations} iterations "
@@ -157,12 +134,6 @@ def fit_logistic(
             stacklevel=2,
         )
     return weight, bias
-
-
-def _is_small(features: Tensor, num_classes: int) -> bool:
-    """Whether a system of equations in all weights at once is worth its time and memory."""
-    unknowns = num_classes * (features.shape[1] + 1)
-    return unknowns <= MOST_UNKNOWNS and unknowns * len(features) <= MOST_ENTRIES and features.dtype == torch.float64
 
 
 def _by_newton(
@@ -204,9 +175,11 @@ def _by_lbfgs(
     features: Tensor, labels: Tensor, num_classes: int, strength: float, max_iterations: int, tolerance: float
 ) -> tuple[Tensor, Tensor]:
     """Weight and bias close to the optimum, in memory that grows with their number alone."""
-    root, steepening = _inverse_root(features, strength)
-    # the same objective in other coordinates: its curvature is at most about 1 in every direction, so that features
-    # which say nearly the same do not need thousands of steps
+    # the same objective in other coordinates, by the root of the inverse of a bound on its curvature (Boehning 1992),
+    # then about 1 at most in every direction: features which say nearly the same do not need thousands of steps
+    values, vectors = torch.linalg.eigh(features.T @ features / (2 * len(features)))
+    bound = values.clamp(min=0) + strength
+    root: Tensor = vectors * bound.rsqrt() @ vectors.T
     spread = features @ root
     turned = features.new_zeros(num_classes, features.shape[1], requires_grad=True)
     bias = features.new_zeros(num_classes, requires_grad=True)
@@ -214,7 +187,7 @@ def _by_lbfgs(
         [turned, bias],
         max_iter=max_iterations,
         max_eval=2 * max_iterations,
-        tolerance_grad=tolerance / max(1.0, steepening),
+        tolerance_grad=tolerance / max(1.0, float(bound.max().sqrt())),  # as much larger a gradient can be elsewhere
         tolerance_change=0.0,
         history_size=20,
         line_search_fn="strong_wolfe",
@@ -230,22 +203,3 @@ def _by_lbfgs(
 
     optimizer.step(objective)  # type: ignore[no-untyped-call]
     return turned.detach() @ root, bias.detach()
-
-
-def _inverse_root(features: Tensor, strength: float) -> tuple[Tensor, float]:
-    """The symmetric root of the inverse of a bound on the objective's curvature (Boehning 1992), ``[D, D]``.
-
-    And how many times larger a gradient can be without it.
-    """
-    values, vectors = torch.linalg.eigh(features.T @ features / (2 * len(features)))
-    bound = values.clamp(min=0) + strength
-    root: Tensor = vectors * bound.rsqrt() @ vectors.T
-    return root, float(bound.max().sqrt())
-
-
-def _steepest(features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, strength: float) -> float:
-    """Largest entry of the gradient with respect to weight and bias."""
-    error = F.linear(features, weight, bias).softmax(1)
-    error[torch.arange(len(labels), device=labels.device), labels] -= 1
-    by_weight = error.T @ features / len(features) + strength * weight
-    return float(torch.maximum(by_weight.abs().max(), error.mean(0).abs().max()))

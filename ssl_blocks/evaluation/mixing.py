@@ -21,16 +21,7 @@ MAX_MAGNITUDE = 9.99  # at 10, which noise reaches, no bit would be left of a po
 
 @contextmanager
 def timm_draws(seed: int) -> Iterator[None]:
-    """Seed Python's and numpy's global generators, from which timm draws, and put them back afterwards.
-
-    Examples:
-        >>> with timm_draws(0):
-        ...     a = random.random()
-        >>> with timm_draws(0):
-        ...     b = random.random()
-        >>> a == b
-        True
-    """
+    """Seed Python's and numpy's global generators, from which timm draws, and put them back afterwards."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - timm knows no other
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002

@@ -109,26 +109,23 @@ def _score(
     device: torch.device | str,
 ) -> SegmentationScores:
     # a heavy import, which training does without
-    from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
+    from torchmetrics.classification import MulticlassJaccardIndex
 
     if len(data) == 0:
         raise ValueError("data must hold at least one image")
     options: dict[str, Any] = {"num_classes": len(class_names), "ignore_index": IGNORED, "validate_args": False}
     overlap = MulticlassJaccardIndex(average="macro", **options).to(device)
-    accuracy = MulticlassAccuracy(average="micro", **options).to(device)
     for images, masks in DataLoader(data, batch_size=batch_size):  # type: ignore[arg-type]
         check_mask_classes(masks, len(class_names))
-        predicted, target = predict(images), masks.to(device).long()
-        overlap.update(predicted, target)
-        accuracy.update(predicted, target)
-    counts = overlap.confmat.double()
+        overlap.update(predict(images), masks.to(device).long())
+    counts = overlap.confmat
     union = counts.sum(0) + counts.sum(1) - counts.diag()
     each = [None if u == 0 else i / u for i, u in zip(counts.diag().tolist(), union.tolist(), strict=True)]
     if all(iou is None for iou in each):
         raise ValueError(f"masks must have pixels that count, but all of {len(data)} hold {IGNORED} alone")
     return SegmentationScores(
         mean_iou=float(overlap.compute()),
-        pixel_accuracy=float(accuracy.compute()),
+        pixel_accuracy=float(counts.diag().sum() / counts.sum()),
         class_iou=dict(zip(class_names, each, strict=True)),
         num_images=len(data),
     )

@@ -18,8 +18,12 @@ if TYPE_CHECKING:
 S = TypeVar("S", bound=StrictModel)
 D = TypeVar("D")
 
-
 RANDOM = "random encoder"  # the row of the same model with weights drawn anew
+
+
+class CannotScoreError(ValueError):
+    """Data or features of which a score cannot be computed, whatever the settings: one class, a class that is missing,
+    too few rows. The command says so, and goes on with what else was asked."""
 
 
 class TrainedSettings(StrictModel):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ssl_blocks.bounds import Width
 from ssl_blocks.doors import checked
 from ssl_blocks.encoders import TokenEncoder
+from ssl_blocks.evaluation.pooling import encode_all
 
 SCALES = (0.25, 0.5, 1.0, 2.0)  # of each map, in patches
 
@@ -49,16 +50,16 @@ class FeaturePyramid(nn.Module):
         self.encoder, self.out_channels, self.freeze = encoder, out_channels, freeze
         if not isinstance(encoder, nn.Module):  # then its model would not be found
             self.encoder_module = encoder.module
+        width = out_channels
         resized: tuple[nn.Module, ...] = (
-            _enlarge_fourfold(encoder.dim, out_channels),
-            _enlarge(encoder.dim, out_channels),
+            nn.Sequential(_enlarge(encoder.dim, width), LayerNorm2d(width), nn.GELU(), _enlarge(width, width)),
+            _enlarge(encoder.dim, width),
             nn.Identity(),
             nn.MaxPool2d(2, ceil_mode=True),  # a grid of odd size keeps its last row and column
         )
-        widths = (out_channels, out_channels, encoder.dim, encoder.dim)
         self.levels = nn.ModuleList(
-            nn.Sequential(part, nn.Conv2d(width, out_channels, 1), LayerNorm2d(out_channels))
-            for part, width in zip(resized, widths, strict=True)
+            nn.Sequential(part, nn.Conv2d(given, width, 1), LayerNorm2d(width))
+            for part, given in zip(resized, (width, width, encoder.dim, encoder.dim), strict=True)
         )
         self.train(self.training)
 
@@ -96,9 +97,8 @@ class FeaturePyramid(nn.Module):
                 f"images of shape {tuple(images.shape)} must be the encoder's, "
                 f"[B, {encoder.channels}, {self.image_size[0]}, {self.image_size[1]}]"
             )
-        index = torch.arange(grid.num_tokens, device=images.device).expand(images.shape[0], -1)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
-            hidden = encoder.encode(encoder.embed(images), index).hidden
+            hidden = encode_all(encoder, images).hidden
         group = encoder.depth // len(SCALES)
         tokens = [state[:, encoder.num_prefix :] for state in hidden[group - 1 :: group]]
         return tuple(t.transpose(1, 2).reshape(len(t), encoder.dim, grid.height, grid.width) for t in tokens)
@@ -132,7 +132,3 @@ class FeaturePyramid(nn.Module):
 
 def _enlarge(dim: int, width: int) -> nn.ConvTranspose2d:
     return nn.ConvTranspose2d(dim, width, kernel_size=2, stride=2)
-
-
-def _enlarge_fourfold(dim: int, width: int) -> nn.Sequential:
-    return nn.Sequential(_enlarge(dim, width), LayerNorm2d(width), nn.GELU(), _enlarge(width, width))

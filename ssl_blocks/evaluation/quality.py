@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ssl_blocks.bounds import Count, NotNegative, Positive
 from ssl_blocks.doors import checked
+from ssl_blocks.evaluation.checks import check_finite
 from ssl_blocks.evaluation.protocol import Result
 
 CHUNK = 2048  # rows compared with all others at a time
@@ -174,16 +175,9 @@ def spread(features: Float[Tensor, "n d"]) -> float:
 
 @dataclass(frozen=True)
 class FeatureQuality(Result):
-    """What features look like without any label.
+    """What features look like without any label: what the functions of these names find, of ``num_images`` images.
 
-    Args:
-        rankme: see `rankme`.
-        effective_rank: see `effective_rank`.
-        alpha_req: see `alpha_req`.
-        uniformity: see `uniformity`.
-        alignment: see `alignment`; ``None`` where there were no pairs.
-        spread: see `spread`.
-        num_images: how many were looked at.
+    ``alignment`` is ``None`` where there were no pairs.
     """
 
     rankme: float
@@ -234,27 +228,16 @@ def feature_quality(
         >>> feature_quality(torch.eye(4)).num_images
         4
     """
-    return FeatureQuality(
-        rankme=rankme(features),
-        effective_rank=effective_rank(features),
-        alpha_req=alpha_req(features),
-        uniformity=uniformity(features),
-        alignment=None if views is None else alignment(*views),
-        spread=spread(features),
-        num_images=len(features),
-    )
+    measures = (rankme, effective_rank, alpha_req, uniformity, spread)
+    found: dict[str, Any] = {measure.__name__: measure(features) for measure in measures}
+    return FeatureQuality(alignment=None if views is None else alignment(*views), num_images=len(features), **found)
 
 
 def _checked(name: str, features: Tensor) -> Tensor:
     """The features in float64, or an error that names them."""
-    if features.ndim != 2 or len(features) < 2 or features.shape[1] < 1:
+    if len(features) < 2 or features.shape[1] < 1:
         raise ValueError(f"{name} of shape {tuple(features.shape)} must be [N, D] with at least two rows")
-    broken = (~features.isfinite().all(1)).nonzero()[:, 0].tolist()
-    if broken:
-        raise ValueError(
-            f"{name} must be finite, but {len(broken)} of {len(features)} rows hold NaN or infinity, first row "
-            f"{broken[0]}"
-        )
+    check_finite(name, features)
     return features.detach().double()
 
 

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -64,7 +64,7 @@ def save_classifier(
         TypeError: if encoder or tokenizer cannot be built again.
     """
     notes = {"num_classes": model.num_classes, "fresh_norm": model.fresh_norm}
-    images = _Images(mean, std, class_names, value_range)
+    images = {"mean": mean, "std": std, "class_names": class_names, "value_range": value_range}
     return _save(model, "backbone.", folder, model.encoder, model.tokenizer, notes, images)
 
 
@@ -102,7 +102,7 @@ def save_segmenter(
         "pyramid": {"out_channels": pyramid.out_channels, "freeze": pyramid.freeze},
         "head": {"in_channels": pyramid.out_channels, "width": width, "num_levels": levels},
     }
-    images = _Images(mean, std, class_names, value_range)
+    images = {"mean": mean, "std": std, "class_names": class_names, "value_range": value_range}
     return _save(model, "pyramid.encoder", folder, pyramid.encoder, None, notes, images)
 
 
@@ -142,21 +142,6 @@ def _describe(tokenizer: Tokenizer | None) -> dict[str, Any] | None:
     return note
 
 
-class _Images(NamedTuple):
-    """What images a model was trained on."""
-
-    mean: Sequence[float]
-    std: Sequence[float]
-    class_names: Sequence[str]
-    value_range: tuple[float, float] | None
-
-    def notes(self, num_classes: int) -> dict[str, Any]:
-        """The same, for JSON."""
-        if len(self.class_names) not in (0, num_classes):
-            raise ValueError(f"class_names={tuple(self.class_names)} must be {num_classes}, the classes of the head")
-        return {name: None if value is None else list(value) for name, value in self._asdict().items()}
-
-
 def _save(
     model: nn.Module,
     body: str,
@@ -164,11 +149,14 @@ def _save(
     encoder: FeatureEncoder,
     tokenizer: Tokenizer | None,
     notes: dict[str, Any],
-    images: _Images,
+    images: dict[str, Any],
 ) -> Path:
     """Write the encoder, then all weights that are not below ``body``, then what tells that both are there."""
+    names, classes = tuple(images["class_names"]), notes["num_classes"]
+    if len(names) not in (0, classes):
+        raise ValueError(f"class_names={names} must be {classes}, the classes of the head")
     notes = {"format_version": FORMAT_VERSION, "kind": type(model).__name__, **notes, "tokenizer": _describe(tokenizer)}
-    notes |= images.notes(notes["num_classes"])
+    notes |= {name: None if value is None else list(value) for name, value in images.items()}
     folder = at_home(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / NOTES).unlink(missing_ok=True)
@@ -176,9 +164,9 @@ def _save(
         encoder,
         folder / ENCODER,
         tokenizer=tokenizer,
-        mean=tuple(images.mean),
-        std=tuple(images.std),
-        value_range=images.value_range,
+        mean=tuple(images["mean"]),
+        std=tuple(images["std"]),
+        value_range=images["value_range"],
     )
     state = {
         name: value.detach().cpu().contiguous()

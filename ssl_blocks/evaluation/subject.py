@@ -186,12 +186,7 @@ def _of_folder(path: Path, image_size: int | None) -> Subject:
 
 
 def _subject(
-    name: str,
-    encoder: FeatureEncoder,
-    known: Mapping[str, Any],
-    *,
-    tokenizer: Tokenizer | None = None,
-    **others: Any,
+    name: str, encoder: FeatureEncoder, known: Mapping[str, Any], *, tokenizer: Tokenizer | None = None, **others: Any
 ) -> Subject:
     """A subject with the statistics that are known of its encoder, where they are for its number of channels."""
     mean, std = (tuple(known.get(name) or ()) for name in ("mean", "std"))

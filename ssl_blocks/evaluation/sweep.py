@@ -1,16 +1,20 @@
-"""A choice among settings on images held out of train."""
+"""Heads on frozen features: how they are trained, and a choice among settings on images held out of train."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Int
+from rich.progress import track
 from torch import Tensor
 
 from ssl_blocks.bounds import Classes
 from ssl_blocks.doors import checked
-from ssl_blocks.evaluation.checks import CannotScoreError
-from ssl_blocks.evaluation.protocol import Result
+from ssl_blocks.engine.optimizers import warmup_cosine
+from ssl_blocks.evaluation.protocol import CannotScoreError, Result
+from ssl_blocks.randomness import seeded_generator
+
+INITIAL, HELD_OUT, ORDER, CROPS = range(4)  # what a generator is for
 
 
 @checked
@@ -29,24 +33,61 @@ class SweepScore(Result):
     num_classes: Classes
 
 
-def check_candidates(name: str, candidates: Sequence[float], share: float) -> None:
-    """Refuse settings among which there is no choice to make."""
-    if len(candidates) == 0 or not all(c > 0 for c in candidates):
-        raise ValueError(f"{name}={tuple(candidates)} must be at least one number, all above 0")
-    if not 0 < share < 1:
-        raise ValueError(f"validation={share} must lie within (0, 1)")
+def sweep(
+    predict: Callable[[float, Tensor, Tensor | None], Tensor],
+    candidates: Sequence[float],
+    labels: Int[Tensor, " n"],
+    test_labels: Int[Tensor, " m"],
+    *,
+    validation: float,
+    num_classes: int,
+    generator: torch.Generator,
+) -> SweepScore:
+    """Choose a setting on a share of train that is held out, fit it again to all of train, and score it.
+
+    ``predict(setting, places, unseen)`` fits to these images of train, and gives classes to others of train, or to the
+    test images where ``unseen`` is ``None``. Labels lie on the CPU.
+    """
+    everything, chosen = torch.arange(len(labels)), candidates[0]
+    reached: tuple[float, ...] = ()
+    if len(candidates) > 1:
+        held = hold_out(labels, validation, generator)
+        rest = everything[~torch.isin(everything, held)]
+        reached = tuple(accuracy(predict(one, rest, held), labels[held]) for one in candidates)
+        chosen = candidates[reached.index(max(reached))]
+    share = accuracy(predict(chosen, everything, None), test_labels)
+    return SweepScore(share, chosen, tuple(candidates), reached, num_classes)
+
+
+def descend(
+    title: str,
+    loss_of: Callable[[Tensor, int], Tensor],
+    optimizer: torch.optim.Optimizer,
+    *,
+    num: int,
+    batch: int,
+    epochs: int,
+    warmup_steps: int,
+    seed: int,
+    progress: bool,
+) -> None:
+    """Follow ``loss_of(places, epoch)`` down: batches of ``num`` images, a linear warm-up, and half a cosine."""
+    steps = num // batch
+    schedule = warmup_cosine(optimizer, num_steps=steps * epochs, warmup_steps=warmup_steps)
+    for epoch in track(range(epochs), title, disable=not progress, transient=True):
+        order = torch.randperm(num, generator=seeded_generator("cpu", seed, ORDER, epoch))
+        for number, places in enumerate(torch.split(order[: steps * batch], batch)):
+            schedule.step_update(epoch * steps + number)
+            loss = loss_of(places, epoch)
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            optimizer.step()
 
 
 def hold_out(labels: Int[Tensor, " n"], share: float, generator: torch.Generator) -> Int[Tensor, " v"]:
     """Draw a share of every class, rounded and at least one image; a class of one image keeps it for training.
 
-    Args:
-        labels: ``[N]`` class indices.
-        share: of each class.
-        generator: source of randomness on the CPU.
-
-    Returns:
-        Places of the images that are held out, ascending; ``ValueError`` if there are none.
+    Returns the places that are held out, ascending; ``CannotScoreError`` if there are none.
 
     Examples:
         >>> labels = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 2])
@@ -64,18 +105,12 @@ def hold_out(labels: Int[Tensor, " n"], share: float, generator: torch.Generator
     return places
 
 
-def accuracy(predicted: Int[Tensor, " n"], labels: Int[Tensor, " n"], *, num_classes: int) -> float:
+def accuracy(predicted: Int[Tensor, " n"], labels: Int[Tensor, " n"]) -> float:
     """Share of predicted classes that are the labels, 0..1, every image counting alike (micro).
 
     Examples:
         >>> import torch
-        >>> accuracy(torch.tensor([0, 1, 1, 1]), torch.tensor([0, 1, 0, 1]), num_classes=2)
+        >>> accuracy(torch.tensor([0, 1, 1, 1]), torch.tensor([0, 1, 0, 1]))
         0.75
     """
-    # a heavy import, for one call at the end of a run
-    from torchmetrics.functional.classification import multiclass_accuracy
-
-    share = multiclass_accuracy(
-        predicted, labels.to(predicted.device), num_classes=num_classes, average="micro", validate_args=False
-    )
-    return float(share)
+    return float((predicted == labels.to(predicted.device)).float().mean())

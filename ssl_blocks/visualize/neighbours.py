@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 ONE = Grid(1, 1)
 SIDE = 1.3  # inches
+STEP = 1.06  # from one picture to the next, in widths
 SAME, OTHER = "same class", "another class"
 
 
@@ -42,11 +43,11 @@ def draw_neighbours(
 
     Examples:
         >>> import torch
-        >>> len(draw_neighbours(torch.rand(2, 1, 8, 8), torch.rand(2, 3, 1, 8, 8)).axes)
+        >>> len(draw_neighbours(torch.rand(2, 1, 8, 8), torch.rand(2, 3, 1, 8, 8)).axes[0].images)
         8
     """
     from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
+    from matplotlib.patches import Patch, Rectangle
 
     rows = to_pictures("queries", queries, ONE)
     check_shape("neighbours", neighbours, (len(rows), -1, *queries.shape[1:]))
@@ -57,22 +58,22 @@ def draw_neighbours(
         raise ValueError(f"names={tuple(names)} must be one for each of the {len(rows)} queries")
     aspect = rows[0].shape[0] / rows[0].shape[1]
     figure = Figure(figsize=(SIDE * (count + 1) + 0.6, SIDE * aspect * len(rows) + 0.7), layout="compressed")
-    panels = figure.subplots(len(rows), count + 1, squeeze=False)
-    for row, line in enumerate(panels):
-        beside = to_pictures("neighbours", neighbours[row], ONE)
-        for column, (panel, picture) in enumerate(zip(line, [rows[row], *beside], strict=True)):
-            panel.imshow(picture, interpolation="nearest")
-            panel.set(xticks=[], yticks=[])
-            panel.spines[:].set_visible(False)
+    panel = figure.subplots()  # one for all pictures, in widths of one: axes are what takes long to draw
+    panel.set(xlim=(0, (count + 1) * STEP), ylim=(len(rows) * (aspect + STEP - 1), 0), aspect="equal")
+    panel.set_axis_off()
+    for row, picture in enumerate(rows):
+        top = row * (aspect + STEP - 1)
+        for column, shown in enumerate([picture, *to_pictures("neighbours", neighbours[row], ONE)]):
+            left = column * STEP
+            panel.imshow(shown, interpolation="nearest", extent=(left, left + 1, top + aspect, top))
             if column and is_same is not None:
                 same = bool(is_same[row, column - 1])
-                style: Any = {"color": ALLOWED if same else SIGNAL, "linestyle": "-" if same else (0, (3, 2))}
-                panel.spines[:].set(visible=True, linewidth=2.5, capstyle="butt", **style)
-        line[0].set_ylabel(
-            "" if names is None else names[row], fontsize=9, color=INK, rotation=0, ha="right", va="center"
-        )
-    panels[0, 0].set_title("image", fontsize=10)
-    panels[0, 1].set_title("nearest", fontsize=10)
+                style: Any = {"edgecolor": ALLOWED if same else SIGNAL, "linestyle": "-" if same else (0, (3, 2))}
+                panel.add_patch(Rectangle((left, top), 1, aspect, fill=False, linewidth=2.5, clip_on=False, **style))
+        name = "" if names is None else names[row]
+        panel.text(-0.05, top + aspect / 2, name, fontsize=9, color=INK, ha="right", va="center")
+    for column, title in enumerate(("image", "nearest")):
+        panel.text(column * STEP + 0.5, -0.06, title, fontsize=10, ha="center", va="bottom")
     if is_same is not None:
         frames = [
             Patch(facecolor="none", edgecolor=ALLOWED, linewidth=2, label=SAME),

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ssl_blocks.engine.graph import CudaCapture
 from ssl_blocks.engine.loop import Loop
 
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "lift_fresh")
@@ -36,7 +37,7 @@ class _Recording(TorchDispatchMode):
         return out
 
 
-class Tape:
+class Tape(CudaCapture):
     """Stands for `CudaCapture`; counts what it records and replays."""
 
     def __init__(self) -> None:

@@ -90,7 +90,7 @@ def test_the_same_seed_makes_the_same_scores() -> None:
 
     def run(seed: int) -> Any:
         options: dict[str, Any] = {"width": 8, "training": SHORT, "seed": seed}
-        return evaluate_segmentation(fed(encoder), make_data(), **options)
+        return evaluate_segmentation(fed(encoder), make_data(4, 2), **options)
 
     first = run(0)
     assert run(0) == first
@@ -107,7 +107,7 @@ def test_what_is_trained(freeze: bool) -> None:
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     before = copy.deepcopy(model.state_dict())
-    losses = train_segmentation(model, make_data().train, training=SHORT, **STATISTICS)
+    losses = train_segmentation(model, make_data(4).train, training=SHORT, **STATISTICS)
     assert len(losses) == 1
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     blocks = {name for name in changed if name.startswith("pyramid.encoder")}

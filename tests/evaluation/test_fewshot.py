@@ -95,7 +95,7 @@ def test_class_with_too_few_labels_is_named() -> None:
     ("arguments", "message"),
     [
         ({"shots": 0}, "shots=0 must be at least 1"),
-        ({"seeds": ()}, r"seeds=\(\) at least one"),
+        ({"seeds": ()}, r"seeds=\(\) must be at least one"),
         ({"c": 0.0}, "c=0.0 must be above 0"),
     ],
 )

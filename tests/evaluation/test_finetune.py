@@ -27,6 +27,7 @@ from ssl_blocks.evaluation import (
     finetune_encoder,
     make_classifier,
 )
+from ssl_blocks.evaluation.finetune import FinetuneTask
 from tests.evaluation.test_layers import Plain
 
 pytestmark = pytest.mark.process  # takes long
@@ -47,7 +48,7 @@ def replace(settings: FinetuneSettings, **changes: Any) -> FinetuneSettings:
     return FinetuneSettings(**(settings.model_dump() | changes))
 
 
-QUICK = FinetuneSettings(base_lr=0.1, batch_size=16, epochs=8, warmup_epochs=1, crop_scale=(0.5, 1.0))
+QUICK = FinetuneSettings(base_lr=0.1, batch_size=16, epochs=4, warmup_epochs=1, crop_scale=(0.5, 1.0))
 STILL = replace(QUICK, epochs=2, mixup=0.0, cutmix=0.0, magnitude=None, drop_path=0.0)
 
 
@@ -84,7 +85,7 @@ def test_everything_learns_and_the_encoder_given_stays_as_it_is(fresh_norm: bool
     done = finetuned(encoder, train, test, settings=settings, **STATISTICS)
     assert done.score.accuracy == 1.0
     assert done.score.num_classes == 2
-    assert len(done.score.losses) == 8
+    assert len(done.score.losses) == 4
     assert done.score.losses[-1] < done.score.losses[0]
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
     assert {name for name, p in encoder.named_parameters() if not p.requires_grad} == fixed
@@ -98,11 +99,12 @@ def test_everything_learns_and_the_encoder_given_stays_as_it_is(fresh_norm: bool
 
 def test_a_warm_up_that_is_not_shorter_takes_a_tenth_of_the_run() -> None:
     train, settings = bright_and_dark(20, 0), replace(STILL, batch_size=4)
-    losses = [
-        finetuned(tiny(), train, train, settings=replace(settings, warmup_epochs=warmup), **STATISTICS).score.losses
+    model = make_classifier(tiny(), num_classes=2, settings=settings)
+    plans = [
+        FinetuneTask(model, Labelled(train, train), replace(settings, warmup_epochs=warmup), **STATISTICS).plan
         for warmup in (2.0, 0.2, 1.0)
     ]
-    assert losses[0] == losses[1] != losses[2]
+    assert [plan.warmup_steps for plan in plans] == [1, 1, 5]
 
 
 def test_fixed_positions_stay_where_they_are_asked_to() -> None:
@@ -150,8 +152,6 @@ def test_accumulation_changes_nothing() -> None:
     parts = finetuned(encoder, train, train, settings=replace(STILL, accumulate=4), **STATISTICS)
     assert parts.score.losses == pytest.approx(whole.score.losses, rel=1e-5)
     assert whole.score.losses[0] != pytest.approx(whole.score.losses[1], rel=1e-3)
-    other = finetuned(encoder, train, train, settings=STILL, seed=1, **STATISTICS)
-    assert other.score.losses != pytest.approx(whole.score.losses, rel=1e-5)
     torch.testing.assert_close(parts.model.head.weight, whole.model.head.weight, rtol=1e-3, atol=1e-5)
 
 
@@ -212,7 +212,7 @@ def test_few_labels_are_those_of_the_seed() -> None:
     assert ProbeScore(**score.as_dict()) == score
     with pytest.raises(ValueError, match="shots=21 must not exceed the labels of a class, but class 0 has 20"):
         fewshot_finetune(fed(tiny()), Labelled(train, test), shots=21)
-    with pytest.raises(ValueError, match=r"shots=1 must be at least 1, and seeds=\(\) at least one"):
+    with pytest.raises(ValueError, match=r"seeds=\(\) must be at least one"):
         fewshot_finetune(fed(tiny()), Labelled(train, test), shots=1, seeds=())
 
 
@@ -223,15 +223,16 @@ def test_images_in_files_and_patches_do_as_well(tmp_path: Path) -> None:
             folder = tmp_path / part / "ab"[label]
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{number}.png")
+    once = replace(STILL, epochs=1)
     streamed, kept = (load(f"imagefolder:{tmp_path}", image_size=8, storage=how) for how in ("stream", "memory"))
     assert streamed.is_streamed
     scores = [
-        finetuned(tiny(), data.train, data.test, settings=STILL, tokenizer=tokenizer, **STATISTICS).score
+        finetuned(tiny(), data.train, data.test, settings=once, tokenizer=tokenizer, **STATISTICS).score
         for data, tokenizer in ((kept, None), (streamed, None), (kept, PatchTokenizer(image_size=8, patch_size=4)))
     ]
     assert scores[0] == scores[1]
     assert scores[2].losses == pytest.approx(scores[0].losses, rel=1e-4)
-    settings = LinearSettings(batch_size=8, epochs=3, warmup_epochs=1)
+    settings = LinearSettings(batch_size=8, epochs=2, warmup_epochs=1)
     probes = [
         augmented_linear_probe(Extractor(tiny(), **STATISTICS), Labelled(data.train, data.test), settings=settings)
         for data in (kept, streamed)

@@ -226,5 +226,5 @@ def test_drop_path_that_has_no_place_is_refused() -> None:
     assert set_drop_path(Plain().module, 0.0) == []
     with pytest.raises(ValueError, match=r"drop_path=0\.1 needs blocks with a place for it .* Sequential has none"):
         set_drop_path(Plain().module, 0.1)
-    with pytest.raises(ValueError, match=r"drop_path=1\.0 must lie within \[0, 1\)"):
+    with pytest.raises(ValueError, match=r"rate=1\.0 must be at least 0 and below 1"):
         set_drop_path(tiny().module, 1.0)

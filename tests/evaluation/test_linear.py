@@ -160,11 +160,10 @@ def test_test_images_have_no_say_in_the_choice() -> None:
     x, y = draw(200, 0, noise=2.0)
     settings = LinearSettings(lrs=(1e-4, 30.0, 1e3, 1e6), batch_size=64, epochs=20, warmup_epochs=1)
     honest = linear_probe(x, y, *draw(80, 1, noise=2.0), settings=settings)
-    for seed in range(3):
-        generator = torch.Generator().manual_seed(seed)
-        test, labels = 100 * torch.randn(30, 6, generator=generator), torch.randint(4, (30,), generator=generator)
-        nonsense = linear_probe(x, y, test, labels, settings=settings)
-        assert (nonsense.chosen, nonsense.validation) == (honest.chosen, honest.validation)
+    generator = torch.Generator().manual_seed(0)
+    test, labels = 100 * torch.randn(30, 6, generator=generator), torch.randint(4, (30,), generator=generator)
+    nonsense = linear_probe(x, y, test, labels, settings=settings)
+    assert (nonsense.chosen, nonsense.validation) == (honest.chosen, honest.validation)
     assert honest.chosen == honest.candidates[max(range(4), key=lambda i: honest.validation[i])]
     assert max(honest.validation) > min(honest.validation)
     assert honest.accuracy > 0.4

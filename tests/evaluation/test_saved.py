@@ -15,12 +15,14 @@ from ssl_blocks.data import to_float
 from ssl_blocks.engine import RunStopped, Task
 from ssl_blocks.engine.checkpoints import list_checkpoints, read_checkpoint
 from ssl_blocks.evaluation import (
+    Classifier,
     FinetuneSettings,
     SegmentationTraining,
     evaluate_segmentation,
     load_classifier,
     load_segmenter,
-    train_segmentation,
+    save_classifier,
+    save_segmenter,
 )
 from ssl_blocks.evaluation.dense import SegmentationTask
 from ssl_blocks.evaluation.finetune import FinetuneTask
@@ -32,9 +34,9 @@ pytestmark = pytest.mark.process  # takes long
 
 TRAIN, TEST = bright_and_dark(24, 0), bright_and_dark(8, 1)
 SETTINGS = FinetuneSettings(
-    base_lr=0.1, batch_size=8, accumulate=2, epochs=3, warmup_epochs=1, drop_path=0.3, crop_scale=(0.5, 1.0)
+    base_lr=0.1, batch_size=8, accumulate=2, epochs=2, warmup_epochs=1, drop_path=0.3, crop_scale=(0.5, 1.0)
 )
-TRAINING = SegmentationTraining(epochs=3, batch_size=3, lr=3e-3)
+TRAINING = SegmentationTraining(epochs=2, batch_size=3, lr=3e-3)
 
 
 def finetune(**options: Any) -> Any:
@@ -81,9 +83,6 @@ def same(one: Any, other: Any) -> bool:
 def test_interrupted_training_ends_in_the_same_bits(
     run: Callable[..., Any], task: type[Task], at_step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    plain = run()
-    assert list(tmp_path.iterdir()) == []
     whole = run(folder=tmp_path / "whole")
     with monkeypatch.context() as patch:
         stop_at(at_step, task, patch)
@@ -94,8 +93,8 @@ def test_interrupted_training_ends_in_the_same_bits(
     assert same(state(tmp_path / "whole"), state(tmp_path / "cut"))
     for name in ("metrics.csv", "head.safetensors", "encoder/model.safetensors", "model.json"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes(), name
-    scores = [getattr(result, "score", result) for result in (plain, whole, resumed)]
-    assert scores[0] == scores[1] == scores[2]
+    scores = [getattr(result, "score", result) for result in (whole, resumed)]
+    assert scores[0] == scores[1]
     # what is done is scored again, and not trained
     with monkeypatch.context() as patch:
         patch.setattr(task, "loss", None)
@@ -110,17 +109,16 @@ def test_interrupted_training_ends_in_the_same_bits(
 @pytest.mark.parametrize("cut", [None, PatchTokenizer.from_grid(image_size=9, grid=2)], ids=["whole", "cut"])
 def test_a_classifier_loads_again(fresh_norm: bool, cut: PatchTokenizer | None, tmp_path: Path) -> None:
     size = 8 if cut is None else 9
-    train = bright_and_dark(16, 0, size=size)
-    settings = replace(SETTINGS, fresh_norm=fresh_norm, epochs=2)
-    done = finetuned(
-        tiny(), train, train, settings=settings, folder=tmp_path, tokenizer=cut, num_classes=3, **STATISTICS
-    )
+    model = Classifier(tiny(), num_classes=3, fresh_norm=fresh_norm, tokenizer=cut).eval()
+    for value in model.parameters():  # none as they began
+        value.data += 0.1 * torch.randn(value.shape)
+    save_classifier(model, tmp_path, **STATISTICS)
     loaded = load_classifier(tmp_path)
     assert (loaded.mean, loaded.std) == (STATISTICS["mean"], STATISTICS["std"])
     assert not loaded.model.training
-    images = to_float(train.images, loaded.mean, loaded.std)
+    images = to_float(bright_and_dark(16, 0, size=size).images, loaded.mean, loaded.std)
     with torch.no_grad():
-        logits = done.model(images)
+        logits = model(images)
         assert torch.equal(loaded.model(images), logits)
     assert float(logits.std()) > 0.01
     assert logits.shape == (16, 3)
@@ -131,8 +129,9 @@ def test_a_classifier_loads_again(fresh_norm: bool, cut: PatchTokenizer | None, 
 @pytest.mark.parametrize("freeze", [False, True])
 def test_a_segmentation_model_loads_again(freeze: bool, tmp_path: Path) -> None:
     model, data = dense.make_model(freeze=freeze), dense.make_data()
-    given = model.pyramid.encoder.module.blocks[0].mlp.fc1.weight.detach().clone()
-    train_segmentation(model, data.train, training=dense.SHORT, folder=tmp_path, **dense.STATISTICS)
+    for value in model.parameters():
+        value.data += 0.1 * torch.randn(value.shape)
+    save_segmenter(model, tmp_path, **dense.STATISTICS)
     loaded = load_segmenter(tmp_path)
     images = to_float(torch.stack([data.test[i][0] for i in range(2)]), loaded.mean, loaded.std)
     with torch.no_grad():
@@ -140,7 +139,6 @@ def test_a_segmentation_model_loads_again(freeze: bool, tmp_path: Path) -> None:
         assert torch.equal(loaded.model(images), logits)
     assert float(logits.std()) > 0.01
     assert loaded.model.pyramid.freeze is freeze
-    assert torch.equal(loaded.model.pyramid.encoder.module.blocks[0].mlp.fc1.weight, given) is freeze
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------
@@ -157,7 +155,7 @@ def test_what_cannot_be_saved_is_refused_before_it_is_trained(tmp_path: Path, mo
 def test_folders_that_hold_no_such_model(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"must hold a trained model, but model\.json is not in it"):
         load_classifier(tmp_path)
-    finetune(folder=tmp_path / "a", settings=replace(SETTINGS, epochs=2))
+    save_classifier(Classifier(tiny(), num_classes=2), tmp_path / "a", **STATISTICS)
     with pytest.raises(ValueError, match="must be of a SegmentationModel, format 1, but is Classifier, 1"):
         load_segmenter(tmp_path / "a")
     shutil.copy(tmp_path / "a" / "encoder" / "model.safetensors", tmp_path / "a" / "head.safetensors")

@@ -65,12 +65,7 @@ class FewshotFinetune(Finetune):
 
     def __init__(self, settings: FinetuneOptions | None = None, *, few: FewshotSettings, **context: Any) -> None:
         super().__init__(settings, **context)
-        self.few = few
-
-    @property
-    def heading(self) -> str:
-        """What its column is called in tables."""
-        return f"fine-tuned, {self.few.shots} labels a class"
+        self.few, self.heading = few, f"fine-tuned, {few.shots} labels a class"
 
     def score(self, subject: "Subject", data: "Labelled") -> Score:
         """Mean and deviation over the seeds."""

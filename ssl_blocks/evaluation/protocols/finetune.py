@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from ssl_blocks.bounds import Batch, Decay, Epochs, NotNegative, Parts, Rate, Span, Workers
 from ssl_blocks.engine.settings import AreaShares, StrictModel, section
-from ssl_blocks.evaluation.protocol import Protocol, Score, TrainedSettings
+from ssl_blocks.evaluation.protocol import CannotScoreError, Protocol, Score, TrainedSettings
 
 if TYPE_CHECKING:
     from ssl_blocks.evaluation.labelled import Labelled
@@ -79,15 +79,10 @@ class Finetune(Protocol[FinetuneOptions, "Labelled"]):
     Settings = FinetuneOptions
     is_frozen = False
     is_shared = True
-
-    @property
-    def heading(self) -> str:
-        """What its column is called in tables."""
-        return "fine-tuned"
+    heading = "fine-tuned"
 
     def check(self, subject: "Subject", data: "Labelled") -> None:
         """Refuse an encoder that does not tell its layers, or has no place for drop path."""
-        from ssl_blocks.evaluation.checks import CannotScoreError
         from ssl_blocks.evaluation.finetune import make_classifier
 
         own, x = self.settings, subject.extractor

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from ssl_blocks.bounds import Count, Positive
 from ssl_blocks.engine.settings import StrictModel
-from ssl_blocks.evaluation.protocol import Protocol, Score
+from ssl_blocks.evaluation.protocol import CannotScoreError, Protocol, Score
 
 if TYPE_CHECKING:
     from ssl_blocks.evaluation.labelled import Labelled
@@ -30,8 +30,6 @@ class Knn(Protocol[KnnSettings, "Labelled"]):
 
     def check(self, subject: "Subject", data: "Labelled") -> None:
         """Refuse more neighbours than images."""
-        from ssl_blocks.evaluation.checks import CannotScoreError
-
         if self.settings.k > len(data.train):
             raise CannotScoreError(
                 f"knn.k={self.settings.k} must be at most the number of training images, {len(data.train)}"

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from ssl_blocks.bounds import Batch, Count, Decay, Epochs, Positive, Rate, Span
 from ssl_blocks.engine.settings import AreaShares, StrictModel, section
-from ssl_blocks.evaluation.protocol import Protocol, Score
+from ssl_blocks.evaluation.protocol import CannotScoreError, Protocol, Score
 
 if TYPE_CHECKING:
     from ssl_blocks.evaluation.labelled import Labelled
@@ -99,8 +99,6 @@ class Probe(Protocol[ProbeSettings, "Labelled"]):
 
     def check(self, subject: "Subject", data: "Labelled") -> None:
         """Refuse one class, and layers or a class token that the encoder does not have."""
-        from ssl_blocks.evaluation.checks import CannotScoreError
-
         with section("probe"):
             self._read(subject)
         if data.num_classes < 2:
