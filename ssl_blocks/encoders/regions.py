@@ -17,10 +17,9 @@ from ssl_blocks.doors import checked
 from ssl_blocks.encoders.adapter import Adapter, Size, noted, refuse
 from ssl_blocks.encoders.pooled import adapter_of
 from ssl_blocks.encoders.protocol import TokenEncoder
-from ssl_blocks.encoders.timm_building import check_name, create_pretrained, placed, rebuilding
+from ssl_blocks.encoders.timm_building import check_name, class_of, create_pretrained, placed, rebuilding
 from ssl_blocks.encoders.timm_models import TimmStored, load_timm, refusals_named
 from ssl_blocks.grid import Grid
-from ssl_blocks.modes import without_weights
 from ssl_blocks.parts.tokenize import pair
 from ssl_blocks.values import Regions
 
@@ -252,7 +251,7 @@ def timm_regions(
     """
     name = placed(name)
     check_name(name)
-    takes = inspect.signature(_class_of(name)).parameters
+    takes = inspect.signature(class_of(name)).parameters
     sized: dict[str, Any] = {"img_size": pair(image_size)} if "img_size" in takes else {}
     if "strict_img_size" in takes:
         sized["strict_img_size"] = False
@@ -264,12 +263,6 @@ def timm_regions(
     except (TypeError, AssertionError, RuntimeError) as error:
         raise ValueError(f"name={name!r} cannot be built with {model_args}: {error}") from error
     return TimmRegions(model, model_args=arguments)
-
-
-def _class_of(name: str) -> type:
-    """The class that a timm name builds, without building it at full size in memory."""
-    with without_weights():
-        return type(timm.create_model(name))
 
 
 def _last_width(module: nn.Module) -> int:
