@@ -20,7 +20,7 @@ from ssl_blocks.encoders.protocol import TokenEncoder
 from ssl_blocks.encoders.timm_building import check_name, class_of, create_pretrained, placed, rebuilding
 from ssl_blocks.encoders.timm_models import TimmStored, load_timm, refusals_named
 from ssl_blocks.grid import Grid
-from ssl_blocks.parts.tokenize import pair
+from ssl_blocks.parts.tokenize import cut_cells, pair
 from ssl_blocks.values import Regions
 
 
@@ -192,16 +192,14 @@ class TokenRegions(Adapter[nn.Module]):
 
     def _cut(self, images: Tensor) -> tuple[Grid, Tensor]:
         (p, q), most = self.encoder.patch, self.encoder.grid
-        batch, channels, height, width = images.shape
+        channels, height, width = images.shape[1:]
         fits = not height % p and not width % q and 0 < height <= most.height * p and 0 < width <= most.width * q
         if not fits or channels != self.channels:
             raise ValueError(
                 f"{type(self.module).__name__} refuses images of {channels}x{height}x{width} pixels: expected "
                 f"{self.channels} channels and at most {most} patches of {p}x{q}"
             )
-        grid = Grid(height // p, width // q)
-        cells = images.reshape(batch, channels, grid.height, p, grid.width, q)
-        return grid, cells.permute(0, 2, 4, 1, 3, 5).reshape(batch, grid.num_tokens, channels, p, q)
+        return Grid(height // p, width // q), cut_cells(images, (p, q))
 
     def features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         """The class token, or the mean of the patch tokens, ``[B, D]``."""
