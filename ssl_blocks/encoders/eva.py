@@ -1,7 +1,7 @@
 """Adapter for timm's ``Eva`` family: EVA-02, DINOv3, rope-vit, Perception Encoder, Sapiens2."""
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,9 +12,9 @@ from ssl_blocks.bounds import Channels
 from ssl_blocks.doors import checked
 from ssl_blocks.encoders.adapter import Size
 from ssl_blocks.encoders.timm_building import (
-    as_saved,
     build_model,
     check_name,
+    class_of,
     create_pretrained,
     placed,
     prepared,
@@ -104,14 +104,7 @@ def is_eva(name: str) -> bool:
     """
     name = placed(name)
     check_name(name)
-    find = _kind.__wrapped__ if ":" in name else _kind  # what a folder holds may change
-    return issubclass(find(name), Eva)
-
-
-@cache
-def _kind(name: str) -> type[nn.Module]:
-    kind: type[nn.Module] = type(as_saved(name, nn.Module, _refuse_unfit))
-    return kind
+    return issubclass(class_of(name), Eva)
 
 
 @checked

@@ -17,7 +17,7 @@ from ssl_blocks.grid import Grid
 from ssl_blocks.parts.layers import check_sizes, init_linear
 from ssl_blocks.parts.position import sincos_table
 from ssl_blocks.parts.query_block import QueryBlock
-from ssl_blocks.parts.tokenize import PatchTokenizer
+from ssl_blocks.parts.tokenize import PatchTokenizer, cut_cells
 
 
 class PatchStem(nn.Module):
@@ -43,11 +43,8 @@ class PatchStem(nn.Module):
 
     def forward(self, images: Float[Tensor, "b c *s"]) -> Float[Tensor, "b d n"]:
         """Tokens of images, in the layout of a convolution."""
-        n, sides = len(self.kernel_size), zip(images.shape[2:], self.kernel_size, strict=True)
-        cells = images.reshape(*images.shape[:2], *(part for size, p in sides for part in (size // p, p)))
-        # counts of all axes first, then channels and the sides of a patch
-        patches = cells.permute(0, *range(2, 2 + 2 * n, 2), 1, *range(3, 3 + 2 * n, 2)).flatten(1, n)
-        return F.linear(patches.flatten(2), self.weight.flatten(1), self.bias).transpose(1, 2)
+        patches = cut_cells(images, self.kernel_size).flatten(2)
+        return F.linear(patches, self.weight.flatten(1), self.bias).transpose(1, 2)
 
     def extra_repr(self) -> str:
         """As a convolution's."""

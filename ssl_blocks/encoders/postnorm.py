@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -13,7 +12,7 @@ from ssl_blocks.doors import check_weights, checked
 from ssl_blocks.encoders.adapter import DescribedAdapter, Description, Size, grid_for
 from ssl_blocks.encoders.tokens import TokenAdapter, are_images, number_layers
 from ssl_blocks.grid import Grid
-from ssl_blocks.parts.tokenize import pair
+from ssl_blocks.parts.tokenize import cut_cells, pair
 
 
 @checked
@@ -97,9 +96,8 @@ class PostNormTransformer(DescribedAdapter["PostNormTransformer"], TokenAdapter[
             ValueError: if the pixels are not the encoder's: image size, patch size or channels.
         """
         check_weights("images", x, self.blocks[0].proj.weight)  # type: ignore[union-attr, arg-type]
-        if not are_images(x, self.grid, self.patch, self.channels):
-            return x.flatten(2)
-        return rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch[0], q=self.patch[1])
+        is_whole = are_images(x, self.grid, self.patch, self.channels)
+        return (cut_cells(x, self.patch) if is_whole else x).flatten(2)
 
     def native(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """What the blocks make of the tokens, one after the other."""

@@ -17,11 +17,10 @@ from ssl_blocks.doors import checked
 from ssl_blocks.encoders.adapter import Adapter, Size, noted, refuse
 from ssl_blocks.encoders.pooled import adapter_of
 from ssl_blocks.encoders.protocol import TokenEncoder
-from ssl_blocks.encoders.timm_building import check_name, create_pretrained, placed, rebuilding
+from ssl_blocks.encoders.timm_building import check_name, class_of, create_pretrained, placed, rebuilding
 from ssl_blocks.encoders.timm_models import TimmStored, load_timm, refusals_named
 from ssl_blocks.grid import Grid
-from ssl_blocks.modes import without_weights
-from ssl_blocks.parts.tokenize import pair
+from ssl_blocks.parts.tokenize import cut_cells, pair
 from ssl_blocks.values import Regions
 
 
@@ -193,16 +192,14 @@ class TokenRegions(Adapter[nn.Module]):
 
     def _cut(self, images: Tensor) -> tuple[Grid, Tensor]:
         (p, q), most = self.encoder.patch, self.encoder.grid
-        batch, channels, height, width = images.shape
+        channels, height, width = images.shape[1:]
         fits = not height % p and not width % q and 0 < height <= most.height * p and 0 < width <= most.width * q
         if not fits or channels != self.channels:
             raise ValueError(
                 f"{type(self.module).__name__} refuses images of {channels}x{height}x{width} pixels: expected "
                 f"{self.channels} channels and at most {most} patches of {p}x{q}"
             )
-        grid = Grid(height // p, width // q)
-        cells = images.reshape(batch, channels, grid.height, p, grid.width, q)
-        return grid, cells.permute(0, 2, 4, 1, 3, 5).reshape(batch, grid.num_tokens, channels, p, q)
+        return Grid(height // p, width // q), cut_cells(images, (p, q))
 
     def features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         """The class token, or the mean of the patch tokens, ``[B, D]``."""
@@ -252,7 +249,7 @@ def timm_regions(
     """
     name = placed(name)
     check_name(name)
-    takes = inspect.signature(_class_of(name)).parameters
+    takes = inspect.signature(class_of(name)).parameters
     sized: dict[str, Any] = {"img_size": pair(image_size)} if "img_size" in takes else {}
     if "strict_img_size" in takes:
         sized["strict_img_size"] = False
@@ -264,12 +261,6 @@ def timm_regions(
     except (TypeError, AssertionError, RuntimeError) as error:
         raise ValueError(f"name={name!r} cannot be built with {model_args}: {error}") from error
     return TimmRegions(model, model_args=arguments)
-
-
-def _class_of(name: str) -> type:
-    """The class that a timm name builds, without building it at full size in memory."""
-    with without_weights():
-        return type(timm.create_model(name))
 
 
 def _last_width(module: nn.Module) -> int:

@@ -6,6 +6,7 @@ Of pretrained ones nothing is drawn anew, and nothing but the head is dropped.
 import difflib
 import json
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,16 @@ def as_saved(name: str, kind: type[nn.Module], refuse_unfit: Callable[[nn.Module
     if not isinstance(model, kind):
         refuse_unfit(model)
     return model
+
+
+def class_of(name: str) -> type[nn.Module]:
+    """The class that timm builds by a name."""
+    return (_class_of.__wrapped__ if ":" in name else _class_of)(name)  # what a folder holds may change
+
+
+@cache
+def _class_of(name: str) -> type[nn.Module]:
+    return type(as_saved(name, nn.Module, lambda model: None))
 
 
 def refuse_contradictions(name: str, saved: Any, wanted: Mapping[str, Any]) -> None:

@@ -4,7 +4,6 @@ import math
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -55,6 +54,7 @@ class HOGTarget:
         length = (across.square() + down.square()).sqrt()
         votes = F.one_hot(which, self.bins).to(images.dtype) * length[..., None]  # [B, C, H, W, bins]
         # the tokenizer knows the grid: every bin is cut as an image of its own
-        cut = torch.stack([self.tokenizer(bin_) for bin_ in votes.unbind(-1)], dim=-1)
-        cells = rearrange(cut, "b n c (y p) (x q) k -> b n y x c (p q) k", p=self.cell[0], q=self.cell[1]).sum(-2)
+        cut = self.tokenizer(votes.movedim(-1, 1).flatten(0, 1)).unflatten(0, (-1, self.bins))  # [B, bins, N, C, p, q]
+        split = cut.unflatten(-1, (-1, self.cell[1])).unflatten(-3, (-1, self.cell[0]))
+        cells = split.permute(0, 2, 4, 6, 3, 5, 7, 1).contiguous().flatten(5, 6).sum(-2)  # [B, N, y, x, C, bins]
         return F.normalize(cells, dim=-1, eps=1e-6).flatten(2)

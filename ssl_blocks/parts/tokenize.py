@@ -3,7 +3,6 @@
 from typing import Any, Protocol, runtime_checkable
 
 import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Shaped
 from torch import Tensor
 
@@ -77,6 +76,14 @@ def same_length(**sizes: Sizes) -> tuple[tuple[int, ...], ...]:
     return tuple((size,) * ndim if isinstance(size, int) else tuple(size) for size in sizes.values())
 
 
+def cut_cells(images: Tensor, cell: tuple[int, ...]) -> Tensor:
+    """Cells ``[B, N, C, *cell]`` of images ``[B, C, *sizes]`` in raster order."""
+    n, sides = len(cell), zip(images.shape[2:], cell, strict=True)
+    # not by einops, whose patterns Dynamo would read anew wherever a step is compiled
+    split = images.reshape(*images.shape[:2], *(part for size, side in sides for part in (size // side, side)))
+    return split.permute(0, *range(2, 2 + 2 * n, 2), 1, *range(3, 3 + 2 * n, 2)).flatten(1, n)
+
+
 @checked
 class PatchTokenizer:
     """Cut images into equal patches; a patch of 1 pixel makes pixel tokens.
@@ -126,11 +133,10 @@ class PatchTokenizer:
         self.grid = Grid(*(length // size for length, size in zip(self.image_size, cell, strict=True)))
         self.cell, self.crop, self.channels = cell, crop, channels
         self.patch = tuple(size - crop for size in cell)
-        self._offset = round(crop / 2)
-        h, p = ([f"{letter}{axis}" for axis in range(len(cell))] for letter in "hp")
-        self._whole = "b c " + " ".join(f"({n} {size})" for n, size in zip(h, p, strict=True))
-        self._cut = f"b ({' '.join(h)}) c {' '.join(p)}"  # two axes: b c (h0 p0) (h1 p1) -> b (h0 h1) c p0 p1
-        self._counts = dict(zip(h, self.grid.sizes, strict=True))
+        self._offset, self._covered = (
+            round(crop / 2),
+            self.image_size,
+        )  # `from_grid` takes larger ones
 
     @classmethod
     def from_grid(cls, *, image_size: Sizes, grid: Sizes, channels: Channels = 3, crop: Whole = 0) -> "PatchTokenizer":
@@ -179,8 +185,7 @@ class PatchTokenizer:
             ValueError: if the images have another size or number of channels.
         """
         check_images(images, (self.channels, *self.image_size))
-        covered = tuple(slice(count * size) for count, size in zip(self.grid.sizes, self.cell, strict=True))
-        patches = rearrange(images[:, :, *covered], f"{self._whole} -> {self._cut}", **self._counts)
+        patches = cut_cells(images[:, :, *tuple(slice(size) for size in self._covered)], self.cell)
         if self.crop:
             low = self._offset
             patches = patches[:, :, :, *tuple(slice(low, low + size) for size in self.patch)]
@@ -200,7 +205,10 @@ class PatchTokenizer:
         """Put patches ``[B, N, C, *patch]`` together to images; pixels of no patch become 0."""
         if self.crop:
             patches = F.pad(patches, (self._offset, self.crop - self._offset) * len(self.patch))
-        covered = rearrange(patches, f"{self._cut} -> {self._whole}", **self._counts)
+        n = len(self.cell)
+        cells = patches.unflatten(1, self.grid.sizes).movedim(n + 1, 1)  # [B, C, *counts, *cell]
+        paired = cells.permute(0, 1, *(axis for count in range(2, n + 2) for axis in (count, count + n)))
+        covered = paired.reshape(*paired.shape[:2], *self._covered)
         left = [length - have for length, have in zip(self.image_size, covered.shape[2:], strict=True)]
         # padding counts axes from the last one
         return F.pad(covered, [n for rest in reversed(left) for n in (0, rest)]) if any(left) else covered
