@@ -237,27 +237,23 @@ def hold_streams(found: Found, *, storage: Storage, max_bytes: int, most: int | 
         decoded: bytes of an image; ``None``: not known.
     """
 
-    def held(part: Listed | None, *, stays: bool) -> tuple[Listed | None, tuple[str, ...]]:
-        if part is None or not isinstance(part.items, StreamImages):
-            return part, ()
-        stream = part.items
-        if stays:
-            return Listed(stream.limited(most), None), stream.class_names
-        source = DatasetImages(
-            stream.items(max_bytes), image=stream.image, label=stream.label, class_names=stream.class_names or None
-        )
-        return Listed(source, source.labels), source.class_names
+    def held(part: Listed) -> Listed:
+        if not isinstance(stream := part.items, StreamImages):
+            return part
+        names = stream.class_names or None
+        return listed(DatasetImages(stream.items(max_bytes), image=stream.image, label=stream.label, class_names=names))
 
-    stream, tests = found.train.items, None if found.test is None else found.test.items
-    if not isinstance(stream, StreamImages) and not isinstance(tests, StreamImages):
+    if not any(part and isinstance(part.items, StreamImages) for part in (found.train, found.test)):
         return found
-    stays = storage == "stream"
-    if storage == "auto" and isinstance(stream, StreamImages):
-        stays = (stream.limited(most).count or 0) * (decoded or 0) > max_bytes
-    train, names = held(found.train, stays=stays)
-    test, _ = held(found.test, stays=False)
-    assert train is not None
-    return Found(train, test, names or found.class_names).told()
+    train, stream = found.train, found.train.items
+    if isinstance(stream, StreamImages) and storage != "memory":
+        stream = stream.limited(most)
+        if storage == "stream" or (stream.count or 0) * (decoded or 0) > max_bytes:
+            train = Listed(stream, None)
+    if train is found.train:
+        train = held(train)
+    names = getattr(train.items, "class_names", ()) or found.class_names
+    return Found(train, None if found.test is None else held(found.test), names).told()
 
 
 def listed(source: Source) -> Listed:
@@ -285,7 +281,7 @@ def _class_names(labels: Tensor | None, names: Sequence[str]) -> tuple[str, ...]
     count = int(labels.max()) + 1
     if names and len(names) < count:
         raise ValueError(f"class_names must be one for each of {count} classes, got {len(names)}")
-    return tuple(map(str, names)) if names else tuple(map(str, range(count)))
+    return tuple(map(str, names or range(count)))
 
 
 def _by_name(names: Sequence[str]) -> tuple[Int[Tensor, " n"], tuple[str, ...]]:

@@ -131,12 +131,11 @@ class SplitReader:
         for place in range(len(files)):
             try:
                 channels, height, width = read_shape(files[place], channels=self.channels)
+                return ImageShape(channels, *(self.image_size or (height, width)))
             except UnreadableImageError as unreadable:
                 if self.corrupt == "error":
                     raise
                 error = unreadable
-                continue
-            return ImageShape(channels, *(self.image_size or (height, width)))
         raise UnreadableImageError(f"corrupt='skip' must leave at least one image, but none can be read: {error}")
 
     def _stream(self, part: Listed, shape: ImageShape) -> FileSplit:
