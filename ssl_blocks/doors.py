@@ -14,7 +14,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from jaxtyping import AbstractArray
 from torch import Tensor
 
-from ssl_blocks.glance import NARROW, Fits, Sizes, glance
+from ssl_blocks.glance import NARROW, Fits, Sizes, axes_of, glance
 
 T = TypeVar("T")
 BOUNDS: dict[type, tuple[str, str, Callable[[Any, Any], bool]]] = {
@@ -294,26 +294,18 @@ def _wrong_tensor(value: Any, hint: Any, sizes: Sizes) -> Problem | None:
     kinds = hint.dtypes
     if isinstance(kinds, tuple) and str(value.dtype).removeprefix("torch.") not in set(kinds) - NARROW:
         return TypeError, _kind_words(kinds)
-    names = hint.dim_str.split()
-    variadic = next((place for place, name in enumerate(names) if name.startswith("*") or name == "..."), None)
-    shape = tuple(value.shape)
-    if len(shape) != len(names) if variadic is None else len(shape) < len(names) - 1:
-        return ValueError, f"of shape {_shape_words(names)}"
-    if variadic is not None:
-        behind = len(names) - 1 - variadic
-        named = [*zip(names, shape[:variadic], strict=False)]
-        named += zip(names[variadic + 1 :], shape[len(shape) - behind :], strict=True)
-    else:
-        named = list(zip(names, shape, strict=True))
-    for name, size in named:
-        if name.isdigit() and int(name) != size:
-            return ValueError, f"of shape {_shape_words(names)}"
-        if name == "_" or not name.isidentifier():
-            continue
-        want, where = sizes.setdefault(name, (size, sizes[""][1]))
-        if want != size:
+    shape, (least, is_exact, fixed, named) = value.shape, axes_of(hint)
+    words = ", ".join(
+        name.upper() if name.isidentifier() else name.replace("*", "...") for name in hint.dim_str.split()
+    )
+    is_long = len(shape) == least if is_exact else len(shape) >= least
+    if not is_long or any(shape[place] != size for place, size in fixed):
+        return ValueError, f"of shape [{words}]"
+    for place, name in named:
+        want, where = sizes.setdefault(name, (shape[place], sizes[""][1]))
+        if want != shape[place]:
             other = f" as in {where}" if where != sizes[""][1] else ""
-            return ValueError, f"of shape {_shape_words(names)}, {name.upper()} = {want}{other}"
+            return ValueError, f"of shape [{words}], {name.upper()} = {want}{other}"
     return None
 
 
@@ -322,10 +314,6 @@ def _kind_words(kinds: Sequence[str]) -> str:
         if kind in kinds:
             return word
     return "torch.bool" if "bool" in kinds else f"of {_listed([f'torch.{kind}' for kind in kinds])}"
-
-
-def _shape_words(names: Sequence[str]) -> str:
-    return "[" + ", ".join(name.upper() if name.isidentifier() else name.replace("*", "...") for name in names) + "]"
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -90,27 +90,20 @@ def alone_with(path: Path, *, patience: float = 60.0) -> Iterator[None]:
     Where the system has no locks of its own (Windows), a file beside it is the lock, and one that a killed process left
     there is told after ``patience`` seconds by an ``OSError``.
     """
-    lock = path.with_name(f".{path.name}.lock")
-    if not HAS_LOCKS:
-        until = time.monotonic() + patience
-        while True:
-            try:
-                lock.open("x").close()
-                break
-            except FileExistsError:
-                if time.monotonic() > until:
-                    raise OSError(f"{lock} is in the way: delete it, if nobody is writing {path.name}") from None
-                time.sleep(0.05)
+    lock, until = path.with_name(f".{path.name}.lock"), time.monotonic() + patience
+    while not HAS_LOCKS:
+        try:
+            lock.open("x").close()
+            break
+        except FileExistsError:
+            if time.monotonic() > until:
+                raise OSError(f"{lock} is in the way: delete it, if nobody is writing {path.name}") from None
+            time.sleep(0.05)
+    with open_locked(lock) if HAS_LOCKS else nullcontext():
         try:
             yield
         finally:
-            lock.unlink()
-    else:
-        with open_locked(lock):
-            try:
-                yield
-            finally:
-                lock.unlink(missing_ok=True)
+            lock.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -99,25 +99,30 @@ def _instance(kind: Any) -> Fits:
     return fits
 
 
+@functools.cache
+def axes_of(hint: Any) -> tuple[int, bool, list[tuple[int, int]], list[tuple[int, str]]]:
+    """What an annotation says of axes: how many, or how many at least; sizes and names by place, from either end."""
+    names = hint.dim_str.split()
+    variadic = next((place for place, name in enumerate(names) if name.startswith("*") or name == "..."), len(names))
+    places = [(place if place < variadic else place - len(names), name) for place, name in enumerate(names)]
+    fixed = [(place, int(name)) for place, name in places if name.isdigit()]
+    named = [(place, name) for place, name in places if name.isidentifier() and name != "_"]
+    is_exact = variadic == len(names)
+    return len(names) - (not is_exact), is_exact, fixed, named
+
+
 def _tensor(hint: Any) -> Fits:
     if not issubclass(hint.array_type, Tensor):
         return lambda value, sizes: False
     words = hint.dtypes if isinstance(hint.dtypes, tuple) else ()
     kinds = {getattr(torch, word) for word in set(words) - NARROW if hasattr(torch, word)}
-    names = hint.dim_str.split()
-    variadic = next((place for place, name in enumerate(names) if name.startswith("*") or name == "..."), None)
-    front = names if variadic is None else names[:variadic]
-    back = [] if variadic is None else names[variadic + 1 :]
-    places = [*enumerate(front), *((place - len(back), name) for place, name in enumerate(back))]
-    fixed = [(place, int(name)) for place, name in places if name.isdigit()]
-    named = [(place, name) for place, name in places if name.isidentifier() and name != "_"]
-    least = len(front) + len(back)
+    least, is_exact, fixed, named = axes_of(hint)
 
     def fits(value: Any, sizes: Sizes) -> bool:
         if type(value) not in (Tensor, nn.Parameter) or (kinds and value.dtype not in kinds):
             return False
         shape = value.shape
-        if len(shape) != least if variadic is None else len(shape) < least:
+        if len(shape) != least if is_exact else len(shape) < least:
             return False
         for place, size in fixed:
             if shape[place] != size:

@@ -78,20 +78,17 @@ class Segments:
             if low < 0 or high >= count:
                 raise ValueError(f"ids of level {level} must lie in [0, {count}), got {low}..{high}")
         if self.step_sizes is not None:
-            self._check_sizes(self.step_sizes)
+            ids = self.levels[0]
+            sizes = ids.new_zeros(ids.shape[0], self.counts[0]).scatter_add(1, ids, torch.ones_like(ids))
+            if len(self.step_sizes) != self.counts[0] or bool((sizes != sizes.new_tensor(self.step_sizes)).any()):
+                expected = f"step_sizes={self.step_sizes} must be the sizes in every image"
+                raise ValueError(f"{expected}, but these are {sizes.tolist()}")
         for level, (fine, coarse) in enumerate(zip(self.levels[:-1], self.levels[1:], strict=True)):
             count = self.counts[level]
             parent = torch.full((fine.shape[0], count), -1, dtype=coarse.dtype, device=coarse.device)
             parent = parent.scatter(1, fine, coarse)
             if not torch.equal(gather_tokens(parent, fine), coarse):
                 raise ValueError(f"levels must be nested: a segment of level {level} lies in two of level {level + 1}")
-
-    def _check_sizes(self, expected: tuple[int, ...]) -> None:
-        ids = self.levels[0]
-        sizes = ids.new_zeros(ids.shape[0], self.counts[0]).scatter_add(1, ids, torch.ones_like(ids))
-        fits = len(expected) == self.counts[0] and bool((sizes == sizes.new_tensor(expected)).all())
-        if not fits:
-            raise ValueError(f"step_sizes={expected} must be the sizes in every image, but these are {sizes.tolist()}")
 
 
 @checked

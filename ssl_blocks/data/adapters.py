@@ -19,7 +19,7 @@ from ssl_blocks.data.files import Raw
 from ssl_blocks.data.hugging_face import HuggingFaceImages, holds_files
 from ssl_blocks.data.items import Paths
 from ssl_blocks.data.protocol import Source
-from ssl_blocks.data.reading import Found, Listed, Storage, found_remark
+from ssl_blocks.data.reading import Found, Listed, Storage
 from ssl_blocks.data.streams import IMAGES, LABELS, StreamImages, image_in, is_stream, place_of
 from ssl_blocks.doors import checked
 from ssl_blocks.files import at_home
@@ -205,12 +205,8 @@ def as_found(data: Any) -> Found:
         return data
     train, test = data if isinstance(data, tuple) and len(data) == 2 else (data, None)
     source, held_out = _as_source(train), None if test is None else _as_source(test)
-    remark = () if StreamImages in (type(source), type(held_out)) else (_remark(source, held_out),)
-    return Found(_listed(source), None if held_out is None else _listed(held_out), source.class_names, remark)
-
-
-def _remark(source: Source, held_out: Source | None) -> str:
-    return found_remark(len(source) + (0 if held_out is None else len(held_out)), source.class_names)
+    found = Found(listed(source), None if held_out is None else listed(held_out), source.class_names)
+    return found if StreamImages in (type(source), type(held_out)) else found.told()
 
 
 def _as_source(data: Any) -> Source:
@@ -241,35 +237,27 @@ def hold_streams(found: Found, *, storage: Storage, max_bytes: int, most: int | 
         decoded: bytes of an image; ``None``: not known.
     """
 
-    def held(part: Listed | None, *, stays: bool) -> tuple[Listed | None, tuple[str, ...]]:
-        if part is None or not isinstance(part.items, StreamImages):
-            return part, ()
-        stream = part.items
-        if stays:
-            return Listed(stream.limited(most), None), stream.class_names
-        source = DatasetImages(
-            stream.items(max_bytes), image=stream.image, label=stream.label, class_names=stream.class_names or None
-        )
-        return Listed(source, source.labels), source.class_names
+    def held(part: Listed) -> Listed:
+        if not isinstance(stream := part.items, StreamImages):
+            return part
+        names = stream.class_names or None
+        return listed(DatasetImages(stream.items(max_bytes), image=stream.image, label=stream.label, class_names=names))
 
-    stream, tests = found.train.items, None if found.test is None else found.test.items
-    if not isinstance(stream, StreamImages) and not isinstance(tests, StreamImages):
+    if not any(part and isinstance(part.items, StreamImages) for part in (found.train, found.test)):
         return found
-    stays = isinstance(stream, StreamImages) and (
-        storage == "stream" or (storage == "auto" and _needs(stream.limited(most), decoded) > max_bytes)
-    )
-    train, names = held(found.train, stays=stays)
-    test, _ = held(found.test, stays=False)
-    assert train is not None
-    count = len(train.items) + (0 if test is None else len(test.items))
-    return Found(train, test, names or found.class_names, (found_remark(count, names or found.class_names),))
+    train, stream = found.train, found.train.items
+    if isinstance(stream, StreamImages) and storage != "memory":
+        stream = stream.limited(most)
+        if storage == "stream" or (stream.count or 0) * (decoded or 0) > max_bytes:
+            train = Listed(stream, None)
+    if train is found.train:
+        train = held(train)
+    names = getattr(train.items, "class_names", ()) or found.class_names
+    return Found(train, None if found.test is None else held(found.test), names).told()
 
 
-def _needs(stream: StreamImages, decoded: int | None) -> int:
-    return 0 if stream.count is None or decoded is None else stream.count * decoded
-
-
-def _listed(source: Source) -> Listed:
+def listed(source: Source) -> Listed:
+    """A split of a source; what has 8 bits and is in memory is there already."""
     if isinstance(source, ArrayImages) and source.images.dtype in (torch.uint8, np.uint8):
         images = torch.from_numpy(np.array(source.images)) if isinstance(source.images, np.ndarray) else source.images
         if images.ndim == 3:
@@ -293,7 +281,7 @@ def _class_names(labels: Tensor | None, names: Sequence[str]) -> tuple[str, ...]
     count = int(labels.max()) + 1
     if names and len(names) < count:
         raise ValueError(f"class_names must be one for each of {count} classes, got {len(names)}")
-    return tuple(map(str, names)) if names else tuple(map(str, range(count)))
+    return tuple(map(str, names or range(count)))
 
 
 def _by_name(names: Sequence[str]) -> tuple[Int[Tensor, " n"], tuple[str, ...]]:

@@ -12,13 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ssl_blocks.data.files import Encoded, Raw
-from ssl_blocks.data.layout import Entry, Listing, PassedOver, arrange, is_foreign, kind_of
-from ssl_blocks.data.reading import Found
+from ssl_blocks.data.layout import Entry, PassedOver, arrange, is_foreign, kind_of
+from ssl_blocks.data.reading import Found, Listed
 from ssl_blocks.files import at_home, atomically
 
 TEST_WORDS = {"test", "val", "valid", "validation"}
@@ -27,19 +25,10 @@ NO_LABEL = -1
 
 
 class ZipImages:
-    """Images in a zip archive.
+    """Images in a zip archive, by their names in it."""
 
-    Args:
-        path: of the archive.
-        members: their names in it.
-        labels: ``[N]`` class indices, or ``None``.
-        class_names: by label.
-    """
-
-    def __init__(
-        self, path: Path, members: Sequence[str], labels: Int[Tensor, " n"] | None, class_names: tuple[str, ...]
-    ) -> None:
-        self.path, self.members, self.labels, self.class_names = path, np.array(members), labels, class_names
+    def __init__(self, path: Path, members: Sequence[str]) -> None:
+        self.path, self.members = path, np.array(members)
         self._open: tuple[int, zipfile.ZipFile] | None = None
 
     def __len__(self) -> int:
@@ -73,12 +62,10 @@ def read_zip(path: str | Path) -> Found:
     with zipfile.ZipFile(path) as archive:
         names = [name for name in archive.namelist() if not _is_foreign(name)]
     train, test, passed = arrange(f"zip:{path}", _unwrapped(names))
-    kept = [
-        None if part is None else ZipImages(path, [names[i] for i in part.places], part.labels, part.class_names)
-        for part in (train, test)
+    part, *held_out = [
+        Listed(ZipImages(path, [names[i] for i in own.places]), own.labels) for own in (train, test) if own is not None
     ]
-    assert kept[0] is not None
-    return Found.of(kept[0], kept[1], passed)
+    return Found(part, held_out[0] if held_out else None, train.class_names).told(passed)
 
 
 def _is_foreign(name: str) -> bool:
@@ -98,23 +85,10 @@ def _unwrapped(names: Sequence[str]) -> list[Entry]:
 
 
 class ShardImages:
-    """Images in tar shards, by shard, offset and size: any of them is one read, by any process or thread.
+    """Images in uncompressed tar shards, by a table: any of them is one read, by any process or thread."""
 
-    Args:
-        shards: uncompressed tar archives.
-        table: where the images lie in them.
-        labels: ``[N]`` class indices, or ``None``.
-        class_names: by label.
-    """
-
-    def __init__(
-        self,
-        shards: Sequence[Path],
-        table: "Table",
-        labels: Int[Tensor, " n"] | None,
-        class_names: tuple[str, ...],
-    ) -> None:
-        self.shards, self.table, self.labels, self.class_names = tuple(shards), table, labels, class_names
+    def __init__(self, shards: Sequence[Path], table: "Table") -> None:
+        self.shards, self.table = tuple(shards), table
 
     def __len__(self) -> int:
         return len(self.table.names)
@@ -157,34 +131,29 @@ def read_shards(pattern: str, root: Path | None) -> Found:
         ValueError: if a shard is no tar archive or compressed, there are no images, or a label is no whole number.
     """
     train, test = by_split(find_files(pattern, "shards", ".tar"))
-    parts = [_read_split(f"shards:{pattern}", shards, root) for shards in (train, test) if shards]
     passed = PassedOver()
-    for _, own in parts:
-        passed.kinds.update(own.kinds)
-    sources = [source for source, _ in parts]
-    return Found.of(sources[0], sources[1] if len(sources) > 1 else None, passed)
+    part, class_names = _read_split(f"shards:{pattern}", train, root, passed)
+    held_out = _read_split(f"shards:{pattern}", test, root, passed)[0] if test else None
+    return Found(part, held_out, class_names).told(passed)
 
 
-def _read_split(where: str, shards: Sequence[Path], root: Path | None) -> tuple[ShardImages, PassedOver]:
-    tables, passed = [], PassedOver()
+def _read_split(
+    where: str, shards: Sequence[Path], root: Path | None, passed: PassedOver
+) -> tuple[Listed, tuple[str, ...]]:
+    tables = []
     for number, shard in enumerate(shards):
         table, kinds = _indexed(shard, root)
         tables.append(table._replace(shards=np.full(len(table.names), number)))
-        passed.kinds.update(kinds)
+        passed.update(kinds)
     whole = Table(*(np.concatenate(columns) for columns in zip(*tables, strict=True)))
     if (whole.labels >= 0).any():
         labels = torch.from_numpy(whole.labels)
-        return ShardImages(shards, whole, labels, tuple(map(str, range(int(labels.max()) + 1)))), passed
-    names = [os.fsdecode(bytes(name)) for name in whole.names]
-    listing, beside = _by_folders(where, names)
-    passed.kinds.update(beside.kinds)
-    return ShardImages(shards, whole.take(listing.places), listing.labels, listing.class_names), passed
-
-
-def _by_folders(where: str, names: Sequence[str]) -> tuple[Listing, PassedOver]:
-    """Classes of images by their folders; splits are what the shards' names say, and test/ is a folder as others."""
-    train, _, passed = arrange(where, [Entry(f"train/{entry.name}", entry.kind) for entry in _unwrapped(names)])
-    return train, passed
+        return Listed(ShardImages(shards, whole), labels), tuple(map(str, range(int(labels.max()) + 1)))
+    entries = _unwrapped([os.fsdecode(bytes(name)) for name in whole.names])
+    # splits are what the shards' names say, and test/ is a folder as others
+    listing, _, beside = arrange(where, [Entry(f"train/{entry.name}", entry.kind) for entry in entries])
+    passed.update(beside)
+    return Listed(ShardImages(shards, whole.take(listing.places)), listing.labels), listing.class_names
 
 
 def _indexed(shard: Path, root: Path | None) -> tuple[Table, dict[str, int]]:
@@ -232,7 +201,7 @@ def _index(shard: Path) -> tuple[Table, dict[str, int]]:
     names = np.array([os.fsencode(name) for _, _, name, *_ in kept], dtype=np.bytes_)
     offsets, sizes = np.array([row[3:] for row in kept], np.int64).reshape(-1, 2).T
     known = np.array([labels.get(key, NO_LABEL) for key, *_ in kept], np.int64)
-    return Table(names, np.zeros(len(names), np.int64), offsets, sizes, known), dict(passed.kinds)
+    return Table(names, np.zeros(len(names), np.int64), offsets, sizes, known), passed
 
 
 def _whole_number(content: bytes, name: str) -> int:

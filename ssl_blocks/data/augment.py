@@ -72,8 +72,6 @@ class RandomResizedCropFlip:
             TypeError: if the images are not floating point.
             ValueError: if the generator is on another device.
         """
-        if not images.is_floating_point():
-            raise TypeError(f"images of {images.dtype} must be floating point: see to_float")
         check_generator(generator, images.device)
         batch, _, height, width = images.shape
         if self._keeps(height, width):
@@ -167,6 +165,7 @@ def to_float(images: UInt[Tensor, "b c *s"], mean: Sequence[float], std: Sequenc
     return normalize(images.float() / HIGHEST[images.dtype], mean, std)
 
 
+@checked
 def normalize(
     images: Float[Tensor, "b c *s"], mean: Sequence[float], std: Sequence[Positive]
 ) -> Float[Tensor, "b c *s"]:
@@ -199,11 +198,8 @@ def _per_channel(images: Tensor, mean: Sequence[float], std: Sequence[Positive])
     for name, values in (("mean", mean), ("std", std)):
         if len(values) != channels:
             raise ValueError(f"{name}={tuple(values)} must be one number for each of {channels} channels")
-    if min(std) <= 0:
-        raise ValueError(f"std={tuple(std)} must be above 0")
     shape = (channels, *[1] * (images.ndim - 2))
-    center, spread = (constant(numbers, like=images).reshape(shape) for numbers in (mean, std))
-    return center, spread
+    return constant(mean, like=images).reshape(shape), constant(std, like=images).reshape(shape)
 
 
 def channel_statistics(images: UInt[Tensor, "n c *s"]) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -223,5 +219,4 @@ def channel_statistics(images: UInt[Tensor, "n c *s"]) -> tuple[tuple[float, ...
     share = histogram / histogram.sum(1, keepdim=True)
     mean = share @ values
     std = (share * (values - mean[:, None]).square()).sum(1).sqrt()
-    std = torch.where(std < 1e-6, 1.0, std)
-    return tuple(mean.tolist()), tuple(std.tolist())
+    return tuple(mean.tolist()), tuple(std.where(std >= 1e-6, 1.0).tolist())

@@ -254,13 +254,9 @@ def _refuse_bomb(width: int, height: int) -> None:
         raise ValueError(f"{width}x{height} pixels are more than PIL.Image.MAX_IMAGE_PIXELS={limit}; it may be a bomb")
 
 
-def _is_lying(picture: Image.Image) -> bool:
-    return picture.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
-
-
 def _upright_size(picture: Image.Image) -> tuple[int, int]:
     width, height = picture.size
-    return (height, width) if _is_lying(picture) else (width, height)
+    return (height, width) if picture.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8) else (width, height)
 
 
 def _draft(picture: Image.Image, scale: float) -> None:

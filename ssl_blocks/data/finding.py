@@ -7,7 +7,7 @@ from ssl_blocks.data.adapters import hold_streams
 from ssl_blocks.data.files import SUFFIXES
 from ssl_blocks.data.imagefolder import list_images
 from ssl_blocks.data.items import Paths
-from ssl_blocks.data.reading import Found, Listed, found_remark
+from ssl_blocks.data.reading import Found, Listed
 from ssl_blocks.data.sources import SOURCES, find_named
 from ssl_blocks.doors import checked
 from ssl_blocks.files import at_home
@@ -36,7 +36,7 @@ def find_images(name: Any, *, root: str | Path = ".data") -> Found:
         return _named(word, root)
     if path.is_dir():
         files, passed = list_images(path)
-        return Found(Listed(Paths(files), None), None, (), (found_remark(len(files), (), passed),))
+        return Found(Listed(Paths(files), None), None, ()).told(passed)
     if not path.exists():
         raise FileNotFoundError(f"name={word!r} is no folder and no file that is there, and no data set by name")
     suffix = path.suffix.lower()

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ssl_blocks.data.archives import by_split, find_files
 from ssl_blocks.data.files import Encoded, Raw
+from ssl_blocks.data.streams import IMAGES, LABELS
 from ssl_blocks.doors import checked
 from ssl_blocks.files import at_home
 
-IMAGES, LABELS = ("image", "img", "pixel_values"), ("label", "labels", "target", "fine_label")
 _ONE_AT_A_TIME = threading.Lock()  # its tables need not bear threads; processes have a lock each
 
 
@@ -37,7 +37,7 @@ class HuggingFaceImages:
         self.image = image or _first(kinds, datasets.Image, IMAGES)
         if self.image not in kinds:
             raise ValueError(f"image={self.image!r} must be a column of images, one of {sorted(kinds)}")
-        label = label or _first(kinds, datasets.ClassLabel, LABELS)
+        label = label or _first(kinds, datasets.ClassLabel, (*LABELS, "fine_label"))
         self.labels: Int[Tensor, " n"] | None = None
         self.class_names: tuple[str, ...] = ()
         if label is not None:

@@ -3,13 +3,12 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from ssl_blocks.data.files import SUFFIXES
+from ssl_blocks.data.items import Paths
 from ssl_blocks.data.layout import (
     DANGLING,
     Entry,
-    Listing,
     PassedOver,
     arrange,
     images_of,
@@ -17,23 +16,10 @@ from ssl_blocks.data.layout import (
     kind_of,
     known_splits,
 )
+from ssl_blocks.data.reading import Found, Listed
 
 
-class Folder(NamedTuple):
-    """What a folder holds: its files, which of them are of which split, and what is passed over."""
-
-    files: list[Path]
-    train: Listing
-    test: Listing | None
-    passed: PassedOver
-    dangling: list[Path]
-
-    def of(self, listing: Listing) -> list[Path]:
-        """Files of a split."""
-        return [self.files[place] for place in listing.places]
-
-
-def list_folder(path: Path) -> Folder:
+def list_folder(path: Path) -> Found:
     """Find the images of a folder without opening them.
 
     Three layouts are known: ``train/`` with ``test/`` or ``val/`` (or neither), each of class folders; class
@@ -52,14 +38,18 @@ def list_folder(path: Path) -> Folder:
     """
     if not path.is_dir():
         raise FileNotFoundError(f"imagefolder:{path} must name an existing folder")
-    train, held_out = known_splits(
+    known, others = known_splits(
         entry.name for entry in os.scandir(path) if entry.is_dir() and not is_foreign(entry.name)
     )
-    splits = [path / name for name in (train, *held_out) if name is not None]  # what lies beside them is not looked at
+    splits = [path / name for name in (known, *others) if name is not None]  # what lies beside them is not looked at
     entries = [entry for folder in splits for entry in _entries(folder, f"{folder.name}/")] or list(_entries(path, ""))
     files = [path / entry.name for entry in entries]
-    dangling = [file for file, entry in zip(files, entries, strict=True) if entry.kind == DANGLING]
-    return Folder(files, *arrange(f"imagefolder:{path}", entries), dangling)
+    train, test, passed = arrange(f"imagefolder:{path}", entries)
+    part, *held_out = [
+        Listed(Paths([files[place] for place in own.places]), own.labels) for own in (train, test) if own is not None
+    ]
+    dangling = tuple(file for file, entry in zip(files, entries, strict=True) if entry.kind == DANGLING)
+    return Found(part, held_out[0] if held_out else None, train.class_names, unread=dangling).told(passed)
 
 
 def list_images(path: Path) -> tuple[list[Path], PassedOver]:
@@ -72,7 +62,7 @@ def list_images(path: Path) -> tuple[list[Path], PassedOver]:
     entries = list(_entries(path, ""))
     files = [path / entries[place].name for place in images_of(list(enumerate(entries)), passed)]
     if not files:
-        held = f"; it holds {passed}" if passed.kinds else ""
+        held = f"; it holds {passed}" if passed else ""
         raise ValueError(f"{path} must hold images ({', '.join(SUFFIXES)}), at any depth, but has none{held}")
     return files, passed
 

@@ -1,8 +1,8 @@
 """How folders of images become splits and classes, whether they lie on disk or in an archive."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -32,27 +32,20 @@ class Listing(NamedTuple):
     class_names: tuple[str, ...]
 
 
-@dataclass
-class PassedOver:
+class PassedOver(Counter[str]):
     """What lies in a folder and is not read: how many of each kind."""
-
-    kinds: Counter[str] = field(default_factory=Counter)
 
     def note(self, kind: str, count: int = 1) -> None:
         """Count things of a kind."""
         if count:
-            self.kinds[kind] += count
+            self[kind] += count
 
     def __str__(self) -> str:
-        return ", ".join(
-            f"{count:,} {kind}" if kind.startswith(".") or count == 1 else f"{count:,} {_plural(kind)}"
-            for kind, count in self.kinds.most_common()
-        )
-
-
-def _plural(kind: str) -> str:
-    first, _, rest = kind.partition(" beside ")
-    return f"{first}s beside {rest}" if rest else f"{kind}s"
+        words = []
+        for kind, count in self.most_common():
+            several = kind if kind.startswith(".") or count == 1 else re.sub(r"( beside |$)", r"s\1", kind, count=1)
+            words.append(f"{count:,} {several}")
+        return ", ".join(words)
 
 
 def kind_of(name: str) -> str | None:
@@ -94,7 +87,7 @@ def arrange(where: str, entries: Sequence[Entry]) -> tuple[Listing, Listing | No
     """
     passed = PassedOver()
     members = list(enumerate(entries))
-    below, _ = _by_folder(members)
+    below = _by_folder(members)[0]
     name, held_out = known_splits(below)
     if name is None:
         return _labelled(_split(where, members, passed)), None, passed
@@ -135,7 +128,7 @@ def _by_folder(members: Members) -> tuple[dict[str, Members], Members]:
 def images_of(members: Members, passed: PassedOver) -> list[int]:
     """Places of the images in the order of their paths, whatever folders they lie in."""
     found = [(entry.name.split("/"), place) for place, entry in members if entry.kind is None and entry.name[-1] != "/"]
-    passed.kinds.update(entry.kind for _, entry in members if entry.kind is not None)
+    passed.update(entry.kind for _, entry in members if entry.kind is not None)
     return [place for _, place in sorted(found)]
 
 
@@ -160,14 +153,14 @@ def _split(where: str, members: Members, passed: PassedOver) -> Listing:
             found[name] = places
         else:
             empty[name] = own
-        passed.kinds.update(own.kinds)
+        passed.update(own)
     if not found:
         if not beside:
-            held = f"; it holds {passed}" if passed.kinds else ""
+            held = f"; it holds {passed}" if passed else ""
             raise ValueError(f"{where} must hold images or class folders, but has neither (images: {KINDS}){held}")
         return Listing(beside, None, ())
     for name, own in empty.items():
-        held = f", but has {own}" if own.kinds else ""
+        held = f", but has {own}" if own else ""
         raise ValueError(f"{where}: class folder {name!r} must hold images ({KINDS}){held}")
     passed.note(BESIDE, len(beside))
     counts = torch.tensor([len(places) for places in found.values()])

@@ -4,6 +4,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -150,33 +151,19 @@ class RaisingLoader(DataLoader[Any]):
             yield batch
 
 
+@dataclass(frozen=True, eq=False)
 class StreamLoader:
     """Batches of a stream, which is read once an epoch by one thread; others decode.
 
     Every `WINDOW` images one after the other are shuffled. A process reads the whole pass and keeps its share.
-
-    Args:
-        split: of a `StreamImages`.
-        sampler: which places of a pass every batch holds; places that lie `WINDOW` apart must come in order.
-        crop: how images are augmented.
-        seed: of crops.
-        threads: that decode.
-        pin: whether batches are to lie in pinned memory.
     """
 
-    def __init__(
-        self,
-        split: FileSplit,
-        sampler: RunSampler,
-        *,
-        crop: RandomResizedCropFlip,
-        seed: int,
-        threads: int = 1,
-        pin: bool = False,
-    ) -> None:
-        assert isinstance(split.source, StreamImages)
-        self.split, self.stream, self.sampler = split, split.source, sampler
-        self.crop, self.seed, self.threads, self.pin = crop, seed, threads, pin
+    split: FileSplit
+    sampler: RunSampler  # places that lie `WINDOW` apart must come in order
+    crop: RandomResizedCropFlip
+    seed: int  # of crops
+    threads: int  # that decode
+    pin: bool  # whether batches are to lie in pinned memory
 
     def __len__(self) -> int:
         """Batches of the whole run, those done already included."""
@@ -200,19 +187,20 @@ class StreamLoader:
                 executor.shutdown(cancel_futures=True)
 
     def _batches(self) -> Iterator[list[tuple[Place, Raw]]]:
+        assert isinstance(self.split.source, StreamImages)
         epoch, at, held = -1, 0, dict[int, Raw]()
         images: Iterator[Raw] = iter(())
         for places in self.sampler:
             batch = []
             for place in places:
                 if place.epoch != epoch:
-                    epoch, at, images = place.epoch, 0, self.stream.images(place.epoch)
+                    epoch, at, images = place.epoch, 0, self.split.source.images(place.epoch)
                     held.clear()
                 begin = place.image - place.image % WINDOW
                 while at <= place.image:
                     raw = next(images, None)
                     if raw is None:
-                        raise ValueError(f"count={len(self.stream)} must be no more images than a pass gives, {at}")
+                        raise ValueError(f"count={len(self.split)} must be no more images than a pass gives, {at}")
                     if at == begin:
                         held.clear()  # of the window before
                     if at >= begin:
@@ -236,12 +224,9 @@ class StreamLoader:
                     raise
                 self.split.unreadable[place.image] = True
                 crops.append(None)
-        readable = [crop for crop in crops if crop is not None]
-        if not readable:
+        if all(crop is None for crop in crops):
             raise UnreadableImageError("corrupt='skip' must leave an image in every batch, but none can be read")
-        for i, crop in reversed(list(enumerate(crops))):
-            crops[i] = readable[0] if crop is None and i + 1 == len(crops) else crops[i + 1] if crop is None else crop
-        batch = torch.stack([crop for crop in crops if crop is not None])
+        batch = torch.stack([next(crop for crop in crops[i:] + crops if crop is not None) for i in range(len(crops))])
         return batch.pin_memory() if self.pin else batch
 
 
@@ -291,17 +276,12 @@ def train_loader(
     pin = torch.device(device).type == "cuda"
     if isinstance(split, FileSplit) and split.is_stream:
         sampler = RunSampler(len(split), seed=seed, order=_order_in_windows(len(split), seed), **run)
-        return StreamLoader(split, sampler, crop=crop, seed=seed, threads=max(1, workers), pin=pin)
+        return StreamLoader(split, sampler, crop, seed, max(1, workers), pin)
     sampler = RunSampler(len(split), seed=seed, **run)
     if isinstance(split, ImageSplit):
         return DataLoader(_Picks(split.images.to(device), sampler.order), sampler=sampler, batch_size=None)
-    return RaisingLoader(
-        _Crops(split, crop, seed),
-        batch_sampler=sampler,
-        collate_fn=_collate,
-        num_workers=workers,
-        pin_memory=pin,
-    )
+    options: dict[str, Any] = {"collate_fn": _collate, "num_workers": workers, "pin_memory": pin}
+    return RaisingLoader(_Crops(split, crop, seed), batch_sampler=sampler, **options)
 
 
 @checked

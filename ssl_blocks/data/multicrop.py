@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Le
 from jaxtyping import Float
 from torch import Tensor
 
-from ssl_blocks.bounds import Crops, Pixels, Positive
+from ssl_blocks.bounds import Crops, Pixels, Positive, Share
 from ssl_blocks.constants import constant
 from ssl_blocks.data import colors
 from ssl_blocks.data.augment import RandomResizedCropFlip, denormalize, normalize
@@ -44,24 +46,17 @@ class ColorChanges:
         0.2
     """
 
-    jitter: float = 0.8
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.2
-    hue: float = 0.1
-    grey: float = 0.2
-    blur: tuple[float, float, float] = (1.0, 0.1, 0.5)
+    jitter: Share = 0.8
+    brightness: Share = 0.4
+    contrast: Share = 0.4
+    saturation: Share = 0.2
+    hue: Annotated[float, Ge(0), Le(0.5)] = 0.1
+    grey: Share = 0.2
+    blur: tuple[Share, Share, Share] = (1.0, 0.1, 0.5)
     sigma: tuple[float, float] = (0.1, 2.0)
-    solarize: float = 0.2
+    solarize: Share = 0.2
 
     def __post_init__(self) -> None:
-        for name in ("jitter", "brightness", "contrast", "saturation", "grey", "solarize"):
-            if not 0 <= (value := getattr(self, name)) <= 1:
-                raise ValueError(f"{name}={value} must lie within [0, 1]")
-        if not 0 <= self.hue <= 0.5:
-            raise ValueError(f"hue={self.hue} must lie within [0, 0.5]")
-        if not all(0 <= share <= 1 for share in self.blur):
-            raise ValueError(f"blur={self.blur} must be three shares within [0, 1]: two global views, and local ones")
         if not 0 < self.sigma[0] <= self.sigma[1] < float("inf"):
             raise ValueError(f"sigma={self.sigma} must be (smallest, largest) width in pixels, both above 0")
 

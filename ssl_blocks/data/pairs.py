@@ -111,20 +111,17 @@ def load_segmentation(
     if (kind == "maskfolder") != (num_classes is not None):
         wish = "must be given" if kind == "maskfolder" else "is for mask folders only, and must be None"
         raise ValueError(f"num_classes={num_classes} {wish} for name={name!r}")
+    how: dict[str, Any] = {"size": size, "channels": channels}
     if name == "shapes":
-        shapes = [
-            ShapeImages(num, size=size, seed=mix_seed(seed, part), channels=channels)
-            for part, num in enumerate(NUM_SHAPES)
-        ]
+        shapes = [ShapeImages(num, seed=mix_seed(seed, part), **how) for part, num in enumerate(NUM_SHAPES)]
         return SegmentationData(shapes[0], shapes[1], SHAPE_CLASSES, name)
+    how["value_range"] = value_range
     if kind == "voc":
-        how = {"size": size, "channels": channels, "value_range": value_range}
-        train, test = (voc_images(path or root, part, **how) for part in ("train", "val"))  # type: ignore[arg-type]
+        train, test = (voc_images(path or root, part, **how) for part in ("train", "val"))
         return SegmentationData(train, test, voc_classes(), name)
     if kind == "maskfolder" and path and num_classes is not None:
-        how = {"size": size, "num_classes": num_classes, "channels": channels, "value_range": value_range}
-        parts = _split_folder(at_home(path), seed, how)
-        return SegmentationData(*parts, tuple(str(label) for label in range(num_classes)), name)
+        parts = _split_folder(at_home(path), seed, how | {"num_classes": num_classes})
+        return SegmentationData(*parts, tuple(map(str, range(num_classes))), name)
     raise ValueError(f"name={name!r} must be 'shapes', 'voc', 'voc:PATH' or 'maskfolder:PATH'")
 
 
@@ -221,15 +218,12 @@ def mask_folder(
     masks = {file.stem: file for file in sorted((path / "masks").glob("*.png")) if not file.name.startswith(".")}
     if not images:
         raise ValueError(f"{path / 'images'} must hold images ({', '.join(SUFFIXES)})")
-    for stem, file in images.items():
-        if stem not in masks:
-            raise ValueError(f"{file} has no mask: expected {path / 'masks' / stem}.png")
     for stem, file in masks.items():
         if stem not in images:
             raise ValueError(f"{file} has no image of the same stem in {path / 'images'}")
-    paired = [masks[stem] for stem in images]
-    how = {"size": size, "num_classes": num_classes, "channels": channels, "value_range": value_range}
-    found = ImageMaskFiles(list(images.values()), paired, **how)  # type: ignore[arg-type]
+    paired = [path / "masks" / f"{stem}.png" for stem in images]
+    how: dict[str, Any] = {"num_classes": num_classes, "channels": channels, "value_range": value_range}
+    found = ImageMaskFiles(list(images.values()), paired, size=size, **how)
     _refuse_black_and_white(paired)
     return found
 
@@ -281,8 +275,8 @@ def voc_images(
             f"root={str(root)!r} must hold VOCdevkit/VOC{year} with the split {image_set!r}: unpack the archive there"
         ) from error
     images, masks = ([Path(file) for file in files] for files in (found.images, found.masks))
-    how = {"size": size, "channels": channels, "value_range": value_range}
-    return ImageMaskFiles(images, masks, num_classes=len(voc_classes()), **how)  # type: ignore[arg-type]
+    how: dict[str, Any] = {"num_classes": len(voc_classes()), "channels": channels, "value_range": value_range}
+    return ImageMaskFiles(images, masks, size=size, **how)
 
 
 def _split_folder(path: Path, seed: int, options: dict[str, Any]) -> tuple[MaskedImages, MaskedImages]:

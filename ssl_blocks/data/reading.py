@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from ssl_blocks.data.arrays import Range, range_of
 from ssl_blocks.data.files import UnreadableImageError, read_extremes, read_shape
 from ssl_blocks.data.items import Joined, Part, every, name_of
 from ssl_blocks.data.layout import PassedOver
-from ssl_blocks.data.protocol import Items, Source
+from ssl_blocks.data.protocol import Items
 from ssl_blocks.data.resample import fit_images
 from ssl_blocks.data.splits import Corrupt, FileSplit, ImageShape, ImageSplit, decode_files, shuffled_ranks
 from ssl_blocks.data.streams import StreamImages
@@ -62,20 +62,12 @@ class Found:
     remarks: tuple[str, ...] = ()
     unread: tuple[Path, ...] = ()
 
-    @classmethod
-    def of(cls, train: Source, test: Source | None, passed: PassedOver) -> "Found":
-        """What an archive holds, and what in it is not read."""
-        parts = [None if part is None else Listed(part, part.labels) for part in (train, test)]
-        assert parts[0] is not None
-        count = len(train) + (0 if test is None else len(test))
-        return cls(parts[0], parts[1], train.class_names, (found_remark(count, train.class_names, passed),))
-
-
-def found_remark(count: int, class_names: Sequence[str], passed: PassedOver | None = None) -> str:
-    """What was found, in words."""
-    classes = f" in {len(class_names):,} class{'es' * (len(class_names) > 1)}" if class_names else ""
-    beside = f"; passed over {passed}" if passed is not None and passed.kinds else ""
-    return f"found {count:,} images{classes}{beside}"
+    def told(self, passed: PassedOver | None = None) -> "Found":
+        """The same with a remark on how much was found, and what was passed over."""
+        count = len(self.train.items) + (0 if self.test is None else len(self.test.items))
+        classes = f" in {len(self.class_names):,} class{'es' * (len(self.class_names) > 1)}" if self.class_names else ""
+        beside = f"; passed over {passed}" if passed else ""
+        return replace(self, remarks=(f"found {count:,} images{classes}{beside}",))
 
 
 def as_pair(image_size: Size | None) -> tuple[int, int] | None:
@@ -114,7 +106,7 @@ class SplitReader:
         self, listed: list[Items], labels: list[Tensor | None], shape: ImageShape
     ) -> list[ImageSplit | FileSplit]:
         """Decode all parts together, which fills the pool of threads, and take them apart again."""
-        images, bad = decode_files(
+        images, readable = decode_files(
             Joined(listed),
             size=None if self.image_size is None else (shape.height, shape.width),
             channels=self.channels,
@@ -122,19 +114,16 @@ class SplitReader:
             value_range=self.value_range,
         )
         splits: list[ImageSplit | FileSplit] = []
-        start = 0
-        for files, own_labels in zip(listed, labels, strict=True):
-            gone = {i - start for i in bad if start <= i < start + len(files)}
-            keep = torch.tensor([i for i in range(len(files)) if i not in gone], dtype=torch.int64)
-            if not len(keep):
+        keeps = torch.split(readable, [len(files) for files in listed])
+        for files, own_labels, keep in zip(listed, labels, keeps, strict=True):
+            if not keep.any():
                 raise UnreadableImageError(
                     f"corrupt='skip' must leave images in every split, but {name_of(files, 0)} and the "
                     f"{len(files) - 1} other files of its split are all unreadable"
                 )
-            mine, images = images[: len(keep)], images[len(keep) :]
-            skipped = tuple(Path(name_of(files, i)) for i in sorted(gone))
+            mine, images = images.tensor_split([int(keep.sum())])
+            skipped = tuple(Path(name_of(files, i)) for i in (~keep).nonzero()[:, 0].tolist())
             splits.append(ImageSplit(mine, None if own_labels is None else own_labels[keep], skipped))
-            start += len(files)
         return splits
 
     def _first_shape(self, files: Items) -> ImageShape:
@@ -142,12 +131,11 @@ class SplitReader:
         for place in range(len(files)):
             try:
                 channels, height, width = read_shape(files[place], channels=self.channels)
+                return ImageShape(channels, *(self.image_size or (height, width)))
             except UnreadableImageError as unreadable:
                 if self.corrupt == "error":
                     raise
                 error = unreadable
-                continue
-            return ImageShape(channels, *(self.image_size or (height, width)))
         raise UnreadableImageError(f"corrupt='skip' must leave at least one image, but none can be read: {error}")
 
     def _stream(self, part: Listed, shape: ImageShape) -> FileSplit:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.ops import masks_to_boxes
 
 from ssl_blocks.bounds import Channels, Count, Depth, Pixels, Seed
 from ssl_blocks.doors import checked
@@ -79,8 +80,6 @@ class ShapeImages(Dataset[tuple[Tensor, Tensor]]):
     ) -> None:
         self.size = (size, size) if isinstance(size, int) else size
         self.num, self.seed, self.max_shapes, self.channels = num, seed, max_shapes, channels
-        if min(num, max_shapes) < 1:
-            raise ValueError(f"num={num} and max_shapes={max_shapes} must be at least 1")
         if min(self.size) < 16:
             raise ValueError(f"size={size} must be at least 16 pixels: smaller shapes look alike")
         if channels not in (1, 3):
@@ -114,13 +113,9 @@ class ShapeImages(Dataset[tuple[Tensor, Tensor]]):
                 mask[inside] = label
                 instances.append(inside)
                 labels.append(label)
-        return ShapeScene(
-            image=_to_image(pixels, self.channels),
-            mask=torch.from_numpy(mask),
-            instances=torch.from_numpy(np.stack(instances)),
-            boxes=torch.tensor([_box(inside) for inside in instances], dtype=torch.float32),
-            labels=torch.tensor(labels),
-        )
+        shapes = torch.from_numpy(np.stack(instances))
+        boxes = masks_to_boxes(shapes) + torch.tensor([0.0, 0.0, 1.0, 1.0])  # torchvision's end with the last pixel
+        return ShapeScene(_to_image(pixels, self.channels), torch.from_numpy(mask), shapes, boxes, torch.tensor(labels))
 
 
 def _background(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.float64]:
@@ -134,8 +129,7 @@ def _background(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.f
 
 def _colour(rng: np.random.Generator) -> NDArray[np.float64]:
     """A saturated colour: one channel high, one low, one anything."""
-    channels = np.array([rng.uniform(200, 255), rng.uniform(0, 50), rng.uniform(0, 255)])
-    return rng.permutation(channels)
+    return rng.permutation(np.array([rng.uniform(200, 255), rng.uniform(0, 50), rng.uniform(0, 255)]))
 
 
 def _place(rng: np.random.Generator, taken: NDArray[np.bool_], corners: int | None) -> NDArray[np.bool_] | None:
@@ -175,11 +169,6 @@ def shape_pixels(
     distances = x[..., None] * np.cos(normals) + y[..., None] * np.sin(normals)
     polygon: NDArray[np.bool_] = distances.max(-1) <= radius * math.cos(math.pi / corners)
     return polygon
-
-
-def _box(inside: NDArray[np.bool_]) -> tuple[int, int, int, int]:
-    rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 def _to_image(pixels: NDArray[np.float64], channels: int) -> UInt8[Tensor, "c h w"]:

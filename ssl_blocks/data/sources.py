@@ -5,14 +5,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ssl_blocks.bounds import Bytes, Channels, Count, Seed
 from ssl_blocks.code import import_named, is_code
 from ssl_blocks.data import crowds
-from ssl_blocks.data.adapters import CsvFiles, as_found, hold_streams, read_arrays
+from ssl_blocks.data.adapters import ArrayImages, CsvFiles, as_found, hold_streams, listed, read_arrays, told_labels
 from ssl_blocks.data.archives import read_shards, read_zip
 from ssl_blocks.data.arrays import Range, check_range
 from ssl_blocks.data.augment import channel_statistics
@@ -21,7 +20,6 @@ from ssl_blocks.data.generated import GENERATED, NUM_TEST, NUM_TRAIN
 from ssl_blocks.data.hugging_face import first_of_parquet, read_parquet, read_saved
 from ssl_blocks.data.imagefolder import list_folder
 from ssl_blocks.data.items import Paths, fingerprint
-from ssl_blocks.data.protocol import Items
 from ssl_blocks.data.reading import (
     Found,
     Listed,
@@ -30,11 +28,10 @@ from ssl_blocks.data.reading import (
     Storage,
     as_pair,
     find_range,
-    found_remark,
     hold_out,
     some_images,
 )
-from ssl_blocks.data.splits import Corrupt, ImageData, ImageShape, shuffled_ranks
+from ssl_blocks.data.splits import Corrupt, ImageData, ImageShape, class_by_class
 from ssl_blocks.doors import checked
 from ssl_blocks.files import at_home
 
@@ -107,7 +104,6 @@ def load(
         ImageShape(channels=5, height=4, width=8)
     """
     size = as_pair(image_size)
-    _check_numbers(image_size=size, channels=channels, max_train=max_train, max_test=max_test)
     check_range(value_range)
     decoded = None if size is None else (channels or 3) * size[0] * size[1] * (1 if value_range is None else 2)
     found = hold_streams(
@@ -146,20 +142,13 @@ def find_shape(
         FileNotFoundError: if the data is not there.
         ValueError: if the name is unknown or a number out of range.
     """
-    size = as_pair(image_size)
-    _check_numbers(image_size=size, channels=channels)
     if isinstance(name, str) and name in SHAPES:
         own = SHAPES[name]
-        return ImageShape(channels or own.channels, *(size or (own.height, own.width)))
-    if str(name).startswith("parquet:"):
-        items: Tensor | Items = [first_of_parquet(name.partition(":")[2])]
     else:
-        items = find_named(name, at_home(root)).train.items
-    if isinstance(items, Tensor):
-        own = ImageShape(channels or items.shape[1], *items.shape[2:])
-    else:
-        own = ImageShape(*read_shape(items[0], channels=channels))
-    return ImageShape(own.channels, *(size or (own.height, own.width)))
+        is_parquet = str(name).startswith("parquet:")  # of which no table is made for this
+        items = [first_of_parquet(name[8:])] if is_parquet else find_named(name, at_home(root)).train.items
+        own = ImageShape(*(items.shape[1:] if isinstance(items, Tensor) else read_shape(items[0], channels=channels)))
+    return ImageShape(channels or own.channels, *(as_pair(image_size) or own[1:]))
 
 
 @checked
@@ -185,13 +174,6 @@ def register_source(name: str, find: Callable[[str], Any]) -> None:
         KINDS[name] = lambda rest, root: as_found(find(rest))
     else:
         SOURCES[name] = lambda root: as_found(find(""))
-
-
-def _check_numbers(**numbers: int | tuple[int, int] | None) -> None:
-    for argument, value in numbers.items():
-        if value is not None and (min(value) if isinstance(value, tuple) else value) < 1:
-            shown = value[0] if isinstance(value, tuple) and len(set(value)) == 1 else value
-            raise ValueError(f"{argument}={shown} must be at least 1, or None")
 
 
 def find_named(name: Any, root: Path) -> Found:
@@ -227,18 +209,14 @@ def _digits(root: Path) -> Found:
     images = torch.from_numpy(bunch.images)[:, None].mul(255 / 16).round().to(torch.uint8)
     part = Listed(images, torch.from_numpy(bunch.target).long())
     # one split for everyone, whatever the seed
-    train, test = hold_out(part, 500, torch.Generator().manual_seed(0))
-    return Found(train, test, tuple(str(digit) for digit in range(10)))
+    return Found(*hold_out(part, 500, torch.Generator().manual_seed(0)), tuple(map(str, range(10))))
 
 
 def _crowds(root: Path) -> Found:
-    digits, generator, parts = _digits(root), torch.Generator().manual_seed(0), []
-    for part, count in ((digits.train, crowds.NUM_TRAIN), (digits.test, crowds.NUM_TEST)):
-        assert part is not None
-        assert isinstance(part.items, Tensor)
-        assert part.labels is not None
-        parts.append(Listed(*crowds.make_crowds(part.items, part.labels, count, generator)))
-    return Found(parts[0], parts[1], digits.class_names)
+    digits, generator = _digits(root), torch.Generator().manual_seed(0)
+    pools: list[tuple[Any, int]] = [(digits.train, crowds.NUM_TRAIN), (digits.test, crowds.NUM_TEST)]
+    made = [Listed(*crowds.make_crowds(pool.items, pool.labels, count, generator)) for pool, count in pools]
+    return Found(made[0], made[1], digits.class_names)
 
 
 def _generated(name: str) -> Callable[[Path], Found]:
@@ -268,16 +246,9 @@ def _torchvision(name: str, class_name: str, splits: Sequence[dict[str, Any]]) -
                 f"complete there, and the download failed ({type(error).__name__}: {error}). For a local copy in "
                 "class folders use name='imagefolder:PATH'"
             ) from error
-        parts = []
-        for split in found:
-            images = torch.as_tensor(split.data)
-            if images.ndim == 3:
-                images = images[:, None]
-            elif images.shape[1] != 3:
-                images = images.permute(0, 3, 1, 2)
-            labels = torch.as_tensor(np.asarray(split.labels if hasattr(split, "labels") else split.targets))
-            parts.append(Listed(images.contiguous(), labels.long()))
-        return Found(parts[0], parts[1], tuple(found[-1].classes))
+        pixels = [torch.as_tensor(split.data) if split.data.shape[1] == 3 else split.data for split in found]
+        train, test = (listed(ArrayImages(own, told_labels(split))) for own, split in zip(pixels, found, strict=True))
+        return Found(train, test, tuple(found[-1].classes))
 
     return find
 
@@ -286,28 +257,15 @@ def _imagenet(root: Path) -> Found:
     from torchvision.datasets import ImageNet
 
     try:
-        train, val = (ImageNet(root, split=split) for split in ("train", "val"))
+        found = [ImageNet(root, split=split) for split in ("train", "val")]
     except (OSError, RuntimeError) as error:
         raise FileNotFoundError(
             f"name='imagenet' must be found in root={str(root)!r} as torchvision reads it: "
             "ILSVRC2012_devkit_t12.tar.gz, ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, or what was unpacked "
-            f"of them ({error}). Class "
-            "folders without these archives: name='imagefolder:PATH'"
+            f"of them ({error}). Class folders without these archives: name='imagefolder:PATH'"
         ) from error
-    parts = [
-        Listed(Paths([Path(file) for file, _ in split.samples]), torch.tensor([label for _, label in split.samples]))
-        for split in (train, val)
-    ]
-    return Found(parts[0], parts[1], tuple(names[0] for names in train.classes))
-
-
-def _imagefolder(path: str) -> Found:
-    held = list_folder(at_home(path))
-    train, test = (None if part is None else Listed(Paths(held.of(part)), part.labels) for part in held[1:3])
-    assert train is not None
-    count = len(train.items) + (0 if test is None else len(test.items))
-    names = held.train.class_names
-    return Found(train, test, names, (found_remark(count, names, held.passed),), tuple(held.dangling))
+    parts = [Listed(Paths([Path(file) for file, _ in split.samples]), torch.tensor(split.targets)) for split in found]
+    return Found(parts[0], parts[1], tuple(names[0] for names in found[0].classes))
 
 
 _TRAIN_AND_TEST = ({"train": True}, {"train": False})
@@ -322,7 +280,7 @@ SOURCES: dict[str, Callable[[Path], Found]] = {
     **{name: _generated(name) for name in GENERATED},
 }
 KINDS: dict[str, Callable[[str, Path], Found]] = {
-    "imagefolder:": lambda path, root: _imagefolder(path),
+    "imagefolder:": lambda path, root: list_folder(at_home(path)),
     "csv:": lambda path, root: as_found(CsvFiles(path)),
     "zip:": lambda path, root: read_zip(path),
     "shards:": lambda pattern, root: read_shards(pattern, root),
@@ -344,7 +302,5 @@ SHAPES = {
 def _subset(part: Listed, count: int | None, generator: torch.Generator) -> Listed:
     # drawn even where nothing is left out, so that max_train has no influence on the test images
     labels = torch.zeros(len(part.items), dtype=torch.int64) if part.labels is None else part.labels.clamp(min=0)
-    order, rank = shuffled_ranks(labels, generator)
-    if count is None or count >= len(part.items):
-        return part
-    return part.take(order[rank[order].argsort(stable=True)][:count].sort().values)
+    kept = class_by_class(labels, count, generator)
+    return part if len(kept) == len(part.items) else part.take(kept)

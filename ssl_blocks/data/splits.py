@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Int, UInt
+from jaxtyping import Bool, Int, UInt
 from torch import Tensor
 
 from ssl_blocks.bounds import Channels, Pixels, Positive
@@ -54,10 +54,6 @@ class ImageSplit:
     def __post_init__(self) -> None:
         if self.images.dtype not in HIGHEST:
             raise TypeError(f"images of {self.images.dtype} must be uint8, 0..255, or uint16, 0..65535")
-        if self.images.ndim != 4:
-            raise ValueError(f"images of shape {tuple(self.images.shape)} must be [N, C, H, W]")
-        if self.labels is not None and self.labels.shape != self.images.shape[:1]:
-            raise ValueError(f"labels of shape {tuple(self.labels.shape)} must be one for each of {len(self)} images")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -99,8 +95,9 @@ class FileSplit:
     unreadable: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
+        flags = torch.zeros(len(self.source), dtype=torch.bool)
         # shared, so that the main process knows what its workers met
-        object.__setattr__(self, "unreadable", _shared_flags(len(self.source)))
+        object.__setattr__(self, "unreadable", flags.share_memory_())  # type: ignore[no-untyped-call]
 
     def __len__(self) -> int:
         return len(self.source)
@@ -143,23 +140,15 @@ class FileSplit:
 
     def take(self, index: Int[Tensor, " k"]) -> ImageSplit:
         """Decode images and keep their labels; unreadable ones are left out, or an error."""
-        places = index.tolist()
-        images, bad = decode_files(
-            self.source.pick(places) if isinstance(self.source, StreamImages) else Part(self.source, index),
+        images, readable = decode_files(
+            self.source.pick(index.tolist()) if isinstance(self.source, StreamImages) else Part(self.source, index),
             size=self.size,
             channels=self.channels,
             corrupt=self.corrupt,
             value_range=self.value_range,
         )
-        self.unreadable[[places[i] for i in bad]] = True
-        keep = torch.tensor([i for i in range(len(places)) if i not in set(bad)], dtype=torch.int64)
-        return ImageSplit(images, None if self.labels is None else self.labels[index[keep]])
-
-
-def _shared_flags(count: int) -> Tensor:
-    flags = torch.zeros(count, dtype=torch.bool)
-    flags.share_memory_()  # type: ignore[no-untyped-call]
-    return flags
+        self.unreadable[index[~readable]] = True
+        return ImageSplit(images, None if self.labels is None else self.labels[index[readable]])
 
 
 @checked
@@ -241,8 +230,13 @@ def _sample(split: ImageSplit | FileSplit, count: int | None) -> ImageSplit:
     known = (labels >= 0).nonzero()[:, 0]
     if isinstance(split, ImageSplit) and len(known) == len(split) and (count is None or count >= len(split)):
         return split
-    order, rank = shuffled_ranks(labels[known], torch.Generator().manual_seed(0))
-    return split.take(known[order[rank[order].argsort(stable=True)][:count].sort().values])
+    return split.take(known[class_by_class(labels[known], count, torch.Generator().manual_seed(0))])
+
+
+def class_by_class(labels: Tensor, count: int | None, generator: torch.Generator) -> Tensor:
+    """At most so many places, of each class the same number as far as possible, drawn and in ascending order."""
+    order, rank = shuffled_ranks(labels, generator)
+    return order[rank[order].argsort(stable=True)][:count].sort().values
 
 
 def shuffled_ranks(labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -262,7 +256,7 @@ def decode_files(
     channels: int | None,
     corrupt: Corrupt,
     value_range: Range | None = None,
-) -> tuple[UInt[Tensor, "n c h w"], list[int]]:
+) -> tuple[UInt[Tensor, "n c h w"], Bool[Tensor, " m"]]:
     """Decode image files in a pool of threads.
 
     Args:
@@ -274,7 +268,7 @@ def decode_files(
         value_range: see `ssl_blocks.data.files.read_image`.
 
     Returns:
-        The images that could be read, and the places of those that could not.
+        The images that could be read, and of all whether they could.
     """
 
     def decode(place: int) -> Tensor | UnreadableImageError:
@@ -286,7 +280,8 @@ def decode_files(
     def decode_some(begin: int) -> list[Tensor | UnreadableImageError]:
         return [decode(place) for place in range(begin, min(begin + FILES_PER_JOB, len(files)))]
 
-    images, first, bad, error = torch.empty(0), 0, [], None
+    images, first, error = torch.empty(0), 0, None
+    readable = torch.ones(len(files), dtype=torch.bool)
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
         found = chain.from_iterable(pool.map(decode_some, range(0, len(files), FILES_PER_JOB)))
@@ -294,13 +289,13 @@ def decode_files(
             if not isinstance(image, Tensor):
                 if corrupt == "error":
                     raise image
-                bad.append(i)
-                error = image
+                readable[i], error = False, image
                 continue
             if not len(images):
                 images, first = torch.empty(len(files), *image.shape, dtype=image.dtype), i
             if image.shape != images.shape[1:]:
-                own, other = (f"{name_of(files, k)} is {_size(x.shape)}" for k, x in ((first, images[0]), (i, image)))
+                sizes = ("x".join(map(str, shape)) for shape in (images[0].shape, image.shape))
+                own, other = (f"{name_of(files, k)} is {size}" for k, size in zip((first, i), sizes, strict=True))
                 raise ValueError(
                     f"image_size=None must come with images of one shape, but {own} and {other} "
                     "(channels x height x width): give image_size"
@@ -308,12 +303,6 @@ def decode_files(
             images[i] = image
     finally:
         pool.shutdown(cancel_futures=True)  # after an error, the rest need not be decoded
-    if len(bad) == len(files):
+    if not readable.any():
         raise UnreadableImageError(f"corrupt='skip' must leave at least one image, but none can be read: {error}")
-    if bad:
-        images = images[[i for i in range(len(files)) if i not in set(bad)]]
-    return images, bad
-
-
-def _size(shape: torch.Size) -> str:
-    return "x".join(map(str, shape))
+    return images if readable.all() else images[readable], readable

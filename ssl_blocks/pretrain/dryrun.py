@@ -193,7 +193,7 @@ def _num_images(config: RunConfig) -> int | None:
             return None
         if held.test is None and held.train.labels is not None:
             return None  # some of them will be held out
-        found = len(held.train.places)
+        found = len(held.train.items)
     return found if found is None or most is None else min(found, most)
 
 
