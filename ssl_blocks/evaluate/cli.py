@@ -40,7 +40,7 @@ class Wish:
     @property
     def config_class(self) -> type[GeneralConfig]:
         """The configuration that the options are fields of."""
-        return config_class([*PROTOCOLS, *self.own])
+        return config_class(*PROTOCOLS, *self.own)
 
 
 @ending_in_a_line("no results were added")
@@ -90,7 +90,7 @@ def read_wish(argv: Sequence[str], program: str) -> Wish:
         if word not in known:
             own.append(protocol)
     asked.sort(key=lambda protocol: [*PROTOCOLS, *own].index(protocol))
-    options = list_options(config_class([*PROTOCOLS, *own]))
+    options = list_options(config_class(*PROTOCOLS, *own))
     given = pair_options(argv[count:], [option.path for option in options], switches=("help",))
     for word in filter(is_code, others[:-1]):
         import_named(word)  # a protocol that is not there is named as such

@@ -1,6 +1,6 @@
 """What an evaluation depends on: data, where it runs, and a section for every protocol."""
 
-from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,8 +51,9 @@ class GeneralConfig(StrictModel):
     data: LabelledDataConfig = LabelledDataConfig()
 
 
-def config_class(protocols: Sequence[type[Protocol[Any, Any]]]) -> type[GeneralConfig]:
-    """The configuration with a section for each protocol, by its name, which must be free."""
+@cache
+def config_class(*protocols: type[Protocol[Any, Any]]) -> type[GeneralConfig]:
+    """The configuration with a section for each protocol, by its name, which must be free; made once."""
     sections: dict[str, Any] = {}
     for protocol in protocols:
         if protocol.name in {*GeneralConfig.model_fields, *sections}:

@@ -289,7 +289,8 @@ class Run(Generic[C]):
         if not (folder / "config.yaml").is_file():
             with atomically(folder / "config.yaml") as temporary:
                 temporary.write_text(yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
-        elif self.checkpoint is None:
+            return
+        if self.checkpoint is None:
             console.print(f"{folder} has no checkpoint yet: starting from the beginning")
         else:
             console.print(

@@ -194,7 +194,7 @@ def scored(subject: Subject, images: Labelled) -> Scored:
 def test_every_setting_is_tried() -> None:
     for protocol in PROTOCOLS:
         assert set(OTHERS[protocol.name]) == set(protocol.Settings.model_fields), protocol.name
-    assert len(list_options(config_class(PROTOCOLS))) > sum(map(len, OTHERS.values()))
+    assert len(list_options(config_class(*PROTOCOLS))) > sum(map(len, OTHERS.values()))
 
 
 @pytest.mark.parametrize(
