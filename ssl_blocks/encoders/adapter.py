@@ -118,9 +118,10 @@ class DescribedAdapter(Adapter[M]):
 
     architecture: ClassVar[str]  # its name in configurations
 
-    @abstractmethod
     def describe(self) -> Description:
         """What it is built from, and its weights."""
+        module: Any = self.module
+        return Description(module.model_args, module.state_dict())
 
     @classmethod
     @abstractmethod

@@ -1,6 +1,6 @@
 """A vision transformer over a grid of any number of axes: signals, images, volumes, video, channels."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from ssl_blocks.bounds import Channels, Depth, Heads, MlpRatio, Pixels, Whole, Width
 from ssl_blocks.doors import checked
 from ssl_blocks.encoders.adapter import DescribedAdapter, Description, Size, grid_for, resampled
-from ssl_blocks.encoders.tokens import TokenAdapter, number_layers
+from ssl_blocks.encoders.tokens import PlainBlocks
 from ssl_blocks.grid import Grid
 from ssl_blocks.parts.layers import check_sizes, init_linear
 from ssl_blocks.parts.position import sincos_table
-from ssl_blocks.parts.query_block import QueryBlock
 from ssl_blocks.parts.tokenize import PatchTokenizer, cut_cells
 
 
@@ -133,7 +132,7 @@ class GridTransformer(nn.Module):
 
 
 @checked
-class GridViT(DescribedAdapter[GridTransformer], TokenAdapter[GridTransformer]):
+class GridViT(DescribedAdapter[GridTransformer], PlainBlocks[GridTransformer]):
     """See a `GridTransformer` as a token encoder.
 
     Args:
@@ -155,35 +154,10 @@ class GridViT(DescribedAdapter[GridTransformer], TokenAdapter[GridTransformer]):
             module, grid=module.grid, dim=sizes["dim"], depth=sizes["depth"], num_prefix=sizes["num_prefix"]
         )
 
-    @property
-    def norm(self) -> nn.Module:
-        """The model's final norm."""
-        return self.module.norm
-
     def native(self, images: Float[Tensor, "b c *s"]) -> Float[Tensor, "b t d"]:
         """What the model itself returns."""
         out: Tensor = self.module(images)
         return out
-
-    def layer_ids(self) -> dict[str, int]:
-        """Layer of every parameter of ``module``, for layer-wise decay."""
-        model = self.module
-        first = [*model.stem.parameters(), *(getattr(model, name) for name in self._spared())]
-        return number_layers(model, model.blocks, first=first)
-
-    def query_blocks(self, depth: Depth) -> tuple[QueryBlock, ...]:
-        """The first ``depth`` blocks, run on queries with the same weights, as those of `TimmViT`.
-
-        Raises:
-            ValueError: if there are fewer blocks.
-        """
-        if not 1 <= depth <= self.depth:
-            raise ValueError(f"depth={depth} must be at least 1 and at most the encoder's {self.depth} blocks")
-        return tuple(QueryBlock(block) for block in self.module.blocks[:depth])
-
-    def describe(self) -> Description:
-        """The arguments it was built with, and its weights."""
-        return Description(self.module.model_args, self.module.state_dict())
 
     @classmethod
     def rebuild(cls, model_args: Mapping[str, Any]) -> "GridViT":
@@ -209,9 +183,6 @@ class GridViT(DescribedAdapter[GridTransformer], TokenAdapter[GridTransformer]):
 
     def _positions(self) -> tuple[Tensor | None, int]:
         return self.module.positions, 0
-
-    def _blocks(self, index: Tensor | None) -> Iterable[Callable[..., Tensor]]:
-        return self.module.blocks
 
     def _spared(self) -> set[str]:
         own = dict(self.module.named_parameters(recurse=False))

@@ -1,6 +1,6 @@
 """The patch puzzle's own transformer: raw patches are its tokens, and nothing tells it where they lie."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ssl_blocks.bounds import Channels, Depth, Dropped, Heads
 from ssl_blocks.doors import check_weights, checked
 from ssl_blocks.encoders.adapter import DescribedAdapter, Description, Size, grid_for
-from ssl_blocks.encoders.tokens import TokenAdapter, are_images, number_layers
+from ssl_blocks.encoders.tokens import TokenAdapter, are_images
 from ssl_blocks.grid import Grid
 from ssl_blocks.parts.tokenize import cut_cells, pair
 
@@ -45,6 +45,7 @@ class PostNormTransformer(DescribedAdapter["PostNormTransformer"], TokenAdapter[
     """
 
     architecture = "PostNormTransformer"
+    norm_at = "_no_norm"  # the last block ends in one
 
     def __init__(
         self,
@@ -84,11 +85,6 @@ class PostNormTransformer(DescribedAdapter["PostNormTransformer"], TokenAdapter[
         """The model itself: it needs no adapter."""
         return self
 
-    @property
-    def norm(self) -> nn.Module:
-        """None: the last block ends in one."""
-        return self._no_norm
-
     def embed(self, x: Float[Tensor, "..."]) -> Float[Tensor, "b n d"]:
         """Flatten images ``[B, C, H, W]`` or patches ``[B, n, C, p, q]`` into tokens ``[B, n, D]``.
 
@@ -106,21 +102,13 @@ class PostNormTransformer(DescribedAdapter["PostNormTransformer"], TokenAdapter[
             x = block(x)
         return x
 
-    def _blocks(self, index: Tensor | None) -> Iterable[Callable[..., Tensor]]:
-        return self.blocks
-
-    def layer_ids(self) -> dict[str, int]:
-        """Layer of every parameter, for layer-wise decay: block i is layer i, counted from 1."""
-        return number_layers(self, self.blocks, first=())
+    def _stem(self) -> nn.Module:
+        return nn.Identity()  # raw patches are the tokens
 
     @classmethod
     def of(cls, module: nn.Module) -> "PostNormTransformer | None":
         """The model itself."""
         return module if isinstance(module, cls) else None
-
-    def describe(self) -> Description:
-        """The arguments it was built with, and its weights."""
-        return Description(self.model_args, self.state_dict())
 
     @classmethod
     def rebuild(cls, model_args: Mapping[str, Any]) -> "PostNormTransformer":

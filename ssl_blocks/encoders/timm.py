@@ -9,19 +9,18 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ssl_blocks.bounds import Channels, Depth
+from ssl_blocks.bounds import Channels
 from ssl_blocks.doors import checked
 from ssl_blocks.encoders.adapter import Size
 from ssl_blocks.encoders.timm_building import as_saved, build_model, create_pretrained, placed, prepared, rebuilding
 from ssl_blocks.encoders.timm_models import TimmAdapter, require_fit
-from ssl_blocks.encoders.tokens import refuse_relative_positions
+from ssl_blocks.encoders.tokens import PlainBlocks, refuse_relative_positions
 from ssl_blocks.grid import Grid
 from ssl_blocks.parts.position import sincos_table
-from ssl_blocks.parts.query_block import QueryBlock
 
 
 @checked
-class TimmViT(TimmAdapter[VisionTransformer]):
+class TimmViT(TimmAdapter[VisionTransformer], PlainBlocks[VisionTransformer]):
     """See a timm ``VisionTransformer`` as a token encoder; the model itself stays as it is.
 
     Args:
@@ -58,19 +57,6 @@ class TimmViT(TimmAdapter[VisionTransformer]):
         table = load_file(folder / "model.safetensors").get("pos_embed")
         fixed = table is not None and is_sincos(table[0], Grid(*stored.patch_embed.grid_size))
         initialize(TimmViT(fresh), fixed_positions=fixed)
-
-    def query_blocks(self, depth: Depth) -> tuple[QueryBlock, ...]:
-        """The first ``depth`` blocks, run on queries with the same weights (SAIM with shared weights).
-
-        Not for parameters dealt out over processes (FSDP): a block's weights are gathered only when it runs on content.
-
-        Raises:
-            ValueError: if there are fewer blocks.
-            TypeError: if they are not timm's plain ``Block``.
-        """
-        if not 1 <= depth <= self.depth:
-            raise ValueError(f"depth={depth} must be at least 1 and at most the encoder's {self.depth} blocks")
-        return tuple(QueryBlock(block) for block in self.module.blocks[:depth])
 
 
 def _refuse_unfit(module: nn.Module) -> VisionTransformer:

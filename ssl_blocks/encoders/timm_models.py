@@ -3,7 +3,7 @@
 import inspect
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,16 +25,8 @@ from ssl_blocks.quiet import quiet
 
 # what timm says of weights of its own by the name of the architecture, whatever weights a model holds
 CLAIMS = (
-    "tag",
-    "url",
-    "file",
-    "hf_hub_id",
-    "hf_hub_filename",
-    "license",
-    "origin_url",
-    "paper_name",
-    "paper_ids",
-    "notes",
+    *("tag", "url", "file", "hf_hub_id", "hf_hub_filename", "license"),
+    *("origin_url", "paper_name", "paper_ids", "notes"),
 )
 POSITIONS_AND_PREFIX = {"pos_embed", "cls_token", "reg_token", "dist_token"}
 
@@ -141,12 +133,6 @@ class TimmAdapter(TimmStored[M], TokenAdapter[M]):
         return encoder
 
     @property
-    def norm(self) -> nn.Module:
-        """The model's final norm."""
-        norm: nn.Module = self._vit().norm
-        return norm
-
-    @property
     def grad_checkpointing(self) -> bool:
         """Whether blocks are recomputed in the backward pass: the model's own flag."""
         return bool(self._vit().grad_checkpointing)
@@ -160,13 +146,11 @@ class TimmAdapter(TimmStored[M], TokenAdapter[M]):
         output: Tensor = self._vit().forward_features(images)
         return output
 
-    def _stem(self) -> nn.Conv2d:
-        stem: nn.Conv2d = self._vit().patch_embed.proj
-        return stem
+    def _stem(self) -> Any:
+        return self._vit().patch_embed.proj
 
-    def _embedded(self, tokens: Tensor) -> Tensor:
-        embedded: Tensor = self._vit().patch_embed.norm(tokens)
-        return embedded
+    def _embedded(self, tokens: Tensor) -> Any:
+        return self._vit().patch_embed.norm(tokens)
 
     def _prefix(self) -> list[Tensor]:
         names = ("cls_token", "dist_token", "reg_token")
@@ -175,13 +159,8 @@ class TimmAdapter(TimmStored[M], TokenAdapter[M]):
     def _positions(self) -> tuple[Tensor | None, int]:
         return self._vit().pos_embed, 0 if self._vit().no_embed_class else self.num_prefix
 
-    def _entered(self, x: Tensor) -> Tensor:
-        entered: Tensor = self._vit().norm_pre(self._vit().pos_drop(x))
-        return entered
-
-    def _blocks(self, index: Tensor | None) -> Iterable[Callable[..., Tensor]]:
-        blocks: Iterable[Callable[..., Tensor]] = self._vit().blocks
-        return blocks
+    def _entered(self, x: Tensor) -> Any:
+        return self._vit().norm_pre(self._vit().pos_drop(x))
 
     def _spared(self) -> set[str]:
         return super()._spared() | {"reg_token"}

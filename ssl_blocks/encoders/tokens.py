@@ -16,6 +16,7 @@ from ssl_blocks.doors import check_weights, checked
 from ssl_blocks.encoders.adapter import Adapter, M
 from ssl_blocks.grid import Grid
 from ssl_blocks.parts.attention import additive, run_block
+from ssl_blocks.parts.query_block import QueryBlock
 from ssl_blocks.values import Encoded
 
 
@@ -26,6 +27,8 @@ class TokenAdapter(Adapter[M]):
     The module is already found fit; grid, width, depth and prefix are those of the role, and patch and channels are
     read off the stem where they are not given.
     """
+
+    norm_at, blocks_at = "norm", "blocks"  # where the model keeps its final norm, and its blocks
 
     def __init__(
         self,
@@ -45,9 +48,9 @@ class TokenAdapter(Adapter[M]):
         self._recomputes = False
 
     @property
-    @abstractmethod
     def norm(self) -> nn.Module:
         """The model's final norm."""
+        return self.module.get_submodule(self.norm_at)
 
     @property
     def grad_checkpointing(self) -> bool:
@@ -118,9 +121,23 @@ class TokenAdapter(Adapter[M]):
         """What lies between placing and the first block: dropout, a norm."""
         return x
 
-    @abstractmethod
+    def _layers(self) -> Any:
+        """The model's own blocks."""
+        return self.module.get_submodule(self.blocks_at)
+
     def _blocks(self, index: Tensor | None) -> Iterable[Callable[..., Tensor]]:
         """The blocks, called as ``block(x, attn_mask=mask)``; rotary ones know ``index``."""
+        blocks: Iterable[Callable[..., Tensor]] = self._layers()
+        return blocks
+
+    def layer_ids(self) -> dict[str, int]:
+        """Layer of every parameter of ``module``, for layer-wise decay: see `Adapter.layer_ids`."""
+        named = dict(self.module.named_parameters())
+        embedding = [*self._stem().parameters(), *(named[name] for name in self._spared() if name in named)]
+        layers = {id(parameter): 0 for parameter in embedding}
+        for number, block in enumerate(self._layers(), 1):
+            layers |= {id(parameter): number for parameter in block.parameters()}
+        return {name: layers.get(id(parameter), self.depth + 1) for name, parameter in named.items()}
 
     def _place(self, tokens: Tensor, index: Tensor | None) -> Tensor:
         """Add looked-up positions and put the prefix in front."""
@@ -134,6 +151,24 @@ class TokenAdapter(Adapter[M]):
         if front is None:
             return tokens
         return torch.cat([front.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens], dim=1)
+
+
+@checked
+class PlainBlocks(TokenAdapter[M]):
+    """A model of timm's plain blocks, which run on queries, too."""
+
+    def query_blocks(self, depth: Depth) -> tuple[QueryBlock, ...]:
+        """The first ``depth`` blocks, run on queries with the same weights (SAIM with shared weights).
+
+        Not for parameters dealt out over processes (FSDP): a block's weights are gathered only when it runs on content.
+
+        Raises:
+            ValueError: if there are fewer blocks.
+            TypeError: if they are not timm's plain ``Block``.
+        """
+        if not 1 <= depth <= self.depth:
+            raise ValueError(f"depth={depth} must be at least 1 and at most the encoder's {self.depth} blocks")
+        return tuple(QueryBlock(block) for block in self._layers()[:depth])
 
 
 def run_blocks(
@@ -170,17 +205,6 @@ def are_images(x: Tensor, grid: Grid, patch: tuple[int, ...], channels: int) -> 
             f"expected [B, {'' if images else 'n, '}{', '.join(map(str, want))}]"
         )
     return images
-
-
-def number_layers(
-    module: nn.Module, blocks: Iterable[nn.Module], *, first: Iterable[nn.Parameter | None]
-) -> dict[str, int]:
-    """Layer of every parameter of a model: 0 for the embedding, i for block i from 1, then all that follows."""
-    layers, count = {id(parameter): 0 for parameter in first if parameter is not None}, 0
-    for block in blocks:
-        count += 1
-        layers |= {id(parameter): count for parameter in block.parameters()}
-    return {name: layers.get(id(parameter), count + 1) for name, parameter in module.named_parameters()}
 
 
 def require_plain_stem(owner: str, stem: nn.Module) -> None:

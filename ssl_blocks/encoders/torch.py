@@ -21,7 +21,6 @@ from ssl_blocks.encoders.adapter import (
 )
 from ssl_blocks.encoders.tokens import (
     TokenAdapter,
-    number_layers,
     require_plain_attention,
     require_plain_stem,
     self_attention,
@@ -87,22 +86,16 @@ class TorchEncoder(DescribedAdapter[nn.Module], TokenAdapter[nn.Module]):
     @property
     def norm(self) -> nn.Module:
         """The final norm; the identity where the layers have none."""
-        norm = self._layers().norm
+        norm: nn.Module | None = self._encoder().norm
         return self._no_norm if norm is None else norm
 
     def native(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b s d"]:
         """What torch's own layers compute of the placed tokens."""
         index = torch.arange(self.grid.num_tokens, device=images.device).expand(len(images), -1)
-        x, layers = self._place(self.embed(images), index), self._layers()
+        x, layers = self._place(self.embed(images), index), self._encoder()
         batch_first = layers.layers[0].self_attn.batch_first
         output: Tensor = layers(x) if batch_first else layers(x.transpose(0, 1)).transpose(0, 1)
         return output
-
-    def layer_ids(self) -> dict[str, int]:
-        """Layer of every parameter of ``module``, for layer-wise decay."""
-        named = dict(self.module.named_parameters())
-        first = [named[path] for name in ("positions", "prefix") if (path := self._paths.get(name)) in named]
-        return number_layers(self.module, self._layers().layers, first=[*self._stem().parameters(), *first])
 
     @classmethod
     def of(cls, module: nn.Module) -> None:
@@ -159,19 +152,18 @@ class TorchEncoder(DescribedAdapter[nn.Module], TokenAdapter[nn.Module]):
             arguments["positions"] = {**arguments["positions"], "shape": list(state["positions"].shape)}
         return Description(arguments, state)
 
-    def _layers(self) -> nn.TransformerEncoder:
-        layers = self.module.get_submodule(self._paths["encoder"])
-        assert isinstance(layers, nn.TransformerEncoder)
-        return layers
+    def _encoder(self) -> Any:
+        return self.module.get_submodule(self._paths["encoder"])
 
-    def _stem(self) -> nn.Conv2d:
-        stem = self.module.get_submodule(self._paths["stem"])
-        assert isinstance(stem, nn.Conv2d)
-        return stem
+    def _layers(self) -> Any:
+        return self._encoder().layers
+
+    def _stem(self) -> Any:
+        return self.module.get_submodule(self._paths["stem"])
 
     def gathered(self) -> nn.Module:
         """The parts in a module of their own, under the names ``stem``, ``encoder``, ``positions`` and ``prefix``."""
-        return _gather(self._layers(), self._stem(), self._given("positions"), self._given("prefix"))
+        return _gather(self._encoder(), self._stem(), self._given("positions"), self._given("prefix"))
 
     def _given(self, name: str) -> Tensor | None:
         """A tensor in the shape that it was given in."""
@@ -195,7 +187,7 @@ class TorchEncoder(DescribedAdapter[nn.Module], TokenAdapter[nn.Module]):
         return table, 0 if table is None else table.shape[1] - self.grid.num_tokens
 
     def _blocks(self, index: Tensor | None) -> Iterable[Callable[..., Tensor]]:
-        return [partial(_run, layer) for layer in self._layers().layers]
+        return [partial(_run, layer) for layer in self._layers()]
 
     def _spared(self) -> set[str]:
         return {self._paths[name] for name in ("positions", "prefix") if name in self._paths}

@@ -21,7 +21,6 @@ from ssl_blocks.encoders.adapter import (
 )
 from ssl_blocks.encoders.tokens import (
     TokenAdapter,
-    number_layers,
     require_plain_attention,
     require_plain_stem,
     self_attention,
@@ -56,17 +55,12 @@ class TorchvisionViT(DescribedAdapter[VisionTransformer], TokenAdapter[VisionTra
 
     architecture = "torchvision.VisionTransformer"
     wraps = VisionTransformer
+    norm_at, blocks_at = "encoder.ln", "encoder.layers"
 
     def __init__(self, module: nn.Module) -> None:
         vit = _refuse_unfit(module)
         side = vit.image_size // vit.patch_size
         super().__init__(vit, grid=Grid(side, side), dim=vit.hidden_dim, depth=len(vit.encoder.layers), num_prefix=1)
-
-    @property
-    def norm(self) -> nn.Module:
-        """The model's final norm."""
-        norm: nn.Module = self.module.encoder.ln
-        return norm
 
     def native(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b s d"]:
         """torchvision's own normalised output, prefix first."""
@@ -74,12 +68,6 @@ class TorchvisionViT(DescribedAdapter[VisionTransformer], TokenAdapter[VisionTra
         tokens = vit._process_input(images)
         output: Tensor = vit.encoder(torch.cat([vit.class_token.expand(len(images), -1, -1), tokens], dim=1))
         return output
-
-    def layer_ids(self) -> dict[str, int]:
-        """Layer of every parameter of ``module``, for layer-wise decay."""
-        vit = self.module
-        first = [*vit.conv_proj.parameters(), vit.class_token, vit.encoder.pos_embedding]
-        return number_layers(vit, vit.encoder.layers, first=first)
 
     def describe(self) -> Description:
         """The constructor's arguments, read off the model, and its weights."""
@@ -128,10 +116,8 @@ class TorchvisionViT(DescribedAdapter[VisionTransformer], TokenAdapter[VisionTra
         table = resampled(stored.state[_TABLE], old=Grid(was, was), new=grid)
         return Description({**arguments, "image_size": grid.height * side}, {**stored.state, _TABLE: table})
 
-    def _stem(self) -> nn.Conv2d:
-        stem = self.module.conv_proj
-        assert isinstance(stem, nn.Conv2d)
-        return stem
+    def _stem(self) -> Any:
+        return self.module.conv_proj
 
     def _prefix(self) -> list[Tensor]:
         return [self.module.class_token]
@@ -144,7 +130,7 @@ class TorchvisionViT(DescribedAdapter[VisionTransformer], TokenAdapter[VisionTra
         return entered
 
     def _blocks(self, index: Tensor | None) -> Iterable[Callable[..., Tensor]]:
-        return [partial(_run, block) for block in self.module.encoder.layers]
+        return [partial(_run, block) for block in self._layers()]
 
     def _spared(self) -> set[str]:
         return {"class_token", "encoder.pos_embedding"}

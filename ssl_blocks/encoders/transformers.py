@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ssl_blocks.doors import checked
 from ssl_blocks.encoders.adapter import Size, grid_for, resampled
-from ssl_blocks.encoders.tokens import TokenAdapter, number_layers, refuse_relative_positions, require_plain_stem
+from ssl_blocks.encoders.tokens import TokenAdapter, refuse_relative_positions, require_plain_stem
 from ssl_blocks.grid import Grid
 from ssl_blocks.modes import modes_kept
 from ssl_blocks.parts.tokenize import pair
@@ -66,7 +66,7 @@ class TransformersViT(TokenAdapter[nn.Module]):
         _refuse_unfit(module)
         config: Any = module.config
         height, width = (s // p for s, p in zip(_sides(config.image_size), _sides(config.patch_size), strict=True))
-        self._layers_at, self._norm_at = _find(module, _LAYERS), _find(module, _NORMS)
+        self.blocks_at, self.norm_at = _find(module, _LAYERS), _find(module, _NORMS)
         super().__init__(
             module,
             grid=Grid(height, width),
@@ -76,20 +76,10 @@ class TransformersViT(TokenAdapter[nn.Module]):
         )
         self.register_buffer("rope_table", self._rotations(), persistent=False)
 
-    @property
-    def norm(self) -> nn.Module:
-        """The model's final norm."""
-        return self.module.get_submodule(self._norm_at)
-
     def native(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b s d"]:
         """The model's own ``last_hidden_state``, prefix first."""
         output: Tensor = self.module(images).last_hidden_state
         return output
-
-    def layer_ids(self) -> dict[str, int]:
-        """Layer of every parameter of ``module``, for layer-wise decay."""
-        layers = self.module.get_submodule(self._layers_at)
-        return number_layers(self.module, layers.children(), first=self._embeddings().parameters())
 
     @classmethod
     def of(cls, module: nn.Module) -> "TransformersViT | None":
@@ -143,7 +133,7 @@ class TransformersViT(TokenAdapter[nn.Module]):
     def _embeddings(self) -> Any:
         return self.module.embeddings
 
-    def _stem(self) -> nn.Conv2d:
+    def _stem(self) -> Any:
         return _stem(self.module)
 
     def _prefix(self) -> list[Tensor]:
@@ -167,8 +157,7 @@ class TransformersViT(TokenAdapter[nn.Module]):
 
     def _blocks(self, index: Tensor | None) -> Iterable[Callable[..., Tensor]]:
         _require_sdpa(self.module)
-        layers = self.module.get_submodule(self._layers_at)
-        assert isinstance(layers, nn.ModuleList)
+        layers = self._layers()
         if getattr(layers[0], "gradient_checkpointing", False):
             raise ValueError(
                 "transformers' own gradient checkpointing is on, whose recomputation passes the attention kernels of "

@@ -54,7 +54,8 @@ class HOGTarget:
         length = (across.square() + down.square()).sqrt()
         votes = F.one_hot(which, self.bins).to(images.dtype) * length[..., None]  # [B, C, H, W, bins]
         # the tokenizer knows the grid: every bin is cut as an image of its own
-        cut = self.tokenizer(votes.movedim(-1, 1).flatten(0, 1)).unflatten(0, (-1, self.bins))  # [B, bins, N, C, p, q]
-        split = cut.unflatten(-1, (-1, self.cell[1])).unflatten(-3, (-1, self.cell[0]))
+        cut = self.tokenizer(votes.movedim(-1, 1).flatten(0, 1))  # [B * bins, N, C, height, width]
+        (height, width), (p, q) = cut.shape[3:], self.cell
+        split = cut.reshape(len(images), self.bins, *cut.shape[1:3], height // p, p, width // q, q)
         cells = split.permute(0, 2, 4, 6, 3, 5, 7, 1).contiguous().flatten(5, 6).sum(-2)  # [B, N, y, x, C, bins]
         return F.normalize(cells, dim=-1, eps=1e-6).flatten(2)

@@ -205,8 +205,8 @@ class PatchTokenizer:
         """Put patches ``[B, N, C, *patch]`` together to images; pixels of no patch become 0."""
         if self.crop:
             patches = F.pad(patches, (self._offset, self.crop - self._offset) * len(self.patch))
-        n = len(self.cell)
-        cells = patches.unflatten(1, self.grid.sizes).movedim(n + 1, 1)  # [B, C, *counts, *cell]
+        n, cells = len(self.cell), patches.reshape(len(patches), *self.grid.sizes, *patches.shape[2:])
+        cells = cells.movedim(n + 1, 1)  # [B, C, *counts, *cell]
         paired = cells.permute(0, 1, *(axis for count in range(2, n + 2) for axis in (count, count + n)))
         covered = paired.reshape(*paired.shape[:2], *self._covered)
         left = [length - have for length, have in zip(self.image_size, covered.shape[2:], strict=True)]

@@ -12,7 +12,7 @@ from tests.encoders.families import FAMILIES, causal, family, images_for, raster
 
 def difference(name, *, checkpointing):
     """Largest difference between compiled and eager gradients of the pixels, relative to the largest."""
-    torch.compiler.reset()
+    torch._dynamo.reset_code_caches()
     encoder = family(name, depth=1)
     encoder.set_grad_checkpointing(checkpointing)
     index, mask, found = raster(encoder), causal(encoder), []
@@ -37,7 +37,7 @@ class Breaking(TimmViT):
 
 
 def complaint():
-    torch.compiler.reset()
+    torch._dynamo.reset_code_caches()
     try:
         check_token_encoder(Breaking(FAMILIES["timm ViT"](depth=1).module), compiles=True)
     except RoleError as error:

@@ -13,7 +13,7 @@ TARGETS = ("beit", "data2vec", "mae_dct", "mae_perceptual", "maskfeat", "nepa") 
 
 def check(name: str) -> dict[str, float]:
     """Difference between compiled and eager losses, or targets, of two draws, and how many graphs these took."""
-    torch.compiler.reset()
+    torch._dynamo.reset_code_caches()
     torch._dynamo.utils.counters.clear()
     objective, images = tiny(name, depth=2 if name in TARGETS else 1)
 
