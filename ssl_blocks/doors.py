@@ -57,9 +57,13 @@ def checked(target: T) -> T:
     return target
 
 
-def check_value(name: str, value: Any, hint: Any) -> None:
+def check_value(name: str, value: Any, hint: Any, sizes: Sizes | None = None) -> None:
     """Check one value as the arguments of a `checked` function are: for those that come as ``**options``."""
-    _check(name, value, hint, {})
+    sizes = {} if sizes is None else sizes
+    sizes[""] = (0, name)  # whose axes are noted
+    problem = _problem(value, hint, sizes)
+    if problem is not None:
+        raise problem[0](f"{_shown(name, value, problem[1])} must be {problem[1]}")
 
 
 def check_weights(name: str, x: Tensor, weight: Tensor) -> None:
@@ -113,18 +117,9 @@ class _Door:
             return {name: hint for name, hint in plain.__annotations__.items() if not isinstance(hint, str)}
 
     @functools.cached_property
-    def names(self) -> list[str]:
-        """Of arguments by place; the last gets all that are left where it is ``*args``."""
-        return [p.name for p in self._parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-
-    @functools.cached_property
-    def rest(self) -> str | None:
-        """The name of ``*args``."""
-        return next((p.name for p in self._parameters if p.kind is p.VAR_POSITIONAL), None)
-
-    @property
-    def _parameters(self) -> Iterable[inspect.Parameter]:
-        return inspect.signature(self.function).parameters.values()
+    def spec(self) -> inspect.FullArgSpec:
+        """Names of arguments by place, and of ``*args``."""
+        return inspect.getfullargspec(inspect.unwrap(self.function))
 
     @functools.cached_property
     def fits(self) -> dict[str, Fits]:
@@ -133,33 +128,26 @@ class _Door:
 
     def check(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Refuse the first argument that does not fit; a wrong number of them is Python's to refuse."""
-        hints, names, fits = self.hints, self.names, self.fits
+        hints, names, fits = self.hints, self.spec.args, self.fits
         sizes: Sizes = {}
         home: list[tuple[str, Tensor]] = []
         for name, value in (*zip(names, args, strict=False), *kwargs.items()):
             if name in fits:
                 sizes[""] = (0, name)  # whose axes are noted
                 if not fits[name](value, sizes):
-                    _check(name, value, hints[name], sizes)
+                    check_value(name, value, hints[name], sizes)
                 if isinstance(value, Tensor) and value.ndim:
                     home.append((name, value))
                     if name == "images" and not len(value) and value.is_floating_point():
                         raise ValueError(f"images of shape {tuple(value.shape)} must be at least one")
-        for value in args[len(names) :] if self.rest in hints else ():
-            _check(str(self.rest), value, hints[str(self.rest)], sizes)
+        rest = self.spec.varargs
+        for value in args[len(names) :] if rest in hints else ():
+            check_value(str(rest), value, hints[str(rest)], sizes)
         computes = "device" not in hints and self.function.__name__ != "__init__"  # images may lie apart from labels
         for name, value in home[1:] if computes else ():
             if value.device != home[0][1].device:
                 first, one = home[0]
                 raise ValueError(f"{name} on {value.device} must be on {one.device}, where {first} is")
-
-
-def _check(name: str, value: Any, hint: Any, sizes: Sizes) -> None:
-    sizes[""] = (0, name)  # whose axes are noted
-    problem = _problem(value, hint, sizes)
-    if problem is not None:
-        kind, wanted = problem
-        raise kind(f"{_shown(name, value, wanted)} must be {wanted}")
 
 
 Problem = tuple[type[Exception], str]
@@ -199,8 +187,6 @@ def _problem(value: Any, hint: Any, sizes: Sizes) -> Problem | None:
 
 
 def _wrong_kind(value: Any, kind: type) -> Problem | None:
-    if getattr(kind, "_is_protocol", False) and not getattr(kind, "_is_runtime_protocol", False):
-        return None
     try:
         if kind is torch.device and isinstance(value, str):
             torch.device(value)
@@ -310,10 +296,10 @@ def _wrong_tensor(value: Any, hint: Any, sizes: Sizes) -> Problem | None:
 
 
 def _kind_words(kinds: Sequence[str]) -> str:
-    for word, kind in (("floating-point numbers, such as torch.float32", "float32"), ("torch.int64", "int64")):
-        if kind in kinds:
-            return word
-    return "torch.bool" if "bool" in kinds else f"of {_listed([f'torch.{kind}' for kind in kinds])}"
+    if "float32" in kinds:
+        return "floating-point numbers, such as torch.float32"
+    only = next((kind for kind in ("int64", "bool") if kind in kinds), None)
+    return f"torch.{only}" if only else f"of {_listed([f'torch.{kind}' for kind in kinds])}"
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -36,7 +36,10 @@ class Pure(Generic[T]):
 
     def compile(self, **options: Any) -> Callable[..., T]:
         """`__call__`, compiled by ``torch.compile`` with these options."""
-        _let_dynamo_see_draws()
+        if torch.__version__ < "2.12":  # let it hand draws to modes, too, as later versions do
+            from torch._dynamo.variables.torch import get_overridable_functions  # slow to load
+
+            get_overridable_functions().update({torch.rand, torch.randn, torch.randint, torch.randperm})
         compiled: Callable[..., T] = torch.compile(self.__call__, **options)
         return compiled
 
@@ -107,15 +110,6 @@ class _Played(TorchFunctionMode):
         if not self.noise:
             raise ValueError("noise holds fewer draws than are asked for")
         return self.noise.pop(0)
-
-
-def _let_dynamo_see_draws() -> None:
-    """Let torch before 2.12 hand draws to modes while it compiles, too, as later versions do."""
-    if torch.__version__ >= "2.12":
-        return
-    from torch._dynamo.variables.torch import get_overridable_functions  # slow to load
-
-    get_overridable_functions().update({torch.rand, torch.randn, torch.randint, torch.randperm})
 
 
 def _shapes(value: Any) -> Any:

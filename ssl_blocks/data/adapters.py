@@ -73,7 +73,6 @@ class DatasetImages:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Raw:
-        """An image."""
         with _ONE_AT_A_TIME:
             item = self.dataset[index]
         return image_in(item, self.image)
@@ -138,7 +137,6 @@ class ArrayImages:
         return len(self.images)
 
     def __getitem__(self, index: int) -> Raw:
-        """An image."""
         return self.images[index]
 
 
@@ -178,7 +176,6 @@ class CsvFiles:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Raw:
-        """An image."""
         return self.paths[index]
 
 

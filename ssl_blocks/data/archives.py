@@ -35,7 +35,6 @@ class ZipImages:
         return len(self.members)
 
     def __getitem__(self, index: int) -> Raw:
-        """An image."""
         if self._open is None or self._open[0] != os.getpid():  # a file that processes share has one position
             self._open = os.getpid(), zipfile.ZipFile(self.path)
         name = str(self.members[index])
@@ -94,7 +93,6 @@ class ShardImages:
         return len(self.table.names)
 
     def __getitem__(self, index: int) -> Raw:
-        """An image."""
         shard = self.shards[int(self.table.shards[index])]
         name = f"{shard}/{os.fsdecode(bytes(self.table.names[index]))}"
         with shard.open("rb") as stream:  # opened anew: nothing that processes or threads would share
@@ -110,10 +108,6 @@ class Table(NamedTuple):
     offsets: NDArray[np.int64]
     sizes: NDArray[np.int64]
     labels: NDArray[np.int64]
-
-    def take(self, places: Sequence[int] | NDArray[np.int64]) -> "Table":
-        """Some rows."""
-        return Table(*(column[np.asarray(places, np.int64)] for column in self))
 
 
 def read_shards(pattern: str, root: Path | None) -> Found:
@@ -153,7 +147,8 @@ def _read_split(
     # splits are what the shards' names say, and test/ is a folder as others
     listing, _, beside = arrange(where, [Entry(f"train/{entry.name}", entry.kind) for entry in entries])
     passed.update(beside)
-    return Listed(ShardImages(shards, whole.take(listing.places)), listing.labels), listing.class_names
+    some = Table(*(column[listing.places] for column in whole))
+    return Listed(ShardImages(shards, some), listing.labels), listing.class_names
 
 
 def _indexed(shard: Path, root: Path | None) -> tuple[Table, dict[str, int]]:
@@ -185,9 +180,11 @@ def _index(shard: Path) -> tuple[Table, dict[str, int]]:
                 stem, _, suffix = base.partition(".")
                 key, kind = f"{folder}{slash}{stem}", kind_of(base)
                 if suffix == "cls":
-                    extracted = tar.extractfile(member)
-                    assert extracted is not None
-                    labels[key] = _whole_number(extracted.read(), f"{shard}/{member.name}")
+                    stream.seek(member.offset_data)
+                    word = stream.read(member.size).strip()
+                    if not word.isdigit():
+                        raise ValueError(f"{shard}/{member.name} must hold a class index, but holds {word[:20]!r}")
+                    labels[key] = int(word)
                 elif kind is not None:
                     passed.note(kind)
                 else:
@@ -202,13 +199,6 @@ def _index(shard: Path) -> tuple[Table, dict[str, int]]:
     offsets, sizes = np.array([row[3:] for row in kept], np.int64).reshape(-1, 2).T
     known = np.array([labels.get(key, NO_LABEL) for key, *_ in kept], np.int64)
     return Table(names, np.zeros(len(names), np.int64), offsets, sizes, known), passed
-
-
-def _whole_number(content: bytes, name: str) -> int:
-    word = content.strip()
-    if not word.isdigit():
-        raise ValueError(f"{name} must hold a class index, but holds {word[:20]!r}")
-    return int(word)
 
 
 def find_files(pattern: str, kind: str, suffix: str) -> list[Path]:

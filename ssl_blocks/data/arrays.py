@@ -42,10 +42,8 @@ def to_levels(pixels: NDArray[Any], value_range: Range | None) -> UInt[Tensor, "
                 f"its pixels are {pixels.dtype}, not uint8: data.value_range (value_range) must say which values are "
                 "black and white"
             )
-        return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
-    low, high = value_range
-    if not (pixels.dtype == np.uint16 and tuple(value_range) == (0, DEEPEST)):
-        wide = pixels.astype(np.float64)
+    elif not (pixels.dtype == np.uint16 and tuple(value_range) == (0, DEEPEST)):
+        (low, high), wide = value_range, pixels.astype(np.float64)
         if not np.isfinite(wide).all():
             raise ValueError("some of its pixels are NaN or infinite")
         pixels = ((wide - low) * (DEEPEST / (high - low))).round().clip(0, DEEPEST).astype(np.uint16)
@@ -127,8 +125,7 @@ def deep_array(picture: Image.Image, again: Image.Image) -> NDArray[Any]:
     args = (other, *tile.args[1:]) if isinstance(tile.args, tuple) else other
     again.tile = [part._replace(args=args) for part in again.tile]
     high, low = (np.asarray(one).astype(np.uint16) for one in (picture, again))
-    pixels: NDArray[Any] = high << 8 | low
-    return pixels
+    return np.asarray(high << 8 | low)
 
 
 def _raw_mode(picture: Image.Image) -> str:

@@ -106,8 +106,7 @@ class RandomResizedCropFlip:
             w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 1 <= w <= width and 1 <= h <= height:
                 return Box(int(u_top * (height - h + 1)), int(u_left * (width - w + 1)), h, w, mirror)
-        top, left, h, w = (int(length) for length in self._central_box(height, width))
-        return Box(top, left, h, w, mirror)
+        return Box(*self._central_box(height, width), mirror)
 
     def _keeps(self, height: int, width: int) -> bool:
         # known beforehand, and interpolation would only add rounding errors
@@ -133,14 +132,14 @@ class RandomResizedCropFlip:
         central = constant(self._central_box(height, width), like=u)
         return torch.where(fits.any(1, keepdim=True), drawn, central)
 
-    def _central_box(self, height: int, width: int) -> tuple[float, float, float, float]:
+    def _central_box(self, height: int, width: int) -> tuple[int, int, int, int]:
         """The largest box in the middle whose ratio is allowed: one whole side, and what fits of the other."""
         h, w = height, width
         if width / height < self.ratio[0]:
             h = max(1, round(width / self.ratio[0]))
         elif width / height > self.ratio[1]:
             w = max(1, round(height * self.ratio[1]))
-        return float((height - h) // 2), float((width - w) // 2), float(h), float(w)
+        return (height - h) // 2, (width - w) // 2, h, w
 
 
 @checked

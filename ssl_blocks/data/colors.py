@@ -1,7 +1,5 @@
 """Changes of colour in whole batches, every image by an amount of its own; values lie in 0..1."""
 
-import math
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -55,12 +53,9 @@ def adjust_hue(images: Float[Tensor, "b 3 h w"], shift: Float[Tensor, " b"]) -> 
 def gaussian_blur(
     images: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"], *, radius: int
 ) -> Float[Tensor, "b c h w"]:
-    """Blur every image ``[B, C, H, W]`` by a Gaussian of its own width, edges mirrored.
+    """Blur every image by a Gaussian of its own standard deviation in pixels, above 0; edges are mirrored.
 
-    Args:
-        images: ``[B, C, H, W]``.
-        sigma: ``[B]`` standard deviations in pixels, above 0.
-        radius: where the Gaussian is cut off, in pixels; at most one less than the images' sides is taken.
+    It is cut off at the radius in pixels, of which at most one less than the images' sides is taken.
     """
     batch, channels, height, width = images.shape
     radius = min(radius, height - 1, width - 1)
@@ -88,7 +83,7 @@ def jitter(images: Float[Tensor, "b c h w"], factors: Float[Tensor, "b 4"], orde
     """Adjust brightness, contrast, saturation and hue, in an order of each image's own.
 
     Args:
-        images: ``[B, C, H, W]``; unless C is 3, saturation and hue are left alone.
+        images: unless C is 3, saturation and hue are left alone.
         factors: ``[B, 4]`` of brightness, contrast and saturation, and the shift of the hue.
         order: ``[B, 4]`` int64 permutations: what is adjusted first (0 brightness .. 3 hue), second, ...
     """
@@ -108,8 +103,3 @@ def jitter(images: Float[Tensor, "b c h w"], factors: Float[Tensor, "b 4"], orde
 def choose(mask: Bool[Tensor, " b"], changed: Tensor, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
     """Take the changed image where the mask is set."""
     return torch.where(mask[:, None, None, None], changed, images)
-
-
-def blur_radius(sigma: float) -> int:
-    """Pixels beyond which a Gaussian weighs next to nothing."""
-    return math.ceil(3 * sigma)

@@ -23,9 +23,6 @@ def make_crowds(
         count: number of images, class after class.
         generator: draws digits, places and colours.
 
-    Returns:
-        The images, and the class of the digits in each.
-
     Raises:
         ValueError: if a class has too few digits.
     """

@@ -55,7 +55,6 @@ class HuggingFaceImages:
         return len(self.table)
 
     def __getitem__(self, index: int) -> Raw:
-        """An image."""
         with _ONE_AT_A_TIME:
             held = self.table[index][self.image]
         if held["bytes"] is None:

@@ -29,9 +29,6 @@ def list_folder(path: Path) -> Found:
     Hidden files and folders are passed over, too, and those that storage devices and other systems leave behind
     (``@eaDir``, ``__MACOSX``).
 
-    Args:
-        path: the folder.
-
     Raises:
         FileNotFoundError: if the folder does not exist.
         ValueError: see `ssl_blocks.data.layout.arrange`.

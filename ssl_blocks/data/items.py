@@ -2,9 +2,7 @@
 
 import hashlib
 import os
-from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +28,6 @@ class Paths:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Path:
-        """The file of an image."""
         return Path(os.fsdecode(bytes(self.files[index])))
 
 
@@ -47,23 +44,7 @@ class Part:
         return len(self.index)
 
     def __getitem__(self, index: int) -> Raw:
-        """An image."""
         return self.items[int(self.index[index])]
-
-
-class Joined:
-    """Images of several splits, one after the other."""
-
-    def __init__(self, parts: Sequence[Items]) -> None:
-        self.parts, self.ends = parts, list(accumulate(len(part) for part in parts))
-
-    def __len__(self) -> int:
-        return self.ends[-1]
-
-    def __getitem__(self, index: int) -> Raw:
-        """An image."""
-        part = bisect_right(self.ends, index)
-        return self.parts[part][index - (self.ends[part - 1] if part else 0)]
 
 
 def name_of(items: Items, index: int) -> str:

@@ -89,9 +89,7 @@ def arrange(where: str, entries: Sequence[Entry]) -> tuple[Listing, Listing | No
     members = list(enumerate(entries))
     below = _by_folder(members)[0]
     name, held_out = known_splits(below)
-    if name is None:
-        return _labelled(_split(where, members, passed)), None, passed
-    train = _split(where, below[name], passed)
+    train = _split(where, members if name is None else below[name], passed)
     if not held_out:
         return _labelled(train), None, passed
     # a flat test/ beside a val/ of class folders is ImageNet's: its test images have no labels

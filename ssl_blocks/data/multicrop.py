@@ -1,5 +1,6 @@
 """Several crops of every image, in colours of their own."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -122,7 +123,8 @@ class MultiCrop:
             return Views((*large, *small), num_global=2)
         views: list[Tensor] = []
         for cuts in (large, small):
-            step = _views_at_a_time(cuts)
+            # many on an accelerator, where launches count; so few on a CPU that they stay in its cache
+            step = max(1, BYTES_CPU // (cuts[0].numel() * 4) if cuts and images.device.type == "cpu" else len(cuts))
             for start in range(0, len(cuts), step):
                 views += self._recolor(cuts[start : start + step], len(views), generator)
         return Views(tuple(views), num_global=2)
@@ -157,13 +159,6 @@ def _crop(kind: str, size: int | tuple[int, int], scale: tuple[float, float], fl
         raise ValueError(f"{kind}_{error}") from None
 
 
-def _views_at_a_time(views: list[Tensor]) -> int:
-    """Many on an accelerator, where launches count; so few on a CPU that they stay in its cache."""
-    if not views or views[0].device.type != "cpu":
-        return max(1, len(views))
-    return max(1, BYTES_CPU // (views[0].numel() * 4))
-
-
 def _change(x: Tensor, how: ColorChanges, numbers: Sequence[int], generator: torch.Generator | None) -> Tensor:
     """Jitter, grey, blur and solarize images of 0..1, in DINO's order: of these views, one after the other."""
 
@@ -180,7 +175,7 @@ def _change(x: Tensor, how: ColorChanges, numbers: Sequence[int], generator: tor
     if x.shape[1] == 3:
         x = colors.choose(draw() < how.grey, colors.luminance(x), x)
     sigma = how.sigma[0] + (how.sigma[1] - how.sigma[0]) * draw()
-    blurred = colors.gaussian_blur(x, sigma, radius=colors.blur_radius(how.sigma[1]))
+    blurred = colors.gaussian_blur(x, sigma, radius=math.ceil(3 * how.sigma[1]))
     x = colors.choose(draw() < each(tuple(how.blur[min(number, 2)] for number in numbers)), blurred, x)
     if 1 in numbers:
         solarized = each(tuple(how.solarize * (number == 1) for number in numbers))

@@ -160,7 +160,13 @@ class ImageMaskFiles(Dataset[tuple[Tensor, Tensor]]):
         check_range(value_range)
         self.size, self.num_classes, self.channels, self.value_range = size, num_classes, channels, value_range
         for image, mask in zip(images, masks, strict=True):
-            _check_pair(image, mask, channels)
+            if not mask.is_file():
+                raise ValueError(f"{image} has no mask: expected {mask}")
+            _, height, width = read_shape(image, channels=channels)
+            with _open_mask(mask) as picture:
+                if picture.size != (width, height):
+                    own = "x".join(map(str, picture.size))
+                    raise ValueError(f"{mask} of {own} pixels must be as large as its image, {width}x{height}")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -301,13 +307,3 @@ def _open_mask(file: Path) -> Image.Image:
         picture.close()
         raise ValueError(f"{file} must hold one class index of 8 bits per pixel (mode L or P), but its mode is {mode}")
     return picture
-
-
-def _check_pair(image: Path, mask: Path, channels: int) -> None:
-    if not mask.is_file():
-        raise ValueError(f"{image} has no mask: expected {mask}")
-    _, height, width = read_shape(image, channels=channels)
-    with _open_mask(mask) as picture:
-        have = picture.size
-    if have != (width, height):
-        raise ValueError(f"{mask} of {have[0]}x{have[1]} pixels must be as large as its image, {width}x{height}")

@@ -25,7 +25,7 @@ class Items(Protocol):
 
 
 @runtime_checkable
-class Source(Protocol):
+class Source(Items, Protocol):
     """Images of one split by index, wherever they come from, with labels where there are any.
 
     An image is asked for whenever it is needed, by worker processes as well: a source is pickled or forked, and opens
@@ -40,12 +40,6 @@ class Source(Protocol):
     @property
     def class_names(self) -> tuple[str, ...]:
         """By label; empty where there are none."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> "Raw":
-        """An image, as in `Items`."""
         ...
 
 

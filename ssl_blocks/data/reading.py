@@ -9,12 +9,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import ConcatDataset
 from torchvision.transforms.v2 import functional as TF
 
 from ssl_blocks.bounds import Pixels
 from ssl_blocks.data.arrays import Range, range_of
 from ssl_blocks.data.files import UnreadableImageError, read_extremes, read_shape
-from ssl_blocks.data.items import Joined, Part, every, name_of
+from ssl_blocks.data.items import Part, every, name_of
 from ssl_blocks.data.layout import PassedOver
 from ssl_blocks.data.protocol import Items
 from ssl_blocks.data.resample import fit_images
@@ -92,10 +93,10 @@ class SplitReader:
             shape = self._first_shape(looked_at(stream))
             return [self._stream(parts[0], shape), *self.read(parts[1:])]
         count = sum(len(part.items) for part in parts)
-        listed = [part.items for part in parts if not isinstance(part.items, Tensor)]
+        listed: list[Any] = [part.items for part in parts if not isinstance(part.items, Tensor)]
         if not listed:
             return [self._convert(part, count) for part in parts]
-        shape = self._first_shape(Joined(listed))
+        shape = self._first_shape(ConcatDataset(listed))
         too_many = self._bytes(count, shape) > self.max_bytes and self.image_size is not None
         if self.storage == "stream" or (self.storage == "auto" and too_many):
             return [self._stream(part, shape) for part in parts]
@@ -103,11 +104,11 @@ class SplitReader:
         return self._decode(listed, [part.labels for part in parts], shape)
 
     def _decode(
-        self, listed: list[Items], labels: list[Tensor | None], shape: ImageShape
+        self, listed: list[Any], labels: list[Tensor | None], shape: ImageShape
     ) -> list[ImageSplit | FileSplit]:
         """Decode all parts together, which fills the pool of threads, and take them apart again."""
         images, readable = decode_files(
-            Joined(listed),
+            ConcatDataset(listed),
             size=None if self.image_size is None else (shape.height, shape.width),
             channels=self.channels,
             corrupt=self.corrupt,

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.ops import masks_to_boxes
 
-from ssl_blocks.bounds import Channels, Count, Depth, Pixels, Seed
+from ssl_blocks.bounds import Count, Depth, Pixels, Seed
 from ssl_blocks.doors import checked
 
 SHAPE_CLASSES = ("background", "circle", "square", "triangle")
@@ -76,14 +77,12 @@ class ShapeImages(Dataset[tuple[Tensor, Tensor]]):
         size: Pixels | tuple[Pixels, Pixels],
         seed: Seed = 0,
         max_shapes: Depth = 3,
-        channels: Channels = 3,
+        channels: Literal[1, 3] = 3,
     ) -> None:
         self.size = (size, size) if isinstance(size, int) else size
         self.num, self.seed, self.max_shapes, self.channels = num, seed, max_shapes, channels
         if min(self.size) < 16:
             raise ValueError(f"size={size} must be at least 16 pixels: smaller shapes look alike")
-        if channels not in (1, 3):
-            raise ValueError(f"channels={channels} must be 1 (grey) or 3 (RGB)")
 
     def __len__(self) -> int:
         return self.num
@@ -123,8 +122,7 @@ def _background(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.f
     clouds = Image.fromarray(rng.integers(60, 150, (5, 5, 3), dtype=np.uint8))
     smooth = np.asarray(clouds.resize((size[1], size[0]), Image.Resampling.BICUBIC), np.float64)
     grey = smooth.mean(2, keepdims=True)
-    texture: NDArray[np.float64] = 0.7 * grey + 0.3 * smooth + rng.normal(0, 12, (*size, 1))
-    return texture
+    return np.asarray(0.7 * grey + 0.3 * smooth + rng.normal(0, 12, (*size, 1)))
 
 
 def _colour(rng: np.random.Generator) -> NDArray[np.float64]:
@@ -163,12 +161,10 @@ def shape_pixels(
     y, x = np.ogrid[: size[0], : size[1]]
     y, x = y + 0.5 - centre[0], x + 0.5 - centre[1]
     if corners is None:
-        circle: NDArray[np.bool_] = x**2 + y**2 <= radius**2
-        return circle
+        return np.asarray(x**2 + y**2 <= radius**2)
     normals = angle + 2 * math.pi * np.arange(corners) / corners
     distances = x[..., None] * np.cos(normals) + y[..., None] * np.sin(normals)
-    polygon: NDArray[np.bool_] = distances.max(-1) <= radius * math.cos(math.pi / corners)
-    return polygon
+    return np.asarray(distances.max(-1) <= radius * math.cos(math.pi / corners))
 
 
 def _to_image(pixels: NDArray[np.float64], channels: int) -> UInt8[Tensor, "c h w"]:

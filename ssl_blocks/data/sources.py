@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -219,38 +220,29 @@ def _crowds(root: Path) -> Found:
     return Found(made[0], made[1], digits.class_names)
 
 
-def _generated(name: str) -> Callable[[Path], Found]:
-    """Data that is made when it is asked for."""
-
-    def find(root: Path) -> Found:
-        make, class_names, _ = GENERATED[name]
-        generator = torch.Generator().manual_seed(0)  # the same for everyone, whatever the seed
-        train, test = (Listed(*make(count, generator)) for count in (NUM_TRAIN, NUM_TEST))
-        return Found(train, test, class_names)
-
-    return find
+def _generated(name: str, root: Path) -> Found:
+    make, class_names, _ = GENERATED[name]
+    generator = torch.Generator().manual_seed(0)  # the same for everyone, whatever the seed
+    train, test = (Listed(*make(count, generator)) for count in (NUM_TRAIN, NUM_TEST))
+    return Found(train, test, class_names)
 
 
-def _torchvision(name: str, class_name: str, splits: Sequence[dict[str, Any]]) -> Callable[[Path], Found]:
+def _torchvision(name: str, class_name: str, splits: Sequence[dict[str, Any]], root: Path) -> Found:
     """A data set of torchvision that comes as one array and is downloaded where it is missing."""
+    from torchvision import datasets
 
-    def find(root: Path) -> Found:
-        from torchvision import datasets
-
-        kind = getattr(datasets, class_name)
-        try:
-            found = [kind(root, download=True, **split) for split in splits]
-        except (OSError, RuntimeError) as error:
-            raise FileNotFoundError(
-                f"name={name!r} must be found in root={str(root)!r} or be downloaded by torchvision, but it is not "
-                f"complete there, and the download failed ({type(error).__name__}: {error}). For a local copy in "
-                "class folders use name='imagefolder:PATH'"
-            ) from error
-        pixels = [torch.as_tensor(split.data) if split.data.shape[1] == 3 else split.data for split in found]
-        train, test = (listed(ArrayImages(own, told_labels(split))) for own, split in zip(pixels, found, strict=True))
-        return Found(train, test, tuple(found[-1].classes))
-
-    return find
+    kind = getattr(datasets, class_name)
+    try:
+        found = [kind(root, download=True, **split) for split in splits]
+    except (OSError, RuntimeError) as error:
+        raise FileNotFoundError(
+            f"name={name!r} must be found in root={str(root)!r} or be downloaded by torchvision, but it is not "
+            f"complete there, and the download failed ({type(error).__name__}: {error}). For a local copy in class "
+            "folders use name='imagefolder:PATH'"
+        ) from error
+    pixels = [torch.as_tensor(split.data) if split.data.shape[1] == 3 else split.data for split in found]
+    train, test = (listed(ArrayImages(own, told_labels(split))) for own, split in zip(pixels, found, strict=True))
+    return Found(train, test, tuple(found[-1].classes))
 
 
 def _imagenet(root: Path) -> Found:
@@ -272,12 +264,12 @@ _TRAIN_AND_TEST = ({"train": True}, {"train": False})
 SOURCES: dict[str, Callable[[Path], Found]] = {
     "digits": _digits,
     "crowds": _crowds,
-    "cifar10": _torchvision("cifar10", "CIFAR10", _TRAIN_AND_TEST),
-    "cifar100": _torchvision("cifar100", "CIFAR100", _TRAIN_AND_TEST),
-    "stl10": _torchvision("stl10", "STL10", ({"split": "train+unlabeled"}, {"split": "test"})),
-    "fashion-mnist": _torchvision("fashion-mnist", "FashionMNIST", _TRAIN_AND_TEST),
+    "cifar10": partial(_torchvision, "cifar10", "CIFAR10", _TRAIN_AND_TEST),
+    "cifar100": partial(_torchvision, "cifar100", "CIFAR100", _TRAIN_AND_TEST),
+    "stl10": partial(_torchvision, "stl10", "STL10", ({"split": "train+unlabeled"}, {"split": "test"})),
+    "fashion-mnist": partial(_torchvision, "fashion-mnist", "FashionMNIST", _TRAIN_AND_TEST),
     "imagenet": _imagenet,
-    **{name: _generated(name) for name in GENERATED},
+    **{name: partial(_generated, name) for name in GENERATED},
 }
 KINDS: dict[str, Callable[[str, Path], Found]] = {
     "imagefolder:": lambda path, root: list_folder(at_home(path)),

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
+from ssl_blocks.bounds import Count
 from ssl_blocks.data.files import Encoded, Raw
 from ssl_blocks.doors import checked
 
@@ -53,13 +54,11 @@ class StreamImages:
         self,
         stream: Any,
         *,
-        count: int | None = None,
+        count: Count | None = None,
         image: int | str | None = None,
         label: int | str | None = "auto",
         class_names: Sequence[str] = (),
     ) -> None:
-        if count is not None and count < 1:
-            raise ValueError(f"count={count} must be at least 1")
         self.stream, self.class_names = stream, tuple(class_names)
         self.count = _length(stream) if count is None else count
         first = next(self._pass(0), None)
