@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from ssl_blocks.evaluation import (
     finetune_encoder,
     make_classifier,
 )
+from ssl_blocks.evaluation.fewshot import draw_shots
 from ssl_blocks.evaluation.finetune import FinetuneTask
 from tests.evaluation.test_layers import Plain
 
@@ -200,16 +202,19 @@ def test_an_encoder_without_tokens_is_trained_with_one_rate_for_all() -> None:
         Classifier(encoder, num_classes=2, fresh_norm=True)
 
 
-def test_few_labels_are_those_of_the_seed() -> None:
+def test_few_labels_are_those_of_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     train, test = bright_and_dark(40, 0), bright_and_dark(20, 1)
-    score = fewshot_finetune(fed(tiny()), Labelled(train, test), shots=4, seeds=(0, 1), settings=STILL)
-    assert len(score.per_seed) == 2
-    from ssl_blocks.evaluation.fewshot import draw_shots
+    asked: list[tuple[int, bool, Any]] = []
 
-    chosen = draw_shots(train.labels, test.labels, 4, torch.Generator().manual_seed(1))
-    single = finetuned(tiny(), train.take(chosen), test, settings=STILL, seed=1, **STATISTICS)
-    assert score.per_seed[1] == single.score.accuracy
-    assert ProbeScore(**score.as_dict()) == score
+    def tuned(_: Extractor, few: Labelled, *, seed: int, **options: Any) -> Any:
+        chosen = draw_shots(train.labels, test.labels, 4, torch.Generator().manual_seed(seed))
+        asked.append((seed, torch.equal(few.train.images, train.take(chosen).images), options))
+        return SimpleNamespace(score=SimpleNamespace(accuracy=float(seed)))
+
+    monkeypatch.setattr("ssl_blocks.evaluation.fewshot.finetune_encoder", tuned)
+    score = fewshot_finetune(fed(tiny()), Labelled(train, test), shots=4, seeds=(0, 1), settings=STILL)
+    assert asked == [(0, True, {"settings": STILL}), (1, True, {"settings": STILL})]
+    assert score == ProbeScore(0.5, 0.5, (0.0, 1.0))
     with pytest.raises(ValueError, match="shots=21 must not exceed the labels of a class, but class 0 has 20"):
         fewshot_finetune(fed(tiny()), Labelled(train, test), shots=21)
     with pytest.raises(ValueError, match=r"seeds=\(\) must be at least one"):

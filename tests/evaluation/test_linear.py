@@ -19,7 +19,7 @@ from ssl_blocks.evaluation import (
     linear_probe,
 )
 from ssl_blocks.evaluation.linear import Lars, LinearHeads, _Probe, head_loss
-from ssl_blocks.evaluation.sweep import hold_out
+from ssl_blocks.evaluation.sweep import hold_out, sweep
 from tests.reference import lars_step, normalised_columns, warm_cosine
 
 QUICK = LinearSettings(lrs=(1.0,), batch_size=16, epochs=4, warmup_epochs=1)
@@ -186,6 +186,22 @@ def test_hold_out_takes_a_share_of_each_class() -> None:
     assert not torch.equal(held, hold_out(labels, 0.25, torch.Generator().manual_seed(1)))
     with pytest.raises(ValueError, match="a choice needs images to hold out, but every class has one image"):
         hold_out(torch.arange(3), 0.5, torch.Generator())
+
+
+def test_a_setting_is_chosen_on_images_that_it_was_not_fitted_to() -> None:
+    labels, asked = torch.arange(12) % 3, []
+
+    def predict(setting: float, places: Tensor, unseen: Tensor | None) -> Tensor:
+        asked.append((setting, places.tolist(), None if unseen is None else unseen.tolist()))
+        truth = labels[:4] if unseen is None else labels[unseen]
+        return truth if setting == 2.0 else (truth + 1) % 3
+
+    how: dict[str, Any] = {"validation": 0.3, "num_classes": 3, "generator": torch.Generator().manual_seed(0)}
+    found = sweep(predict, (1.0, 2.0, 3.0), labels, labels[:4], **how)
+    held = hold_out(labels, 0.3, torch.Generator().manual_seed(0)).tolist()
+    rest = [place for place in range(12) if place not in held]
+    assert asked == [(1.0, rest, held), (2.0, rest, held), (3.0, rest, held), (2.0, [*range(12)], None)]
+    assert found == SweepScore(1.0, 2.0, (1.0, 2.0, 3.0), (0.0, 1.0, 0.0), 3)
 
 
 # --- with augmentation ------------------------------------------------------------------------------------------------
