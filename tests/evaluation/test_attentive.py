@@ -16,7 +16,7 @@ from ssl_blocks.evaluation import (
 )
 
 HALF = ((0.5,), (0.5,))
-QUICK = AttentiveSettings(lrs=(0.03,), epochs=12, batch_size=32, heads=2)
+QUICK = AttentiveSettings(lrs=(0.03,), epochs=8, batch_size=32, heads=2)
 
 
 def scenes(count: int, seed: int) -> ImageSplit:
