@@ -84,12 +84,8 @@ def count_processes(trainer: TrainerConfig, settings: OptimizerConfig) -> Proces
         if is_torchelastic_launched() and value not in (None, started[name]):
             raise ValueError(f"trainer.{name}={value} must be left out, or be torchrun's {started[name]}")
     found = Processes(**{name: given[name] or started[name] for name in started})
-    _check_starter(found, is_said=trainer.devices is not None)
-    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", found.world_size))
-    if tasks != found.world_size and not is_torchelastic_launched():
-        raise ValueError(
-            f"trainer.devices x trainer.num_nodes = {found.world_size} must be the {tasks} tasks that srun has started"
-        )
+    if not is_torchelastic_launched():
+        _check_starter(found, os.environ.get("SLURM_STEP_NUM_TASKS"), is_said=trainer.devices is not None)
     if settings.batch_size % (found.world_size * settings.accumulate):
         raise ValueError(
             f"optimizer.batch_size={settings.batch_size} must be a multiple of processes x optimizer.accumulate = "
@@ -104,9 +100,12 @@ def count_processes(trainer: TrainerConfig, settings: OptimizerConfig) -> Proces
     return found
 
 
-def _check_starter(found: Processes, *, is_said: bool) -> None:
+def _check_starter(found: Processes, by_srun: str | None, *, is_said: bool) -> None:
     """Refuse variables that make Lightning wait for processes that nobody starts."""
-    if is_torchelastic_launched() or "SLURM_STEP_NUM_TASKS" in os.environ:
+    if by_srun is not None and int(by_srun) != found.world_size:
+        counted = f"trainer.devices x trainer.num_nodes = {found.world_size}"
+        raise ValueError(f"{counted} must be the {by_srun} tasks that srun has started")
+    if by_srun is not None:
         return
     tasks = os.environ.get("SLURM_NTASKS", "1")
     if tasks != "1" and not is_said:

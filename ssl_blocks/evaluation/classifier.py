@@ -82,8 +82,7 @@ class Classifier(nn.Module):
     def thaw(self, *, fixed_too: bool = True) -> None:
         """Make parameters trainable: all, positions and prefix tokens among them, save a norm that takes no part.
 
-        Args:
-            fixed_too: ``False`` leaves fixed what came fixed, such as a table of sines and cosines.
+        Without ``fixed_too`` stays fixed what came fixed, such as a table of sines and cosines.
         """
         if fixed_too:
             self.requires_grad_(True)

@@ -173,9 +173,7 @@ class Extractor:
 class RawPixels:
     """Normalised pixels as features: what an encoder is given, and must beat to be of use.
 
-    Args:
-        channels: of the images.
-        size: their height and width in pixels.
+    ``size`` is height and width of the images in pixels.
     """
 
     def __init__(self, *, channels: Channels, size: tuple[Pixels, Pixels]) -> None:

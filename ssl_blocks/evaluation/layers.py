@@ -19,9 +19,6 @@ def layer_ids(encoder: FeatureEncoder) -> dict[str, int]:
     Semantics of BEiT and MAE: patch embedding, positions and prefix tokens are layer 0, the final norm belongs with
     the head. An encoder tells by a method ``layer_ids``, a timm model in any other by its ``group_matcher``.
 
-    Args:
-        encoder: any encoder.
-
     Raises:
         ValueError: if the encoder does not tell, or not for each of its blocks.
 

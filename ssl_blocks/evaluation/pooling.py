@@ -76,11 +76,8 @@ class AllPlaces:
 
     So they go through an `Extractor` as features do; ``grouped`` takes them apart again.
 
-    Args:
-        encoder: of tokens or regions.
-
     Raises:
-        ValueError: if it has neither.
+        ValueError: if the encoder has neither tokens nor regions.
     """
 
     def __init__(self, encoder: FeatureEncoder) -> None:

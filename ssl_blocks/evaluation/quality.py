@@ -20,15 +20,11 @@ COLLAPSED_SPREAD, COLLAPSED_RANK = 0.01, 1.2
 
 @checked
 def rankme(features: Float[Tensor, "n d"], *, epsilon: NotNegative = 1e-7) -> float:
-    """Count the directions that features use, smoothly: RankMe (Garrido et al. 2023, eq. 1).
+    """Count the directions that features ``[N, D]`` use, smoothly: RankMe (Garrido et al. 2023, eq. 1).
 
     ``exp(-sum p log p)`` of the singular values ``p = s / sum(s) + epsilon``, from 1 to ``min(N, D)``. The mean is not
     taken out, so that features far from 0 count fewer directions. Compare it on equally many images: the more, the
-    higher.
-
-    Args:
-        features: ``[N, D]``.
-        epsilon: keeps the logarithm finite.
+    higher. ``epsilon`` keeps the logarithm finite.
 
     Returns:
         The rank; 0 where all features are 0.
@@ -45,13 +41,10 @@ def rankme(features: Float[Tensor, "n d"], *, epsilon: NotNegative = 1e-7) -> fl
 
 @checked
 def effective_rank(features: Float[Tensor, "n d"]) -> float:
-    """Count the directions in which features vary, smoothly: the effective rank of their covariance.
+    """Count the directions in which features ``[N, D]`` vary, smoothly: the effective rank of their covariance.
 
     Roy & Vetterli 2007, definition 1: ``exp`` of the entropy of a matrix' singular values, as shares of their sum. Of
     a covariance these are the variances along its principal axes. 1: all vary along one line.
-
-    Args:
-        features: ``[N, D]``.
 
     Returns:
         The rank, at most ``min(N - 1, D)``; 0 where nothing varies.
@@ -105,17 +98,13 @@ def alpha_req(features: Float[Tensor, "n d"], *, first: Count = 4, last: Count =
 
 @checked
 def uniformity(features: Float[Tensor, "n d"], *, t: Positive = 2.0) -> float:
-    """Tell how evenly features cover the sphere: the logarithm of the mean Gaussian potential of all pairs.
+    """Tell how evenly features ``[N, D]`` cover the sphere: the logarithm of the mean Gaussian potential of all pairs.
 
     Wang & Isola 2020, Sec. 4.1.2: ``log mean exp(-t |x - y|²)`` of features of length 1, over pairs of different
     images. 0: all lie in one point; the lower, the more evenly; in many dimensions about ``-2t`` at best.
 
-    Args:
-        features: ``[N, D]``.
-        t: sharpness of the potential.
-
     Raises:
-        ValueError: as for `rankme`, or if ``t`` is not above 0.
+        ValueError: as for `rankme`, or if the sharpness ``t`` of the potential is not above 0.
 
     Examples:
         >>> round(uniformity(torch.tensor([[3.0, 0.0], [-1.0, 0.0]])), 6)  # as far apart as can be
@@ -154,13 +143,10 @@ def alignment(first: Float[Tensor, "n d"], second: Float[Tensor, "n d"], *, alph
 
 @checked
 def spread(features: Float[Tensor, "n d"]) -> float:
-    """Tell how much the directions of features differ: their deviation from the mean, at length 1.
+    """Tell how much the directions of features ``[N, D]`` differ: their deviation from the mean, at length 1.
 
     ``sqrt(mean |x - mean x|²)``. 0: all images look alike; 1: directions cancel out. SimSiam (Chen & He 2021, Fig. 2)
     watches the same, channel by channel, for collapse.
-
-    Args:
-        features: ``[N, D]``.
 
     Raises:
         ValueError: as for `rankme`.

@@ -86,8 +86,10 @@ def stopped(loop: Loop, folder: Path) -> str:
     return str(end.value)
 
 
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-@pytest.mark.parametrize("plan", [{}, {"accumulate": 2}, {"clip_grad": 0.1, "weight_decay_end": 0.5}])
+@pytest.mark.parametrize(
+    ("value", "plan"),
+    [(torch.nan, {}), (torch.inf, {"accumulate": 2}), (torch.nan, {"clip_grad": 0.1, "weight_decay_end": 0.5})],
+)
 def test_a_bad_gradient_under_a_finite_loss_is_named_and_reaches_no_checkpoint(value, plan, tmp_path: Path) -> None:
     task = Bending(value, **plan)
     with pytest.raises(RunStopped) as end:
@@ -103,8 +105,9 @@ def test_a_bad_gradient_under_a_finite_loss_is_named_and_reaches_no_checkpoint(v
 
 
 @pytest.mark.usefixtures("numbers_come_late")
-@pytest.mark.parametrize("kind", [FusedLoop, TapeLoop])
-@pytest.mark.parametrize("plan", [{}, {"weight_decay_end": 0.5, "weight_decay": 0.2}])
+@pytest.mark.parametrize(
+    ("kind", "plan"), [(FusedLoop, {"weight_decay_end": 0.5, "weight_decay": 0.2}), (TapeLoop, {})]
+)
 def test_on_a_gpu_weights_stay_as_they_were_until_somebody_looks(kind, plan, tmp_path: Path) -> None:
     task = Bending(steps_per_epoch=12, epochs=1, **plan)
     loop = kind(task, Machine(graph="on" if kind is TapeLoop else "off"), folder=tmp_path)

@@ -56,8 +56,7 @@ def trained(machine: Machine, **plan: Any) -> dict[str, Tensor]:
 SCHEDULES = {"clip_grad": 0.05, "weight_decay": 0.1, "weight_decay_end": 0.5, "warmup_steps": 2}
 
 
-@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-@pytest.mark.parametrize("plan", [{}, SCHEDULES])
+@pytest.mark.parametrize(("plan", "dtype"), [({}, torch.bfloat16), (SCHEDULES, None)])
 def test_a_whole_step_leaves_the_bits_of_the_plain_one(plan: dict[str, Any], dtype: torch.dtype | None) -> None:
     plain = trained(Machine(autocast_dtype=dtype), **plan)
     whole = trained(Machine(autocast_dtype=dtype, graph="on"), **plan)

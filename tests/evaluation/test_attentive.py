@@ -16,7 +16,7 @@ from ssl_blocks.evaluation import (
 )
 
 HALF = ((0.5,), (0.5,))
-QUICK = AttentiveSettings(lrs=(0.03,), epochs=12, batch_size=32, heads=2)
+QUICK = AttentiveSettings(lrs=(0.03,), epochs=8, batch_size=32, heads=2)
 
 
 def scenes(count: int, seed: int) -> ImageSplit:
@@ -62,11 +62,10 @@ def test_places_that_are_not_kept_are_made_anew_and_are_the_same(extract, data, 
 def test_a_head_attends_by_shares_and_pools_normalised_places() -> None:
     head = AttentiveHead(dim=8, num_classes=3, heads=2, generator=torch.Generator().manual_seed(0))
     places = torch.randn(4, 5, 8)
-    shares = head.attention(places)
-    assert shares.shape == (4, 2, 5)
-    torch.testing.assert_close(shares.sum(-1), torch.ones(4, 2))
+    values, shares = torch.nn.functional.layer_norm(places, (8,)), head.attention(places)
+    keys = (values @ head.key.T).view(4, 5, 2, 4)
+    torch.testing.assert_close(shares, (torch.einsum("bnhc,hc->bhn", keys, head.query) / 2).softmax(-1))
     head.weight.data.normal_()
-    values = torch.nn.functional.layer_norm(places, (8,))
     seen = torch.cat([torch.einsum("bn,bnc->bc", shares[:, h], values[..., 4 * h : 4 * h + 4]) for h in range(2)], 1)
     torch.testing.assert_close(head(places), seen @ head.weight.T + head.bias)
     with pytest.raises(ValueError, match="heads=3 must be at least 1 and divide the 8 features"):

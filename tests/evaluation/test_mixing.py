@@ -45,8 +45,8 @@ def test_operations_come_on_top_of_crops() -> None:
 
 
 def test_magnitude_counts_and_its_noise_never_reaches_what_pillow_refuses() -> None:
-    images = make_images(200, size=8)
-    for deviation in (0.0, 0.5, 5.0):  # Pillow raises where posterising leaves no bit
+    images = make_images(100, size=8)
+    for deviation in (0.0, 5.0):  # Pillow raises where posterising leaves no bit
         TrainAugment((8, 8), mean=(0.5,) * 3, magnitude=10, deviation=deviation)(images, seed=0)
     weak, strong = (TrainAugment((8, 8), mean=(0.5,) * 3, magnitude=m, deviation=0.0)(images, seed=0) for m in (1, 9))
     assert not torch.equal(weak, strong)
