@@ -82,7 +82,7 @@ class Lossy(Protocol[LossySettings, Labelled]):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    encoder = encoders.timm_vit(image_size=16, patch_size=4, channels=1, depth=2, embed_dim=16, num_heads=2)
+    encoder = encoders.timm_vit(image_size=16, patch_size=4, channels=1, depth=4, embed_dim=16, num_heads=2)
     return export_encoder(encoder, tmp_path_factory.mktemp("own") / "mine", tokenizer=None, mean=(0.4,), std=(0.3,))
 
 
@@ -158,7 +158,7 @@ ELSEWHERE = {
 @pytest.fixture(scope="module")
 def subject() -> Subject:
     torch.manual_seed(0)
-    encoder = encoders.timm_vit(image_size=16, patch_size=4, channels=1, depth=2, embed_dim=16, num_heads=2)
+    encoder = encoders.timm_vit(image_size=16, patch_size=4, channels=1, depth=4, embed_dim=16, num_heads=2)
     return Subject("own", Extractor(encoder, (0.4,), (0.3,)), image_size=(16, 16))
 
 
