@@ -252,16 +252,12 @@ def _expectation(item: dict[str, Any]) -> str:
             return f"must be less than {context['lt']:g}"
         case "less_than_equal":
             most = context["le"]
-            return (
-                f"must be at most {most:,g}"
-                if most >= 10**15 or most != int(most)
-                else f"must be at most {int(most):,}"
-            )
+            is_shown_whole = most < 10**15 and most == int(most)
+            return f"must be at most {int(most):,}" if is_shown_whole else f"must be at most {most:,g}"
         case "literal_error":
             choices = context["expected"]
-            near = closest_word(
-                str(item["input"]), choices.replace("'", "").replace(" or ", ", ").split(", "), at_least=0.7
-            )
+            words = choices.replace("'", "").replace(" or ", ", ").split(", ")
+            near = closest_word(str(item["input"]), words, at_least=0.7)
             return f"must be {choices}" + (f"; did you mean {near!r}?" if near else "")
         case "value_error":
             return str(context["error"])

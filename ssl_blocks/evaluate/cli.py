@@ -61,10 +61,14 @@ def main(argv: Sequence[str] | None = None, *, program: str | None = None) -> in
         if "help" in wish.options or not given:
             print(help_text(program or as_typed(), wish.config_class, own=wish.own), end="")
             return 0
-        word = _check_words(wish)
+        if not wish.asked:
+            raise ValueError(f"say what to evaluate by: one or several of {NAMES}, or MODULE:CLASS of a protocol")
+        if wish.word is None:
+            names = " ".join(protocol.name for protocol in wish.asked)
+            raise ValueError(f"{names}: say what to evaluate: the folder of a run or of an encoder, or a timm model")
         from ssl_blocks.evaluate.run import run  # what computes, and takes seconds to load
 
-        run(wish, word, configure(wish, word))
+        run(wish, wish.word, configure(wish, wish.word))
     except (ValueError, TypeError, OSError, ImportError) as mistake:
         return fail(mistake, WRONG_WISH)
     except RunStopped as stopped:
@@ -114,17 +118,6 @@ def _own_protocol(word: str) -> type[Protocol[Any, Any]] | None:
     except ValueError:
         return None  # refused where encoders are looked for
     return named if isinstance(named, type) and issubclass(named, Protocol) else None
-
-
-def _check_words(wish: Wish) -> str:
-    if not wish.asked:
-        raise ValueError(f"say what to evaluate by: one or several of {NAMES}, or MODULE:CLASS of a protocol")
-    if wish.word is None:
-        raise ValueError(
-            f"{' '.join(protocol.name for protocol in wish.asked)}: say what to evaluate: the folder of a run or of an "
-            "encoder, or a timm model"
-        )
-    return wish.word
 
 
 def configure(wish: Wish, word: str) -> Any:

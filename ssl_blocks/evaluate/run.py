@@ -62,7 +62,7 @@ class Setup:
     data: tuple[Any, ...]
     config: Any
     say: Callable[[str], None]
-    skipped: "Skipped"
+    skipped: Skipped
 
     @property
     def images(self) -> Labelled | None:
@@ -97,10 +97,7 @@ def run(wish: Wish, word: str, config: Any) -> None:
 def prepare(wish: Wish, word: str, config: Any, console: Console, share: Share) -> Setup:
     """Load encoder and data, and see that all fits: errors are those of `run`."""
     device, dtype = choose_device(config.device, config.precision)
-
-    def say(text: str) -> None:
-        console.print(text, style="dim", soft_wrap=True)
-
+    say = partial(console.print, style="dim", soft_wrap=True)
     skipped = Skipped(say)
     context = {"seed": config.seed, "say": say, "share": share}
     protocols = [protocol for kind in wish.asked for protocol in kind.configured(config, **context)]
@@ -116,9 +113,7 @@ def prepare(wish: Wish, word: str, config: Any, console: Console, share: Share) 
     )
     _check_attention(subject, protocols, config)
 
-    @cache
-    def load_images() -> ImageData:
-        return _load(subject, config)
+    load_images = cache(partial(_load, subject, config))
 
     @cache
     def labelled() -> Labelled:

@@ -2,7 +2,7 @@
 
 import string
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -110,7 +110,7 @@ def _shape(config: RunConfig) -> tuple[ImageShape, str]:
         try:
             return find_shape(data.name, image_size=data.image_size, channels=data.channels, root=data.root), ""
         except FileNotFoundError as error:
-            missing = _one_line(error)
+            missing = " ".join(str(error).split())
     if data.image_size is None:
         raise ValueError(
             f"data.image_size=None needs the data, but {missing}: give --data.image_size for a dry run without it"
@@ -122,14 +122,10 @@ def _shape(config: RunConfig) -> tuple[ImageShape, str]:
     return shape, "\n" + textwrap.fill(note, 100, initial_indent="  ", subsequent_indent="  ", break_long_words=False)
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
 def _configuration(config: RunConfig) -> str:
     place = "is free" if is_free(config.folder) else "holds something already: only --resume would go on there"
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=96)
-    return f"configuration ({config.folder} {place}):\n{_indent(text.rstrip().splitlines())}"
+    return f"configuration ({config.folder} {place}):\n{textwrap.indent(text.rstrip(), '  ')}"
 
 
 def _parameters(objective: Objective) -> str:
@@ -222,7 +218,8 @@ def segments_text(
     lines = [f"{a}{' ' * gap}{b}" for a, b in zip(left, right, strict=True)]
     order = " ".join(letters[step] for step in range(number))
     caption = f"{number} segments of one image, drawn with seed {seed}, on a {grid} grid; the order of reading:"
-    return f"{caption}\n{_indent([*textwrap.wrap(order, 76), '', title, *lines])}"
+    picture = "\n".join([*textwrap.wrap(order, 76), "", title, *lines])
+    return f"{caption}\n{textwrap.indent(picture, '  ')}"
 
 
 def _letters(steps: list[int]) -> dict[int, str]:
@@ -236,10 +233,6 @@ def _letters(steps: list[int]) -> dict[int, str]:
 def _lines(cells: list[str], grid: Grid) -> list[str]:
     width = grid.sizes[-1]
     return [" ".join(cells[start : start + width]) for start in range(0, grid.num_tokens, width)]
-
-
-def _indent(lines: Iterable[str]) -> str:
-    return "\n".join(f"  {line}".rstrip() for line in lines)
 
 
 def _columns(rows: Sequence[tuple[str, ...]]) -> str:

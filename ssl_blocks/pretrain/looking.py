@@ -1,7 +1,7 @@
 """Looking while it trains: what features are without labels, and pictures of the objective at work."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -163,9 +163,10 @@ class Look(pl.Callback):
         """Compute what there is to see, without reading any of it."""
         with whole_weights(self.objective):
             features = self.sample.features(self.objective, loop.device)
-        rows: list[Row] = []
+        rows, dtype = list[Row](), self.sample.autocast_dtype
+        autocast = torch.autocast(loop.device.type, dtype, enabled=dtype is not None)
         if loop.device_mesh is None:  # else a picture that failed in one process would leave the others waiting
-            with self._spared(f"no pictures after step {step}", trainer), self._precisely(loop.device):
+            with self._spared(f"no pictures after step {step}", trainer), autocast:
                 images = example_images(self.sample.data).to(loop.device)
                 rows = make_rows(self.objective, images, self.sample.data)
         self._looked = _Looked(step, Snapshot([features, [row.values for row in rows]]), rows)
@@ -200,10 +201,6 @@ class Look(pl.Callback):
         if collapse is not None and not self.is_warned:
             self.tell(f"warning: after step {step} {collapse}. {ADVICE.format(folder=self.folder)}")
         self.is_warned = collapse is not None
-
-    def _precisely(self, device: torch.device) -> AbstractContextManager[Any]:
-        dtype = self.sample.autocast_dtype
-        return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
     @contextmanager
     def _spared(self, what: str, trainer: pl.Trainer) -> Iterator[None]:

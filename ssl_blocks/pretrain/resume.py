@@ -35,13 +35,22 @@ def starting_point(config: RunConfig, resume: Path | bool | None) -> Path | None
     """
     folder = config.folder
     if resume is None or (resume is True and is_free(folder)):
-        check_folder(folder)
+        if not is_free(folder):
+            raise FileExistsError(
+                f"{folder} already holds a run, which is never overwritten: give another --name or --output_dir, "
+                "go on with --resume, or move it"
+            )
         return None
     if isinstance(resume, Path):
         folder = run_folder(resume)
     elif not is_run(folder):
         raise FileExistsError(f"--resume: {folder} holds no run (no config.yaml): give the --name of one, or move it")
-    _check_same(config, stored_config(folder), folder)
+    changed = _changed(config, stored_config(folder))
+    if changed:
+        raise ValueError(
+            f"--resume must go on as {folder} began, but {', '.join(changed)} differ{'s' * (len(changed) == 1)}: "
+            f"leave out what changes, or begin another run with --name ({ALLOWED})"
+        )
     if isinstance(resume, Path) and resume.is_file():
         return resume
     return next(iter(list_checkpoints(folder)), None)
@@ -53,19 +62,6 @@ def is_free(folder: Path) -> bool:
         return True
     left = (entry.name for entry in folder.iterdir()) if folder.is_dir() else iter(("",))
     return all(name == LOCK or name.endswith(TEMPORARY_SUFFIX) for name in left)
-
-
-def check_folder(folder: Path) -> None:
-    """Refuse a folder that already holds something.
-
-    Raises:
-        FileExistsError: naming the folder and the ways out.
-    """
-    if not is_free(folder):
-        raise FileExistsError(
-            f"{folder} already holds a run, which is never overwritten: give another --name or --output_dir, "
-            "go on with --resume, or move it"
-        )
 
 
 def _changed(config: RunConfig, stored: Mapping[str, Any]) -> list[str]:
@@ -85,26 +81,13 @@ def _changed(config: RunConfig, stored: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _check_same(config: RunConfig, stored: Mapping[str, Any], folder: Path) -> None:
-    changed = _changed(config, stored)
-    if changed:
-        raise ValueError(
-            f"--resume must go on as {folder} began, but {', '.join(changed)} differ{'s' * (len(changed) == 1)}: "
-            f"leave out what changes, or begin another run with --name ({ALLOWED})"
-        )
-
-
 def _may_differ(name: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
     if name == EPOCHS:
-        longer: bool = ours[name] > theirs[name]
-        return longer
-    return name in FREE or name.startswith("trainer.") or _moved(name, ours, theirs)
-
-
-def _moved(name: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
-    """Whether images only lie elsewhere; the checkpoint tells whether they are the same ones."""
-    kinds = {str(values[name]).partition(":")[0] for values in (ours, theirs)} if name == "data.name" else set()
-    return len(kinds) == 1 and kinds <= FILES
+        return bool(ours[name] > theirs[name])
+    if name == "data.name":  # images may only lie elsewhere; the checkpoint tells whether they are the same ones
+        kinds = {str(values[name]).partition(":")[0] for values in (ours, theirs)}
+        return len(kinds) == 1 and kinds <= FILES
+    return name in FREE or name.startswith("trainer.")
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

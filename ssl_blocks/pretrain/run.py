@@ -181,6 +181,8 @@ class Run(Generic[C]):
         return [*self.data.remarks, *self.module.remarks(machine.processes.world_size, on_gpu=machine.on_gpu)]
 
     def _fit(self, folder: Path, console: Console) -> None:
+        from ssl_blocks.pretrain.watching import Watcher
+
         if is_rank_zero():
             self._open(folder, console)
             for remark in self._remarks():
@@ -190,7 +192,7 @@ class Run(Generic[C]):
         helps = is_rank_zero() or self.machine.strategy == "fsdp"
         images = self._images_for_scores(console) if helps else None
         sample, scores, quality = self._sample(images), list[Scores](), dict[str, FeatureQuality]()
-        watcher = self._watcher(images, sample, console)
+        watcher = Watcher(self.config, self.module, self.machine, images, sample, console)
         if is_rank_zero():
             first = "random encoder" if self.config.start is None else "encoder at the start"
             scores += self._score("raw pixels", sample, console) + self._score(first, sample, console)
@@ -240,11 +242,6 @@ class Run(Generic[C]):
         )
         progress = RichRunProgress(console, "pretraining", watcher.remark, every=settings.log_every)
         fit(self.loop, record=record, checkpoint=self.checkpoint, callbacks=[*watcher.callbacks, progress])
-
-    def _watcher(self, images: ImageData | None, sample: Sample | None, console: Console) -> "Watcher":
-        from ssl_blocks.pretrain.watching import Watcher
-
-        return Watcher(self.config, self.module, self.machine, images, sample, console)
 
     def _loggers(self, folder: Path, console: Console) -> "list[Logger]":
         from ssl_blocks.engine.loggers import open_loggers

@@ -73,9 +73,8 @@ class ViTEncoder(NamedEncoder):
             image_size=(grid.height * patch[0], grid.width * patch[1]),
             patch_size=patch,
             channels=tokenizer.channels,
-            positions=None
-            if self.loads
-            else "none",  # of weights with positions the objective says why they do not fit
+            # of weights with positions the objective says why they do not fit
+            positions=None if self.loads else "none",
             pretrained=self.loads,
             proj_drop_rate=self.dropout,
             **{name: size for name, size in sizes.items() if size is not None},

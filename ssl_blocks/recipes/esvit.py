@@ -25,13 +25,7 @@ import ssl_blocks as sb
 from ssl_blocks.bounds import Classes, Crops, Depth, Heads, NotNegative, Number, Pixels, Positive, Tokens, Whole, Width
 from ssl_blocks.engine import DataConfig, OptimizerConfig, StrictModel, section
 from ssl_blocks.engine.settings import Schedules
-from ssl_blocks.pretrain import (
-    EncoderConfig,
-    Recipe,
-    RunConfig,
-    TorchvisionEncoderConfig,
-    TransformersEncoderConfig,
-)
+from ssl_blocks.pretrain import EncoderConfig, Recipe, RunConfig, TorchvisionEncoderConfig, TransformersEncoderConfig
 from ssl_blocks.pretrain.encoders import NOT_TOKENS, NamedEncoder
 
 

@@ -19,13 +19,7 @@ from pydantic import Field, field_validator, model_validator
 
 import ssl_blocks as sb
 from ssl_blocks.bounds import Depth
-from ssl_blocks.pretrain import (
-    EncoderConfig,
-    Recipe,
-    RunConfig,
-    TorchvisionEncoderConfig,
-    TransformersEncoderConfig,
-)
+from ssl_blocks.pretrain import EncoderConfig, Recipe, RunConfig, TorchvisionEncoderConfig, TransformersEncoderConfig
 
 
 class ClassTokenEncoderConfig(EncoderConfig):

@@ -136,7 +136,12 @@ class _Copies(TorchDispatchMode):
         found = func(*args, **dict(named))
         given = _tensors((args, named))
         on_meta = [x.is_meta for x in (*given, *_tensors(found))]
-        if all(on_meta) and not func._schema.is_mutable and not any(x.alias_info for x in func._schema.returns):
+        if (
+            on_meta
+            and all(on_meta)
+            and not func._schema.is_mutable
+            and not any(x.alias_info for x in func._schema.returns)
+        ):
             _MADE[key] = mapped(found, _anew)
         if self.watched and any(on_meta) and any(x.device.type == "cpu" for x in given):
             _fail_here("a copy from the host", f"{func} of a tensor on the CPU")

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.process  # takes long
 
 SMALL = (
     "--data.name=digits", "--data.max_train=80", "--data.max_test=20", "--fewshot.shots=4", "--fewshot.finetune=true",
+    "--fewshot.seeds=0",
     "--probe.epochs=2", "--probe.warmup_epochs=1", "--attentive.epochs=1",
     "--finetune.epochs=1", "--finetune.warmup_epochs=0",
     "--segment.epochs=1", "--segment.width=4", "--segment.batch_size=32", *CPU,

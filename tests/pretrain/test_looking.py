@@ -28,7 +28,13 @@ from tests.recipes import some_data
 
 MEASURES = ("rankme", "effective_rank", "alpha_req", "uniformity", "alignment", "spread")
 EPOCHS = "--trainer.epochs=4"
-LOOKED_AT = (EPOCHS, "--trainer.look_every=2", "--trainer.probe_every=1", "--trainer.knn_every=None")
+LOOKED_AT = (
+    EPOCHS,
+    "--optimizer.batch_size=64",
+    "--trainer.look_every=2",
+    "--trainer.probe_every=1",
+    "--trainer.knn_every=None",
+)
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -42,7 +48,7 @@ def looked_at(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.process
 def test_training_computes_the_same_bits_looked_at_or_not(looked_at: Path, tmp_path: Path) -> None:
-    bare = prepare(tmp_path, EPOCHS).fit()
+    bare = prepare(tmp_path, EPOCHS, "--optimizer.batch_size=64").fit()
     assert differences(final(bare), final(looked_at)) == []
     assert not (bare / "figures").exists()
     assert not any(row.get("rankme") for row in rows(bare))
@@ -51,31 +57,31 @@ def test_training_computes_the_same_bits_looked_at_or_not(looked_at: Path, tmp_p
 @pytest.mark.process
 def test_a_look_is_in_logs_folder_and_results(looked_at: Path) -> None:
     found = {int(row["step"]) + 1: row for row in rows(looked_at) if row["rankme"]}
-    assert list(found) == [8, 16]  # every two of four epochs
+    assert list(found) == [4, 8]  # every two of four epochs
     assert all(all(row[name] for name in MEASURES) for row in found.values())
     assert [row["epoch"] for row in found.values()] == ["2.0", "4.0"]
     sheets = sorted((looked_at / "figures" / "steps").iterdir())
     assert [sheet.name for sheet in sheets] == [f"step-{step:08d}.png" for step in found]
     assert len({sheet.read_bytes() for sheet in sheets}) == 2
     events = EventAccumulator(str(looked_at / "tensorboard")).Reload()
-    assert [event.step for event in events.Images("look")] == [7, 15]
+    assert [event.step for event in events.Images("look")] == [3, 7]
     assert [event.value for event in events.Scalars("rankme")] == pytest.approx(
         [float(row["rankme"]) for row in found.values()]
     )
     quality = json.loads((looked_at / "results.json").read_text())["quality"]
     assert list(quality) == ["random encoder", "pretrained encoder"]
-    assert all(quality["pretrained encoder"][name] == float(found[16][name]) for name in MEASURES)
+    assert all(quality["pretrained encoder"][name] == float(found[8][name]) for name in MEASURES)
     assert quality["random encoder"]["rankme"] != quality["pretrained encoder"]["rankme"]
 
 
 @pytest.mark.process
 def test_the_probe_scores_the_same_features_as_knn(looked_at: Path, tmp_path: Path) -> None:
     found = {int(row["step"]) + 1: row["probe"] for row in rows(looked_at) if row["probe"]}
-    assert list(found) == [4, 8, 12, 16]
+    assert list(found) == [2, 4, 6, 8]
     run = prepare(tmp_path)
     run.loop.load_state_dict(final(looked_at)["state_dict"])
     sample = Sample(run.data, autocast_dtype=None)
-    assert float(found[16]) == pytest.approx(sample.of_encoder(run.module.objective, "cpu").probe("cpu"))
+    assert float(found[8]) == pytest.approx(sample.of_encoder(run.module.objective, "cpu").probe("cpu"))
 
 
 @pytest.mark.process
@@ -86,8 +92,8 @@ def test_a_run_that_goes_on_looks_as_if_it_had_never_stopped(
         is_there = False
 
     monkeypatch.setattr(looking, "Snapshot", Late)  # as on a GPU
-    stop = acting(lambda _: os.kill(os.getpid(), signal.SIGTERM), 8)  # at a look, whose row comes late
-    with pytest.raises(RunStopped, match="after step 8"):
+    stop = acting(lambda _: os.kill(os.getpid(), signal.SIGTERM), 4)  # at a look, whose row comes late
+    with pytest.raises(RunStopped, match="after step 4"):
         prepare(tmp_path, *LOOKED_AT, build=stop).fit()
     assert [row["rankme"] for row in rows(tmp_path / "run")][-1]
     assert prepare(tmp_path, *LOOKED_AT, resume=True).fit()
@@ -114,11 +120,11 @@ def test_a_collapse_is_told_once_and_in_words(tmp_path: Path, capsys: pytest.Cap
 
         objective.after_step = again
 
-    options = ("--trainer.look_every=1",)
-    prepare(tmp_path / "a", *options, build=acting(keep_collapsed, 5)).fit()
+    options = ("--trainer.look_every=1", "--data.max_train=64")
+    prepare(tmp_path / "a", *options, build=acting(keep_collapsed, 3)).fit()
     warned = re.findall(r"^warning: (.*)$", capsys.readouterr().out, re.MULTILINE)
     assert len(warned) == 1
-    assert re.match(r"after step 8 features have collapsed: their spread is [\de.-]+, below 0.01, so that", warned[0])
+    assert re.match(r"after step 4 features have collapsed: their spread is [\de.-]+, below 0.01, so that", warned[0])
     assert f"Look at the newest sheet in {tmp_path / 'a' / 'run' / 'figures' / 'steps'}" in warned[0]
     prepare(tmp_path / "b", *options, "--trainer.epochs=2").fit()
     assert "warning" not in capsys.readouterr().out
@@ -128,10 +134,10 @@ def test_a_collapse_is_told_once_and_in_words(tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("name", "told", "is_measured"),
     [
-        ("make_rows", "no pictures after step 8: IndexError: no colour is left", True),
-        ("draw_sheet", "no pictures after step 8: IndexError: no colour is left", True),
-        ("quality_of", "features after step 8 are not measured: IndexError: no colour is left", False),
-        ("untouched", "no look after step 8: IndexError: no colour is left", False),
+        ("make_rows", "no pictures after step 2: IndexError: no colour is left", True),
+        ("draw_sheet", "no pictures after step 2: IndexError: no colour is left", True),
+        ("quality_of", "features after step 2 are not measured: IndexError: no colour is left", False),
+        ("untouched", "no look after step 2: IndexError: no colour is left", False),
     ],
 )
 def test_what_fails_is_a_line_and_costs_nothing(
@@ -146,7 +152,7 @@ def test_what_fails_is_a_line_and_costs_nothing(
         raise IndexError("no colour\nis left")
 
     monkeypatch.setattr(looking, name, fail)
-    folder = prepare(tmp_path, "--trainer.look_every=2").fit()
+    folder = prepare(tmp_path, "--trainer.look_every=1", "--trainer.epochs=2", "--data.max_train=64").fit()
     printed = capsys.readouterr().out
     assert re.findall(r"^warning: (.*)$", printed, re.MULTILINE)[0] == told
     assert printed.count("warning") == 2  # after the last step, too

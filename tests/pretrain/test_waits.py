@@ -62,8 +62,7 @@ def test_images_of_an_epoch_are_picked_by_one_index_tensor():
     assert next(loader).is_meta
 
 
-@pytest.mark.parametrize("size", [8, 20])
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("size", "channels"), [(8, 3), (20, 1)])
 def test_augmentations_wait_for_nothing(size, channels):
     images = torch.rand(2, channels, 16, 12)
     assert_no_wait(lambda x: RandomResizedCropFlip(size)(x), images)

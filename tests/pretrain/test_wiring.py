@@ -25,9 +25,9 @@ DATA = ImageData.stand_in(ImageShape(3, 32, 32))
 OF_THE_RUN = ("name", "output_dir", "seed", "note", "start", "optimizer.", "trainer.", "data.")  # whatever the recipe
 OF_VIEWS = ("data.flip", "data.crop_scale")
 SMALL = {  # so that building takes no time
-    **dict.fromkeys(("randsac", "mae"), ("--encoder.depth=4", "--encoder.heads=2")),
-    "combined": ("--encoder.depth=4", "--encoder.heads=2", "--segments.kind=square"),
-    "saim": ("--encoder.depth=4", "--encoder.heads=2", "--query_depth=4"),
+    **dict.fromkeys(("randsac", "mae"), ("--encoder.depth=2", "--encoder.heads=2")),
+    "combined": ("--encoder.depth=2", "--encoder.heads=2", "--segments.kind=square"),
+    "saim": ("--encoder.depth=2", "--encoder.heads=2", "--query_depth=2"),
     "apl": ("--encoder.heads=12",),  # which fits both kinds
     "esvit": ("--head.out_dim=16", "--head.hidden=16", "--head.bottleneck=8"),
 }
@@ -48,7 +48,7 @@ OTHERS = {  # values that fit where half or twice the default does not, or where
     "encoder.width": "192",
     "randsac decoder.width": "48",
     "combined decoder.width": "48",
-    "saim query_depth": "2",
+    "saim query_depth": "1",
     "saim blur": "5,0.5",
     "apl grid": "8",
     "mask_ratio": "0.5",
