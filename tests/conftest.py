@@ -3,6 +3,7 @@
 import functools
 import gc
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -115,10 +116,15 @@ def compiled() -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def divided(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what two processes made: one folder for each part of tests/two_processes.py."""
+    from tests.two_processes import launch
+
     folder = tmp_path_factory.mktemp("divided")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "tests.two_processes"]
-    run = subprocess.run([*launch, str(folder)], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
-    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
+    log = folder / "log.txt"
+    process = multiprocessing.get_context("fork").Process(target=launch, args=(folder, log))
+    process.start()
+    process.join(timeout=300)
+    process.kill()
+    assert process.exitcode == 0, log.read_text()[-6000:]
     return folder
 
 

@@ -1,15 +1,22 @@
 """Everything that two processes must do as one does, in one launch: it is the start that takes long.
 
-Run by the fixture ``divided``, by way of torchrun: a folder, in which every part writes what came of it.
+Run by the fixture ``divided``, as torchrun does it: a folder, in which every part writes what came of it.
 """
 
+import os
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import torch.utils.tensorboard  # as what else is imported late: once, and not by every process
+from torch.distributed.launcher.api import elastic_launch
+from torch.distributed.run import config_from_args, parse_args
 
+from ssl_blocks.engine import fit  # noqa: F401
+from ssl_blocks.pretrain import callbacks, figures  # noqa: F401
 from tests.data import two_processes as data
 from tests.evaluate import two_processes as command
 from tests.evaluation import two_processes as shards
@@ -30,12 +37,26 @@ PARTS = {
     "command": command,  # last: it ends the group
 }
 
-if __name__ == "__main__":
+
+def work(folder: Path) -> None:
+    """Do all parts, in each of the processes."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo")  # once for all parts
     for name, part in PARTS.items():
-        folder = Path(sys.argv[1]) / name
-        folder.mkdir(exist_ok=True)
+        (folder / name).mkdir(exist_ok=True)
         began = time.monotonic()
-        part.main(folder)
-        print(f"{name}: {time.monotonic() - began:.1f} s")
+        part.main(folder / name)
+        print(f"{name}: {time.monotonic() - began:.1f} s", flush=True)
+
+
+def launch(folder: Path, log: Path) -> None:
+    """Do what torchrun does, but by forks: what its processes import is imported already."""
+    with log.open("w") as said:
+        for stream in (sys.__stdout__, sys.__stderr__):
+            os.dup2(said.fileno(), stream.fileno())
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+    warnings.simplefilter("default")
+    options = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--nproc-per-node=2", __file__]
+    config, *_ = config_from_args(parse_args(options))
+    config.start_method = "fork"
+    elastic_launch(config, work)(folder)
