@@ -60,7 +60,7 @@ def randsac(
         partitioner=partitioner,
         serializer=serializer,
         reader=DecoderReader(skips, decoder),
-        target=_normalised(tokenizer) if target is None else target,
+        target=PixelTarget(tokenizer, normalize=True) if target is None else target,
         head=head,
         predict_first=predict_first,
     )
@@ -112,7 +112,7 @@ def mae(
         serializer=OrderedSerializer(),
         mask=FullMask(),
         reader=DecoderReader(LastLayerRouter(decoder_depth=1) if router is None else router, decoder),
-        target=_normalised(tokenizer) if target is None else target,
+        target=PixelTarget(tokenizer, normalize=True) if target is None else target,
         loss=loss,
         head=head,
     )
@@ -197,7 +197,3 @@ def simmim(
         loss=loss,
         head=head,
     )
-
-
-def _normalised(tokenizer: Tokenizer) -> PixelTarget:
-    return PixelTarget(tokenizer, normalize=True)

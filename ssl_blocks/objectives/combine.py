@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ssl_blocks.doors import checked
 from ssl_blocks.encoders.protocol import FeatureEncoder
-from ssl_blocks.objectives.objective import Objective, seen_by
+from ssl_blocks.objectives.objective import Objective, beside_zero, seen_by
 from ssl_blocks.values import ObjectiveOutput, Views
 
 SHARED = "shared"
@@ -147,17 +147,7 @@ class WeightedSum(Objective):
             metrics |= {f"{name}_loss": out.loss.detach()} | {f"{name}_{key}": v for key, v in out.metrics.items()}
         batch = images.batch if isinstance(images, Views) else len(images)
         rows = losses.detach()[None, :, None].expand(batch, -1, -1)
-        number = torch.arange(len(outputs), device=losses.device).expand(batch, -1)
-        return ObjectiveOutput(
-            loss=loss,
-            predictions=rows,
-            targets=torch.zeros_like(rows),
-            index=number,
-            step=torch.zeros_like(number),
-            is_target=torch.ones_like(number, dtype=torch.bool),
-            draw=draw,
-            metrics=metrics,
-        )
+        return beside_zero(loss, rows, draw=draw, metrics=metrics)
 
     def _over_processes(self, outputs: Mapping[str, ObjectiveOutput]) -> list[Tensor]:
         """Losses whose mean over processes is each divided by what all of them predict."""

@@ -1,7 +1,7 @@
 """Self-distillation between views of an image, of whole views and of their regions: DINO and EsViT."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import torch
@@ -13,7 +13,7 @@ from ssl_blocks.constants import constant
 from ssl_blocks.doors import checked
 from ssl_blocks.encoders.protocol import AnyRegionEncoder, RegionEncoder
 from ssl_blocks.objectives.heads import LastLayerGate, check_head, dino_head
-from ssl_blocks.objectives.objective import Objective
+from ssl_blocks.objectives.objective import Objective, beside_zero
 from ssl_blocks.objectives.teacher import Center, TeacherSchedule
 from ssl_blocks.parts.average import MovingAverage, cosine_momentum
 from ssl_blocks.parts.embedding_loss import koleo
@@ -151,16 +151,8 @@ class ViewRegionDistillation(Objective):
             near = torch.stack([koleo(view) for view in large.unbind(1)]).mean()
             loss, metrics["koleo"] = loss + self.koleo_weight * near, near.detach()
         step, index = (constant(numbers, like=rows, dtype=torch.int64) for numbers in zip(*pairs, strict=True))
-        return ObjectiveOutput(
-            loss=loss,
-            predictions=rows[..., None],
-            targets=torch.zeros_like(rows)[..., None],
-            index=index.expand(views.batch, -1),
-            step=step.expand(views.batch, -1),
-            is_target=torch.ones_like(rows, dtype=torch.bool),
-            draw=None,
-            metrics=metrics,
-        )
+        out = beside_zero(loss, rows[..., None], metrics=metrics)
+        return replace(out, index=index.expand(views.batch, -1), step=step.expand(views.batch, -1))
 
     def _compare_views(
         self, student: "_Look", teacher: "_Look", pairs: list[tuple[int, int]]
@@ -178,15 +170,8 @@ class ViewRegionDistillation(Objective):
             entropy = -torch.xlogy(wanted, wanted).sum(1).mean()
             unit = nn.functional.normalize(teacher.pooled.to(of_pairs.dtype), dim=-1)
             spread = unit.view(num_global, batch, -1).std(1, correction=0).mean() * self.encoder.dim**0.5
-        return (
-            loss,
-            of_pairs,
-            {
-                "teacher_entropy": entropy,
-                "teacher_kl": of_pairs.mean() - entropy,
-                "feature_spread": spread,
-            },
-        )
+        metrics = {"teacher_entropy": entropy, "teacher_kl": of_pairs.mean() - entropy, "feature_spread": spread}
+        return loss, of_pairs, metrics
 
     def _compare_regions(
         self, student: "_Look", teacher: "_Look", pairs: list[tuple[int, int]]

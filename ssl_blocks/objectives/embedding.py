@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ssl_blocks.doors import checked
 from ssl_blocks.encoders.protocol import AnyRegionEncoder, RegionEncoder
-from ssl_blocks.objectives.objective import Objective
+from ssl_blocks.objectives.objective import Objective, beside_zero
 from ssl_blocks.parts.gather import gathered
 from ssl_blocks.values import ObjectiveOutput, Views
 
@@ -70,13 +70,4 @@ class JointEmbedding(Objective):
             raise ValueError("images must be Views of at least two crops, got a single one: nothing to compare")
         draw = self.draw(images) if draw is None else draw
         embeddings = self.head(torch.stack([self.encoder.regions(view).pooled for view in images.images], dim=1))
-        number = torch.arange(len(images.images), device=embeddings.device).expand(images.batch, -1)
-        return ObjectiveOutput(
-            loss=self.compare(gathered(embeddings), draw),
-            predictions=embeddings,
-            targets=torch.zeros_like(embeddings),
-            index=number,
-            step=torch.zeros_like(number),
-            is_target=torch.ones_like(number, dtype=torch.bool),
-            draw=draw,
-        )
+        return beside_zero(self.compare(gathered(embeddings), draw), embeddings, draw=draw)

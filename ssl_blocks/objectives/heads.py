@@ -60,11 +60,7 @@ def dino_head(
 
 @torch.no_grad()
 def check_head(head: nn.Module, *, dim: int, out_dim: int) -> None:
-    """Refuse a head that does not lead from the encoder's width to the number of classes, by a try with zeros.
-
-    Raises:
-        ValueError: naming both widths.
-    """
+    """Refuse a head that does not lead from the encoder's width to the number of classes, by a try with zeros."""
     weight = next(head.parameters(), torch.zeros(0))
     features = torch.zeros(2, dim, dtype=weight.dtype, device=weight.device)
     wanted = f"head must lead from the encoder's {dim} values to out_dim={out_dim} classes"

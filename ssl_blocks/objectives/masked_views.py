@@ -15,7 +15,7 @@ from ssl_blocks.doors import checked
 from ssl_blocks.encoders.protocol import TokenEncoder
 from ssl_blocks.encoders.regions import TokenRegions
 from ssl_blocks.objectives.heads import check_head
-from ssl_blocks.objectives.objective import Objective
+from ssl_blocks.objectives.objective import Objective, beside_zero
 from ssl_blocks.objectives.teacher import Center, TeacherSchedule
 from ssl_blocks.parts.average import MovingAverage, cosine_momentum
 from ssl_blocks.parts.embedding_loss import koleo
@@ -143,19 +143,6 @@ class _ReadsViews(Objective):
         encoder: TokenEncoder = self._views[0].teacher.copy  # type: ignore[assignment]
         return encoder
 
-    @staticmethod
-    def _output(loss: Tensor, rows: Float[Tensor, "b r"], is_target: Tensor | None = None) -> ObjectiveOutput:
-        number = torch.arange(rows.shape[1], device=rows.device).expand(len(rows), -1)
-        return ObjectiveOutput(
-            loss=loss,
-            predictions=rows[..., None],
-            targets=torch.zeros_like(rows)[..., None],
-            index=number,
-            step=torch.zeros_like(number),
-            is_target=torch.ones_like(number, dtype=torch.bool) if is_target is None else is_target,
-            draw=None,
-        )
-
 
 @checked
 class _Distilled(_ReadsViews):
@@ -226,7 +213,7 @@ class DistilledViews(_Distilled):
             raise ValueError("images must be Views of at least two crops: a view is never compared with itself")
         ours = torch.stack([shared.views[:, v] for v, _ in pairs], dim=1)
         rows = _entropies(self._logits(ours), torch.stack([wanted[:, q] for _, q in pairs], dim=1))
-        return self._output(rows.mean(), rows)
+        return beside_zero(rows.mean(), rows[..., None])
 
 
 @checked
@@ -238,10 +225,7 @@ class DistilledTokens(_Distilled):
     Args:
         views: the shared pass.
         head: from patch tokens to logits; iBOT shares it with `DistilledViews`, DINOv2 does not.
-        out_dim: number of classes, ``K``.
-        schedule: temperature and momentum of the teacher's head.
-        student_temperature: of the student's softmax.
-        center_momentum: of the centre.
+        out_dim: number of classes, ``K``; this and all else as for `DistilledViews`.
     """
 
     @cached_property
@@ -265,7 +249,7 @@ class DistilledTokens(_Distilled):
         hidden = shared.is_hidden.flatten(1)
         rows = _entropies(logits, wanted)
         loss = torch.where(hidden, rows, 0.0).sum() / hidden.sum().clamp(min=1)
-        return replace(self._output(loss, rows, hidden), predictions=logits, targets=wanted)
+        return replace(beside_zero(loss, logits), targets=wanted, is_target=hidden)
 
 
 @checked
@@ -281,4 +265,4 @@ class SpreadViews(_ReadsViews):
         """Return a row per global view: the loss of its class tokens, beside 0."""
         large = gathered(_given(shared).views[:, : images.num_global])
         losses = torch.stack([koleo(view) for view in large.unbind(1)])
-        return self._output(losses.mean(), losses.detach().expand(images.batch, -1))
+        return beside_zero(losses.mean(), losses.detach()[:, None].expand(images.batch, -1, -1))

@@ -86,19 +86,30 @@ def seen_by(objective: Objective, images: Tensor | Views) -> Any:
     return images.images[0] if isinstance(images, Views) and not objective.takes_views else images
 
 
+def beside_zero(
+    loss: Tensor, rows: Float[Tensor, "b r p"], *, draw: Any = None, metrics: dict[str, Tensor] | None = None
+) -> ObjectiveOutput:
+    """An output whose rows are numbered, count all, and have zeros for targets: losses, or embeddings."""
+    number = torch.arange(rows.shape[1], device=rows.device).expand(len(rows), -1)
+    return ObjectiveOutput(
+        loss=loss,
+        predictions=rows,
+        targets=torch.zeros_like(rows),
+        index=number,
+        step=torch.zeros_like(number),
+        is_target=torch.ones_like(number, dtype=torch.bool),
+        draw=draw,
+        metrics={} if metrics is None else metrics,
+    )
+
+
 def check_parts(objective: Objective, *, width: int) -> None:
     """Refuse parts that were built for another image, grid or encoder than this objective's.
 
     Every part is asked, wherever it sits, for what it owns: ``grid`` (a `Grid`), ``num_tokens``, ``num_positions``,
     ``memory_dim`` (the encoder's width, as it takes it), ``image_size`` (of tokenizers); what a part does not have is
-    not looked at. The tokenizer is also asked for ``patch`` and ``channels``, and a linear head for its widths.
-
-    Args:
-        objective: with ``encoder``, ``tokenizer``, ``target`` and ``head``.
-        width: of what the head gets.
-
-    Raises:
-        ValueError: naming the part and what differs first.
+    not looked at. The tokenizer is also asked for ``patch`` and ``channels``, and a linear head, which gets ``width``
+    values, for its widths.
     """
     encoder, tokenizer, target, head = (getattr(objective, name) for name in ("encoder", "tokenizer", "target", "head"))
     for name, ours, theirs in (

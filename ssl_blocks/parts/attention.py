@@ -61,12 +61,9 @@ def explicit_attention(
     if dropout_p:
         weights = F.dropout(weights, dropout_p)
     out = weights @ value
-    return out.masked_fill(empty, 0.0) if empty is not None and _may_hold(empty) else out
-
-
-def _may_hold(flags: Bool[Tensor, "..."]) -> bool:
-    """Whether any flag may be set: looked up where that costs nothing, else assumed."""
-    return not can_be_looked_at(flags) or bool(flags.any())
+    if empty is None or (can_be_looked_at(empty) and not empty.any()):  # looked up where that costs nothing
+        return out
+    return out.masked_fill(empty, 0.0)
 
 
 def can_be_looked_at(x: Tensor) -> bool:
@@ -135,11 +132,7 @@ def _attends_in_bfloat16(query: Tensor) -> bool:
 
 
 def run_block(block: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Call ``block(x, ...)`` with the attention that suits the device, the precision and the shape.
-
-    Raises:
-        RuntimeError: if the block did not call torch's attention, so that the choice would have had no effect.
-    """
+    """Call ``block(x, ...)`` with the attention that suits the device, the precision and the shape."""
     if not wants_seam(x):
         return block(x, *args, **kwargs)
     seen: list[int] = []

@@ -48,18 +48,10 @@ class Decoder(Protocol):
 
 
 def position_module(positions: Literal["sincos", "learned"] | nn.Module, grid: Grid, dim: int) -> nn.Module:
-    """Build the position table that a decoder asks for, or pass on the caller's.
-
-    Raises:
-        ValueError: if the name is unknown.
-    """
+    """Build the position table that a decoder asks for, or pass on the caller's."""
     if isinstance(positions, nn.Module):
         return positions
-    if positions == "sincos":
-        return PositionTable.sincos(grid, dim)
-    if positions == "learned":
-        return PositionTable.learned(grid, dim)
-    raise ValueError(f"positions={positions!r} must be 'sincos', 'learned' or a module")
+    return PositionTable.sincos(grid, dim) if positions == "sincos" else PositionTable.learned(grid, dim)
 
 
 class _CrossAttention(nn.Module):

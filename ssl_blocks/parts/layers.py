@@ -4,11 +4,7 @@ from torch import nn
 
 
 def check_sizes(dim: int, num_heads: int, depth: int) -> None:
-    """Refuse sizes that no layers can have.
-
-    Raises:
-        ValueError: if ``num_heads`` does not divide ``dim``, or the depth is smaller than 1.
-    """
+    """Refuse sizes that no layers can have."""
     if num_heads < 1 or dim % num_heads:
         raise ValueError(f"num_heads={num_heads} must divide dim={dim}")
 

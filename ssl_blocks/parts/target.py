@@ -226,8 +226,6 @@ class EncoderTarget(nn.Module):
         self.dim: int = self._whole.dim
         if not 1 <= layers <= self._whole.depth:
             raise ValueError(f"layers={layers} must be at least 1 and at most the encoder's {self._whole.depth} blocks")
-        if norm not in ("final", "token", None):
-            raise ValueError(f"norm={norm!r} must be 'final', 'token' or None")
         self.train()
 
     @property

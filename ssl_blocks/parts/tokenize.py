@@ -60,11 +60,7 @@ def pair(value: Sizes) -> tuple[int, int]:
 
 
 def same_length(**sizes: Sizes) -> tuple[tuple[int, ...], ...]:
-    """Read sizes of which each is one number for all axes or one for each; two axes where nothing says otherwise.
-
-    Raises:
-        ValueError: if they speak of different numbers of axes.
-    """
+    """Read sizes of which each is one number for all axes or one for each; two axes where nothing says otherwise."""
     told = {name: len(size) for name, size in sizes.items() if not isinstance(size, int)}
     ndim = next(iter(told.values()), 2)
     for name, count in told.items():
@@ -133,10 +129,7 @@ class PatchTokenizer:
         self.grid = Grid(*(length // size for length, size in zip(self.image_size, cell, strict=True)))
         self.cell, self.crop, self.channels = cell, crop, channels
         self.patch = tuple(size - crop for size in cell)
-        self._offset, self._covered = (
-            round(crop / 2),
-            self.image_size,
-        )  # `from_grid` takes larger ones
+        self._offset, self._covered = round(crop / 2), self.image_size  # `from_grid` takes larger ones
 
     @classmethod
     def from_grid(cls, *, image_size: Sizes, grid: Sizes, channels: Channels = 3, crop: Whole = 0) -> "PatchTokenizer":
@@ -280,14 +273,7 @@ def _with_tuples(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_images(images: Tensor, expected: tuple[int, ...]) -> None:
-    """Refuse images of another shape than (channels, size along each axis).
-
-    Raises:
-        ValueError: naming both shapes.
-    """
+    """Refuse images of another shape than (channels, size along each axis)."""
     if tuple(images.shape[1:]) != expected:
-        raise ValueError(
-            f"images of shape {tuple(images.shape)} do not fit this tokenizer: expected [B, "
-            + ", ".join(map(str, expected))
-            + "]"
-        )
+        wanted = ", ".join(map(str, expected))
+        raise ValueError(f"images of shape {tuple(images.shape)} do not fit this tokenizer: expected [B, {wanted}]")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ssl_blocks.modes import modes_kept
 from ssl_blocks.parts.tokenize import PatchTokenizer
+from ssl_blocks.testing.precise import seeded
 from ssl_blocks.testing.role_case import Role, RoleError, apart
 from ssl_blocks.values import gather_tokens
 
@@ -185,10 +186,8 @@ class Checks(Case):
     @torch.no_grad()
     def _run(self, tokens: Tensor, mask: Tensor | None, training: bool) -> Tensor:
         """Encode with the same dropout in every call."""
-        with torch.random.fork_rng(devices=[tokens.device] if tokens.device.type == "cuda" else []):
-            torch.manual_seed(0)
-            with modes_kept(self.model, training=training):
-                final: Tensor = self.part.encode(tokens, self.raster(), mask).final
+        with seeded(0, tokens.device), modes_kept(self.model, training=training):
+            final: Tensor = self.part.encode(tokens, self.raster(), mask).final
         return final
 
     def order(self) -> None:

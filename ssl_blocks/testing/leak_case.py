@@ -21,6 +21,11 @@ Images = Float[Tensor, "b c *s"] | Views
 Pixels = tuple[Tensor, ...]  # one ``[B, C, H, W]`` per view; of plain images there is one
 
 
+def views_of(images: Images) -> Pixels:
+    """All views; plain images are one."""
+    return images.images if isinstance(images, Views) else (images,)
+
+
 class NotApplicableError(ValueError):
     """Nothing here hides pixels from a prediction, so there is no leak to look for; the message says why."""
 
@@ -31,25 +36,15 @@ class LeakError(AssertionError):
 
 @dataclass(frozen=True)
 class Subject:
-    """What is tested.
-
-    Args:
-        name: of an objective or a function.
-        module: models whose weights are shaken, and whose modes are switched.
-        tokenizer: cuts images, or those of the views that have its size.
-        target: what is predicted of every position, of images or views; ``None``: not told.
-        draw: random choices for images, by a generator.
-        compute: the output for images and a draw.
-        takes_views: whether positions are counted through all views, or the first alone is looked at.
-    """
+    """What is tested: an objective or a function."""
 
     name: str
-    module: nn.ModuleList
-    tokenizer: Tokenizer
-    target: Callable[[Any], Tensor] | None
+    module: nn.ModuleList  # models whose weights are shaken, and whose modes are switched
+    tokenizer: Tokenizer  # cuts images, or those of the views that have its size
+    target: Callable[[Any], Tensor] | None  # of every position, for images or views; ``None``: not told
     draw: Callable[[Images, torch.Generator | None], Any]
     compute: Callable[[Images, Any], ObjectiveOutput]
-    takes_views: bool = True
+    takes_views: bool = True  # whether positions are counted through all views, or the first alone is looked at
 
     @cached_property
     def buffers(self) -> list[Tensor]:
@@ -59,29 +54,26 @@ class Subject:
 
 @dataclass(frozen=True)
 class LeakCase:
-    """One draw of a subject, and who may see what in it.
-
-    Args:
-        subject: what is tested.
-        pixels: of every view, leaves that gradients are taken of.
-        num_global: of the views; ``None``: plain images.
-        is_cut: which views the tokenizer fits; positions are counted through these, view after view.
-        draw: the random choices.
-        out: what came of them.
-        step_of: ``[B, N]`` last step at which a position is predicted, `CONTEXT` or `HIDDEN`.
-        may: ``[B, t, N]`` which positions a row may see.
-        must: ``[B, t, N]`` which of them it has to see, so that nothing dead passes.
-    """
+    """One draw of a subject, and who may see what in it."""
 
     subject: Subject
-    pixels: Pixels
-    num_global: int | None
-    is_cut: tuple[bool, ...]
+    pixels: Pixels  # leaves that gradients are taken of
+    num_global: int | None  # of the views; ``None``: plain images
+    is_cut: tuple[bool, ...]  # views that the tokenizer fits; positions are counted through these, one after the other
     draw: Any
     out: ObjectiveOutput
-    step_of: Int[Tensor, "b n"]
-    may: Bool[Tensor, "b t n"]
-    must: Bool[Tensor, "b t n"]
+    step_of: Int[Tensor, "b n"]  # last step at which a position is predicted, `CONTEXT` or `HIDDEN`
+    may: Bool[Tensor, "b t n"]  # positions that a row may see
+    must: Bool[Tensor, "b t n"]  # those of them that it has to see, so that nothing dead passes
+
+    @cached_property
+    def plain(self) -> Pixels:
+        """The pixels without gradients."""
+        return tuple(x.detach() for x in self.pixels)
+
+    def changed(self, noise: Pixels, where: Pixels) -> Pixels:
+        """The pixels with noise on some of them."""
+        return tuple(x + n * w for x, n, w in zip(self.plain, noise, where, strict=True))
 
     def images(self, pixels: Pixels) -> Images:
         """Pixels as the subject gets them."""
@@ -100,7 +92,7 @@ class LeakCase:
     def where(self, changed: Bool[Tensor, "b n"]) -> Pixels:
         """Pixels of these positions, bool."""
         found, start = [], 0
-        for x, fits in zip((x.detach() for x in self.pixels), self.is_cut, strict=True):
+        for x, fits in zip(self.plain, self.is_cut, strict=True):
             if not fits:
                 found.append(torch.zeros_like(x, dtype=torch.bool))
                 continue
@@ -114,7 +106,7 @@ class LeakCase:
     @cached_property
     def before(self) -> ObjectiveOutput:
         """What comes of the pixels as they are."""
-        return self.outcome(tuple(x.detach() for x in self.pixels))
+        return self.outcome(self.plain)
 
     @torch.no_grad()
     def predict(self, pixels: Pixels, draw: Any = None) -> Float[Tensor, "b t p"]:
@@ -128,7 +120,7 @@ class LeakCase:
 
     def noise(self, generator: torch.Generator | None) -> Pixels:
         """Noise as large as the pixels of each channel."""
-        return tuple(_scale(x.detach()) * _noise(x.detach(), generator) for x in self.pixels)
+        return tuple(_scale(x) * _noise(x, generator) for x in self.plain)
 
     def position(self, image: int, position: int) -> str:
         """What a message calls a position of an image."""
@@ -145,20 +137,9 @@ class LeakCase:
 
 
 def make_case(subject: Subject, images: Images, generator: torch.Generator | None, *, graph: bool = True) -> LeakCase:
-    """Draw, compute, and find out who may see what.
-
-    Args:
-        subject: what is tested.
-        images: of which draws are made.
-        generator: source of randomness.
-        graph: whether gradients are asked for; without, a large batch fits.
-
-    Raises:
-        LeakError: if predictions do not follow the draw.
-        ValueError: if nothing is predicted, an index names no position, or a prediction is not finite.
-    """
-    views, num_global = (images.images, images.num_global) if isinstance(images, Views) else ((images,), None)
-    pixels = tuple(view.detach().clone().requires_grad_(graph) for view in views)
+    """Draw, compute, and find out who may see what; without ``graph`` no gradients, and a large batch fits."""
+    num_global = images.num_global if isinstance(images, Views) else None
+    pixels = tuple(view.detach().clone().requires_grad_(graph) for view in views_of(images))
     seen = pixels if subject.takes_views else pixels[:1]
     fits = [_fits(subject.tokenizer, view, needed=number == 0) for number, view in enumerate(seen)]
     is_cut = (*fits, *[False] * (len(pixels) - len(seen)))
@@ -195,8 +176,7 @@ def _check_rows(out: ObjectiveOutput, tokens: int) -> None:
 
 
 def _computed(subject: Subject, images: Images, draw: Any, seed: int = 0) -> ObjectiveOutput:
-    device = images.device if isinstance(images, Tensor) else images.images[0].device
-    with seeded(seed, device), buffers_kept(subject.buffers):
+    with seeded(seed, views_of(images)[0].device), buffers_kept(subject.buffers):
         return subject.compute(images, draw)
 
 
@@ -212,11 +192,10 @@ def _noise(x: Tensor, generator: torch.Generator | None) -> Tensor:
 
 def some_more(images: Images, count: int, generator: torch.Generator | None) -> Tensor | Views:
     """A batch of ``count`` images that differ: those that were given, over and over, under noise."""
-    views = images.images if isinstance(images, Views) else (images,)
     many = tuple(
         x[torch.arange(count, device=x.device) % len(x)]
         + _scale(x) / 4 * _noise(x[:1].expand(count, *x.shape[1:]), generator)
-        for x in (view.detach() for view in views)
+        for x in (view.detach() for view in views_of(images))
     )
     return Views(many, images.num_global) if isinstance(images, Views) else many[0]
 

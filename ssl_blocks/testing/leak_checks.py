@@ -114,10 +114,9 @@ def check_noise(case: LeakCase, generator: torch.Generator | None, tolerance: fl
 
     With ``when``, only leaks are looked for: dropout may well cut what should be felt.
     """
-    pixels, out = tuple(x.detach() for x in case.pixels), case.out
-    noise, before = case.noise(generator), case.before.predictions
+    out, noise, before = case.out, case.noise(generator), case.before.predictions
     for change in _changes(case):
-        after = case.predict(tuple(x + n * w for x, n, w in zip(pixels, noise, change.where, strict=True)))
+        after = case.predict(case.changed(noise, change.where))
         moved = (after - before).abs().amax(-1)
         scale = torch.where(out.is_target, moved, 0.0).amax(1, keepdim=True)
         has_moved = moved > smallest_move(before, scale, tolerance)

@@ -31,7 +31,7 @@ def check_hidden(case: LeakCase, generator: torch.Generator | None, tolerance: f
     for hidden in masks[:1] if torch.equal(*masks) else masks:
         where = tuple(a | b for a, b in zip(case.where(hidden), case.cropped(), strict=True))
         blind = out.is_target & ~(case.may & hidden[:, None]).any(-1)
-        for at, slot, moved in _wrong(case, _added(case.pixels, noise, where), blind, tolerance):
+        for at, slot, moved in _wrong(case, case.changed(noise, where), blind, tolerance):
             raise LeakError(
                 f"by noise{when}: the prediction of step {int(out.step[at, slot])} in image {at} of "
                 f"{len(hidden)} changes with pixels that it may not see, by {moved:.1g}"
@@ -47,7 +47,7 @@ def check_images(case: LeakCase, generator: torch.Generator | None, tolerance: f
     for changed in (some, ~some):
         where = tuple(changed.reshape(-1, *[1] * (x.ndim - 1)).expand_as(x) for x in case.pixels)
         still = out.is_target & ~changed[:, None]
-        for image, slot, moved in _wrong(case, _added(case.pixels, noise, where), still, tolerance):
+        for image, slot, moved in _wrong(case, case.changed(noise, where), still, tolerance):
             raise LeakError(
                 f"by noise{when}: the prediction of step {int(out.step[image, slot])} in image {image} of {number} "
                 f"changes with pixels of other images in the same batch, by {moved:.1g}"
@@ -55,11 +55,7 @@ def check_images(case: LeakCase, generator: torch.Generator | None, tolerance: f
 
 
 def check_places(case: LeakCase, generator: torch.Generator | None, tolerance: float, when: str) -> str | None:
-    """Let tokens of all steps behind some step exchange their places: no prediction up to it may know where they lie.
-
-    Returns:
-        Why that cannot be looked at.
-    """
+    """Let tokens of later steps exchange places, of which no prediction may know; return why that is not looked at."""
     draw, out = case.draw, case.out
     if not isinstance(draw, Serialization):
         return "the draw is no Serialization, so whether predictions know where later tokens lie was not looked at"
@@ -70,7 +66,7 @@ def check_places(case: LeakCase, generator: torch.Generator | None, tolerance: f
     upto = torch.where(early.any(1, keepdim=True), out.step.gather(1, row), last[:, None])
     slots = _shuffled(draw.step > upto, generator)
     other = replace(draw, order=draw.order.gather(1, slots))
-    for image, slot, moved in _wrong(case, case.pixels, out.is_target & (out.step <= upto), tolerance, other):
+    for image, slot, moved in _wrong(case, case.plain, out.is_target & (out.step <= upto), tolerance, other):
         raise LeakError(
             f"the prediction of step {int(out.step[image, slot])} in image {image} changes{when} when tokens of later "
             f"steps exchange their places, by {moved:.1g}: it knows where later tokens lie"
@@ -79,11 +75,7 @@ def check_places(case: LeakCase, generator: torch.Generator | None, tolerance: f
 
 
 def check_order(case: LeakCase, generator: torch.Generator | None) -> str | None:
-    """Let two tokens of a step exchange their slots: what is predicted of each position stays the same.
-
-    Returns:
-        Why that cannot be looked at.
-    """
+    """Let two tokens of a step exchange their slots: their predictions stay; return why that cannot be looked at."""
     draw, out = case.draw, case.out
     if not isinstance(draw, Serialization) or (out.given is not None and out.given.ndim == 3):
         return "the draw is no Serialization, so whether rows follow their own queries was not looked at"
@@ -97,7 +89,7 @@ def check_order(case: LeakCase, generator: torch.Generator | None) -> str | None
     slots = torch.arange(own.shape[1], device=own.device).repeat(len(own), 1)
     slots.scatter_(1, first[:, None], second[:, None]).scatter_(1, second[:, None], first[:, None])
     slots = torch.where(own.sum(1, keepdim=True) > 1, slots, slots.sort(1).values)
-    changed = case.outcome(_detached(case.pixels), replace(draw, order=draw.order.gather(1, slots)))
+    changed = case.outcome(case.plain, replace(draw, order=draw.order.gather(1, slots)))
     tokens = case.step_of.shape[1]
     before, after = (_by_position(one, tokens) for one in (case.before, changed))
     exact = before.dtype == torch.float64
@@ -129,7 +121,7 @@ def _check_pairs(case: LeakCase, generator: torch.Generator | None) -> str | Non
     before, moves = case.before.predictions, []
     for slot in (mine, partner):
         order = draw.order.scatter(1, slot, draw.order.gather(1, end)).scatter(1, end, draw.order.gather(1, slot))
-        after = case.predict(_detached(case.pixels), replace(draw, order=order))
+        after = case.predict(case.plain, replace(draw, order=order))
         moves.append((after - before).abs().amax(-1).gather(1, row)[row_fits.any(1)])
     if float((moves[1] > moves[0]).double().mean()) > 0.9:
         raise LeakError(
@@ -158,14 +150,6 @@ def _shuffled(some: Bool[Tensor, "b n"], generator: torch.Generator | None) -> I
     return torch.empty_like(old).scatter(1, old, new)
 
 
-def _detached(pixels: Pixels) -> Pixels:
-    return tuple(x.detach() for x in pixels)
-
-
-def _added(pixels: Pixels, noise: Pixels, where: Pixels) -> Pixels:
-    return tuple(x.detach() + n * w for x, n, w in zip(pixels, noise, where, strict=True))
-
-
 def _wrong(
     case: LeakCase,
     pixels: Pixels,
@@ -178,7 +162,7 @@ def _wrong(
     In 16 bits, where rounding hides what is small, many rows that move by one step of rounding are a leak as well.
     """
     before = case.before.predictions
-    moved = (case.predict(_detached(pixels), draw) - before).abs().amax(-1)
+    moved = (case.predict(pixels, draw) - before).abs().amax(-1)
     scale = torch.where(case.out.is_target, moved, 0.0).amax(1, keepdim=True)
     wrong = still & (moved > smallest_move(before, scale, tolerance))
     coarse = torch.finfo(before.dtype).bits == 16

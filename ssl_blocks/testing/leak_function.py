@@ -55,11 +55,7 @@ Function = Callable[[Any], Predicted | ObjectiveOutput | tuple[Tensor, ...]]
 def function_subject(
     function: Function, images: Images, *, patch_size: Sizes | Tokenizer | None, module: nn.Module | None
 ) -> Subject:
-    """A function as the leak test looks at it: its draw is the seed of torch's, numpy's and Python's random numbers.
-
-    Raises:
-        ValueError: if the patch size is not given, and cannot be told from what the function returns.
-    """
+    """A function as the leak test looks at it: its draw is the seed of torch's, numpy's and Python's random numbers."""
     named = function.func if isinstance(function, functools.partial) else function
     name = getattr(named, "__name__", type(named).__name__)
     if not isinstance(images, Tensor):
@@ -110,11 +106,7 @@ def _guessed(rows: Predicted, images: Tensor, name: str) -> PatchTokenizer:
 
 
 def as_predicted(found: Any, name: str) -> Predicted:
-    """Read what a function returned.
-
-    Raises:
-        TypeError: if it is none of the forms.
-    """
+    """Read what a function returned."""
     if isinstance(found, Predicted):
         return found
     if isinstance(found, tuple) and 2 <= len(found) <= 4 and all(x is None or isinstance(x, Tensor) for x in found):
@@ -163,11 +155,7 @@ def as_output(found: Any, images: Tensor, tokenizer: Tokenizer, name: str) -> Ob
 
 
 def position_of(targets: Float[Tensor, "b t p"], images: Tensor, tokenizer: Tokenizer) -> Int[Tensor, "b t"]:
-    """Which patch each target is: the one that it is but for a shift and a scale, its values in any usual order.
-
-    Raises:
-        ValueError: if a target is none of the patches.
-    """
+    """Which patch each target is: the one that it is but for a shift and a scale, its values in any usual order."""
     best, place = _matches(targets, images, tokenizer)
     wrong = best < 0.99
     for image, row in wrong.nonzero()[:1].tolist():
@@ -261,18 +249,19 @@ def watch_loss(
         >>> rows.predictions.shape
         torch.Size([2, 4, 12])
     """
-    run: Callable[[Any], Any] = step
-    if callable(getattr(step, "training_step", None)):
-        run = functools.partial(_training_step, step)
-        batch = _as_loaded if batch is None else batch
+    training_step = getattr(step, "training_step", None)
 
     def rows(images: Tensor) -> Predicted:
         seen: list[tuple[Any, ...]] = []
+        given: Any = images if batch is None else batch(images)
         handle = loss.register_forward_hook(lambda _, inputs, out: seen.append((*inputs[:2], out)))
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Lightning's, of a log without a trainer
-                total = run(images if batch is None else batch(images))
+                if training_step is None:
+                    total = step(given)
+                else:
+                    total = training_step(([images], None, None) if batch is None else given, 0)
         finally:
             handle.remove()
         if len(seen) <= call:
@@ -283,11 +272,3 @@ def watch_loss(
 
     rows.__name__ = type(step).__name__ if isinstance(step, nn.Module) else getattr(step, "__name__", "step")
     return rows
-
-
-def _training_step(module: Any, batch: Any) -> Any:
-    return module.training_step(batch, 0)
-
-
-def _as_loaded(images: Tensor) -> tuple[list[Tensor], None, None]:
-    return [images], None, None

@@ -9,25 +9,15 @@ import torch
 from torch import Tensor
 
 from ssl_blocks.testing import leak_draws
-from ssl_blocks.testing.leak_case import Images, LeakCase, LeakError, Subject, cast, make_case, some_more
+from ssl_blocks.testing.leak_case import Images, LeakCase, LeakError, Subject, cast, make_case, some_more, views_of
 from ssl_blocks.testing.leak_checks import check_gradients, check_loss, check_noise, check_targets
 from ssl_blocks.testing.leak_function import check_index
 from ssl_blocks.testing.precise import all_kept, zero_weights
-from ssl_blocks.values import Views
 
 
 @dataclass
 class Looks:
-    """How a subject is looked at, and what was seen.
-
-    Args:
-        subject: what is tested.
-        images: a handful.
-        draws: images in the largest batch.
-        compiled: whether compiled code is looked at.
-        generator: source of randomness.
-        tolerance: how much a prediction may move relative to its largest permitted move.
-    """
+    """How a subject is looked at, as `check_leaks` has it, and what was seen."""
 
     subject: Subject
     images: Images
@@ -40,7 +30,7 @@ class Looks:
 
     @property
     def _device(self) -> torch.device:
-        return self.images.device if isinstance(self.images, Tensor) else self.images.images[0].device
+        return views_of(self.images)[0].device
 
     def run(self) -> Iterator[str]:
         """Yield a sentence for every look that finds a leak."""
@@ -81,7 +71,8 @@ class Looks:
         for dtype in (torch.float64, torch.float32):
             try:
                 with self._set(dtype, shaken=True):
-                    make_case(self.subject, cast(self.images, dtype), _copied(self.generator), graph=False)
+                    generator = None if self.generator is None else self.generator.clone_state()
+                    make_case(self.subject, cast(self.images, dtype), generator, graph=False)
             except (RuntimeError, TypeError, NotImplementedError) as error:
                 reasons.append(str(error).strip().partition("\n")[0])
                 continue
@@ -90,7 +81,7 @@ class Looks:
             if dtype == torch.float64:
                 return dtype, None
             return dtype, f"not looked at in double precision, so faint leaks may pass: {reasons[0]}"
-        own = self.images.dtype if isinstance(self.images, Tensor) else self.images.images[0].dtype
+        own = views_of(self.images)[0].dtype
         return own, f"looked at in {own} alone, so faint leaks may pass: {reasons[0]}"
 
     def _exact(self, images: Images) -> Iterator[str]:
@@ -170,12 +161,7 @@ class Looks:
             torch._dynamo.reset()
 
 
-def _copied(generator: torch.Generator | None) -> torch.Generator | None:
-    return None if generator is None else generator.clone_state()
-
-
 def _check_finite(images: Images) -> None:
-    views = images.images if isinstance(images, Views) else (images,)
-    for view in views:
+    for view in views_of(images):
         for image in (~view.isfinite().flatten(1).all(1)).nonzero()[:1, 0].tolist():
             raise ValueError(f"images must be finite, but image {image} holds NaN or infinite values")

@@ -15,13 +15,11 @@ from ssl_blocks.testing.role_case import shake
 def all_kept(model: nn.Module, *, dtype: torch.dtype | None = None, shaken: bool = False) -> Iterator[None]:
     """Lend out a model, and put back its modes, weights, buffers and plain attributes, to the bit and to the object.
 
-    Args:
-        model: whose modules.
-        dtype: of all floating-point weights and buffers meanwhile; ``None`` leaves each its own.
-        shaken: move every weight by noise, and every zero buffer of one value (a gate that is shut).
+    Meanwhile floating-point weights and buffers have the ``dtype`` (``None``: each its own). ``shaken`` moves every
+    weight by noise, and every zero buffer of one value (a gate that is shut).
     """
-    modules = list(model.modules())
-    kept = [(part, [(own, dict(own)) for own in (vars(part), part._parameters, part._buffers)]) for part in modules]
+    spaces = [space for part in model.modules() for space in (vars(part), part._parameters, part._buffers)]
+    kept = [(space, dict(space)) for space in spaces]
     tensors = [*model.parameters(), *model.buffers()]
     data = [tensor.data for tensor in tensors]
     own = torch.get_default_dtype()
@@ -39,10 +37,9 @@ def all_kept(model: nn.Module, *, dtype: torch.dtype | None = None, shaken: bool
         torch.set_default_dtype(own)
         for tensor, was in zip(tensors, data, strict=True):
             tensor.data = was
-        for _, namespaces in kept:
-            for namespace, before in namespaces:
-                namespace.clear()
-                namespace.update(before)
+        for space, before in kept:
+            space.clear()
+            space.update(before)
 
 
 @torch.no_grad()

@@ -82,11 +82,7 @@ def to_cells(values: Array, grid: Grid) -> Array:
 
 
 def steps_of(serialization: Serialization, image_index: int) -> Array:
-    """Step of every slot of one image.
-
-    Raises:
-        ValueError: if there is no such image.
-    """
+    """Step of every slot of one image."""
     batch = len(serialization.step)
     if not 0 <= image_index < batch:
         raise ValueError(f"image_index={image_index} must name one of the {batch} images of the serialization")

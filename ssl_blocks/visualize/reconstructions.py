@@ -147,8 +147,7 @@ def draw_steps(
 
 def _raster_steps(serialization: Serialization, image_index: int, grid: Grid) -> Array:
     step = np.empty(grid.num_tokens, dtype=int)
-    sequence = steps_of(serialization, image_index)
-    step[serialization.order[image_index].cpu().numpy()] = sequence
+    step[serialization.order[image_index].cpu().numpy()] = steps_of(serialization, image_index)
     return step
 
 

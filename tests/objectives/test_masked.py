@@ -125,14 +125,7 @@ def test_a_cross_attending_decoder_fits_too() -> None:
     assert_no_leak(mae, images(2, 8), draws=8)
 
 
-@pytest.mark.parametrize(
-    "partitioner",
-    [
-        sb.BlockSubsetPartitioner(hidden=0.5),
-        sb.GridSubsetPartitioner(period=2),
-        sb.SubsetPartitioner(hidden=0.8),
-    ],
-)
+@pytest.mark.parametrize("partitioner", [sb.BlockSubsetPartitioner(hidden=0.5), sb.GridSubsetPartitioner(period=2)])
 def test_any_mask_of_two_parts_fits(partitioner: sb.parts.SegmentPartitioner) -> None:
     assert_no_leak(build(partitioner=partitioner, image_size=8), images(2, 8), draws=8)
 

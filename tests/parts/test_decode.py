@@ -1,5 +1,3 @@
-import inspect
-
 import pytest
 import torch
 from timm.layers import Mlp
@@ -19,7 +17,6 @@ from ssl_blocks import (
     SquarePartitioner,
 )
 from ssl_blocks.parts import Decoder, PositionTable, explicit_attention, sincos_table
-from ssl_blocks.parts.decode import position_module
 from tests.recipes import blank
 
 GRID, DIM, HEADS, DEPTH = Grid(4, 6), 16, 2, 2
@@ -331,12 +328,6 @@ def test_mlp_ratio_and_eps_reach_the_layers():
 def test_sizes_that_do_not_fit_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         make(**options)
-
-
-def test_an_unknown_kind_of_positions_is_refused():
-    build = inspect.unwrap(position_module)  # without the type checks of the test run, which refuse it first
-    with pytest.raises(ValueError, match="positions='rotary' must be 'sincos', 'learned' or a module"):
-        build("rotary", GRID, DIM)
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -1,6 +1,7 @@
 """Training on noise tells a leak: what is honest stays at knowing nothing, what leaks falls below."""
 
 import dataclasses
+import importlib
 
 import pytest
 import torch
@@ -13,6 +14,11 @@ from tests.testing.sabotage import C, Masked, N, P, cut
 
 QUICK = {"steps": 60, "batch_size": 24, "learning_rate": 1e-2}
 SHAPE = (C, 8, 8)
+
+
+@pytest.fixture(autouse=True)
+def fewer_batches(monkeypatch):
+    monkeypatch.setattr(importlib.import_module("ssl_blocks.testing.noise_floor"), "_BATCHES", 32)
 
 
 def on(model, **options):
