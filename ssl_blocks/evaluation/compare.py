@@ -18,8 +18,13 @@ from ssl_blocks.evaluation.protocol import Result
 class Scores(Result):
     """What one kind of features is worth.
 
-    ``knn`` is the accuracy of nearest neighbours with all training labels, 0..1; ``fewshot`` is that of a linear probe
-    on ``shots`` labels per class, ``None`` where a class has too few.
+    Args:
+        name: what the features are.
+        knn: accuracy of nearest neighbours with all training labels, 0..1.
+        fewshot: accuracy of a linear probe on few labels per class; ``None`` where a class has too few.
+        shots: labels per class of that probe.
+        num_train: training images that neighbours and labels come from.
+        num_test: test images that are classified.
     """
 
     name: str
