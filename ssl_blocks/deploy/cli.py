@@ -18,10 +18,7 @@ from ssl_blocks.engine.settings import StrictModel
 from ssl_blocks.files import at_home
 from ssl_blocks.program import as_typed
 
-ENCODER = (
-    "ENCODER",
-    "a run, a folder with an exported encoder, a timm model or MODULE:FUNCTION, as for evaluate",
-)
+ENCODER = ("ENCODER", "a run, a folder with an exported encoder, a timm model or MODULE:FUNCTION, as for evaluate")
 MODEL = ("MODEL", "a folder that finetune.save or segment.save wrote: encoder and head")
 IMAGES = ("IMAGES", "a folder or a file; or what data.name takes, such as imagefolder:PATH, csv:PATH, zip:PATH, digits")
 
@@ -74,10 +71,7 @@ COMMANDS = {
             (("RUN", f"{ENCODER[1]}; or {MODEL[1]}"),),
             ExportConfig,
             "ssl_blocks.deploy.programs:run",
-            (
-                "runs/randsac_digits --format onnx -o encoder.onnx",
-                "runs/randsac_digits --format state -o state",
-            ),
+            ("runs/randsac_digits --format onnx -o encoder.onnx", "runs/randsac_digits --format state -o state"),
         ),
         Command(
             "push",

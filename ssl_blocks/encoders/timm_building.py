@@ -31,7 +31,6 @@ def prepared(
     name: str,
     kind: type[nn.Module],
     refuse_unfit: Callable[[nn.Module], object],
-    *,
     image_size: Size,
     patch_size: Size | None,
     channels: int,

@@ -10,21 +10,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from ssl_blocks.doors import checked
-from ssl_blocks.encoders.adapter import (
-    DescribedAdapter,
-    Description,
-    Size,
-    grid_for,
-    refuse,
-    require_same,
-    resampled,
-)
-from ssl_blocks.encoders.tokens import (
-    TokenAdapter,
-    require_plain_attention,
-    require_plain_stem,
-    self_attention,
-)
+from ssl_blocks.encoders.adapter import DescribedAdapter, Description, Size, grid_for, refuse, require_same, resampled
+from ssl_blocks.encoders.tokens import TokenAdapter, require_plain_attention, require_plain_stem, self_attention
 from ssl_blocks.grid import Grid
 from ssl_blocks.modes import without_weights
 

@@ -19,12 +19,7 @@ from ssl_blocks.encoders.adapter import (
     require_same,
     resampled,
 )
-from ssl_blocks.encoders.tokens import (
-    TokenAdapter,
-    require_plain_attention,
-    require_plain_stem,
-    self_attention,
-)
+from ssl_blocks.encoders.tokens import TokenAdapter, require_plain_attention, require_plain_stem, self_attention
 from ssl_blocks.grid import Grid
 from ssl_blocks.modes import without_weights
 
@@ -125,9 +120,8 @@ class TorchvisionViT(DescribedAdapter[VisionTransformer], TokenAdapter[VisionTra
     def _positions(self) -> tuple[Tensor | None, int]:
         return self.module.encoder.pos_embedding, 1
 
-    def _entered(self, x: Tensor) -> Tensor:
-        entered: Tensor = self.module.encoder.dropout(x)
-        return entered
+    def _entered(self, x: Tensor) -> Any:
+        return self.module.encoder.dropout(x)
 
     def _blocks(self, index: Tensor | None) -> Iterable[Callable[..., Tensor]]:
         return [partial(_run, block) for block in self._layers()]
