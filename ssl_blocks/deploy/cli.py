@@ -125,14 +125,13 @@ def read_words(command: Command, argv: list[str]) -> tuple[list[str] | None, dic
     missing = [path for path, option in options.items() if option.field.is_required() and path not in given]
     if missing:
         raise ValueError(f"{command.name} needs --{missing[0]} {_value(options[missing[0]].field.annotation)}")
-    values = {}
+    values: dict[str, str] = {}
     for name, value in given.items():
-        if value is None and name not in switches:
-            if options[name].field.annotation is not bool:
-                raise ValueError(f"--{name} needs a value: --{name} VALUE")
-            value = "true"  # alone, it means yes
-        if value is not None and name not in switches:
-            values[name] = value
+        if name in switches:
+            continue
+        if value is None and options[name].field.annotation is not bool:
+            raise ValueError(f"--{name} needs a value: --{name} VALUE")
+        values[name] = "true" if value is None else value  # alone, it means yes
     return words, values, "dry-run" in given
 
 

@@ -13,7 +13,7 @@ from ssl_blocks.doors import checked
 from ssl_blocks.encoders.adapter import Size
 from ssl_blocks.encoders.hub import load_encoder
 from ssl_blocks.encoders.protocol import FeatureEncoder
-from ssl_blocks.encoders.timm_building import LOCAL, is_on_hub, require_divisible
+from ssl_blocks.encoders.timm_building import LOCAL, is_on_hub, reason_of, require_divisible
 from ssl_blocks.encoders.torchvision import TorchvisionViT
 from ssl_blocks.encoders.transformers import MODELS, TransformersViT
 from ssl_blocks.modes import without_weights
@@ -115,10 +115,7 @@ def transformers_vit(
             ``dinov3_vit``; or where weights are: ``local-dir:FOLDER`` of an export, ``hf-hub:OWNER/NAME``.
         image_size: height and width in pixels; one number means a square.
         patch_size: side of a patch in pixels; ``None``: the model's.
-        channels: colour channels of the images.
-        width: token width; the MLP's follows it. ``None``: the model's.
-        depth: number of blocks; ``None``: the model's.
-        heads: attention heads; ``None``: the model's.
+        channels: as for `torchvision_vit`, and ``width``, ``depth`` and ``heads``.
         pretrained: start from the weights of the folder or repository; positions are resampled for another image size.
 
     Raises:
@@ -196,8 +193,7 @@ def _stored(name: str, kind: type[E], image_size: Size, pretrained: bool, **size
         try:
             place = snapshot_download(place, allow_patterns=FILES)
         except Exception as error:  # networks and hubs fail in their own ways
-            reason = " ".join(str(error).split())
-            raise ValueError(f"name={name!r} cannot be read: {type(error).__name__}: {reason[:300]}") from error
+            raise ValueError(f"name={name!r} cannot be read: {reason_of(error)}") from error
     with torch.device("cpu"):
         encoder = load_encoder(Path(place), image_size=image_size)
     if not isinstance(encoder, kind):

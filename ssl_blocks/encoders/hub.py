@@ -173,9 +173,6 @@ def load_encoder(folder: str | Path, *, image_size: Size | None = None) -> Featu
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"folder={str(folder)!r} must be an exported encoder, but {name} is not in it")
-    sides = image_size if isinstance(image_size, tuple | list) else (image_size,)
-    if image_size is not None and not (sides and all(type(side) is int for side in sides)):
-        raise ValueError(f"image_size={image_size!r} must be a whole number of pixels, or one for each axis")
     try:
         encoder = rebuild(folder, read_json(folder / "config.json"), image_size)
     except ImageSizeError:

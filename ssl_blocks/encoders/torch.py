@@ -65,8 +65,7 @@ class TorchEncoder(DescribedAdapter[nn.Module], TokenAdapter[nn.Module]):
         if module is None:
             module = _gather(encoder, stem, positions, prefix)
         parts = {"stem": stem, "encoder": encoder, "positions": positions, "prefix": prefix}
-        paths = {name: _path(module, name, part) for name, part in parts.items() if part is not None}
-        self._paths = paths
+        self._paths = {name: _path(module, name, part) for name, part in parts.items() if part is not None}
         super().__init__(module, grid=grid, dim=stem.out_channels, depth=len(encoder.layers), num_prefix=num_prefix)
         self._no_norm = nn.Identity()
 
@@ -89,7 +88,6 @@ class TorchEncoder(DescribedAdapter[nn.Module], TokenAdapter[nn.Module]):
         """Nothing: layers alone are no encoder."""
         if isinstance(module, nn.TransformerEncoder):
             raise TypeError("an nn.TransformerEncoder has no patch stem: use TorchEncoder(encoder, stem=..., grid=...)")
-        return
 
     def describe(self) -> Description:
         """The sizes of its parts, and their weights under names of our own: see ``gathered``."""

@@ -67,7 +67,6 @@ class TorchvisionViT(DescribedAdapter[VisionTransformer], TokenAdapter[VisionTra
     def describe(self) -> Description:
         """The constructor's arguments, read off the model, and its weights."""
         vit = self.module
-        norm: Any = vit.encoder.ln
         arguments = {
             "image_size": vit.image_size,
             "patch_size": vit.patch_size,
@@ -78,7 +77,7 @@ class TorchvisionViT(DescribedAdapter[VisionTransformer], TokenAdapter[VisionTra
             "mlp_dim": vit.mlp_dim,
             "dropout": vit.dropout,
             "attention_dropout": vit.attention_dropout,
-            "norm_eps": getattr(norm, "eps", None) or 1e-6,
+            "norm_eps": getattr(vit.encoder.ln, "eps", None) or 1e-6,
             "num_classes": _classes(vit),  # none: the head was taken off
             "representation_size": vit.representation_size,
         }
