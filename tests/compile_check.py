@@ -188,5 +188,6 @@ def pure_functions() -> dict[str, dict[str, Any]]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     gc.disable()  # what tracing leaves behind is little, and to look for it takes long
+    torch._dynamo.guards.profile_guard_manager = lambda *_: 0.0  # how quick guards are, is not asked
     found = {"objectives": objectives(), "encoders": encoders(), "gallery": methods(), "pure": pure_functions()}
     print(json.dumps(found))

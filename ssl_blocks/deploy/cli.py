@@ -18,10 +18,7 @@ from ssl_blocks.engine.settings import StrictModel
 from ssl_blocks.files import at_home
 from ssl_blocks.program import as_typed
 
-ENCODER = (
-    "ENCODER",
-    "a run, a folder with an exported encoder, a timm model or MODULE:FUNCTION, as for evaluate",
-)
+ENCODER = ("ENCODER", "a run, a folder with an exported encoder, a timm model or MODULE:FUNCTION, as for evaluate")
 MODEL = ("MODEL", "a folder that finetune.save or segment.save wrote: encoder and head")
 IMAGES = ("IMAGES", "a folder or a file; or what data.name takes, such as imagefolder:PATH, csv:PATH, zip:PATH, digits")
 
@@ -74,10 +71,7 @@ COMMANDS = {
             (("RUN", f"{ENCODER[1]}; or {MODEL[1]}"),),
             ExportConfig,
             "ssl_blocks.deploy.programs:run",
-            (
-                "runs/randsac_digits --format onnx -o encoder.onnx",
-                "runs/randsac_digits --format state -o state",
-            ),
+            ("runs/randsac_digits --format onnx -o encoder.onnx", "runs/randsac_digits --format state -o state"),
         ),
         Command(
             "push",
@@ -131,14 +125,13 @@ def read_words(command: Command, argv: list[str]) -> tuple[list[str] | None, dic
     missing = [path for path, option in options.items() if option.field.is_required() and path not in given]
     if missing:
         raise ValueError(f"{command.name} needs --{missing[0]} {_value(options[missing[0]].field.annotation)}")
-    values = {}
+    values: dict[str, str] = {}
     for name, value in given.items():
-        if value is None and name not in switches:
-            if options[name].field.annotation is not bool:
-                raise ValueError(f"--{name} needs a value: --{name} VALUE")
-            value = "true"  # alone, it means yes
-        if value is not None and name not in switches:
-            values[name] = value
+        if name in switches:
+            continue
+        if value is None and options[name].field.annotation is not bool:
+            raise ValueError(f"--{name} needs a value: --{name} VALUE")
+        values[name] = "true" if value is None else value  # alone, it means yes
     return words, values, "dry-run" in given
 
 

@@ -1,7 +1,7 @@
 """Options of the commands for finished runs."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -9,6 +9,9 @@ from ssl_blocks.bounds import Batch, Count, Pixels
 from ssl_blocks.engine.settings import StrictModel
 
 Format = Literal["onnx", "torch", "timm", "safetensors", "state"]
+InputSize = Annotated[
+    Pixels | None, Field(description="input size in pixels, positions resampled; default: the encoder's own")
+]
 
 
 class OutputConfig(StrictModel):
@@ -40,9 +43,7 @@ class EmbedConfig(ReadingConfig):
         "auto", description="auto: as the encoder pools by itself; others for encoders of tokens"
     )
     layers: Count = Field(1, description="features of this many layers side by side, counted from the last")
-    image_size: Pixels | None = Field(
-        None, description="input size in pixels, positions resampled; default: the encoder's own"
-    )
+    image_size: InputSize = None
     pretrained: bool = Field(True, description="load the weights of a timm name; false: random ones")
 
 
@@ -59,9 +60,7 @@ class ExportConfig(OutputConfig):
     normalize: bool = Field(
         True, description="(onnx, torch) the program takes images in 0..1 and normalises them; false: they are already"
     )
-    image_size: Pixels | None = Field(
-        None, description="input size in pixels, positions resampled; default: the encoder's own"
-    )
+    image_size: InputSize = None
     tolerance: float = Field(
         1e-4, gt=0, description="(onnx, torch) largest difference from the encoder, as a share of its largest feature"
     )

@@ -115,9 +115,8 @@ def encode(extractor: Extractor, stream: ImageStream, *, progress: bool = False)
 def open_images(subject: Subject, images: Any, config: ReadingConfig) -> tuple[ImageStream, tuple[str, ...]]:
     """Find the images that a subject is to see, and what to say about them."""
     found = find_images(images, root=config.root)
-    parts = [found.train] + ([] if found.test is None else [found.test])
     channels, size = len(subject.extractor.mean), subject.image_size
-    value_range, told = values_of(parts, channels=channels, given=config.value_range, known=subject.value_range)
+    value_range, told = values_of(found.train, channels=channels, given=config.value_range, known=subject.value_range)
     stream = ImageStream(
         found,
         size=None if size is None else (size[0], size[1]),
@@ -144,8 +143,7 @@ def _subject(encoder: str | Path, config: EmbedConfig) -> Subject:
 
 def run(encoder: str, images: str, config: EmbedConfig) -> str:
     """The command: what was written, in words."""
-    options = {name: getattr(config, name) for name in type(config).model_fields if name != "output"}
-    done = embed(encoder, images, config.output, progress=terminal(stderr=True).is_terminal, **options)
+    done = embed(encoder, images, progress=terminal(stderr=True).is_terminal, **dict(config))
     lines = [*(f"note: {remark}" for remark in done.remarks)]
     if done.skipped:
         lines.append(f"{len(done.skipped)} unreadable images were skipped, {done.skipped[0]} first")

@@ -114,8 +114,7 @@ def _upload(repository: str, staged: Path, config: PushConfig, api: Api | None) 
 
 def run(source: str, repository: str, config: PushConfig, *, dry_run: bool) -> str:
     """The command: what was uploaded, in words."""
-    options = {name: getattr(config, name) for name in type(config).model_fields}
-    done = push(source, repository, dry_run=dry_run, **options)
+    done = push(source, repository, dry_run=dry_run, **dict(config))
     lines = [f"  {name}  {size:,} bytes" for name, size in done.files.items()]
     seen = "private" if done.is_private else "public"
     if done.address is None:

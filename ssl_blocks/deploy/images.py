@@ -1,6 +1,6 @@
 """Images one batch after the other, each with its name: what is in memory at a time is a few batches."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,8 +66,6 @@ class ImageStream:
         value_range: Range | None = None,
     ) -> None:
         check_range(value_range)
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} must be at least 1")
         self.parts = [found.train] + ([] if found.test is None else [found.test])
         self.class_names, self.batch_size = found.class_names, batch_size
         self.size, self.channels, self.corrupt, self.value_range = size, channels, corrupt, value_range
@@ -79,19 +77,13 @@ class ImageStream:
 
     def __iter__(self) -> Iterator[Batch]:
         with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor() as decoders:
-            pending = None
-            for part, start in self._starts():
-                coming = ahead.submit(self._read, part, start, decoders)
-                if pending is not None and (batch := pending.result()) is not None:
+            starts = [(n, at) for n, part in enumerate(self.parts) for at in range(0, len(part.items), self.batch_size)]
+            coming = (ahead.submit(self._read, number, start, decoders) for number, start in starts)
+            pending = next(coming, None)
+            while pending is not None:
+                current, pending = pending, next(coming, None)
+                if (batch := current.result()) is not None:
                     yield batch
-                pending = coming
-            if pending is not None and (batch := pending.result()) is not None:
-                yield batch
-
-    def _starts(self) -> Iterator[tuple[int, int]]:
-        for number, part in enumerate(self.parts):
-            for start in range(0, len(part.items), self.batch_size):
-                yield number, start
 
     def _read(self, number: int, start: int, decoders: ThreadPoolExecutor) -> Batch | None:
         part = self.parts[number]
@@ -131,15 +123,12 @@ class ImageStream:
         )
 
 
-def values_of(
-    parts: Sequence[Listed], *, channels: int, given: Range | None, known: Range | None
-) -> tuple[Range | None, str]:
+def values_of(part: Listed, *, channels: int, given: Range | None, known: Range | None) -> tuple[Range | None, str]:
     """Which values are black and white, and what to say about it.
 
     Those that were given; else, of images of more than 8 bits, those that the encoder was trained with, or what is
     measured. The first readable image tells the type.
     """
-    part = parts[0]
     if given is not None or isinstance(part.items, Tensor):
         return given, ""
     if known is None:

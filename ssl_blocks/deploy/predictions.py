@@ -1,5 +1,6 @@
 """Classes or masks of images by a fine-tuned model."""
 
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -215,15 +216,11 @@ def _free_name(file: str, taken: set[str]) -> str:
     """A name for a mask that no other has: of the image, else with its suffix, else with a number."""
     path = Path(file)
     stem = path.stem or "mask"
-    tries = [f"{stem}.png", f"{path.parent.name}_{stem}.png", f"{path.name}.png"]
-    number = 1
-    while tries[0] in taken:
-        tries.pop(0)
-        if not tries:
-            number += 1
-            tries = [f"{stem}_{number}.png"]
-    taken.add(tries[0])
-    return tries[0].replace(os.sep, "_")
+    numbered = (f"{stem}_{number}" for number in itertools.count(2))
+    stems = itertools.chain((stem, f"{path.parent.name}_{stem}", path.name), numbered)
+    name = next(f"{one}.png" for one in stems if f"{one}.png" not in taken)
+    taken.add(name)
+    return name.replace(os.sep, "_")
 
 
 def _picture(mask: NDArray[np.uint8]) -> Image.Image:
@@ -244,8 +241,7 @@ def _colors() -> NDArray[np.uint8]:
 
 def run(model: str, images: str, config: PredictConfig) -> str:
     """The command: what was written, in words."""
-    options = {name: getattr(config, name) for name in type(config).model_fields if name != "output"}
-    done = predict(model, images, config.output, progress=terminal(stderr=True).is_terminal, **options)
+    done = predict(model, images, progress=terminal(stderr=True).is_terminal, **dict(config))
     lines = [f"note: {remark}" for remark in done.remarks]
     if done.skipped:
         lines.append(f"{len(done.skipped)} unreadable images were skipped, {done.skipped[0]} first")

@@ -4,8 +4,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,19 +160,13 @@ def _export_program(subject: Subject, path: Path, notes: dict[str, Any], config:
     generator = seeded_generator("cpu", 0)
     noise = torch.rand(TRACED, notes["channels"], size[0], size[1], generator=generator)
     images = noise if config.normalize else (noise - program.mean) / program.std
-    with _evaluating(program):
+    with modes_kept(program, training=False), torch.no_grad():
         traced = _trace(program, images)
         write = _write_onnx if config.format == "onnx" else _write_torch
         with atomically(path) as temporary:
             run = write(traced, temporary, notes)
             difference = _compare(run, program, images, config.tolerance)
     return Exported(path, difference, notes)
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    with modes_kept(module, training=False), torch.no_grad():
-        yield
 
 
 def _trace(program: Program, images: Tensor) -> "torch.export.ExportedProgram":
@@ -269,7 +262,7 @@ def _export_timm(subject: Subject, path: Path, notes: Mapping[str, Any], is_mode
         return Exported(folder, None, notes, "timm's model gets what its patches were cut from: see the card")
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     images = torch.rand(max(TRIED), len(own.mean), size[0], size[1], generator=seeded_generator("cpu", 0))
-    with _evaluating(own.encoder.module):
+    with modes_kept(own.encoder.module, training=False), torch.no_grad():
         wanted, found = own.encoder.features(images), model(images)
     same = wanted.shape == found.shape and torch.allclose(wanted, found, atol=tolerance * float(wanted.abs().max()))
     difference = float((wanted - found).abs().max()) if wanted.shape == found.shape else None
@@ -288,8 +281,7 @@ def _export_state(source: str | Path, path: Path) -> Exported:
 
 def run(source: str, config: ExportConfig) -> str:
     """The command: what was written, in words."""
-    options = {name: getattr(config, name) for name in type(config).model_fields if name != "output"}
-    done = export(source, config.output, **options)
+    done = export(source, **dict(config))
     tried = "" if done.difference is None else f"; read back and compared, largest difference {done.difference:.1g}"
     lines = [f"note: {done.remark}"] if done.remark else []
     if "input" in done.notes:

@@ -2,7 +2,7 @@
 
 import difflib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torchvision
@@ -13,13 +13,21 @@ from ssl_blocks.doors import checked
 from ssl_blocks.encoders.adapter import Size
 from ssl_blocks.encoders.hub import load_encoder
 from ssl_blocks.encoders.protocol import FeatureEncoder
-from ssl_blocks.encoders.timm_building import LOCAL, is_on_hub, require_divisible
+from ssl_blocks.encoders.timm_building import LOCAL, is_on_hub, reason_of, require_divisible
 from ssl_blocks.encoders.torchvision import TorchvisionViT
 from ssl_blocks.encoders.transformers import MODELS, TransformersViT
 from ssl_blocks.modes import without_weights
 from ssl_blocks.parts.tokenize import pair
 
 FILES = ["config.json", "model.safetensors"]
+SAID = {  # what transformers calls sizes
+    "patch_size": "patch_size",
+    "width": "hidden_size",
+    "depth": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "channels": "num_channels",
+}
+E = TypeVar("E", bound=nn.Module)
 
 
 @checked
@@ -61,10 +69,7 @@ def torchvision_vit(
     if height != length:
         raise ValueError(f"image_size={image_size} must be a square for torchvision's VisionTransformer")
     if name.startswith(f"{LOCAL}:"):
-        stored: TorchvisionViT = _stored(
-            name, TorchvisionViT, image_size, pretrained, channels=channels, heads=heads, **sizes
-        )
-        return stored
+        return _stored(name, TorchvisionViT, image_size, pretrained, channels=channels, heads=heads, **sizes)
     known = [model for model in torchvision.models.list_models() if model.startswith("vit_")]
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
@@ -76,8 +81,9 @@ def torchvision_vit(
     if pretrained:
         _refuse_contradictions(name, saved, channels=channels, heads=heads, **sizes)
         load = torch.get_default_device().type != "meta"
-        model = torchvision.models.get_model(name, weights="DEFAULT") if load else saved.module
-        return _resized(_headless(model), height)
+        model: Any = torchvision.models.get_model(name, weights="DEFAULT") if load else saved.module
+        model.heads = nn.Identity()
+        return _resized(TorchvisionViT(model), height)
     ratio = arguments["mlp_dim"] / arguments["hidden_dim"]
     given = {"patch_size": patch_size, "hidden_dim": width, "num_layers": depth, "num_heads": heads}
     arguments |= {key: value for key, value in given.items() if value is not None}
@@ -109,10 +115,7 @@ def transformers_vit(
             ``dinov3_vit``; or where weights are: ``local-dir:FOLDER`` of an export, ``hf-hub:OWNER/NAME``.
         image_size: height and width in pixels; one number means a square.
         patch_size: side of a patch in pixels; ``None``: the model's.
-        channels: colour channels of the images.
-        width: token width; the MLP's follows it. ``None``: the model's.
-        depth: number of blocks; ``None``: the model's.
-        heads: attention heads; ``None``: the model's.
+        channels: as for `torchvision_vit`, and ``width``, ``depth`` and ``heads``.
         pretrained: start from the weights of the folder or repository; positions are resampled for another image size.
 
     Raises:
@@ -132,11 +135,11 @@ def transformers_vit(
         raise ValueError(
             f"name={name!r} needs transformers to be installed: pip install 'ssl_blocks[hf]' ({error})"
         ) from None
+    sizes = {"patch_size": patch_size, "width": width, "depth": depth, "heads": heads, "channels": channels}
     if ":" in name:
-        sizes = {"patch_size": patch_size, "width": width, "depth": depth, "heads": heads, "channels": channels}
-        encoder: TransformersViT = _stored(name, TransformersViT, image_size, pretrained, **sizes)
+        encoder = _stored(name, TransformersViT, image_size, pretrained, **sizes)
     else:
-        encoder = _drawn(transformers, name, image_size, patch_size, channels, width, depth, heads, pretrained)
+        encoder = _drawn(transformers, name, image_size, pretrained, **sizes)
     model: Any = encoder.module
     if getattr(model, "pooler", None) is not None:
         model.pooler = None
@@ -146,27 +149,16 @@ def transformers_vit(
     return encoder
 
 
-def _drawn(
-    transformers: Any,
-    name: str,
-    image_size: Size,
-    patch_size: int | None,
-    channels: int,
-    width: int | None,
-    depth: int | None,
-    heads: int | None,
-    pretrained: bool,
-) -> TransformersViT:
+def _drawn(transformers: Any, name: str, image_size: Size, pretrained: bool, **sizes: int | None) -> TransformersViT:
     if name not in MODELS or pretrained:
         why = "names no weights" if name in MODELS else f"is none of {', '.join(MODELS)}"
         raise ValueError(f"name={name!r} {why}: give local-dir:FOLDER or hf-hub:OWNER/NAME to start from weights")
     of = getattr(transformers, f"{MODELS[name]}Config")
     own = of()
-    given = {"patch_size": patch_size, "hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads}
-    arguments: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    if width is not None and hasattr(own, "intermediate_size"):
-        arguments["intermediate_size"] = round(own.intermediate_size / own.hidden_size * width)
-    config = of(image_size=list(pair(image_size)), num_channels=channels, **arguments)
+    arguments: dict[str, Any] = {SAID[size]: value for size, value in sizes.items() if value is not None}
+    if "hidden_size" in arguments and hasattr(own, "intermediate_size"):
+        arguments["intermediate_size"] = round(own.intermediate_size / own.hidden_size * arguments["hidden_size"])
+    config = of(image_size=list(pair(image_size)), **arguments)
     require_divisible(
         image_size, config.patch_size, {"embed_dim": config.hidden_size, "num_heads": config.num_attention_heads}
     )
@@ -190,7 +182,7 @@ def num_heads(encoder: FeatureEncoder) -> int:
     raise ValueError(f"{type(encoder.module).__name__} does not tell how many attention heads it has: give heads")
 
 
-def _stored(name: str, kind: type[Any], image_size: Size, pretrained: bool, **sizes: Any) -> Any:
+def _stored(name: str, kind: type[E], image_size: Size, pretrained: bool, **sizes: Any) -> E:
     """An encoder of a family out of a folder or a repository, ready to be trained."""
     if not pretrained:
         raise ValueError(f"name={name!r} names weights: start from them (pretrained=True), or name a kind of model")
@@ -201,10 +193,9 @@ def _stored(name: str, kind: type[Any], image_size: Size, pretrained: bool, **si
         try:
             place = snapshot_download(place, allow_patterns=FILES)
         except Exception as error:  # networks and hubs fail in their own ways
-            reason = " ".join(str(error).split())
-            raise ValueError(f"name={name!r} cannot be read: {type(error).__name__}: {reason[:300]}") from error
+            raise ValueError(f"name={name!r} cannot be read: {reason_of(error)}") from error
     with torch.device("cpu"):
-        encoder: Any = load_encoder(Path(place), image_size=image_size)
+        encoder = load_encoder(Path(place), image_size=image_size)
     if not isinstance(encoder, kind):
         raise TypeError(f"name={name!r} must hold an encoder for {kind.__name__}, but holds a {type(encoder).__name__}")
     _refuse_contradictions(name, encoder, **sizes)
@@ -222,11 +213,6 @@ def _refuse_contradictions(name: str, encoder: Any, **wanted: Any) -> None:
     for argument, value in there.items():
         if wanted.get(argument) not in (None, value):
             raise ValueError(f"{argument}={wanted[argument]} contradicts the pretrained {name!r}, which has {value}")
-
-
-def _headless(model: Any) -> TorchvisionViT:
-    model.heads = nn.Identity()
-    return TorchvisionViT(model)
 
 
 def _resized(encoder: TorchvisionViT, side: int) -> TorchvisionViT:

@@ -16,10 +16,7 @@ CARD = "README.md"
 def write_card(run: Path) -> Path:
     """Write ``encoder/README.md`` of a finished run out of what the run wrote: anew whenever scores are added."""
     folder = run / "encoder"
-    config = read_mapping(run / "config.yaml")
-    results = read_json(run / "results.json")
-    exported = read_json(folder / "config.json")
-    text = "\n".join(_card(folder, exported, config=config, results=results))
+    text = _card(folder, read_json(folder / "config.json"), run, read_json(run / "results.json"))
     with atomically(folder / CARD) as temporary:
         temporary.write_text(text)
     return folder / CARD
@@ -27,7 +24,7 @@ def write_card(run: Path) -> Path:
 
 def plain_card(folder: Path, exported: Mapping[str, Any]) -> str:
     """The card of an encoder that comes from no run: where it will lie, and its ``config.json``."""
-    return "\n".join(_card(folder, exported, config=None, results={}))
+    return _card(folder, exported, None, {})
 
 
 def hub_card(
@@ -40,41 +37,35 @@ def hub_card(
     tags: Sequence[str] = (),
 ) -> str:
     """The card of an encoder in a repository on the hub: its files lie in ``folder``, and come from a run if any."""
-    config = None if run is None else read_mapping(run / "config.yaml")
-    results = read_json(run / "results.json") if run is not None and (run / "results.json").is_file() else {}
+    more: dict[str, Any] = {"datasets": list(datasets) or None, "pipeline_tag": "image-feature-extraction"}
     exported = read_json(folder / "config.json")
-    more = {"license": license, "datasets": list(datasets) or None, "pipeline_tag": "image-feature-extraction"}
-    return "\n".join(
-        _card(folder, exported, config=config, results=results, more=more, tags=tags, repository=repository)
-    )
+    results = read_json(run / "results.json") if run is not None and (run / "results.json").is_file() else {}
+    return _card(folder, exported, run, results, license=license, tags=tags, repository=repository, **more)
 
 
 def _card(
     folder: Path,
     exported: Mapping[str, Any],
-    *,
-    config: Mapping[str, Any] | None,
+    run: Path | None,
     results: Mapping[str, Any],
-    more: Mapping[str, Any] | None = None,
+    *,
+    license: str | None = None,
     tags: Sequence[str] = (),
     repository: str | None = None,
-) -> Iterator[str]:
+    **more: Any,
+) -> str:
+    config = None if run is None else read_mapping(run / "config.yaml")
     notes: dict[str, Any] = exported.get("ssl_blocks", {})
-    of_timm = is_of_timm(exported)
-    known = dict(more or {})
-    known["license"] = known.get("license") or (notes.get("origin") or {}).get("license")
-    library, own = "timm" if of_timm else "ssl_blocks", ["image-feature-extraction", "self-supervised"]
-    front = ModelCardData(library_name=library, tags=[*own, *tags], **known)
-    yield from ["---", front.to_yaml(), "---", ""]
+    license = license or (notes.get("origin") or {}).get("license")
+    of_timm, own = is_of_timm(exported), ["image-feature-extraction", "self-supervised"]
+    library = "timm" if of_timm else "ssl_blocks"
+    front = ModelCardData(library_name=library, tags=[*own, *tags], license=license, **more)
+    lines = ["---", front.to_yaml(), "---", ""]
     title = repository or (config["name"] if config else folder.name)
-    yield from [f"# {plain(title)}", ""]
-    if config:
-        yield from _origin(config, results)
-    yield from _encoder(notes, exported)
-    scores = list(_scores(results))
-    if scores:
-        yield from ["## Scores", "", *scores]
-    yield from _loading(folder, notes, of_timm=of_timm, repository=repository)
+    lines += [f"# {plain(title)}", "", *(_origin(config, results) if config else ()), *_encoder(notes, exported)]
+    if scores := list(_scores(results)):
+        lines += ["## Scores", "", *scores]
+    return "\n".join([*lines, _loading(folder, notes, of_timm=of_timm, repository=repository)])
 
 
 def is_of_timm(exported: Mapping[str, Any]) -> bool:
@@ -164,7 +155,7 @@ def _numbers(values: Sequence[float]) -> str:
     return ", ".join(f"{value:.4g}" for value in values)
 
 
-def _loading(folder: Path, notes: Mapping[str, Any], *, of_timm: bool, repository: str | None) -> Iterator[str]:
+def _loading(folder: Path, notes: Mapping[str, Any], *, of_timm: bool, repository: str | None) -> str:
     name = f"local-dir:{folder.as_posix()}" if repository is None else f"hf-hub:{repository}"
     place = quoted(folder.as_posix()) if repository is None else f"snapshot_download({quoted(repository)})"
     download = "" if repository is None else "from huggingface_hub import snapshot_download\n"
@@ -179,7 +170,7 @@ features = model(images)  # normalised images [B, C, H, W] -> [B, D]
 or, as an encoder for objectives and evaluation:
 
 """
-    yield f"""## Load
+    return f"""## Load
 
 {by_timm if of_timm and not notes.get("crop") else ""}```python
 {download}from ssl_blocks.encoders import load_encoder

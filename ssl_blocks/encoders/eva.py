@@ -129,16 +129,7 @@ def timm_eva(
         (1, 192, '8x8')
     """
     name = placed(name)
-    saved, arguments = prepared(
-        name,
-        Eva,
-        _refuse_unfit,
-        image_size=image_size,
-        patch_size=patch_size,
-        channels=channels,
-        pretrained=pretrained,
-        wanted=model_args,
-    )
+    saved, arguments = prepared(name, Eva, _refuse_unfit, image_size, patch_size, channels, pretrained, model_args)
     if pretrained:
         arguments |= model_args
         norms = {"use_fc_norm": False, "use_post_transformer_norm": not isinstance(saved.norm, nn.Identity)}

@@ -74,7 +74,7 @@ def export_encoder(
     fresh = place.with_name(f".{place.name}.{os.getpid()}.incomplete")
     shutil.rmtree(fresh, ignore_errors=True)
     try:
-        adapter.save(fresh, _notes(encoder, tokenizer, mean, std, value_range))
+        adapter.save(fresh, _notes(encoder, tokenizer, mean=mean, std=std, value_range=value_range))
         card = plain_card(folder, json.loads((fresh / "config.json").read_text()))
         (fresh / CARD).write_text(card)
         shutil.copymode(fresh / CARD, fresh / "model.safetensors")  # safetensors gives its files to their owner alone
@@ -106,13 +106,7 @@ def _require_replaceable(folder: Path) -> None:
         )
 
 
-def _notes(
-    encoder: FeatureEncoder,
-    tokenizer: Tokenizer | None,
-    mean: tuple[float, ...],
-    std: tuple[Positive, ...],
-    value_range: tuple[float, float] | None,
-) -> dict[str, Any]:
+def _notes(encoder: FeatureEncoder, tokenizer: Tokenizer | None, **known: Any) -> dict[str, Any]:
     """What evaluation asks for, and loading beyond the model itself."""
     return {
         "format_version": FORMAT_VERSION,
@@ -123,9 +117,7 @@ def _notes(
         "image_size": None if tokenizer is None else list(getattr(tokenizer, "image_size", ())) or None,
         "tokenizer": tokenizer_note(tokenizer),
         "channels": encoder.channels,
-        "mean": list(mean),
-        "std": list(std),
-        "value_range": None if value_range is None else list(value_range),
+        **known,
         "pooling": getattr(encoder, "pooling", "mean of normalised patch tokens"),
     }
 
@@ -181,9 +173,6 @@ def load_encoder(folder: str | Path, *, image_size: Size | None = None) -> Featu
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"folder={str(folder)!r} must be an exported encoder, but {name} is not in it")
-    sides = image_size if isinstance(image_size, tuple | list) else (image_size,)
-    if image_size is not None and not (sides and all(type(side) is int for side in sides)):
-        raise ValueError(f"image_size={image_size!r} must be a whole number of pixels, or one for each axis")
     try:
         encoder = rebuild(folder, read_json(folder / "config.json"), image_size)
     except ImageSizeError:

@@ -105,12 +105,9 @@ class TimmRegions(TimmStored[nn.Module]):
                 images, indices=1, norm=False, output_fmt="NCHW", intermediates_only=True
             )
         last: Tensor = found[-1]
-        grid = Grid(*last.shape[2:])
-        if self.is_last_dim:
-            normed = self.norm(last.flatten(2).transpose(1, 2))
-        else:
-            normed = self.norm(last).flatten(2).transpose(1, 2)
-        return Regions(map=normed, pooled=normed.mean(1), grid=grid)
+        tokens = (last if self.is_last_dim else self.norm(last)).flatten(2).transpose(1, 2)
+        normed = self.norm(tokens) if self.is_last_dim else tokens
+        return Regions(map=normed, pooled=normed.mean(1), grid=Grid(*last.shape[2:]))
 
     def features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         """Mean over the normalised regions, ``[B, D]``."""
@@ -272,26 +269,20 @@ def _last_width(module: nn.Module) -> int:
 
 def _find_norm(module: nn.Module, dim: int) -> tuple[str, bool]:
     """Where the norm lies that timm's models of this kind end with, and whether it takes channels last; "" for none."""
-    found = {place: norm for place in ("norm", "head.norm") if (norm := _part(module, place)) is not None}
-    norms = {place: norm for place, norm in found.items() if not isinstance(norm, nn.Identity)}
-    for place, norm in norms.items():
-        if getattr(norm, "weight", None) is not None and norm.weight.numel() == dim:  # type: ignore[operator]
-            return place, _takes_last_dim(norm)
-    stages = _part(module, "stages")
-    ends_normed = isinstance(stages, nn.Sequential | nn.ModuleList) and _part(stages[-1], "norm") is not None
-    if not norms and (ends_normed or any(isinstance(part, _BatchNorm) for part in module.modules())):
+    parts = dict(module.named_modules(remove_duplicate=False))
+    places = [place for place in ("norm", "head.norm") if not isinstance(parts.get(place), nn.Identity | None)]
+    for place in places:
+        weight: Any = getattr(parts[place], "weight", None)
+        if weight is not None and weight.numel() == dim:
+            return place, _takes_last_dim(parts[place])
+    stages = parts.get("stages")
+    ends_normed = isinstance(stages, nn.Sequential | nn.ModuleList) and hasattr(stages[-1], "norm")
+    if not places and (ends_normed or any(isinstance(part, _BatchNorm) for part in module.modules())):
         return "", False  # PVT: norms in stages; ResNet: batch norms
     raise ValueError(
         f"the final norm of {type(module).__name__} was not found in norm or head.norm, for a width of {dim}: "
         "give norm=, nn.Identity() for none"
     )
-
-
-def _part(module: nn.Module, path: str) -> nn.Module | None:
-    try:
-        return module.get_submodule(path)
-    except AttributeError:
-        return None
 
 
 def _takes_last_dim(norm: nn.Module) -> bool:

@@ -120,15 +120,9 @@ def timm_vit(
     if positions not in (None, "sincos", "learned", "none"):
         raise ValueError(f"positions={positions!r} must be 'sincos', 'learned' or 'none'")
     name = placed(name)
+    wanted = {**model_args, "class_token": class_token}
     saved, arguments = prepared(
-        name,
-        VisionTransformer,
-        _refuse_unfit,
-        image_size=image_size,
-        patch_size=patch_size,
-        channels=channels,
-        pretrained=pretrained,
-        wanted={**model_args, "class_token": class_token},
+        name, VisionTransformer, _refuse_unfit, image_size, patch_size, channels, pretrained, wanted
     )
     arguments |= {"fc_norm": False, **model_args}
     if pretrained:

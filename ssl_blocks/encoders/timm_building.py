@@ -31,7 +31,6 @@ def prepared(
     name: str,
     kind: type[nn.Module],
     refuse_unfit: Callable[[nn.Module], object],
-    *,
     image_size: Size,
     patch_size: Size | None,
     channels: int,
@@ -84,7 +83,7 @@ def as_saved(name: str, kind: type[nn.Module], refuse_unfit: Callable[[nn.Module
         with without_weights():
             model: nn.Module = timm.create_model(name)
     except Exception as error:  # networks, hubs and files each fail in their own way
-        raise ValueError(f"name={name!r} cannot be read: {_reason(error)}") from error
+        raise ValueError(f"name={name!r} cannot be read: {reason_of(error)}") from error
     if not isinstance(model, kind):
         refuse_unfit(model)
     return model
@@ -137,7 +136,7 @@ def create_pretrained(name: str, arguments: Mapping[str, Any]) -> nn.Module:
         model.reset_classifier(arguments["num_classes"], **pool)
         model.origin = _origin(name, model.pretrained_cfg)
     except Exception as error:  # networks, hubs and files each fail in their own way
-        raise ValueError(f"name={name!r}: its pretrained weights cannot be loaded: {_reason(error)}") from error
+        raise ValueError(f"name={name!r}: its pretrained weights cannot be loaded: {reason_of(error)}") from error
     built: nn.Module = model
     return built
 
@@ -164,7 +163,8 @@ def rebuilding(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in {**(saved or {}), **arguments}.items() if key not in SOURCES}
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Kind and words of a foreign error, in one line that is not too long."""
     words = " ".join(str(error).split())
     return f"{type(error).__name__}: {words if len(words) <= 300 else words[:300] + ' ...'}"
 

@@ -75,8 +75,8 @@ class TimmStored(Adapter[M]):
 
     def redraw(self, folder: Path, image_size: Size | None) -> None:
         """Draw all weights as timm draws them."""
-        sized = image_size is not None and knows_size(self.module)
-        options: dict[str, Any] = {"img_size": pair(image_size)} if sized and image_size is not None else {}
+        size = pair(image_size) if image_size is not None and knows_size(self.module) else None
+        options: dict[str, Any] = {} if size is None else {"img_size": size}
         fresh = timm.create_model(f"local-dir:{folder}", pretrained=False, **options)
         self._finish(fresh, folder)
         self.module.load_state_dict(fresh.state_dict())

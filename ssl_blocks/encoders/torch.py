@@ -10,21 +10,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from ssl_blocks.doors import checked
-from ssl_blocks.encoders.adapter import (
-    DescribedAdapter,
-    Description,
-    Size,
-    grid_for,
-    refuse,
-    require_same,
-    resampled,
-)
-from ssl_blocks.encoders.tokens import (
-    TokenAdapter,
-    require_plain_attention,
-    require_plain_stem,
-    self_attention,
-)
+from ssl_blocks.encoders.adapter import DescribedAdapter, Description, Size, grid_for, refuse, require_same, resampled
+from ssl_blocks.encoders.tokens import TokenAdapter, require_plain_attention, require_plain_stem, self_attention
 from ssl_blocks.grid import Grid
 from ssl_blocks.modes import without_weights
 
@@ -78,8 +65,7 @@ class TorchEncoder(DescribedAdapter[nn.Module], TokenAdapter[nn.Module]):
         if module is None:
             module = _gather(encoder, stem, positions, prefix)
         parts = {"stem": stem, "encoder": encoder, "positions": positions, "prefix": prefix}
-        paths = {name: _path(module, name, part) for name, part in parts.items() if part is not None}
-        self._paths = paths
+        self._paths = {name: _path(module, name, part) for name, part in parts.items() if part is not None}
         super().__init__(module, grid=grid, dim=stem.out_channels, depth=len(encoder.layers), num_prefix=num_prefix)
         self._no_norm = nn.Identity()
 
@@ -102,7 +88,6 @@ class TorchEncoder(DescribedAdapter[nn.Module], TokenAdapter[nn.Module]):
         """Nothing: layers alone are no encoder."""
         if isinstance(module, nn.TransformerEncoder):
             raise TypeError("an nn.TransformerEncoder has no patch stem: use TorchEncoder(encoder, stem=..., grid=...)")
-        return
 
     def describe(self) -> Description:
         """The sizes of its parts, and their weights under names of our own: see ``gathered``."""

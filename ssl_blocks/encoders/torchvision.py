@@ -19,12 +19,7 @@ from ssl_blocks.encoders.adapter import (
     require_same,
     resampled,
 )
-from ssl_blocks.encoders.tokens import (
-    TokenAdapter,
-    require_plain_attention,
-    require_plain_stem,
-    self_attention,
-)
+from ssl_blocks.encoders.tokens import TokenAdapter, require_plain_attention, require_plain_stem, self_attention
 from ssl_blocks.grid import Grid
 from ssl_blocks.modes import without_weights
 
@@ -72,7 +67,6 @@ class TorchvisionViT(DescribedAdapter[VisionTransformer], TokenAdapter[VisionTra
     def describe(self) -> Description:
         """The constructor's arguments, read off the model, and its weights."""
         vit = self.module
-        norm: Any = vit.encoder.ln
         arguments = {
             "image_size": vit.image_size,
             "patch_size": vit.patch_size,
@@ -83,7 +77,7 @@ class TorchvisionViT(DescribedAdapter[VisionTransformer], TokenAdapter[VisionTra
             "mlp_dim": vit.mlp_dim,
             "dropout": vit.dropout,
             "attention_dropout": vit.attention_dropout,
-            "norm_eps": getattr(norm, "eps", None) or 1e-6,
+            "norm_eps": getattr(vit.encoder.ln, "eps", None) or 1e-6,
             "num_classes": _classes(vit),  # none: the head was taken off
             "representation_size": vit.representation_size,
         }
@@ -125,9 +119,8 @@ class TorchvisionViT(DescribedAdapter[VisionTransformer], TokenAdapter[VisionTra
     def _positions(self) -> tuple[Tensor | None, int]:
         return self.module.encoder.pos_embedding, 1
 
-    def _entered(self, x: Tensor) -> Tensor:
-        entered: Tensor = self.module.encoder.dropout(x)
-        return entered
+    def _entered(self, x: Tensor) -> Any:
+        return self.module.encoder.dropout(x)
 
     def _blocks(self, index: Tensor | None) -> Iterable[Callable[..., Tensor]]:
         return [partial(_run, block) for block in self._layers()]

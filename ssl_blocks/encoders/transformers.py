@@ -20,12 +20,7 @@ from ssl_blocks.modes import modes_kept
 from ssl_blocks.parts.tokenize import pair
 
 # what model_type stands for: the only classes that are taken, or that a folder can name
-MODELS = {
-    "vit": "ViT",
-    "dinov2": "Dinov2",
-    "dinov2_with_registers": "Dinov2WithRegisters",
-    "dinov3_vit": "DINOv3ViT",
-}
+MODELS = {"vit": "ViT", "dinov2": "Dinov2", "dinov2_with_registers": "Dinov2WithRegisters", "dinov3_vit": "DINOv3ViT"}
 _MODELS = tuple(f"{name}Model" for name in MODELS.values())
 # keys by which a configuration could name code or kernels, and our own notes
 _LEFT_OUT = ("auto_map", "quantization_config", "attn_implementation", "_attn_implementation", "ssl_blocks")
@@ -130,9 +125,6 @@ class TransformersViT(TokenAdapter[nn.Module]):
         path = folder / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"ssl_blocks": notes}, indent=2) + "\n")
 
-    def _embeddings(self) -> Any:
-        return self.module.embeddings
-
     def _stem(self) -> Any:
         return _stem(self.module)
 
@@ -140,10 +132,10 @@ class TransformersViT(TokenAdapter[nn.Module]):
         return _prefix(self.module)
 
     def _positions(self) -> tuple[Tensor | None, int]:
-        return getattr(self._embeddings(), "position_embeddings", None), 1  # registers have no rows
+        return getattr(self.module.embeddings, "position_embeddings", None), 1  # registers have no rows
 
     def _entered(self, x: Tensor) -> Tensor:
-        dropout = getattr(self._embeddings(), "dropout", None)
+        dropout = getattr(self.module.embeddings, "dropout", None)
         return x if dropout is None else dropout(x)
 
     def _rotations(self) -> Tensor | None:
@@ -175,9 +167,8 @@ class TransformersViT(TokenAdapter[nn.Module]):
         return {f"embeddings.{name}" for name in (*_PREFIX, "position_embeddings", "mask_token")}
 
 
-def _run(layer: nn.Module, rope: dict[str, Any], x: Tensor, attn_mask: Tensor | None) -> Tensor:
-    out: Tensor = layer(x, attention_mask=attn_mask, **rope)
-    return out
+def _run(layer: nn.Module, rope: dict[str, Any], x: Tensor, attn_mask: Tensor | None) -> Any:
+    return layer(x, attention_mask=attn_mask, **rope)
 
 
 def _find(module: nn.Module, names: tuple[str, ...]) -> str:

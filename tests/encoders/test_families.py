@@ -71,7 +71,7 @@ def test_each_kind_of_block_compiles_in_one_graph_in_bfloat16_and_what_does_not_
     assert {type(FAMILIES[name]()) for name, _ in OBJECTIVES} == adapters
     assert {type(FAMILIES[name]()) for name in found["plain"]} == adapters
     assert max(found["plain"].values()) < 1e-5
-    assert max(found["recomputed"].values()) < 0.1  # inside a checkpoint, attention stays with torch
+    assert found["recomputed"] < 0.1  # inside a checkpoint, attention stays with torch
     assert found["breaking"].startswith("embed and encode do not compile in one graph: ")
 
 

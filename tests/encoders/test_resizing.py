@@ -1,6 +1,5 @@
 """Encoders are loaded at other input sizes: tables of positions as resampled by hand, all else unchanged."""
 
-import inspect
 import re
 from pathlib import Path
 
@@ -156,5 +155,5 @@ def test_a_size_of_other_axes_is_refused(name: str, size: tuple[int, ...], tmp_p
 @pytest.mark.parametrize("size", ["16", 16.0, (), (16, None)])
 def test_a_size_of_another_type_is_refused(size: object, tmp_path: Path) -> None:
     folder = save(build("timm ViT"), tmp_path)
-    with pytest.raises(ValueError, match=r"image_size=.* must be a whole number of pixels, or one for each axis"):
-        inspect.unwrap(load_encoder)(folder, image_size=size)
+    with pytest.raises((TypeError, ValueError), match=r"image_size\S*=.* must (be|have) "):
+        load_encoder(folder, image_size=size)

@@ -27,12 +27,7 @@ def translated(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[st
 
 
 def fill(
-    objective: nn.Module,
-    found: Mapping[str, Tensor],
-    *,
-    encoder_only: bool,
-    grid: Grid | None,
-    num_prefix: int = 1,
+    objective: nn.Module, found: Mapping[str, Tensor], *, encoder_only: bool, grid: Grid | None, num_prefix: int = 1
 ) -> None:
     """Fit the tables of positions, and copy what was found into every tensor of an objective, or change nothing.
 
@@ -52,8 +47,7 @@ def fill(
         for name in TABLES
         if name in found and name in ours
     }
-    found = {**found, **tables}
-    copy_all(found, ours)
+    copy_all({**found, **tables}, ours)
 
 
 def copy_all(found: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
