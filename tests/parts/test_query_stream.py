@@ -109,11 +109,11 @@ def test_content_reaches_exactly_the_queries_that_may_see_it():
 
 
 def test_sixteen_bit_blocks_on_cpu_attend_explicitly(monkeypatch):
-    calls = []
+    calls, attend = [], sb.parts.explicit_attention
 
     def spy(query, key, *args, **kwargs):
         calls.append((query.shape[2], key.shape[2]))
-        return sb.parts.explicit_attention(query, key, *args, **kwargs)
+        return attend(query, key, *args, **kwargs)
 
     monkeypatch.setattr(ssl_blocks.parts.attention, "explicit_attention", spy)
     norm = nn.LayerNorm(DIM)
