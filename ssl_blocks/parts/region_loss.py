@@ -1,7 +1,6 @@
 """Cross-entropy between teacher and student distributions of very many classes, with the gradient made in passing."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from ssl_blocks.bounds import Count, NotNegative, Positive, Whole
 from ssl_blocks.doors import checked
+from ssl_blocks.modes import full_precision
 
 # bytes of all that a chunk of rows needs: on a CPU it should stay in the cache, an accelerator wants large ones
 CHUNK_BYTES_CPU, CHUNK_BYTES_ACCELERATOR = 4 << 20, 96 << 20
@@ -56,9 +56,7 @@ def match_regions(student: Float[Tensor, "b r d"], teacher: Float[Tensor, "b s d
         >>> match_regions(torch.tensor([[[0.1, 0.9], [5.0, 4.0]]]), teacher)
         tensor([[1, 0]])
     """
-    # the meta device knows no autocast
-    plain = nullcontext() if student.is_meta else torch.autocast(student.device.type, enabled=False)
-    with torch.no_grad(), plain:
+    with torch.no_grad(), full_precision(student):
         dtype = torch.promote_types(student.dtype, teacher.dtype)
         ours, theirs = (_unit(x.detach().to(dtype)) for x in (student, teacher))
         return (ours @ theirs.transpose(1, 2)).argmax(2)
@@ -225,8 +223,7 @@ class _PairedCrossEntropy(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             gradient = student.detach() if overwrite else torch.empty_like(student)
         # an accelerator's autocast would convert the operands of a mixed operation one by one
-        plain = nullcontext() if student.is_meta else torch.autocast(student.device.type, enabled=False)
-        with plain:
+        with full_precision(student):
             one = torch.ones(1, dtype=dtype, device=center.device)
             given = _Given(
                 student,
