@@ -52,11 +52,10 @@ def draw_curves(runs: Mapping[str, str | Path], *, references: Mapping[str, floa
         color, style = LINES[number % len(LINES)], STYLES[number // len(LINES) % len(STYLES)]
         panels[0].plot(*loss.T, color=color, linewidth=0.6, alpha=0.45)
         panels[0].plot(*_smooth(loss).T, color=color, linestyle=style, linewidth=2, label=name)
-    panels[0].set_ylabel("loss")
-    for number, name in enumerate(curves):
         if name in with_knn:
-            color, marker = LINES[number % len(LINES)], MARKERS[number % len(MARKERS)]
+            marker = MARKERS[number % len(MARKERS)]
             panels[1].plot(*with_knn[name].T, color=color, marker=marker, markersize=5, linewidth=2, label=name)
+    panels[0].set_ylabel("loss")
     if with_knn:
         for number, (name, value) in enumerate((references or {}).items()):
             panels[1].axhline(value, color=INK, linestyle=STYLES[1 + number % 3], linewidth=1.2, label=_plain(name))
