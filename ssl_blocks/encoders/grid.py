@@ -94,7 +94,7 @@ class GridTransformer(nn.Module):
         num_prefix: Whole = 0,
     ) -> None:
         super().__init__()
-        check_sizes(dim, num_heads, depth)
+        check_sizes(dim, num_heads)
         if positions not in ("sincos", "learned", "none"):
             raise ValueError(f"positions={positions!r} must be 'sincos', 'learned' or 'none'")
         tokenizer = PatchTokenizer(image_size=image_size, patch_size=patch_size, channels=channels)

@@ -14,6 +14,7 @@ from ssl_blocks.objectives.objective import Objective, beside_zero, seen_by
 from ssl_blocks.values import ObjectiveOutput, Views
 
 SHARED = "shared"
+Images = Float[Tensor, "b c *s"] | Views
 
 
 @runtime_checkable
@@ -100,9 +101,7 @@ class WeightedSum(Objective):
         """The objectives by name."""
         return {name: part for name, part in self.objectives.items() if isinstance(part, Objective)}
 
-    def draw(
-        self, images: Float[Tensor, "b c *s"] | Views, *, generator: torch.Generator | None = None
-    ) -> dict[str, Any]:
+    def draw(self, images: Images, *, generator: torch.Generator | None = None) -> dict[str, Any]:
         """Draw for every objective in turn.
 
         Args:
@@ -112,9 +111,7 @@ class WeightedSum(Objective):
         draws = {name: part.draw(seen_by(part, images), generator=generator) for name, part in self.parts.items()}
         return draws if self.shared is None else draws | {SHARED: self.shared.draw(images, generator=generator)}
 
-    def outputs(
-        self, images: Float[Tensor, "b c *s"] | Views, draw: Mapping[str, Any] | None = None
-    ) -> dict[str, ObjectiveOutput]:
+    def outputs(self, images: Images, draw: Mapping[str, Any] | None = None) -> dict[str, ObjectiveOutput]:
         """What every objective returns by itself."""
         draw = self.draw(images) if draw is None else draw
         common = {} if self.shared is None else {SHARED: self.shared(images, draw[SHARED])}
@@ -123,9 +120,7 @@ class WeightedSum(Objective):
             for name, part in self.parts.items()
         }
 
-    def forward(
-        self, images: Float[Tensor, "b c *s"] | Views, draw: Mapping[str, Any] | None = None
-    ) -> ObjectiveOutput:
+    def forward(self, images: Images, draw: Mapping[str, Any] | None = None) -> ObjectiveOutput:
         """Add up the weighted losses.
 
         Args:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,15 +19,7 @@ from ssl_blocks.objectives.teacher import Center, TeacherSchedule
 from ssl_blocks.parts.average import MovingAverage, cosine_momentum
 from ssl_blocks.parts.embedding_loss import koleo
 from ssl_blocks.parts.gather import gathered
-from ssl_blocks.parts.region_loss import (
-    Pairing,
-    all_matches,
-    paired_cross_entropy,
-    pairings_of,
-    per_pair,
-    same_images,
-    view_pairs,
-)
+from ssl_blocks.parts.region_loss import Pairs, all_matches, compare_pairs, same_images, view_pairs
 from ssl_blocks.values import ObjectiveOutput, Progress, Views
 
 
@@ -143,8 +136,12 @@ class ViewRegionDistillation(Objective):
                 self.region_center.note(teacher.regions)
         loss, of_views, metrics = self._compare_views(student, teacher, pairs)
         rows = (1 - self.region_weight) * of_views
-        if self.region_weight:
-            region_loss, of_regions = self._compare_regions(student, teacher, pairs)
+        if self.region_center is not None:
+            match, sizes = all_matches(student.maps, teacher.maps), [features.shape[1] for features in student.maps]
+            options = self._options(student.regions, self.region_center)
+            region_loss, of_regions = compare_pairs(
+                student.regions, teacher.regions, match, sizes, pairs, self.region_weight, **options
+            )
             loss, rows = loss + region_loss, rows + self.region_weight * of_regions
         if self.koleo_weight:
             large = gathered(torch.stack(student.pooled.chunk(len(views.images))[: views.num_global], dim=1))
@@ -155,15 +152,14 @@ class ViewRegionDistillation(Objective):
         return replace(out, index=index.expand(views.batch, -1), step=step.expand(views.batch, -1))
 
     def _compare_views(
-        self, student: "_Look", teacher: "_Look", pairs: list[tuple[int, int]]
+        self, student: "_Look", teacher: "_Look", pairs: Pairs
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Loss, its value of every pair ``[B, pairs]``, and what tells of a collapse."""
         batch, num_global = student.batch, len(teacher.maps)
         match = same_images(batch, num_global, len(student.maps), student.views.device)
-        sizes = [1] * len(student.maps)
-        pairings = pairings_of(sizes, batch, pairs, (1 - self.region_weight) / (batch * len(pairs)))
-        loss, entropies = self._cross_entropy(student.views, teacher.views, self.center.value, match, pairings)
-        of_pairs = per_pair(entropies, sizes, batch, pairs)
+        ones, weight = [1] * len(student.maps), 1 - self.region_weight
+        options = self._options(student.views, self.center)
+        loss, of_pairs = compare_pairs(student.views, teacher.views, match, ones, pairs, weight, **options)
         with torch.no_grad():
             logits = teacher.views.to(of_pairs.dtype)
             wanted = ((logits - self.center.value) / self.teacher_temperature).softmax(1)
@@ -173,35 +169,10 @@ class ViewRegionDistillation(Objective):
         metrics = {"teacher_entropy": entropy, "teacher_kl": of_pairs.mean() - entropy, "feature_spread": spread}
         return loss, of_pairs, metrics
 
-    def _compare_regions(
-        self, student: "_Look", teacher: "_Look", pairs: list[tuple[int, int]]
-    ) -> tuple[Tensor, Tensor]:
-        """Loss, and its value of every pair ``[B, pairs]``."""
-        batch = student.batch
-        ours = [features.shape[1] for features in student.maps]
-        match = all_matches(student.maps, teacher.maps)
-        pairings = pairings_of(ours, batch, pairs, self.region_weight / (batch * len(pairs)))
-        assert student.regions is not None
-        assert teacher.regions is not None
-        assert self.region_center is not None
-        loss, entropies = self._cross_entropy(
-            student.regions, teacher.regions, self.region_center.value, match, pairings
-        )
-        return loss, per_pair(entropies, ours, batch, pairs)
-
-    def _cross_entropy(
-        self, student: Tensor, teacher: Tensor, center: Tensor, match: Tensor, pairings: tuple[Pairing, ...]
-    ) -> tuple[Tensor, Tensor]:
-        return paired_cross_entropy(
-            student,
-            teacher,
-            center,
-            match,
-            pairings,
-            student_temperature=self.student_temperature,
-            teacher_temperature=self.teacher_temperature,
-            overwrite=_made_by_a_product(student),
-        )
+    def _options(self, student: Tensor, center: Center) -> dict[str, Any]:
+        """What `compare_pairs` passes on."""
+        heat = {"student_temperature": self.student_temperature, "teacher_temperature": self.teacher_temperature}
+        return {"center": center.value, "overwrite": _made_by_a_product(student), **heat}
 
     def before_step(self, progress: Progress) -> None:
         """Set the teacher's temperature."""
@@ -222,7 +193,7 @@ class _Look:
     maps: list[Tensor]
     pooled: Tensor
     views: Tensor
-    regions: Tensor | None
+    regions: Any  # ``None`` where there is no head for them
 
 
 class _Student(nn.Module):

@@ -14,7 +14,7 @@ KNOWN = "_known_parts"  # attribute in which an objective remembers its parts; n
 
 _PLAIN = (bool, int, float, str)
 _BARE = (*_PLAIN, type(None), Tensor)
-_NO_PARTS = (Tensor, type, ModuleType, FunctionType, MethodType)
+NO_PARTS = (Tensor, type, ModuleType, FunctionType, MethodType)
 _BOOKKEEPING = frozenset([*vars(nn.Module()), KNOWN])  # parameters, buffers, submodules and hooks, which torch keeps
 _TOLD: ContextVar[set[int] | None] = ContextVar("told", default=None)
 
@@ -111,7 +111,7 @@ class _Parts:
         pending: deque[Any] = deque([owner])
         while pending:
             value = pending.popleft()
-            if id(value) in seen or isinstance(value, _NO_PARTS):
+            if id(value) in seen or isinstance(value, NO_PARTS):
                 continue
             seen.add(id(value))
             if isinstance(value, nn.Module):

@@ -105,8 +105,6 @@ class SegmentPrediction(Objective):
                 construction, which leaves nothing to predict, or (looked at on CPU) the order is none, see
                 `Serialization.check`.
         """
-        if not len(images):
-            raise ValueError(f"images of shape {tuple(images.shape)} must be at least one")
         grid = self.tokenizer.grid
         segments = self.partitioner(images, grid, generator=generator)
         if segments.counts[0] == 1 and not self.predict_first:

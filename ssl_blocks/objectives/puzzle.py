@@ -106,8 +106,6 @@ class PatchPuzzle(Objective):
             ValueError: if there is no image, or the generator is on another device.
         """
         check_generator(generator, images.device)
-        if not len(images):
-            raise ValueError(f"images of shape {tuple(images.shape)} must be at least one")
         shape = (images.shape[0], self.tokenizer.grid.num_tokens)
         return PuzzleDraw(torch.rand(shape, generator=generator, device=images.device) < self.patch_dropout)
 

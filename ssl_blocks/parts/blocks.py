@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from ssl_blocks.bounds import Count, Pixels
 from ssl_blocks.doors import checked
 from ssl_blocks.grid import Grid
+from ssl_blocks.parts.tokenize import Images
 from ssl_blocks.randomness import check_generator
 
 
@@ -32,9 +33,7 @@ class TargetBlocks:
 class BlockSampler(Protocol):
     """Draws what is given and what is predicted of every image; none of the latter may be given."""
 
-    def __call__(
-        self, images: Float[Tensor, "b c *s"], grid: Grid, *, generator: torch.Generator | None = None
-    ) -> TargetBlocks:
+    def __call__(self, images: Images, grid: Grid, *, generator: torch.Generator | None = None) -> TargetBlocks:
         """Draw for every image; the arguments are those of a partitioner."""
         ...
 
@@ -62,13 +61,9 @@ class RectangleSampler:
     """
 
     def __init__(self, *, count: Count = 4, size: tuple[Pixels, ...]) -> None:
-        if count < 1 or min(size) < 1:
-            raise ValueError(f"count={count} and size={size} must be at least 1")
         self.count, self.size = count, size
 
-    def __call__(
-        self, images: Float[Tensor, "b c *s"], grid: Grid, *, generator: torch.Generator | None = None
-    ) -> TargetBlocks:
+    def __call__(self, images: Images, grid: Grid, *, generator: torch.Generator | None = None) -> TargetBlocks:
         """Draw the rectangles anew for every image."""
         check_generator(generator, images.device)
         device, batch, volume = images.device, len(images), math.prod(self.size)

@@ -20,6 +20,9 @@ from ssl_blocks.parts.position import PositionTable
 from ssl_blocks.values import AttentionMasks
 
 Memories = tuple[Float[Tensor, "b s m"], ...]
+Places = Int[Tensor, "b e"]  # raster positions of what is encoded
+Asked = Int[Tensor, "b t"]  # and of what is predicted
+Positions = Literal["sincos", "learned"] | nn.Module
 
 
 @runtime_checkable
@@ -29,12 +32,7 @@ class Decoder(Protocol):
     dim: int
 
     def __call__(
-        self,
-        memories: Memories,
-        masks: AttentionMasks,
-        *,
-        query_index: Int[Tensor, "b t"],
-        memory_index: Int[Tensor, "b e"],
+        self, memories: Memories, masks: AttentionMasks, *, query_index: Asked, memory_index: Places
     ) -> Float[Tensor, "b t d"]:
         """Return ``[B, t, D]``.
 
@@ -47,7 +45,7 @@ class Decoder(Protocol):
         ...
 
 
-def position_module(positions: Literal["sincos", "learned"] | nn.Module, grid: Grid, dim: int) -> nn.Module:
+def position_module(positions: Positions, grid: Grid, dim: int) -> nn.Module:
     """Build the position table that a decoder asks for, or pass on the caller's."""
     if isinstance(positions, nn.Module):
         return positions
@@ -138,14 +136,14 @@ class SegmentDecoder(nn.Module):
         num_heads: Heads,
         memory_dim: Width | None = None,
         mlp_ratio: MlpRatio = 4.0,
-        positions: Literal["sincos", "learned"] | nn.Module = "sincos",
+        positions: Positions = "sincos",
         eps: NotNegative = 1e-6,
         self_attention: bool = True,
         mask_token: bool = False,
         act_layer: Callable[[], nn.Module] = nn.GELU,
     ) -> None:
         super().__init__()
-        check_sizes(dim, num_heads, depth)
+        check_sizes(dim, num_heads)
         self.grid, self.dim, self.depth = grid, dim, depth
         self.memory_dim = dim if memory_dim is None else memory_dim
         self.positions = position_module(positions, grid, dim)
@@ -163,12 +161,7 @@ class SegmentDecoder(nn.Module):
         return set() if self.mask_token is None else {"mask_token"}
 
     def forward(
-        self,
-        memories: Memories,
-        masks: AttentionMasks,
-        *,
-        query_index: Int[Tensor, "b t"],
-        memory_index: Int[Tensor, "b e"],
+        self, memories: Memories, masks: AttentionMasks, *, query_index: Asked, memory_index: Places
     ) -> Float[Tensor, "b t d"]:
         """Predict one normalised vector ``[B, t, D]`` per query.
 
@@ -224,12 +217,12 @@ class MaskTokenDecoder(nn.Module):
         num_heads: Heads = 16,
         memory_dim: Width | None = None,
         mlp_ratio: MlpRatio = 4.0,
-        positions: Literal["sincos", "learned"] | nn.Module = "sincos",
+        positions: Positions = "sincos",
         eps: NotNegative = 1e-6,
         act_layer: Callable[[], nn.Module] = nn.GELU,
     ) -> None:
         super().__init__()
-        check_sizes(dim, num_heads, depth)
+        check_sizes(dim, num_heads)
         self.grid, self.dim, self.depth = grid, dim, depth
         self.memory_dim = dim if memory_dim is None else memory_dim
         self.positions = position_module(positions, grid, dim)
@@ -249,12 +242,7 @@ class MaskTokenDecoder(nn.Module):
         return {"mask_token"}
 
     def forward(
-        self,
-        memories: Memories,
-        masks: AttentionMasks,
-        *,
-        query_index: Int[Tensor, "b t"],
-        memory_index: Int[Tensor, "b e"],
+        self, memories: Memories, masks: AttentionMasks, *, query_index: Asked, memory_index: Places
     ) -> Float[Tensor, "b t d"]:
         """Predict one normalised vector ``[B, t, D]`` per query, out of a single memory.
 

@@ -1,12 +1,13 @@
 """A reader without queries: what follows a token is read off the token itself."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ssl_blocks.bounds import Count, Width
 from ssl_blocks.doors import checked
-from ssl_blocks.parts.read import ReadableEncoder
+from ssl_blocks.parts.decode import Asked, Places
+from ssl_blocks.parts.read import Content, ReadableEncoder
 from ssl_blocks.values import AttentionMasks
 
 
@@ -41,12 +42,7 @@ class NextReader(nn.Module):
         self.memory_dim = dim
 
     def forward(
-        self,
-        encoder: ReadableEncoder,
-        content: Float[Tensor, "b e d"],
-        index: Int[Tensor, "b e"],
-        query_index: Int[Tensor, "b t"],
-        masks: AttentionMasks,
+        self, encoder: ReadableEncoder, content: Content, index: Places, query_index: Asked, masks: AttentionMasks
     ) -> Float[Tensor, "b t r"]:
         """Return the encoder's normalised output, ``[B, t, D]``; content and queries are windows of one sequence."""
         if masks.feedback is not None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ssl_blocks.bounds import Count
 from ssl_blocks.doors import checked
-from ssl_blocks.parts.tokenize import Tokenizer
+from ssl_blocks.parts.tokenize import Images, Tokenizer
 
 
 def dct_matrix(size: int) -> Float[Tensor, "n n"]:
@@ -60,13 +60,11 @@ class DCTTarget(nn.Module):
         basis = functools.reduce(torch.kron, map(dct_matrix, tokenizer.patch))  # [frequencies, pixels of a patch]
         self.register_buffer("basis", basis[kept], persistent=False)
 
-    def forward(self, images: Float[Tensor, "b c *s"]) -> Float[Tensor, "b n p"]:
+    def forward(self, images: Images) -> Float[Tensor, "b n p"]:
         """Return coefficients ``[B, N, C * k]`` of images."""
         return (self.tokenizer(images).flatten(3) @ self.basis.to(images.dtype).T).flatten(2)
 
-    def to_pixels(
-        self, predictions: Float[Tensor, "b n p"], images: Float[Tensor, "b c *s"]
-    ) -> Float[Tensor, "b c *s"]:
+    def to_pixels(self, predictions: Float[Tensor, "b n p"], images: Images) -> Images:
         """Put together what the kept frequencies show; others count as 0."""
         values = rearrange(predictions, "b n (c k) -> b n c k", c=self.tokenizer.channels)
         values = values @ self.basis.to(predictions.dtype)

@@ -3,9 +3,9 @@
 from torch import nn
 
 
-def check_sizes(dim: int, num_heads: int, depth: int) -> None:
+def check_sizes(dim: int, num_heads: int) -> None:
     """Refuse sizes that no layers can have."""
-    if num_heads < 1 or dim % num_heads:
+    if dim % num_heads:
         raise ValueError(f"num_heads={num_heads} must divide dim={dim}")
 
 

@@ -10,14 +10,15 @@ from torch import Tensor
 from ssl_blocks.bounds import Positive
 from ssl_blocks.doors import checked
 
+Rows = Float[Tensor, "b t p"]
+Counts = Bool[Tensor, "b t"]
+
 
 @runtime_checkable
 class Loss(Protocol):
     """Compares predictions with targets."""
 
-    def __call__(
-        self, predictions: Float[Tensor, "b t p"], targets: Float[Tensor, "b t p"], is_target: Bool[Tensor, "b t"], /
-    ) -> Float[Tensor, ""]:
+    def __call__(self, predictions: Rows, targets: Rows, is_target: Counts, /) -> Float[Tensor, ""]:
         """Return the mean over all rows of the batch that count.
 
         Args:
@@ -29,9 +30,7 @@ class Loss(Protocol):
 
 
 @checked
-def predicted_mse(
-    predictions: Float[Tensor, "b t p"], targets: Float[Tensor, "b t p"], is_target: Bool[Tensor, "b t"]
-) -> Float[Tensor, ""]:
+def predicted_mse(predictions: Rows, targets: Rows, is_target: Counts) -> Float[Tensor, ""]:
     """Mean squared error over all predicted values of the batch.
 
     Images with more predicted tokens weigh more. An image without any counts zero; a batch without any has
@@ -50,9 +49,7 @@ def predicted_mse(
 
 
 @checked
-def predicted_l1(
-    predictions: Float[Tensor, "b t p"], targets: Float[Tensor, "b t p"], is_target: Bool[Tensor, "b t"]
-) -> Float[Tensor, ""]:
+def predicted_l1(predictions: Rows, targets: Rows, is_target: Counts) -> Float[Tensor, ""]:
     """Mean absolute error over all predicted values of the batch (SimMIM, Sec. 3.3); otherwise as `predicted_mse`.
 
     Args:
@@ -69,11 +66,7 @@ def predicted_l1(
 
 @checked
 def predicted_smooth_l1(
-    predictions: Float[Tensor, "b t p"],
-    targets: Float[Tensor, "b t p"],
-    is_target: Bool[Tensor, "b t"],
-    *,
-    beta: Positive = 1.0,
+    predictions: Rows, targets: Rows, is_target: Counts, *, beta: Positive = 1.0
 ) -> Float[Tensor, ""]:
     """Squared error near 0, absolute error from ``beta`` on (data2vec, Sec. 3.3); otherwise as `predicted_mse`.
 
@@ -93,9 +86,7 @@ def predicted_smooth_l1(
 
 
 @checked
-def predicted_cosine(
-    predictions: Float[Tensor, "b t p"], targets: Float[Tensor, "b t p"], is_target: Bool[Tensor, "b t"]
-) -> Float[Tensor, ""]:
+def predicted_cosine(predictions: Rows, targets: Rows, is_target: Counts) -> Float[Tensor, ""]:
     """One minus the cosine of prediction and target, the mean over all predicted tokens of the batch.
 
     Args:
@@ -112,9 +103,7 @@ def predicted_cosine(
 
 
 @checked
-def predicted_cross_entropy(
-    predictions: Float[Tensor, "b t p"], targets: Float[Tensor, "b t p"], is_target: Bool[Tensor, "b t"]
-) -> Float[Tensor, ""]:
+def predicted_cross_entropy(predictions: Rows, targets: Rows, is_target: Counts) -> Float[Tensor, ""]:
     """Cross-entropy between logits and target probabilities, the mean over all predicted tokens of the batch.
 
     An image without any counts zero; a batch without any has loss 0 and gradients of 0. Computed in single precision
@@ -145,6 +134,6 @@ def _error(predictions: Tensor, targets: Tensor, is_target: Tensor) -> Tensor:
     return torch.where(is_target[..., None], predictions.to(dtype) - targets.to(dtype), 0.0)
 
 
-def _mean(errors: Tensor, is_target: Bool[Tensor, "b t"]) -> Float[Tensor, ""]:
+def _mean(errors: Tensor, is_target: Counts) -> Float[Tensor, ""]:
     """Mean over the rows that count; what belongs to others is 0 already."""
     return errors.sum() / is_target.sum().clamp(min=1)

@@ -63,11 +63,25 @@ class SegmentCausalMask:
         predict_first: bool = False,
     ) -> AttentionMasks:
         """Build the masks; one for all images where steps have the same size in each."""
-        return _causal(_steps(serialization), encoded, predicted, num_prefix, predict_first)
+        step = self._steps(serialization, predict_first)
+        source = F.pad(step[:, encoded], (num_prefix, 0), value=PREFIX_STEP)
+        target = step[:, predicted]
+        seen = target[:, None, :] <= target[:, :, None]
+        if not predict_first:
+            itself = torch.eye(target.shape[1], dtype=torch.bool, device=target.device)
+            seen = itself | (seen & (target > 0)[:, None, :])
+        return AttentionMasks(
+            source=(source[:, None, :] <= source[:, :, None])[:, None],
+            target=seen[:, None],
+            memory=(source[:, None, :] < target[:, :, None])[:, None],
+        )
+
+    def _steps(self, serialization: Serialization, predict_first: bool) -> Int[Tensor, "_ n"]:
+        return _steps(serialization)
 
 
 @checked
-class PrefixCausalMask:
+class PrefixCausalMask(SegmentCausalMask):
     """As `SegmentCausalMask`, but the first steps are one prefix that sees itself whole (AIM, Sec. 3.2).
 
     Tokens of the prefix are given, and none of them is predicted. A prefix of another length in every image is a
@@ -90,22 +104,13 @@ class PrefixCausalMask:
     def __init__(self, *, num_steps: Count) -> None:
         self.num_given = num_steps
 
-    def __call__(
-        self,
-        serialization: Serialization,
-        encoded: slice,
-        predicted: slice,
-        num_prefix: Whole,
-        predict_first: bool = False,
-    ) -> AttentionMasks:
-        """Build the masks; one for all images where steps have the same size in each."""
+    def _steps(self, serialization: Serialization, predict_first: bool) -> Int[Tensor, "_ n"]:
         if predict_first:
             raise ValueError("predict_first=True does not go with PrefixCausalMask: its prefix is given")
         sizes = serialization.step_sizes
         if sizes is not None and len(sizes) <= self.num_given:
             raise ValueError(f"num_steps={self.num_given} must leave something to predict of the {len(sizes)} steps")
-        step = (_steps(serialization) - self.num_given + 1).clamp(min=0)
-        return _causal(step, encoded, predicted, num_prefix, predict_first)
+        return (_steps(serialization) - self.num_given + 1).clamp(min=0)
 
 
 @checked
@@ -162,19 +167,3 @@ class FullMask:
 def _steps(serialization: Serialization) -> Int[Tensor, "_ n"]:
     """Steps of all images; of one where they are the same in all."""
     return serialization.step if serialization.step_sizes is None else serialization.step[:1]
-
-
-def _causal(
-    step: Int[Tensor, "_ n"], encoded: slice, predicted: slice, num_prefix: int, predict_first: bool
-) -> AttentionMasks:
-    source = F.pad(step[:, encoded], (num_prefix, 0), value=PREFIX_STEP)
-    target = step[:, predicted]
-    seen = target[:, None, :] <= target[:, :, None]
-    if not predict_first:
-        itself = torch.eye(target.shape[1], dtype=torch.bool, device=target.device)
-        seen = itself | (seen & (target > 0)[:, None, :])
-    return AttentionMasks(
-        source=(source[:, None, :] <= source[:, :, None])[:, None],
-        target=seen[:, None],
-        memory=(source[:, None, :] < target[:, :, None])[:, None],
-    )

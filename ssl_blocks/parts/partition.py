@@ -12,10 +12,9 @@ from torch import Tensor
 from ssl_blocks.bounds import Clusters, Count, Share, Tokens
 from ssl_blocks.doors import checked
 from ssl_blocks.grid import Grid, axis_names
+from ssl_blocks.parts.tokenize import Images
 from ssl_blocks.randomness import check_generator, random_ranks
 from ssl_blocks.values import Segments, gather_tokens
-
-Images = Float[Tensor, "b c *s"]
 
 
 @runtime_checkable

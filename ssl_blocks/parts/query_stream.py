@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -12,7 +12,7 @@ from ssl_blocks.bounds import Depth, Heads, MlpRatio, NotNegative, Width
 from ssl_blocks.doors import checked
 from ssl_blocks.grid import Grid
 from ssl_blocks.parts.attention import additive, run_block, split_empty_rows
-from ssl_blocks.parts.decode import Memories, position_module
+from ssl_blocks.parts.decode import Asked, Memories, Places, Positions, position_module
 from ssl_blocks.parts.layers import check_sizes, init_linear
 from ssl_blocks.parts.query_block import QueryBlock
 from ssl_blocks.values import AttentionMasks
@@ -79,13 +79,13 @@ class QueryStreamDecoder(nn.Module):
         mlp_ratio: MlpRatio = 4.0,
         eps: NotNegative = 1e-6,
         act_layer: Callable[[], nn.Module] = nn.GELU,
-        positions: Literal["sincos", "learned"] | nn.Module = "sincos",
+        positions: Positions = "sincos",
         blocks: Sequence[nn.Module] | None = None,
     ) -> None:
         super().__init__()
         if (num_heads is None) == (blocks is None):
             raise ValueError(f"num_heads={num_heads}: give it for blocks of the decoder's own, or give blocks instead")
-        check_sizes(dim, 1 if num_heads is None else num_heads, depth)
+        check_sizes(dim, num_heads or 1)
         if blocks is not None and len(blocks) != depth:
             raise ValueError(f"depth={depth} must be the number of blocks, {len(blocks)}")
         self.grid, self.dim, self.depth, self.memory_dim = grid, dim, depth, dim
@@ -100,9 +100,7 @@ class QueryStreamDecoder(nn.Module):
             self.layers.apply(init_linear)
 
     @classmethod
-    def sharing(
-        cls, encoder: object, *, depth: Depth, positions: Literal["sincos", "learned"] | nn.Module = "sincos"
-    ) -> "QueryStreamDecoder":
+    def sharing(cls, encoder: object, *, depth: Depth, positions: Positions = "sincos") -> "QueryStreamDecoder":
         """Use the encoder's own blocks for the queries: step j runs its block j, whatever content block came before.
 
         Args:
@@ -129,12 +127,7 @@ class QueryStreamDecoder(nn.Module):
         )
 
     def forward(
-        self,
-        memories: Memories,
-        masks: AttentionMasks,
-        *,
-        query_index: Int[Tensor, "b t"],
-        memory_index: Int[Tensor, "b e"],
+        self, memories: Memories, masks: AttentionMasks, *, query_index: Asked, memory_index: Places
     ) -> Float[Tensor, "b t d"]:
         """Predict one normalised vector ``[B, t, D]`` per query.
 

@@ -8,9 +8,11 @@ from torch import Tensor, nn
 
 from ssl_blocks.bounds import Width
 from ssl_blocks.doors import checked
-from ssl_blocks.parts.decode import Decoder
+from ssl_blocks.parts.decode import Asked, Decoder, Places
 from ssl_blocks.parts.route import SkipMemoryRouter
 from ssl_blocks.values import AttentionMasks, Encoded
+
+Content = Float[Tensor, "b e d"]
 
 
 @runtime_checkable
@@ -36,13 +38,7 @@ class Reader(Protocol):
     dim: int
 
     def __call__(
-        self,
-        encoder: ReadableEncoder,
-        content: Float[Tensor, "b e d"],
-        index: Int[Tensor, "b e"],
-        query_index: Int[Tensor, "b t"],
-        masks: AttentionMasks,
-        /,
+        self, encoder: ReadableEncoder, content: Content, index: Places, query_index: Asked, masks: AttentionMasks, /
     ) -> Float[Tensor, "b t r"]:
         """Return ``[B, t, dim]``.
 
@@ -79,12 +75,7 @@ class DecoderReader(nn.Module):
         self.router, self.decoder, self.dim = router, decoder, decoder.dim
 
     def forward(
-        self,
-        encoder: ReadableEncoder,
-        content: Float[Tensor, "b e d"],
-        index: Int[Tensor, "b e"],
-        query_index: Int[Tensor, "b t"],
-        masks: AttentionMasks,
+        self, encoder: ReadableEncoder, content: Content, index: Places, query_index: Asked, masks: AttentionMasks
     ) -> Float[Tensor, "b t r"]:
         """Return the decoder's ``[B, t, dim]``."""
         if masks.feedback is not None:
@@ -121,12 +112,7 @@ class QueryReader(nn.Module):
         return {"query"}
 
     def forward(
-        self,
-        encoder: ReadableEncoder,
-        content: Float[Tensor, "b e d"],
-        index: Int[Tensor, "b e"],
-        query_index: Int[Tensor, "b t"],
-        masks: AttentionMasks,
+        self, encoder: ReadableEncoder, content: Content, index: Places, query_index: Asked, masks: AttentionMasks
     ) -> Float[Tensor, "b t r"]:
         """Return the encoder's normalised output at the queries, ``[B, t, D]``."""
         queries = self.query.to(content.dtype).expand(*query_index.shape, -1)

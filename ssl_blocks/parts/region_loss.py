@@ -1,7 +1,6 @@
 """Cross-entropy between teacher and student distributions of very many classes, with the gradient made in passing."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -13,9 +12,11 @@ from torch.autograd.function import once_differentiable
 
 from ssl_blocks.bounds import Count, NotNegative, Positive, Whole
 from ssl_blocks.doors import checked
+from ssl_blocks.modes import full_precision
 
 # bytes of all that a chunk of rows needs: on a CPU it should stay in the cache, an accelerator wants large ones
 CHUNK_BYTES_CPU, CHUNK_BYTES_ACCELERATOR = 4 << 20, 96 << 20
+Pairs = list[tuple[int, int]]  # numbers of a view of the teacher and one of the student
 BUFFERS = 4  # of a chunk's size that live at once: logits, slope, probabilities, and what an operation makes in passing
 
 
@@ -55,9 +56,7 @@ def match_regions(student: Float[Tensor, "b r d"], teacher: Float[Tensor, "b s d
         >>> match_regions(torch.tensor([[[0.1, 0.9], [5.0, 4.0]]]), teacher)
         tensor([[1, 0]])
     """
-    # the meta device knows no autocast
-    plain = nullcontext() if student.is_meta else torch.autocast(student.device.type, enabled=False)
-    with torch.no_grad(), plain:
+    with torch.no_grad(), full_precision(student):
         dtype = torch.promote_types(student.dtype, teacher.dtype)
         ours, theirs = (_unit(x.detach().to(dtype)) for x in (student, teacher))
         return (ours @ theirs.transpose(1, 2)).argmax(2)
@@ -158,19 +157,12 @@ def view_cross_entropy(
         match = same_images(batch, len(teacher), len(student), center.device)
     else:
         match = all_matches(*features)
-    loss, entropies = paired_cross_entropy(
-        torch.cat([view.flatten(0, 1) for view in student]),
-        torch.cat([view.flatten(0, 1) for view in teacher]),
-        center,
-        match,
-        pairings_of(sizes, batch, pairs, 1 / (batch * len(pairs))),
-        student_temperature=student_temperature,
-        teacher_temperature=teacher_temperature,
-    )
-    return loss, per_pair(entropies, sizes, batch, pairs)
+    ours, theirs = (torch.cat([view.flatten(0, 1) for view in views]) for views in (student, teacher))
+    heat: Any = {"student_temperature": student_temperature, "teacher_temperature": teacher_temperature}
+    return compare_pairs(ours, theirs, match, sizes, pairs, 1.0, center=center, **heat)
 
 
-def view_pairs(num_global: int, num_views: int) -> list[tuple[int, int]]:
+def view_pairs(num_global: int, num_views: int) -> Pairs:
     """All pairs of a teacher's view and another one."""
     return [(q, v) for q in range(num_global) for v in range(num_views) if v != q]
 
@@ -195,20 +187,22 @@ def all_matches(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Int[Ten
     ])  # fmt: skip
 
 
-def pairings_of(sizes: list[int], batch: int, pairs: list[tuple[int, int]], weight: float) -> tuple[Pairing, ...]:
-    """Which rows take part in which pairs, for `paired_cross_entropy`."""
-    ends = list(accumulate(batch * size for size in sizes))
-    return tuple(
-        Pairing(end - batch * size, end, tuple(q for q, other in pairs if other == v), weight / size)
+def compare_pairs(
+    student: Tensor, teacher: Tensor, match: Tensor, sizes: list[int], pairs: Pairs, weight: float, **options: Any
+) -> tuple[Tensor, Tensor]:
+    """The mean over images and pairs, by a weight; and without it for every pair, ``[B, pairs]``.
+
+    Views of the student have ``sizes`` regions; all else is as `paired_cross_entropy` has it.
+    """
+    batch = len(student) // sum(sizes)
+    share, ends = weight / (batch * len(pairs)), list(accumulate(batch * size for size in sizes))
+    pairings = tuple(
+        Pairing(end - batch * size, end, tuple(q for q, other in pairs if other == v), share / size)
         for v, (size, end) in enumerate(zip(sizes, ends, strict=True))
     )
-
-
-def per_pair(entropies: Tensor, sizes: list[int], batch: int, pairs: list[tuple[int, int]]) -> Tensor:
-    """Means over the regions of an image, ``[B, pairs]``."""
-    starts = [0, *accumulate(batch * size for size in sizes)]
-    columns = [entropies[starts[v] : starts[v + 1], q].reshape(batch, sizes[v]).mean(1) for q, v in pairs]
-    return torch.stack(columns, dim=1)
+    loss, entropies = paired_cross_entropy(student, teacher, match=match, pairings=pairings, **options)
+    columns = [entropies[pairings[v].start : ends[v], q].reshape(batch, -1).mean(1) for q, v in pairs]
+    return loss, torch.stack(columns, dim=1)
 
 
 class _PairedCrossEntropy(torch.autograd.Function):
@@ -229,8 +223,7 @@ class _PairedCrossEntropy(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             gradient = student.detach() if overwrite else torch.empty_like(student)
         # an accelerator's autocast would convert the operands of a mixed operation one by one
-        plain = nullcontext() if student.is_meta else torch.autocast(student.device.type, enabled=False)
-        with plain:
+        with full_precision(student):
             one = torch.ones(1, dtype=dtype, device=center.device)
             given = _Given(
                 student,

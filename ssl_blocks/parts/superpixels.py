@@ -7,17 +7,17 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ssl_blocks.bounds import Count, NotNegative, Pixels
+from ssl_blocks.bounds import Count, Pixels, Positive
 from ssl_blocks.doors import checked
 from ssl_blocks.grid import Grid
-from ssl_blocks.parts.partition import Images
+from ssl_blocks.parts.tokenize import Images
 from ssl_blocks.randomness import check_generator
 from ssl_blocks.values import Segments
 
 
 @checked
 def slic(
-    images: Float[Tensor, "b c *s"], shape: tuple[int, ...], *, compactness: NotNegative = 0.5, iterations: Count = 5
+    images: Float[Tensor, "b c *s"], shape: tuple[int, ...], *, compactness: Positive = 0.5, iterations: Count = 5
 ) -> Int[Tensor, "b *s"]:
     """Cluster pixels by colour and place around evenly spread centres (Achanta et al., "SLIC Superpixels").
 
@@ -47,8 +47,6 @@ def slic(
     batch, sizes, axes = len(images), images.shape[2:], len(shape)
     if axes != len(sizes) or not all(1 <= count <= size for count, size in zip(shape, sizes, strict=True)):
         raise ValueError(f"shape={shape} must name from 1 to {tuple(sizes)} centres, one number an axis")
-    if compactness <= 0 or iterations < 1:
-        raise ValueError(f"compactness={compactness} must be above 0, and iterations={iterations} at least 1")
     along = [
         (torch.arange(size, device=images.device) + 0.5) * count / size
         for size, count in zip(sizes, shape, strict=True)
@@ -90,7 +88,7 @@ class SuperpixelPartitioner:
     """
 
     def __init__(
-        self, *, shape: Pixels | tuple[Pixels, ...], compactness: NotNegative = 0.5, iterations: Count = 5
+        self, *, shape: Pixels | tuple[Pixels, ...], compactness: Positive = 0.5, iterations: Count = 5
     ) -> None:
         self.shape, self.compactness, self.iterations = shape, compactness, iterations
 

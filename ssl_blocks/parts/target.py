@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ssl_blocks.bounds import Depth
 from ssl_blocks.doors import checked
 from ssl_blocks.parts.average import MovingAverage
-from ssl_blocks.parts.tokenize import Tokenizer
+from ssl_blocks.parts.tokenize import Images, Tokenizer
 from ssl_blocks.values import gather_tokens
 
 _EPS = 1e-6  # inside the root: MAE's formula
@@ -23,7 +23,7 @@ class Target(Protocol):
 
     dim: int
 
-    def __call__(self, images: Float[Tensor, "b c *s"], /) -> Float[Tensor, "b n p"]:
+    def __call__(self, images: Images, /) -> Float[Tensor, "b n p"]:
         """Return targets ``[B, N, dim]`` in raster order."""
         ...
 
@@ -32,9 +32,7 @@ class Target(Protocol):
 class PictureTarget(Target, Protocol):
     """A target whose values can be shown."""
 
-    def to_pixels(
-        self, predictions: Float[Tensor, "b n p"], images: Float[Tensor, "b c *s"], /
-    ) -> Float[Tensor, "b c *s"]:
+    def to_pixels(self, predictions: Float[Tensor, "b n p"], images: Images, /) -> Images:
         """Turn predictions ``[B, N, dim]`` of ``images`` into pictures."""
         ...
 
@@ -78,16 +76,14 @@ class PixelTarget:
             images = _blurred(images, self._kernel)
         return self.tokenizer(images).movedim(2, -1).flatten(2)
 
-    def __call__(self, images: Float[Tensor, "b c *s"]) -> Float[Tensor, "b n p"]:
+    def __call__(self, images: Images) -> Float[Tensor, "b n p"]:
         """Return targets ``[B, N, p*q*C]`` of images ``[B, C, H, W]``."""
         flat = self._flat(images)
         if not self.normalize:
             return flat
         return (flat - flat.mean(-1, keepdim=True)) / _deviation(flat)
 
-    def to_pixels(
-        self, predictions: Float[Tensor, "b n p"], images: Float[Tensor, "b c *s"]
-    ) -> Float[Tensor, "b c *s"]:
+    def to_pixels(self, predictions: Float[Tensor, "b n p"], images: Images) -> Images:
         """Undo the normalisation with the statistics of ``images``, and put the patches together; a blur stays.
 
         Args:
@@ -118,7 +114,7 @@ def _gaussian(size: int, sigma: float) -> tuple[float, ...]:
     return tuple(weight / sum(weights) for weight in weights)
 
 
-def _blurred(images: Float[Tensor, "b c *s"], kernel: tuple[float, ...]) -> Float[Tensor, "b c *s"]:
+def _blurred(images: Images, kernel: tuple[float, ...]) -> Images:
     """Convolve along one axis after the other. Sums of shifted images keep their precision under autocast."""
     reach = len(kernel) // 2
     for axis in range(images.ndim - 1, 1, -1):  # rows first, whose pixels lie side by side
@@ -152,7 +148,7 @@ class PositionTarget:
         self.tokenizer = tokenizer
         self.dim = tokenizer.grid.num_tokens
 
-    def __call__(self, images: Float[Tensor, "b c *s"]) -> Float[Tensor, "b n p"]:
+    def __call__(self, images: Images) -> Float[Tensor, "b n p"]:
         """Return one-hot targets ``[B, N, N]``, one table that all images share."""
         table = torch.eye(self.dim, dtype=images.dtype, device=images.device)
         return table.expand(images.shape[0], -1, -1)
@@ -174,9 +170,7 @@ class PositionTarget:
         best, patch = put.max(1)  # over the patches, for each place
         return torch.where(best > 0, patch, -1)
 
-    def to_pixels(
-        self, predictions: Float[Tensor, "b n p"], images: Float[Tensor, "b c *s"]
-    ) -> Float[Tensor, "b c *s"]:
+    def to_pixels(self, predictions: Float[Tensor, "b n p"], images: Images) -> Images:
         """Put the patches where the predictions say: the puzzle as solved, see `arrange`.
 
         Args:
@@ -240,7 +234,7 @@ class EncoderTarget(nn.Module):
         return self
 
     @torch.no_grad()
-    def forward(self, images: Float[Tensor, "b c *s"]) -> Float[Tensor, "b n p"]:
+    def forward(self, images: Images) -> Float[Tensor, "b n p"]:
         """Return targets ``[B, N, D]`` of images ``[B, C, H, W]``."""
         encoder = self._whole
         index = torch.arange(encoder.grid.num_tokens, device=images.device).expand(len(images), -1)

@@ -3,13 +3,14 @@
 from typing import Any, Protocol, runtime_checkable
 
 import torch.nn.functional as F
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from ssl_blocks.bounds import Channels, Depth, Pixels, Whole
 from ssl_blocks.doors import checked
 from ssl_blocks.grid import Grid, axis_names
 
+Images = Float[Tensor, "b c *s"]
 Sizes = Pixels | tuple[Pixels, ...]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ssl_blocks.modes import buffers_kept
 from ssl_blocks.parts.tokenize import Tokenizer
 from ssl_blocks.testing.precise import seeded
+from ssl_blocks.testing.role_case import mapped
 from ssl_blocks.values import ObjectiveOutput, Views
 
 CONTEXT = -1  # step of tokens that are given
@@ -120,7 +121,7 @@ class LeakCase:
 
     def noise(self, generator: torch.Generator | None) -> Pixels:
         """Noise as large as the pixels of each channel."""
-        return tuple(_scale(x) * _noise(x, generator) for x in self.plain)
+        return tuple(_scale(x) * noise_like(x, generator) for x in self.plain)
 
     def position(self, image: int, position: int) -> str:
         """What a message calls a position of an image."""
@@ -186,7 +187,8 @@ def _scale(x: Tensor) -> Tensor:
     return torch.where(own > 0, own, 1.0).to(x.dtype)
 
 
-def _noise(x: Tensor, generator: torch.Generator | None) -> Tensor:
+def noise_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Plain noise of a tensor's shape, drawn in double precision."""
     return torch.randn(x.shape, generator=generator, device=x.device, dtype=torch.float64).to(x.dtype)
 
 
@@ -194,7 +196,7 @@ def some_more(images: Images, count: int, generator: torch.Generator | None) -> 
     """A batch of ``count`` images that differ: those that were given, over and over, under noise."""
     many = tuple(
         x[torch.arange(count, device=x.device) % len(x)]
-        + _scale(x) / 4 * _noise(x[:1].expand(count, *x.shape[1:]), generator)
+        + _scale(x) / 4 * noise_like(x[:1].expand(count, *x.shape[1:]), generator)
         for x in (view.detach() for view in views_of(images))
     )
     return Views(many, images.num_global) if isinstance(images, Views) else many[0]
@@ -202,9 +204,8 @@ def some_more(images: Images, count: int, generator: torch.Generator | None) -> 
 
 def cast(images: Images, dtype: torch.dtype) -> Tensor | Views:
     """Images of another precision."""
-    if isinstance(images, Views):
-        return Views(tuple(view.to(dtype) for view in images.images), images.num_global)
-    return images.to(dtype)
+    found: Tensor | Views = mapped(images, lambda x: x.to(dtype))
+    return found
 
 
 def _fits(tokenizer: Tokenizer, view: Tensor, *, needed: bool) -> bool:

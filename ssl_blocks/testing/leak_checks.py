@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ssl_blocks.testing.leak_case import LeakCase, LeakError, Pixels
+from ssl_blocks.testing.leak_case import LeakCase, LeakError, Pixels, noise_like
 from ssl_blocks.values import gather_tokens
 
 
@@ -63,8 +63,7 @@ def check_loss(case: LeakCase) -> str | None:
 def check_gradients(case: LeakCase, generator: torch.Generator | None, tolerance: float) -> None:
     """No pixel that a row may not see has a gradient, and all that it must see have one."""
     out, cropped = case.out, case.cropped()
-    like = out.predictions
-    weights = torch.randn(like.shape, generator=generator, device=like.device, dtype=torch.float64).to(like.dtype)
+    weights = noise_like(out.predictions, generator)
     for step, image, rows in sorted(_alike(case), key=lambda group: group[:2]):
         total = (out.predictions[image, rows] * weights[image, rows]).sum()
         found = torch.autograd.grad(total, case.pixels, retain_graph=True, allow_unused=True)

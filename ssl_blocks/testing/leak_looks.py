@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -92,14 +93,9 @@ class Looks:
             yield str(leak)
             return
         self.tried += len(case.out.index)
-        looks: tuple[Callable[[], Any], ...] = (
-            lambda: self._check_index(case, images),
-            lambda: check_targets(case),
-            lambda: check_loss(case),
-            lambda: check_gradients(case, self.generator, self.tolerance),
-            lambda: check_noise(case, self.generator, self.tolerance),
-        )
-        yield from self._found(looks)
+        looks: list[Callable[[], Any]] = [partial(look, case) for look in (check_targets, check_loss)]
+        looks += [partial(look, case, self.generator, self.tolerance) for look in (check_gradients, check_noise)]
+        yield from self._found([partial(self._check_index, case, images), *looks])
 
     def _many(self, images: Images, sizes: tuple[int, ...], when: str = "", *, order: bool = False) -> Iterator[str]:
         """Batches of many draws."""
@@ -116,18 +112,15 @@ class Looks:
                 continue
             self.tried += size
             rest = (case, self.generator, self.tolerance, when)
-            looks: list[Callable[[], Any]] = [
-                lambda rest=rest: leak_draws.check_hidden(*rest),  # type: ignore[misc]
-                lambda rest=rest: leak_draws.check_images(*rest),  # type: ignore[misc]
-                lambda rest=rest: leak_draws.check_places(*rest),  # type: ignore[misc]
-            ]
+            own = (leak_draws.check_hidden, leak_draws.check_images, leak_draws.check_places)
+            looks: list[Callable[[], Any]] = [partial(look, *rest) for look in own]
             if counted:
-                looks.append(lambda case=case: check_loss(case))  # type: ignore[misc]
+                looks.append(partial(check_loss, case))
             if order:
-                looks.append(lambda case=case: leak_draws.check_order(case, self.generator))  # type: ignore[misc]
-            yield from self._found(tuple(looks))
+                looks.append(partial(leak_draws.check_order, case, self.generator))
+            yield from self._found(looks)
 
-    def _found(self, looks: tuple[Callable[[], Any], ...]) -> Iterator[str]:
+    def _found(self, looks: list[Callable[[], Any]]) -> Iterator[str]:
         for look in looks:
             try:
                 why = look()

@@ -83,8 +83,8 @@ def check_leaks(
         >>> check_leaks(partial(predict, honest=False), images).leaks[0]  # doctest: +ELLIPSIS
         'predict: by gradient: the prediction of step 0 in image 0 depends on position ... of step 0'
     """
-    looks = {"draws": draws, "compiled": compiled, "generator": generator, "tolerance": tolerance}
-    return _report(function, images, looks, patch_size=patch_size, module=module)
+    looks: dict[str, Any] = {"draws": draws, "compiled": compiled, "generator": generator, "tolerance": tolerance}
+    return _report(function, images, **looks, patch_size=patch_size, module=module)
 
 
 def assert_no_leak(
@@ -148,18 +148,12 @@ def assert_no_leak(
         >>> assert_no_leak(objective, torch.randn(2, 3, 8, 8)).passed
         ('SegmentPrediction',)
     """
-    looks = {"draws": draws, "compiled": compiled, "generator": generator, "tolerance": tolerance}
-    return _report(objective, images, looks, stop=True)
+    looks: dict[str, Any] = {"draws": draws, "compiled": compiled, "generator": generator, "tolerance": tolerance}
+    return _report(objective, images, **looks, stop=True)
 
 
 def _report(
-    function: Any,
-    images: Images,
-    looks: dict[str, Any],
-    *,
-    patch_size: Any = None,
-    module: nn.Module | None = None,
-    stop: bool = False,
+    function: Any, images: Images, *, patch_size: Any = None, module: Any = None, stop: bool = False, **looks: Any
 ) -> LeakReport:
     """Look at all there is; with ``stop`` the first leak is an error."""
     passed: list[str] = []

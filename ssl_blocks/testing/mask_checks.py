@@ -18,6 +18,12 @@ from ssl_blocks.testing.waits import check_waits
 from ssl_blocks.values import AttentionMasks, Serialization
 
 _PREFIXES = (0, 2)
+_SIDES = {  # rows and columns of masks
+    "source": ("content", "content"),
+    "target": ("queries", "queries"),
+    "memory": ("queries", "content"),
+    "feedback": ("content", "queries"),
+}
 
 
 def check_mask_builder(mask: MaskBuilder, *, serializations: Sequence[Serialization] | None = None) -> RoleReport:
@@ -89,16 +95,15 @@ class _Case(Role):
         masks, (encoded, predicted) = self.build(), self.draw.windows(self.predict_first)
         if not isinstance(masks, AttentionMasks):
             self.fail("AttentionMasks", type(masks).__name__)
-        s = self.num_prefix + encoded.stop - encoded.start
-        t = predicted.stop - predicted.start
-        wanted = {"source": (s, s), "target": (t, t), "memory": (t, s), "feedback": (s, t)}
-        for name, shape in wanted.items():
-            found = getattr(masks, name)
+        lengths = {"content": self.num_prefix + encoded.stop - encoded.start}
+        lengths["queries"] = predicted.stop - predicted.start
+        for name, sides in _SIDES.items():
+            found, (rows, columns) = getattr(masks, name), (lengths[side] for side in sides)
             if found is None and name in ("source", "feedback"):
                 continue
             leading = found.shape[0] if isinstance(found, Tensor) and found.ndim else 0
             leading = leading if leading in (1, len(self.draw.order)) else 1
-            self.expect_shape(f"masks.{name} {self.where}", found, (leading, 1, *shape), torch.bool)
+            self.expect_shape(f"masks.{name} {self.where}", found, (leading, 1, rows, columns), torch.bool)
         if not same(masks, self.build()):
             self.fail("the same masks in a second call", "others")
         meta = torch.device("meta")
@@ -127,21 +132,12 @@ class _Case(Role):
         whole, n, p = self.build(replace(self.draw, step_sizes=None)), self.draw.num_tokens, self.num_prefix
         encoded, predicted = self.draw.windows(self.predict_first)
         kept = {"content": _places(encoded, n, p), "queries": _places(predicted, n, 0)}
-        sides = {
-            "source": ("content", "content"),
-            "target": ("queries", "queries"),
-            "memory": ("queries", "content"),
-            "feedback": ("content", "queries"),
-        }
         part = self.build()
-        for name, (rows, columns) in sides.items():
+        for name, (rows, columns) in _SIDES.items():
             full, cut = getattr(whole, name), getattr(part, name)
-            if full is None and name == "feedback":
-                if cut is not None:
-                    self.fail(f"masks.{name} of the whole sequence as of its windows {self.where}", "None of them")
-                continue
+            unsaid = name == "source"  # what no mask at all stands for
             if full is None:
-                full = torch.ones(1, 1, p + n, p + n, dtype=torch.bool)
+                full = torch.full((1, 1, len(kept[rows]), len(kept[columns])), unsaid)
             inside = full[..., kept[rows], :]
             if bool(inside[..., ~kept[columns]].any()):
                 self.fail(
@@ -149,7 +145,7 @@ class _Case(Role):
                     f"masks.{name} of the whole sequence that lets it be seen",
                 )
             inside = inside[..., kept[columns]]
-            cut = torch.ones_like(inside) if cut is None else cut
+            cut = torch.full_like(inside, unsaid) if cut is None else cut
             if not torch.equal(inside, cut.expand_as(inside)):
                 self.fail(f"masks.{name} of the whole sequence as of its windows {self.where}", "another one")
 

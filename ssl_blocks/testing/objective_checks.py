@@ -4,13 +4,13 @@ import copy
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ssl_blocks.objectives.life_cycle import NO_PARTS
 from ssl_blocks.objectives.objective import Objective
 from ssl_blocks.testing.role_case import (
     Role,
@@ -256,7 +256,7 @@ def _parts(objective: nn.Module) -> Iterator[tuple[str, Any]]:
     pending: list[tuple[str, Any]] = list(objective.named_modules())
     while pending:
         path, value = pending.pop(0)
-        if id(value) in found or isinstance(value, _NO_PARTS):
+        if id(value) in found or isinstance(value, NO_PARTS):
             continue
         found.add(id(value))
         if isinstance(value, tuple | list | dict):
@@ -271,6 +271,3 @@ def _parts(objective: nn.Module) -> Iterator[tuple[str, Any]]:
         if id(value) in registered:
             own = [(name, x) for name, x in own if not isinstance(x, nn.Module) and not name.startswith("_")]
         pending += [(f"{path}.{name}".lstrip("."), x) for name, x in own]
-
-
-_NO_PARTS = (Tensor, type, ModuleType, FunctionType, MethodType)

@@ -3,15 +3,12 @@
 import csv
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ssl_blocks.doors import checked
-from ssl_blocks.visualize.panels import INK, Array
-
-if TYPE_CHECKING:
-    import matplotlib.figure
+from ssl_blocks.visualize.palette import INK
+from ssl_blocks.visualize.panels import Array, Figure, new_figure
 
 # of Okabe and Ito's colours those that stand out on white
 LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000")
@@ -20,9 +17,7 @@ STYLES = ("-", "--", "-.", ":")
 
 
 @checked
-def draw_curves(
-    runs: Mapping[str, str | Path], *, references: Mapping[str, float] | None = None
-) -> "matplotlib.figure.Figure":
+def draw_curves(runs: Mapping[str, str | Path], *, references: Mapping[str, float] | None = None) -> Figure:
     """Show how loss and kNN accuracy went, over epochs.
 
     A thin line is the loss as logged, a thick one its moving average over a twentieth of the run. Runs differ in
@@ -45,24 +40,22 @@ def draw_curves(
         >>> [panel.get_ylabel() for panel in draw_curves({"a": file}, references={"raw pixels": 0.5}).axes]
         ['loss', 'kNN accuracy']
     """
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     if not runs:
         raise ValueError("runs={} must name at least one run")
     curves = {_plain(name): _read(path) for name, path in runs.items()}
     with_knn = {name: knn for name, (_, knn) in curves.items() if len(knn)}
-    figure = Figure(figsize=(9.6, 3.6) if with_knn else (5.2, 3.6), layout="constrained")
+    figure = new_figure(9.6 if with_knn else 5.2, 3.6, "constrained")
     panels = figure.subplots(1, 2 if with_knn else 1, squeeze=False)[0]
     for number, (name, (loss, _)) in enumerate(curves.items()):
         color, style = LINES[number % len(LINES)], STYLES[number // len(LINES) % len(STYLES)]
         panels[0].plot(*loss.T, color=color, linewidth=0.6, alpha=0.45)
         panels[0].plot(*_smooth(loss).T, color=color, linestyle=style, linewidth=2, label=name)
-    panels[0].set_ylabel("loss")
-    for number, name in enumerate(curves):
         if name in with_knn:
-            color, marker = LINES[number % len(LINES)], MARKERS[number % len(MARKERS)]
+            marker = MARKERS[number % len(MARKERS)]
             panels[1].plot(*with_knn[name].T, color=color, marker=marker, markersize=5, linewidth=2, label=name)
+    panels[0].set_ylabel("loss")
     if with_knn:
         for number, (name, value) in enumerate((references or {}).items()):
             panels[1].axhline(value, color=INK, linestyle=STYLES[1 + number % 3], linewidth=1.2, label=_plain(name))

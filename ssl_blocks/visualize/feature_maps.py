@@ -1,33 +1,18 @@
 """What an encoder makes of the places of an image: its features as colours, and where its class token looks."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from ssl_blocks.doors import checked
 from ssl_blocks.grid import Grid
-from ssl_blocks.visualize.panels import check_shape, make_panels, spread, to_pictures
-
-if TYPE_CHECKING:
-    import matplotlib.figure
+from ssl_blocks.visualize.panels import Figure, check_shape, make_panels, spread, to_pictures
 
 
 def principal_colors(features: Tensor) -> Tensor:
-    """Turn features into colours: their first three principal components over all tokens of all images, as RGB.
+    """Turn features ``[B, N, D]`` into colours ``[B, N, 3]``: their first three principal components over all tokens.
 
     Each component is stretched to 0..1, and turned so that its largest weight is positive. What is alike in features
     has the same colour in every image.
-
-    Args:
-        features: ``[B, N, D]``.
-
-    Returns:
-        ``[B, N, 3]`` in 0..1.
-
-    Examples:
-        >>> principal_colors(torch.eye(4)[None]).shape
-        torch.Size([1, 4, 3])
     """
     flat = features.detach().double().flatten(0, 1)
     flat = flat - flat.mean(0)
@@ -40,9 +25,7 @@ def principal_colors(features: Tensor) -> Tensor:
 
 
 @checked
-def draw_features(
-    images: Tensor, features: Tensor, grid: Grid, *, attention: Tensor | None = None
-) -> "matplotlib.figure.Figure":
+def draw_features(images: Tensor, features: Tensor, grid: Grid, *, attention: Tensor | None = None) -> Figure:
     """Show images, and below them their features as colours (see `principal_colors`).
 
     Args:

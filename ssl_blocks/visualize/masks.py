@@ -1,6 +1,6 @@
 """Who may attend to whom, step by step."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,16 +8,12 @@ import torch
 from ssl_blocks.bounds import Whole
 from ssl_blocks.doors import checked
 from ssl_blocks.values import AttentionMasks, Serialization
-from ssl_blocks.visualize.panels import ALLOWED, BLOCKED, LEGEND, Array, check_shape, steps_of
-
-if TYPE_CHECKING:
-    import matplotlib.figure
+from ssl_blocks.visualize.palette import ALLOWED, BLOCKED
+from ssl_blocks.visualize.panels import Array, Figure, add_legend, check_shape, new_figure, steps_of
 
 
 @checked
-def draw_masks(
-    masks: AttentionMasks, serialization: Serialization, *, image_index: Whole = 0
-) -> "matplotlib.figure.Figure":
+def draw_masks(masks: AttentionMasks, serialization: Serialization, *, image_index: Whole = 0) -> Figure:
     """Show the source, target and memory mask of one image, tokens in sequence order.
 
     Lines separate the steps, whose numbers stand along the axes; ``P`` marks prefix tokens.
@@ -39,8 +35,6 @@ def draw_masks(
         ['source: encoder sees itself', 'target: decoder sees itself', 'memory: decoder sees encoder']
     """
     from matplotlib.colors import ListedColormap
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
 
     step = steps_of(serialization, image_index)
     encoded = step[serialization.windows()[0]]
@@ -52,7 +46,7 @@ def draw_masks(
         ("target", "decoder sees itself", target, target),
         ("memory", "decoder sees encoder", target, source),
     )
-    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    figure = new_figure(11.0, 4.4, "constrained")
     for panel, (name, text, rows, columns) in zip(figure.subplots(1, 3), parts, strict=True):
         mask = getattr(masks, name)
         check_shape(f"masks.{name}", mask, (-1, 1, len(rows), len(columns)), torch.bool)
@@ -62,8 +56,8 @@ def draw_masks(
         panel.tick_params(length=0, labelsize=8)
         _step_axis(panel.axvline, panel.set_xticks, columns)
         _step_axis(panel.axhline, panel.set_yticks, rows)
-    colors = ((ALLOWED, "may attend"), (BLOCKED, "may not"))
-    figure.legend(handles=[Patch(facecolor=c, edgecolor="#888888", label=t) for c, t in colors], ncols=2, **LEGEND)
+    keys = [(ALLOWED, "#888888", "may attend"), (BLOCKED, "#888888", "may not")]
+    add_legend(figure, keys, ncols=2, linewidth=1.0)
     return figure
 
 

@@ -1,17 +1,15 @@
 """Which regions of two views are most alike."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from ssl_blocks.bounds import Count
 from ssl_blocks.doors import checked
 from ssl_blocks.grid import Grid
-from ssl_blocks.visualize.panels import HUES, INK, check_shape, to_pictures
-
-if TYPE_CHECKING:
-    import matplotlib.figure
+from ssl_blocks.visualize.palette import HUES, INK
+from ssl_blocks.visualize.panels import Figure, check_shape, new_figure, to_pictures
 
 ONE = Grid(1, 1)
 SIDE = 1.9  # inches
@@ -26,7 +24,7 @@ def draw_matches(
     *,
     others: Sequence[Tensor] = (),
     num_regions: Count = 5,
-) -> "matplotlib.figure.Figure":
+) -> Figure:
     """Number some regions of one view, and put the same numbers where their matches lie in another.
 
     Several regions may have the same match.
@@ -51,8 +49,6 @@ def draw_matches(
         >>> len(draw_matches(*views, match, (Grid(4, 4), Grid(4, 4))).axes)
         6
     """
-    from matplotlib.figure import Figure
-
     if not 1 <= num_regions <= len(HUES):
         raise ValueError(f"num_regions={num_regions} must be at least 1 and at most {len(HUES)}")
     columns = [to_pictures("first", first, ONE), to_pictures("second", second, ONE)]
@@ -63,7 +59,7 @@ def draw_matches(
     for other in others:
         check_shape("others", other, (count, -1, -1, -1))
     titles = ["large crop: regions", "the other: matches", *["small crop"] * len(others)]
-    figure = Figure(figsize=(SIDE * len(columns), SIDE * count + 0.3), layout="compressed")
+    figure = new_figure(SIDE * len(columns), SIDE * count + 0.3)
     panels = figure.subplots(count, len(columns), squeeze=False)
     total = grids[0].num_tokens
     chosen = [(2 * i + 1) * total // (2 * min(num_regions, total)) for i in range(min(num_regions, total))]

@@ -1,16 +1,14 @@
 """Which images an encoder finds alike."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from ssl_blocks.doors import checked
 from ssl_blocks.grid import Grid
-from ssl_blocks.visualize.panels import ALLOWED, INK, SIGNAL, check_shape, to_pictures
-
-if TYPE_CHECKING:
-    import matplotlib.figure
+from ssl_blocks.visualize.palette import ALLOWED, INK, SIGNAL
+from ssl_blocks.visualize.panels import Figure, check_shape, new_figure, to_pictures
 
 ONE = Grid(1, 1)
 SIDE = 1.3  # inches
@@ -25,7 +23,7 @@ def draw_neighbours(
     *,
     is_same: Tensor | None = None,
     names: Sequence[str] | None = None,
-) -> "matplotlib.figure.Figure":
+) -> Figure:
     """Show images, and beside each those that are nearest in features, the nearest first.
 
     Args:
@@ -46,7 +44,6 @@ def draw_neighbours(
         >>> len(draw_neighbours(torch.rand(2, 1, 8, 8), torch.rand(2, 3, 1, 8, 8)).axes[0].images)
         8
     """
-    from matplotlib.figure import Figure
     from matplotlib.patches import Patch, Rectangle
 
     rows = to_pictures("queries", queries, ONE)
@@ -57,7 +54,7 @@ def draw_neighbours(
     if names is not None and len(names) != len(rows):
         raise ValueError(f"names={tuple(names)} must be one for each of the {len(rows)} queries")
     aspect = rows[0].shape[0] / rows[0].shape[1]
-    figure = Figure(figsize=(SIDE * (count + 1) + 0.6, SIDE * aspect * len(rows) + 0.7), layout="compressed")
+    figure = new_figure(SIDE * (count + 1) + 0.6, SIDE * aspect * len(rows) + 0.7)
     panel = figure.subplots()  # one for all pictures, in widths of one: axes are what takes long to draw
     panel.set(xlim=(0, (count + 1) * STEP), ylim=(len(rows) * (aspect + STEP - 1), 0), aspect="equal")
     panel.set_axis_off()

@@ -1,5 +1,6 @@
-"""What all pictures share: colours, panels, outlines, and checks of shapes."""
+"""What all pictures share: panels, outlines, and checks of shapes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -12,22 +13,21 @@ from ssl_blocks.doors import checked
 from ssl_blocks.files import atomically
 from ssl_blocks.grid import Grid
 from ssl_blocks.values import Serialization
+from ssl_blocks.visualize.palette import PAPER
 
 if TYPE_CHECKING:
-    import matplotlib.figure
+    from matplotlib.figure import Figure as Figure
+else:
+    Figure = Any  # matplotlib is loaded where something is drawn
 
 Array: TypeAlias = NDArray[Any]
+Key: TypeAlias = tuple[str, str, str]  # of a legend: face, edge and meaning
 
-# Okabe and Ito's colours, which all kinds of colour vision tell apart
-HUES = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
-ALLOWED, BLOCKED, SIGNAL, INK, PAPER = "#0072B2", "#F2F2F2", "#D55E00", "#222222", "#FFFFFF"
-UNREAD, UNREAD_EDGE = "#BDBDBD", "#A3A3A3"
 DPI = 150
-LEGEND: dict[str, Any] = {"loc": "outside lower center", "frameon": False}
 
 
 @checked
-def save_figure(figure: "matplotlib.figure.Figure", path: str | Path) -> None:
+def save_figure(figure: Figure, path: str | Path) -> None:
     """Write a figure as PNG, whole or not at all.
 
     Args:
@@ -89,16 +89,39 @@ def steps_of(serialization: Serialization, image_index: int) -> Array:
     return np.asarray(serialization.step[image_index].cpu())
 
 
-def make_panels(
-    titles: tuple[str, ...], pictures: list[Array], legend: bool = False
-) -> tuple["matplotlib.figure.Figure", Array]:
-    """A figure of titled rows, with bare panels in the pictures' aspect."""
-    from matplotlib.figure import Figure
+def raster_steps(serialization: Serialization, image_index: int, grid: Grid) -> Array:
+    """Step of every token of one image."""
+    check_shape("serialization.order", serialization.order, (-1, grid.num_tokens))
+    step = np.empty(grid.num_tokens, dtype=int)
+    step[serialization.order[image_index].cpu().numpy()] = steps_of(serialization, image_index)
+    return step
 
+
+def new_figure(width: float, height: float, layout: Any = "compressed") -> Figure:
+    """A blank figure, in inches."""
+    import matplotlib.figure
+
+    return matplotlib.figure.Figure(figsize=(width, height), layout=layout)
+
+
+def add_legend(figure: Figure, keys: Sequence[Key], ncols: int, linewidth: float = 1.5) -> None:
+    """Explain colours below the panels."""
+    from matplotlib.patches import Patch
+
+    handles: list[Any] = [Patch(facecolor=f, edgecolor=e, linewidth=linewidth, label=text) for f, e, text in keys]
+    figure.legend(handles=handles, ncols=ncols, loc="outside lower center", frameon=False)
+
+
+def make_panels(
+    titles: tuple[str, ...], pictures: list[Array], legend: Sequence[Key] = (), ncols: int = 1
+) -> tuple[Figure, Array]:
+    """A figure of titled rows, with bare panels in the pictures' aspect."""
     columns, (height, width, _) = len(pictures), pictures[0].shape
     side = 3.0 if columns == 1 else 2.2 if columns <= 4 else 1.6  # inches
-    size = (columns * side + 0.4, len(titles) * side * height / width + 0.2 + 0.4 * legend)
-    figure = Figure(figsize=size, layout="compressed")
+    size = (columns * side + 0.4, len(titles) * side * height / width + 0.2 + 0.4 * bool(legend))
+    figure = new_figure(*size)
+    if legend:
+        add_legend(figure, legend, ncols)
     panels: Array = figure.subplots(len(titles), columns, squeeze=False)
     for panel in panels.flat:
         panel.set(xticks=[], yticks=[])

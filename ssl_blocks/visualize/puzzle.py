@@ -1,6 +1,6 @@
 """Patch puzzles: shuffled, as guessed, and solved."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,17 +8,15 @@ from torch import Tensor
 
 from ssl_blocks.doors import checked
 from ssl_blocks.grid import Grid
-from ssl_blocks.visualize.panels import ALLOWED, LEGEND, PAPER, SIGNAL, Array, check_shape, make_panels, to_pictures
-
-if TYPE_CHECKING:
-    import matplotlib.figure
+from ssl_blocks.visualize.palette import ALLOWED, PAPER, SIGNAL
+from ssl_blocks.visualize.panels import Array, Figure, check_shape, make_panels, to_pictures
 
 EMPTY = -1  # no patch lies there
 BLANK = "#DDDDDD"
 
 
 @checked
-def draw_puzzles(patches: Tensor, shuffled: Tensor, guessed: Tensor, grid: Grid) -> "matplotlib.figure.Figure":
+def draw_puzzles(patches: Tensor, shuffled: Tensor, guessed: Tensor, grid: Grid) -> Figure:
     """Show puzzles as they were shuffled, as somebody put them together, and solved.
 
     In the middle row, patches that lie in their own place are framed in another colour than those that do not; grey
@@ -42,8 +40,6 @@ def draw_puzzles(patches: Tensor, shuffled: Tensor, guessed: Tensor, grid: Grid)
         >>> [panel.get_title() for panel in figure.axes[2:4]]
         ['4 of 4 right', '2 of 4 right']
     """
-    from matplotlib.patches import Patch
-
     check_shape("patches", patches, (-1, grid.num_tokens, -1, -1, -1))
     batch, num, channels, *sides = patches.shape
     for name, places in (("shuffled", shuffled), ("guessed", guessed)):
@@ -57,15 +53,14 @@ def draw_puzzles(patches: Tensor, shuffled: Tensor, guessed: Tensor, grid: Grid)
         [_board(own, places, grid) for places in (mixed, guess, solved)]
         for own, mixed, guess in zip(pieces, shuffled.cpu().numpy(), guessed.cpu().numpy(), strict=True)
     ]
-    figure, panels = make_panels(("puzzle", "guess", "solution"), [column[0] for column in boards], legend=True)
+    keys = ((PAPER, ALLOWED, "in its place"), (PAPER, SIGNAL, "elsewhere"), (BLANK, BLANK, "no patch was put there"))
+    puzzles = [column[0] for column in boards]
+    figure, panels = make_panels(("puzzle", "guess", "solution"), puzzles, keys, ncols=3 if batch > 2 else 1)
     for panel, board in zip(panels.T.flat, (board for column in boards for board in column), strict=True):
         panel.imshow(board, interpolation="nearest")
     for panel, guess in zip(panels[1], guessed.cpu().numpy(), strict=True):
         _frame(panel, guess, grid, (sides[0], sides[1]))
         panel.set_title(f"{int((guess == solved).sum())} of {num} right", fontsize=10)
-    keys = ((PAPER, ALLOWED, "in its place"), (PAPER, SIGNAL, "elsewhere"), (BLANK, BLANK, "no patch was put there"))
-    handles: list[Any] = [Patch(facecolor=face, edgecolor=edge, linewidth=1.5, label=text) for face, edge, text in keys]
-    figure.legend(handles=handles, ncols=3 if batch > 2 else 1, **LEGEND)
     return figure
 
 

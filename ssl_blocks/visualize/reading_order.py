@@ -12,7 +12,8 @@ from ssl_blocks.doors import checked
 from ssl_blocks.files import atomically
 from ssl_blocks.grid import Grid
 from ssl_blocks.values import Serialization
-from ssl_blocks.visualize.panels import SIGNAL, UNREAD, UNREAD_EDGE, Array, check_shape, spread, steps_of, to_pictures
+from ssl_blocks.visualize.palette import SIGNAL, UNREAD, UNREAD_EDGE
+from ssl_blocks.visualize.panels import Array, check_shape, raster_steps, spread, to_pictures
 
 GIF_SIDE, CAPTION_HEIGHT = 256, 26
 
@@ -46,9 +47,7 @@ def reading_order_gif(
     if grid.ndim < 3:  # else channels may be an axis of the grid
         check_shape("image", image, (-1,) * (grid.ndim + 1))
     (picture,) = to_pictures("image", image[None], grid)
-    check_shape("serialization.order", serialization.order, (-1, grid.num_tokens))
-    step = np.empty(grid.num_tokens, dtype=int)
-    step[serialization.order[image_index].cpu().numpy()] = steps_of(serialization, image_index)
+    step = raster_steps(serialization, image_index, grid)
     count = int(step.max()) + 1
     frame = _gif_painter(picture, grid)
     frames = [frame(step > -1, step < 0, "nothing read yet")]

@@ -1,7 +1,5 @@
 """What was to be predicted and what was, at once or step by step."""
 
-from typing import TYPE_CHECKING, Any
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,30 +7,24 @@ from torch import Tensor
 from ssl_blocks.doors import checked
 from ssl_blocks.grid import Grid
 from ssl_blocks.values import Serialization
+from ssl_blocks.visualize.palette import PAPER, SIGNAL
 from ssl_blocks.visualize.panels import (
-    LEGEND,
-    PAPER,
-    SIGNAL,
     Array,
+    Figure,
     check_shape,
     make_panels,
     outline,
+    raster_steps,
     spread,
-    steps_of,
     to_pictures,
 )
-
-if TYPE_CHECKING:
-    import matplotlib.figure
 
 MAX_COLUMNS = 7
 LATER = "#C6DBEF"  # no grey, which might be the image's own
 
 
 @checked
-def draw_reconstructions(
-    images: Tensor, targets: Tensor, predictions: Tensor, known: Tensor, grid: Grid
-) -> "matplotlib.figure.Figure":
+def draw_reconstructions(images: Tensor, targets: Tensor, predictions: Tensor, known: Tensor, grid: Grid) -> Figure:
     """Show images, what was to be predicted of them, and what was predicted.
 
     Tokens that were given are outlined. In the row of predictions they show the image itself, pale and grey, for
@@ -56,8 +48,6 @@ def draw_reconstructions(
         >>> len(draw_reconstructions(images, images, images * 0.9, known, Grid(4, 4)).axes)
         6
     """
-    from matplotlib.patches import Patch
-
     pictures = to_pictures("images", images, grid)
     check_shape("targets", targets, tuple(images.shape))
     check_shape("predictions", predictions, tuple(images.shape))
@@ -65,7 +55,8 @@ def draw_reconstructions(
     columns = zip(
         pictures, to_pictures("targets", targets, grid), to_pictures("predictions", predictions, grid), strict=True
     )
-    figure, panels = make_panels(("image", "target", "prediction"), pictures, legend=True)
+    label = "given, not predicted" if known.any() else "given, not predicted: none"
+    figure, panels = make_panels(("image", "target", "prediction"), pictures, [("#DDDDDD", SIGNAL, label)])
     for column, (picture, target, prediction) in enumerate(columns):
         given = known[column].cpu().numpy()
         pale = 0.5 + 0.5 * picture.mean(-1, keepdims=True)
@@ -74,8 +65,6 @@ def draw_reconstructions(
         panels[2, column].imshow(np.where(spread(given, grid, picture), pale, prediction))
         for row in (1, 2):
             outline(panels[row, column], given, grid, picture, SIGNAL, 1.5, closed=True)
-    label = "given, not predicted" if known.any() else "given, not predicted: none"
-    figure.legend(handles=[Patch(facecolor="#DDDDDD", edgecolor=SIGNAL, linewidth=1.5, label=label)], **LEGEND)
     return figure
 
 
@@ -88,7 +77,7 @@ def draw_steps(
     *,
     image_indices: tuple[int, ...] = (0,),
     predict_first: bool = False,
-) -> "matplotlib.figure.Figure":
+) -> Figure:
     """Show an image being predicted step by step, a column per step.
 
     What has been read is the image itself; the tokens that this step predicts are framed, and hold the prediction;
@@ -118,15 +107,16 @@ def draw_steps(
         ['image', 'step 1', 'step 2', 'step 3']
     """
     from matplotlib.colors import to_rgb
-    from matplotlib.patches import Patch
 
     pictures = to_pictures("images", images, grid)
     check_shape("predictions", predictions, tuple(images.shape))
     check_shape("serialization.order", serialization.order, (len(pictures), grid.num_tokens))
     guesses = to_pictures("predictions", predictions, grid)
-    rows = [(index, _raster_steps(serialization, index, grid)) for index in image_indices]
+    rows = [(index, raster_steps(serialization, index, grid)) for index in image_indices]
     columns = max(len(_chosen(step, predict_first)) for _, step in rows) + 1
-    figure, panels = make_panels(("",) * len(rows), [pictures[0]] * columns, legend=True)
+    keys = ((PAPER, SIGNAL, "predicted in this step, from what was read before"), (LATER, LATER, "not read yet"))
+    ncols = 1 if columns < 5 else 2
+    figure, panels = make_panels(("",) * len(rows), [pictures[0]] * columns, keys, ncols)
     later_color = np.array(to_rgb(LATER))
     for panel in panels.flat:
         panel.axis("off")
@@ -139,16 +129,7 @@ def draw_steps(
             panel.imshow(np.where(later, later_color, np.where(now, guesses[index], picture)))
             panel.set_title(f"step {number}", fontsize=10)
             outline(panel, step == number, grid, picture, SIGNAL, 1.5, closed=True)
-    keys = ((PAPER, SIGNAL, "predicted in this step, from what was read before"), (LATER, LATER, "not read yet"))
-    handles: list[Any] = [Patch(facecolor=face, edgecolor=edge, linewidth=1.5, label=text) for face, edge, text in keys]
-    figure.legend(handles=handles, ncols=1 if columns < 5 else 2, **LEGEND)
     return figure
-
-
-def _raster_steps(serialization: Serialization, image_index: int, grid: Grid) -> Array:
-    step = np.empty(grid.num_tokens, dtype=int)
-    step[serialization.order[image_index].cpu().numpy()] = steps_of(serialization, image_index)
-    return step
 
 
 def _chosen(step: Array, predict_first: bool) -> list[int]:

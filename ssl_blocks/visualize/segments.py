@@ -1,21 +1,17 @@
 """Segments of images, by colour and shade."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from torch import Tensor
 
 from ssl_blocks.doors import checked
 from ssl_blocks.grid import Grid
 from ssl_blocks.values import Segments
-from ssl_blocks.visualize.panels import HUES, INK, PAPER, Array, check_shape, make_panels, outline, spread, to_pictures
-
-if TYPE_CHECKING:
-    import matplotlib.figure
+from ssl_blocks.visualize.palette import HUES, INK, PAPER
+from ssl_blocks.visualize.panels import Array, Figure, check_shape, make_panels, outline, spread, to_pictures
 
 
 @checked
-def draw_segments(images: Tensor, segments: Segments, grid: Grid) -> "matplotlib.figure.Figure":
+def draw_segments(images: Tensor, segments: Segments, grid: Grid) -> Figure:
     """Show each image above its segments: a colour per coarsest partition, a shade per segment.
 
     Thin lines separate segments, thick ones partitions. There are seven colours; more partitions (or segments,

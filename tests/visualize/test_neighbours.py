@@ -6,7 +6,7 @@ import torch
 from matplotlib.colors import to_hex
 
 from ssl_blocks.visualize import draw_neighbours
-from ssl_blocks.visualize.panels import ALLOWED, SIGNAL
+from ssl_blocks.visualize.palette import ALLOWED, SIGNAL
 
 
 def test_neighbours_lie_beside_their_image_and_are_framed_by_class() -> None:

@@ -6,7 +6,7 @@ import torch
 from matplotlib.colors import to_rgb
 
 import ssl_blocks as sb
-from ssl_blocks.visualize import draw_puzzles, panels, puzzle
+from ssl_blocks.visualize import draw_puzzles, palette, puzzle
 
 GRID = sb.Grid(2, 3)
 SHUFFLED = torch.tensor([[5, 0, 3, 1, 4, 2]])
@@ -43,7 +43,7 @@ def test_frames_say_which_guesses_are_right() -> None:
     figure = draw_puzzles(patches(), SHUFFLED, GUESSED, GRID)
     frames = figure.axes[1].patches
     colors = [frame.get_edgecolor()[:3] for frame in frames]
-    right, wrong = to_rgb(panels.ALLOWED), to_rgb(panels.SIGNAL)
+    right, wrong = to_rgb(palette.ALLOWED), to_rgb(palette.SIGNAL)
     assert colors == [right, wrong, right, wrong]  # of the places 0, 1, 3 and 4
     gap = 1
     corners = [((c * (4 + gap)) + gap - 0.5, (r * (6 + gap)) + gap - 0.5) for r, c in ((0, 0), (0, 1), (1, 0), (1, 1))]

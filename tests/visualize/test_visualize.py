@@ -11,7 +11,7 @@ from PIL import Image, ImageSequence
 
 import ssl_blocks as sb
 from ssl_blocks import visualize
-from ssl_blocks.visualize import panels, reading_order, reconstructions
+from ssl_blocks.visualize import palette, panels, reading_order, reconstructions
 from tests.recipes import blank
 
 GRID = sb.Grid(4, 4)
@@ -69,7 +69,7 @@ def test_lines_run_between_segments_and_thick_dark_ones_between_partitions() -> 
     shown = Rendered(visualize.draw_segments(gray(), segments, GRID))
     partition, inside = shown.at(1, 7.5, 2), shown.at(1, 3.5, 2)
     segment = max((shown.at(1, 2, 7.5 + t) for t in (-0.05, 0.0, 0.05)), key=lambda color: color.min())
-    assert close(partition, to_rgb(panels.INK), 0.1)
+    assert close(partition, to_rgb(palette.INK), 0.1)
     assert segment.min() > partition.max() + 0.3, "a segment's border is pale where a partition's is dark"
     assert close(inside, shown.token(1, 0))
 
@@ -146,7 +146,7 @@ def test_given_tokens_are_pale_and_outlined_and_others_are_the_prediction() -> N
         assert close(shown.token(0, position), 0.2)
         assert close(shown.token(1, position), 0.4)
         assert close(shown.token(2, position), 0.6 if known[0, position] else 0.8)
-    signal = to_rgb(panels.SIGNAL)
+    signal = to_rgb(palette.SIGNAL)
     for panel in (1, 2):
         for x, y in ((3.5, 2), (2, 3.5), (-0.5, 2), (2, -0.5), (7.5, 6), (6, 7.5)):
             assert close(shown.at(panel, x, y), signal, 0.1), f"no outline at {x}, {y}"
@@ -197,7 +197,7 @@ def test_masks_show_who_may_attend(partitioner: sb.parts.SegmentPartitioner, num
     masks, draw = masks_of(partitioner, num_prefix)
     figure = visualize.draw_masks(masks, draw, image_index=1)
     shown = Rendered(figure)
-    allowed, blocked = to_rgb(panels.ALLOWED), to_rgb(panels.BLOCKED)
+    allowed, blocked = to_rgb(palette.ALLOWED), to_rgb(palette.BLOCKED)
     for panel, name in enumerate(("source", "target", "memory")):
         mask = getattr(masks, name)
         mask = mask[-1, 0]  # index 1, or the one that all images share
@@ -279,7 +279,7 @@ def test_gif_frames_the_step_and_nothing_else(tmp_path: Path) -> None:
     draw = sb.OrderedSerializer()(sb.SquarePartitioner(sides=(2,))(blank(1), GRID))
     visualize.reading_order_gif(few_colours(), draw, GRID, tmp_path / "order.gif")
     frames, _ = frames_of(tmp_path / "order.gif")
-    signal = np.round(np.array(to_rgb(panels.SIGNAL)) * 255)
+    signal = np.round(np.array(to_rgb(palette.SIGNAL)) * 255)
     for step in range(4):
         marked = (np.abs(frames[step + 1][:256] - signal).max(-1) < 2).nonzero()
         top, left = step // 2 * 128, step % 2 * 128
@@ -495,7 +495,7 @@ def test_matches_are_framed_where_they_lie() -> None:
         return shown.at(panel, column * 4 - 0.5 + 2, row * 4 - 0.5 + edge)
 
     for panel, places, level in ((0, (4, 12), 0.5), (1, (15, 3), 0.2)):
-        for color, place in zip(panels.HUES[:2], places, strict=True):
+        for color, place in zip(palette.HUES[:2], places, strict=True):
             assert close(frame(panel, place), to_rgb(color), 0.3)
         others = set(range(16)) - set(places)
         assert all(close(frame(panel, place), [level] * 3) for place in others)

@@ -14,12 +14,13 @@ from torch import Tensor
 from ssl_blocks.doors import checked
 from ssl_blocks.files import at_home
 
+Source = str | Path | Mapping[str, Any]
 NESTS = ("model", "state_dict", "module")  # under which training scripts keep the weights
 WRAPPERS = ("module.", "_orig_mod.")  # what distributed training and torch.compile put in front of every name
 
 
 @checked
-def read_state(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
+def read_state(source: Source) -> dict[str, Tensor]:
     """Read a file of weights, or take them out of a checkpoint that is loaded already.
 
     Files are read with ``weights_only=True``, beside which only ``argparse.Namespace``, the options of a training
@@ -55,7 +56,7 @@ def read_state(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
     return state
 
 
-def read_checkpoint(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
+def read_checkpoint(source: Source) -> dict[str, Any]:
     """Everything that a file of weights holds, or a checkpoint that is loaded already, as it lies there."""
     return dict(source) if isinstance(source, Mapping) else _read(at_home(source))
 

@@ -1,9 +1,7 @@
 """Checkpoints in the layout of APL's code: queries, keys and values apart, as Linears without bias."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +9,7 @@ from torch import Tensor, nn
 from ssl_blocks.doors import checked
 from ssl_blocks.encoders.postnorm import PostNormTransformer
 from ssl_blocks.encoders.weights.filling import HEAD, copy_all
-from ssl_blocks.encoders.weights.state import read_state
+from ssl_blocks.encoders.weights.state import Source, read_state
 
 # what a file may call the parts of a block; its classifier is HEAD
 NAMES = MappingProxyType({
@@ -32,11 +30,7 @@ ATTENTION = ("queries", "keys", "values")
 
 @checked
 def load_apl(
-    objective: nn.Module,
-    source: str | Path | Mapping[str, Any],
-    *,
-    encoder_only: bool = False,
-    names: Mapping[str, str] = NAMES,
+    objective: nn.Module, source: Source, *, encoder_only: bool = False, names: Mapping[str, str] = NAMES
 ) -> None:
     """Put weights in the layout of APL's code into a patch puzzle, to pretrain on or to use its encoder.
 

@@ -2,14 +2,13 @@
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ssl_blocks.doors import checked
 from ssl_blocks.encoders.weights.filling import copy_all
-from ssl_blocks.encoders.weights.state import read_checkpoint, read_state
+from ssl_blocks.encoders.weights.state import Source, read_checkpoint, read_state
 from ssl_blocks.objectives.distillation import ViewRegionDistillation
 
 NETWORKS = {"student": "student.", "teacher": "teacher.copy."}
@@ -24,9 +23,7 @@ DOWNSAMPLE = re.compile(r"^layers\.(\d+)\.downsample\.")  # at the end of a stag
 
 
 @checked
-def load_esvit(
-    objective: ViewRegionDistillation, source: str | Path | Mapping[str, Any], *, encoder_only: bool = False
-) -> None:
+def load_esvit(objective: ViewRegionDistillation, source: Source, *, encoder_only: bool = False) -> None:
     """Put an official checkpoint of EsViT or DINO into an objective, to pretrain on or to use its encoder.
 
     Student, teacher, the heads of both and the centres are filled, all of them, or the call is refused before the first

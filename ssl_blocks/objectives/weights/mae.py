@@ -1,14 +1,10 @@
 """Checkpoints in the layout of MAE's official code."""
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
 from torch import nn
 
 from ssl_blocks.doors import checked
 from ssl_blocks.encoders.weights.filling import DECODER, HEAD, TABLES, fill, translated
-from ssl_blocks.encoders.weights.state import read_state
+from ssl_blocks.encoders.weights.state import Source, read_state
 from ssl_blocks.grid import Grid
 
 # beginnings of names in MAE's files, and in the objective
@@ -24,13 +20,7 @@ CLASSIFIER = ("head.weight", "head.bias")  # what fine-tuning puts on top, and n
 
 
 @checked
-def load_mae(
-    objective: nn.Module,
-    source: str | Path | Mapping[str, Any],
-    *,
-    encoder_only: bool = False,
-    grid: Grid | None = None,
-) -> None:
+def load_mae(objective: nn.Module, source: Source, *, encoder_only: bool = False, grid: Grid | None = None) -> None:
     """Put the weights of an official MAE checkpoint into an objective, to pretrain on or to use its encoder.
 
     Nothing is left at its start: every parameter is filled, or the call is refused before the first is changed. The

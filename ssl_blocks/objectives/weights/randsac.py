@@ -1,7 +1,6 @@
 """Checkpoints in the layout of RandSAC's pseudocode: `nn.Transformer`, and Linears around it."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from ssl_blocks.doors import checked
 from ssl_blocks.encoders.weights.filling import DECODER, ENCODER, HEAD, TABLES, fill, own_tensors
-from ssl_blocks.encoders.weights.state import read_state
+from ssl_blocks.encoders.weights.state import Source, read_state
 from ssl_blocks.grid import Grid
 
 NAMES = MappingProxyType({
@@ -34,7 +33,7 @@ LAYER = (
 @checked
 def load_randsac(
     objective: nn.Module,
-    source: str | Path | Mapping[str, Any],
+    source: Source,
     *,
     encoder_only: bool = False,
     grid: Grid | None = None,

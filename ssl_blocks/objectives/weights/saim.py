@@ -1,15 +1,13 @@
 """Checkpoints in the layout of SAIM's official code."""
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ssl_blocks.doors import checked
 from ssl_blocks.encoders.weights.filling import DECODER, HEAD, TABLES, fill, own_tensors, translated
-from ssl_blocks.encoders.weights.state import read_state
+from ssl_blocks.encoders.weights.state import Source, read_state
 from ssl_blocks.grid import Grid
 
 QUERIES, PREDICTION, LAYERS = "query_blocks.", "prediction_head.", f"{DECODER}layers."
@@ -17,13 +15,7 @@ FIXED = ("gaussian_blur.weight",)  # the target's kernel, which is no weight
 
 
 @checked
-def load_saim(
-    objective: nn.Module,
-    source: str | Path | Mapping[str, Any],
-    *,
-    encoder_only: bool = False,
-    grid: Grid | None = None,
-) -> None:
+def load_saim(objective: nn.Module, source: Source, *, encoder_only: bool = False, grid: Grid | None = None) -> None:
     """Put the weights of an official SAIM checkpoint into an objective, to pretrain on or to use its encoder.
 
     Nothing is left at its start: every parameter is filled, or the call is refused before the first is changed. SAIM's
