@@ -146,11 +146,7 @@ def configure(wish: Wish, word: str) -> Any:
 
 
 def help_text(
-    call: str,
-    config: type[GeneralConfig],
-    *,
-    own: Sequence[type[Protocol[Any, Any]]] = (),
-    width: int | None = None,
+    call: str, config: type[GeneralConfig], *, own: Sequence[type[Protocol[Any, Any]]] = (), width: int | None = None
 ) -> str:
     """Explain the command line, and with it protocols of the user's ``own`` code."""
     width = min(shutil.get_terminal_size().columns, WIDEST) if width is None else width

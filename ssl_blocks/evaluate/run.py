@@ -160,12 +160,9 @@ def _load(subject: Subject, config: Any) -> ImageData:
         settings.name,
         image_size=None if size is None else (size[0], size[1]),
         channels=len(subject.extractor.mean),
-        root=settings.root,
-        max_train=settings.max_train,
-        max_test=settings.max_test,
         seed=config.seed,
         max_bytes=int(settings.max_memory_gib * 2**30),
-        corrupt=settings.corrupt,
+        **settings.model_dump(include={"root", "max_train", "max_test", "corrupt"}),
     )
     with section("data"):
         data = own(value_range=settings.value_range)

@@ -164,19 +164,9 @@ class RunConfig(StrictModel):
             if isinstance(data, sb.data.ImageData):
                 _check_shape(data.shape, settings.image_size, settings.channels)
                 return data
-            return sb.data.load(
-                data,
-                image_size=settings.image_size,
-                channels=settings.channels,
-                root=settings.root,
-                max_train=settings.max_train,
-                max_test=settings.max_test,
-                seed=self.seed,
-                storage=settings.storage,
-                max_bytes=int(settings.max_memory_gib * 2**30),
-                corrupt=settings.corrupt,
-                value_range=settings.value_range,
-            )
+            names = {"image_size", "channels", "root", "max_train", "max_test", "storage", "corrupt", "value_range"}
+            most = int(settings.max_memory_gib * 2**30)
+            return sb.data.load(data, seed=self.seed, max_bytes=most, **settings.model_dump(include=names))
 
     def augmentation(
         self, shape: sb.data.ImageShape, mean: Sequence[float], std: Sequence[float]

@@ -39,11 +39,7 @@ NUM_IMAGES = {  # in the train splits of data sets that are not counted cheaply
     "fashion-mnist": 60_000,
     "imagenet": 1_281_167,
 }
-KERNELS = {
-    "fp32": "fp32",
-    "bf16": "bf16 on a GPU (fused attention)",
-    "bf16 on CPU": "bf16 on a CPU (plain attention)",
-}
+KERNELS = {"fp32": "fp32", "bf16": "bf16 on a GPU (fused attention)", "bf16 on CPU": "bf16 on a CPU (plain attention)"}
 
 
 def describe(config: C, assemble: Assemble[C], *, data: Any = None) -> str:

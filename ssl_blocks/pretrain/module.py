@@ -112,16 +112,8 @@ class PretrainModule(Task):
             epochs=epochs,
             lr=settings.lr,
             seed=self.config.seed,
-            batch_size=settings.batch_size,
-            accumulate=settings.accumulate,
             warmup_steps=settings.warmup_steps(steps_per_epoch=steps, epochs=epochs),
-            warmup_start=settings.warmup_start,
-            min_lr=settings.min_lr,
-            weight_decay=settings.weight_decay,
-            weight_decay_end=settings.weight_decay_end,
-            betas=settings.betas,
-            clip_grad=settings.clip_grad,
-            schedule=settings.schedule,
+            **{name: value for name, value in settings if name in Plan.__annotations__},
         )
 
     def batches(self, portion: Portion) -> Iterable[UInt[Tensor, "b c h w"]]:
