@@ -42,13 +42,8 @@ def write_figures(
 ) -> list[Path]:
     """Write what there is to see of an objective on a few test images; return the files.
 
-    Another kind of objective brings its pictures with ``draw_examples.register``.
-
-    Args:
-        objective: on CPU; its mode is left as it was.
-        data: images.
-        folder: where to.
-        augment: makes views for an objective that takes them.
+    Another kind of objective brings its pictures with ``draw_examples.register``. It is on the CPU, and its mode is
+    left as it was; ``augment`` makes views for one that takes them.
     """
     images = example_images(data)
     views = augment(images, generator=seeded_generator("cpu", 0)) if augment and objective.takes_views else images
@@ -60,12 +55,8 @@ def write_figures(
 def write_features(objective: Objective, data: ImageData, folder: Path) -> list[Path]:
     """Write what the encoder that a run leaves behind makes of the places of a few test images; return the files.
 
-    Its features as colours, and where its class token looks; of encoders without places there is nothing to see.
-
-    Args:
-        objective: on CPU; its mode is left as it was.
-        data: images.
-        folder: where to.
+    Its features as colours, and where its class token looks; of encoders without places there is nothing to see. The
+    objective is on the CPU, and its mode is left as it was.
     """
     images = example_images(data)
     with modes_kept(objective.export_encoder().module, training=False):

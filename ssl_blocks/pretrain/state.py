@@ -33,13 +33,7 @@ def write_state(run: str | Path, folder: str | Path) -> Path:
     ``model.safetensors`` holds all of its weights and buffers (encoder, decoder, heads, teacher, statistics),
     ``config.yaml`` the configuration that it is assembled by, and ``state.json`` the recipe, the step, shape and
     statistics of the images, and versions. The optimizer's state stays with the run, which goes on by ``--resume``.
-
-    Args:
-        run: folder of a run with a checkpoint.
-        folder: where to; must not be there, or be empty.
-
-    Returns:
-        The folder.
+    Returned is the folder, which must not be there before, or be empty.
 
     Raises:
         FileExistsError: if the folder holds anything.
