@@ -42,6 +42,11 @@ def section(name: str) -> Iterator[None]:
         raise kind(f"{name}: {error}") from error
 
 
+def values_of(model: BaseModel, *names: str) -> dict[str, Any]:
+    """Some fields by name, for what calls them alike."""
+    return {name: getattr(model, name) for name in names}
+
+
 class StrictModel(BaseModel):
     """A configuration in which an unknown field is an error, and so is a number that cannot be meant."""
 

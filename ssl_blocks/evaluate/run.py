@@ -17,7 +17,7 @@ from ssl_blocks.data import ImageData, load
 from ssl_blocks.encoders.card import write_card
 from ssl_blocks.engine.devices import choose_device
 from ssl_blocks.engine.errors import RunStopped
-from ssl_blocks.engine.settings import section
+from ssl_blocks.engine.settings import section, values_of
 from ssl_blocks.evaluate.cli import Wish
 from ssl_blocks.evaluate.pictures import draw_pictures
 from ssl_blocks.evaluate.results import Rows, add_entry, read_results, results_table
@@ -162,7 +162,7 @@ def _load(subject: Subject, config: Any) -> ImageData:
         channels=len(subject.extractor.mean),
         seed=config.seed,
         max_bytes=int(settings.max_memory_gib * 2**30),
-        **settings.model_dump(include={"root", "max_train", "max_test", "corrupt"}),
+        **values_of(settings, "root", "max_train", "max_test", "corrupt"),
     )
     with section("data"):
         data = own(value_range=settings.value_range)

@@ -8,7 +8,7 @@ from pydantic import Field
 
 import ssl_blocks as sb
 from ssl_blocks.bounds import Depth, Heads, Tokens, Width
-from ssl_blocks.engine.settings import StrictModel, section
+from ssl_blocks.engine.settings import StrictModel, section, values_of
 
 PRETRAINED = "start from the weights of the name; default: whether it names weights (a tag, local-dir: or hf-hub:)"
 
@@ -49,8 +49,8 @@ class NamedEncoder(StrictModel):
 
     def for_timm(self) -> dict[str, Any]:
         """What is set, as timm's models call it."""
-        given = {TIMM[name]: value for name, value in self if name in TIMM and value is not None}
-        return {**given, "pretrained": self.loads}
+        given = {TIMM[name]: getattr(self, name) for name in type(self).model_fields if name in TIMM}
+        return {name: value for name, value in given.items() if value is not None} | {"pretrained": self.loads}
 
 
 class _SizedEncoder(NamedEncoder):
@@ -60,7 +60,7 @@ class _SizedEncoder(NamedEncoder):
     heads: Heads | None = Field(None, description="attention heads; default: the model's")
 
     def _arguments(self) -> dict[str, Any]:
-        return self.model_dump(include={"patch_size", "width", "depth", "heads"}) | {"pretrained": self.loads}
+        return values_of(self, "patch_size", "width", "depth", "heads") | {"pretrained": self.loads}
 
 
 class EncoderConfig(_SizedEncoder):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from ssl_blocks.data import ImageData, share_of_cores, to_float, train_loader
+from ssl_blocks.engine.settings import values_of
 from ssl_blocks.engine.task import CountedLoss, Moment, Plan, Portion, Task
 from ssl_blocks.modes import buffers_kept, modes_kept
 from ssl_blocks.noise import Pure
@@ -113,7 +114,7 @@ class PretrainModule(Task):
             lr=settings.lr,
             seed=self.config.seed,
             warmup_steps=settings.warmup_steps(steps_per_epoch=steps, epochs=epochs),
-            **{name: value for name, value in settings if name in Plan.__annotations__},
+            **values_of(settings, *(name for name in type(settings).model_fields if name in Plan.__annotations__)),
         )
 
     def batches(self, portion: Portion) -> Iterable[UInt[Tensor, "b c h w"]]:

@@ -20,7 +20,7 @@ from pydantic import Field
 import ssl_blocks as sb
 from ssl_blocks.bounds import Depth, Heads, Times, Whole, Width
 from ssl_blocks.engine import OptimizerConfig, StrictModel, section
-from ssl_blocks.engine.settings import Schedules
+from ssl_blocks.engine.settings import Schedules, values_of
 from ssl_blocks.pretrain import Recipe, RunConfig
 from ssl_blocks.pretrain.encoders import WITHOUT_POSITIONS, NamedEncoder
 
@@ -43,7 +43,7 @@ class OriginalEncoder(StrictModel):
             patch=pair(tokenizer.patch),
             channels=tokenizer.channels,
             num_heads=self.heads,
-            **self.model_dump(include={"depth", "mlp_ratio", "dropout"}),
+            **values_of(self, "depth", "mlp_ratio", "dropout"),
         )
 
 

@@ -24,7 +24,7 @@ from pydantic import Field
 import ssl_blocks as sb
 from ssl_blocks.bounds import Classes, Crops, Depth, Heads, NotNegative, Number, Pixels, Positive, Tokens, Whole, Width
 from ssl_blocks.engine import DataConfig, OptimizerConfig, StrictModel, section
-from ssl_blocks.engine.settings import Schedules
+from ssl_blocks.engine.settings import Schedules, values_of
 from ssl_blocks.pretrain import EncoderConfig, Recipe, RunConfig, TorchvisionEncoderConfig, TransformersEncoderConfig
 from ssl_blocks.pretrain.encoders import NOT_TOKENS, NamedEncoder
 
@@ -93,7 +93,7 @@ class CropsConfig(StrictModel):
                 sigma=self.blur_sigma,
                 solarize=self.solarize,
             )
-            own = self.model_dump(include={"local_size", "num_local", "global_scale", "local_scale"})
+            own = values_of(self, "local_size", "num_local", "global_scale", "local_scale")
             return sb.data.MultiCrop((shape.height, shape.width), flip=flip, mean=mean, std=std, colors=colors, **own)
 
 
@@ -156,7 +156,9 @@ def assemble(config: EsViTConfig, data: sb.data.ImageData) -> sb.ViewRegionDisti
         region_weight=config.region_weight,
         koleo_weight=config.koleo_weight,
         student_temperature=config.student_temperature,
-        schedule=sb.TeacherSchedule(**teacher.model_dump(exclude={"center_momentum"})),
+        schedule=sb.TeacherSchedule(
+            **values_of(teacher, "temperature", "warmup_temperature", "warmup_epochs", "momentum")
+        ),
         center_momentum=teacher.center_momentum,
         freeze_epochs=head.freeze_epochs,
     )
