@@ -248,15 +248,13 @@ class _Kernels(TorchFunctionMode):
         kwargs = kwargs or {}
         is_attention = func is F.scaled_dot_product_attention
         if self.is_16_bit and (is_attention or func in _IN_16_BITS):
-            args, kwargs = tree_map_only(Tensor, _in_16_bits, (args, kwargs))
+            args, kwargs = tree_map_only(
+                Tensor, lambda x: x.to(torch.bfloat16) if x.is_floating_point() else x, (args, kwargs)
+            )
         if not is_attention:
             return func(*args, **kwargs)
         known = {name: value for name, value in kwargs.items() if name not in ("is_causal", "enable_gqa")}
         return self.attention(*args, **known)
-
-
-def _in_16_bits(values: Tensor) -> Tensor:
-    return values.to(torch.bfloat16) if values.is_floating_point() else values
 
 
 def _fused_attention(
