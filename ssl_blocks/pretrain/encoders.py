@@ -24,7 +24,7 @@ WITHOUT_POSITIONS = {
     ),
 }
 
-
+# fields, and what timm's models call them
 TIMM = {name: name for name in ("patch_size", "window_size", "depth", "positions", "class_token")} | {
     "width": "embed_dim",
     "heads": "num_heads",
