@@ -13,6 +13,15 @@ from ssl_blocks.files import at_home
 
 DISCRIMINATOR = "kind"
 MOST_SHOWN = 120  # characters of a wrong value
+WANTED = {  # by types of errors, or how they begin
+    "int": "a whole number",
+    "float": "a number",
+    "finite": "a finite number",
+    "bool": "true or false",
+    "greater_than": "greater than {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "less than {lt:g}",
+}
 SWITCHES = ("preset", "resume", "replay", "dry-run", "help")
 
 
@@ -234,22 +243,11 @@ def _as_given(value: Any) -> str:
 
 
 def _expectation(item: dict[str, Any]) -> str:
-    context = item.get("ctx", {})
-    match item["type"]:
-        case "int_parsing" | "int_parsing_size" | "int_from_float" | "int_type":
-            return "must be a whole number"
-        case "float_parsing" | "float_type":
-            return "must be a number"
-        case "finite_number":
-            return "must be a finite number"
-        case "bool_parsing" | "bool_type":
-            return "must be true or false"
-        case "greater_than":
-            return f"must be greater than {context['gt']:g}"
-        case "greater_than_equal":
-            return f"must be at least {context['ge']:g}"
-        case "less_than":
-            return f"must be less than {context['lt']:g}"
+    context, kind = item.get("ctx", {}), item["type"]
+    words = WANTED.get(kind) or WANTED.get(kind.partition("_")[0])
+    if words is not None:
+        return f"must be {words.format(**context)}"
+    match kind:
         case "less_than_equal":
             most = context["le"]
             is_shown_whole = most < 10**15 and most == int(most)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
 from ssl_blocks import pretrain
@@ -118,11 +117,11 @@ def parse_config(config_class: type[M], overrides: Mapping[str, str], *, base: M
         ValueError: naming every wrong field, its value and what was expected.
     """
 
-    settings, options, values = _sources(config_class)
-    values.values = dict(base)
+    settings, options = _sources(config_class)
+    kept = {name: part for name, part in base.items() if not _another_kind(config_class, name, part, overrides)}
     try:
         given = options(args=[f"--{name}={value}" for name, value in overrides.items()])
-        found = settings(_cli_settings_source=given)
+        found = settings(_cli_settings_source=given, **kept)
     except ValidationError as error:
         raise ValueError(explain(error, config_class, given=overrides, base=source if base else "")) from None
     except SettingsError as error:
@@ -130,19 +129,28 @@ def parse_config(config_class: type[M], overrides: Mapping[str, str], *, base: M
     return config_class.model_validate(found.model_dump())
 
 
+def _another_kind(config_class: type[BaseModel], name: str, part: Any, overrides: Mapping[str, str]) -> bool:
+    """Whether options choose another kind of a part than is known of it."""
+    if not isinstance(part, dict):
+        return False
+    kind = default_kind(config_class, name, part) or part.get(DISCRIMINATOR)
+    return overrides.get(f"{name}.{DISCRIMINATOR}", kind) != kind
+
+
 @cache
-def _sources(config_class: type[BaseModel]) -> "tuple[type[BaseSettings], CliSettingsSource[Any], _BaseSource]":
+def _sources(config_class: type[BaseModel]) -> tuple[Callable[..., BaseModel], CliSettingsSource[Any]]:
     """What reads a configuration from options over known values: made once, which takes longer than reading."""
 
     class Settings(BaseSettings, config_class):  # type: ignore[valid-type, misc]
         model_config = SettingsConfigDict(extra="forbid", cli_exit_on_error=False, cli_avoid_json=True)
 
         @classmethod
-        def settings_customise_sources(cls, settings_cls: type[BaseSettings], *_: Any, **__: Any) -> Any:
-            return (known,)  # no environment variables: they would change runs unseen
+        def settings_customise_sources(
+            cls, settings_cls: type[BaseSettings], init_settings: Any, *_: Any, **__: Any
+        ) -> Any:
+            return (init_settings,)  # no environment variables: they would change runs unseen
 
-    known = _BaseSource(Settings)
-    return Settings, CliSettingsSource(Settings), known
+    return Settings, CliSettingsSource(Settings)
 
 
 def _short(folder: Path) -> str:
@@ -187,22 +195,3 @@ def _check_place(folder: Path) -> None:
 def _print(text: str) -> None:
     if is_rank_zero():
         print(text, end="")
-
-
-class _BaseSource(PydanticBaseSettingsSource):
-    """Values of a preset or of a run, below those of the command line."""
-
-    values: dict[str, Any]
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        return self.values.get(field_name), field_name, False
-
-    def __call__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.values.items() if not self._another_kind(name, value)}
-
-    def _another_kind(self, name: str, value: Any) -> bool:
-        over = self.current_state.get(name)
-        if not isinstance(value, dict) or not isinstance(over, dict):
-            return False
-        kind = default_kind(self.settings_cls, name, value) or value.get(DISCRIMINATOR)
-        return bool(over.get(DISCRIMINATOR, kind) != kind)

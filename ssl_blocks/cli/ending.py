@@ -43,9 +43,7 @@ def ending_in_a_line(left: str) -> Callable[[Callable[P, int]], Callable[P, int]
 
     Where nobody reads its output any more (``| head -1``) it goes on without; where output cannot be written for
     another reason it goes on, too, and its exit code is 1. Letters that the terminal does not know are written plainly.
-
-    Args:
-        left: what is said of files after a signal.
+    ``left`` is what is said of files after a signal.
     """
 
     def decorate(main: Callable[P, int]) -> Callable[P, int]:

@@ -13,6 +13,7 @@ from ssl_blocks.pretrain.config import RunConfig
 
 FIRST, LAST = ("data", "encoder"), ("optimizer", "trainer")  # what recipes add comes in between
 WIDEST, INDENT = 110, 30
+NOTE = "Lists are written 2,4; true and false are spelled out; None puts a value back to its default meaning."
 
 _SWITCHES = (
     ("--preset NAME|FILE", "take all values from a preset below, or from a YAML file; dotted options change them"),
@@ -41,8 +42,7 @@ def help_text(config_class: type[RunConfig], *, presets: dict[str, str], program
         option_table("what to do:", _SWITCHES, width),
     ]
     sections += [option_table(title, rows, width) for title, rows in _groups(config_class)]
-    note = "Lists are written 2,4; true and false are spelled out; None puts a value back to its default meaning."
-    sections.append(textwrap.fill(note, width))
+    sections.append(textwrap.fill(NOTE, width))
     return "\n\n".join(sections) + "\n"
 
 

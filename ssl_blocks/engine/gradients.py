@@ -27,13 +27,10 @@ def finish_gradients(
 ) -> tuple[Tensor, Verdict]:
     """Divide by what counts in the whole step, known only now; clip; and see whether all are finite.
 
-    Args:
-        parameters: that have a gradient.
-        counted: summed loss of this process, and what it is to be divided by ``[2]``; returned is that of all.
-        sum_of: where a step has parts, what a loss of 1 was weighed by in all of them; ``None``: there are none.
-        clip: largest norm; ``None``: no clipping.
-        halted: becomes 1 where loss or gradients are not, and stays so.
-        watched: whether gradients are looked at.
+    All parameters have a gradient. ``counted`` is the summed loss of this process, and what it is to be divided by
+    ``[2]``; returned is that of all. Where a step has parts, ``sum_of`` is what a loss of 1 was weighed by in all of
+    them. ``halted`` becomes 1 where loss or gradients are not finite, and stays so; ``watched`` tells whether gradients
+    are looked at.
     """
     sizes = largest(local(parameter.grad) for parameter in parameters)
     if sum_of is not None:

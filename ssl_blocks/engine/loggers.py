@@ -88,15 +88,8 @@ class SparedLogger(Logger):
         super().__init__()
         self.word, self.inner, self.tell, self.failures = word, inner, tell, 0
 
-    @property
-    def name(self) -> str:
-        """What the user calls it."""
-        return self.word
-
-    @property
-    def version(self) -> str:
-        """None of its own: asking the inner one may take a network."""
-        return ""
+    name = property(lambda self: self.word)
+    version = property(lambda self: "")  # asking the inner one may take a network
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Hand on."""
@@ -147,15 +140,8 @@ class TrackioLogger(Logger):
         self.project, self.run = project, run
         self.experiment = trackio.init(project=project, name=run, config=dict(config), resume="allow")
 
-    @property
-    def name(self) -> str:
-        """The project."""
-        return self.project
-
-    @property
-    def version(self) -> str:
-        """The run."""
-        return self.run
+    name = property(lambda self: self.project)
+    version = property(lambda self: self.run)
 
     def log_hyperparams(self, *_: Any, **__: Any) -> None:
         """The run began with them."""

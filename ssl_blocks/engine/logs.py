@@ -25,15 +25,7 @@ class MetricsFile(Logger):
         self.rows = _read_rows(path, resumed_step)
         self.unwritten = 0
 
-    @property
-    def name(self) -> str:
-        """No folder of its own."""
-        return ""
-
-    @property
-    def version(self) -> str:
-        """No folder of its own."""
-        return ""
+    name = version = property(lambda self: "")  # no folder of its own
 
     @rank_zero_only
     def log_hyperparams(self, *_: Any, **__: Any) -> None:

@@ -22,10 +22,7 @@ class MasterAdamW(torch.optim.AdamW):
     Moments, masters and updates are float32, so that small updates are not lost (Micikevicius et al., 2018, Sec. 3.1;
     bfloat16 needs no loss scaling). The weights become bfloat16 in place, until `give_back`.
 
-    Args:
-        groups: as for AdamW, of float32 parameters.
-        rounded: those of them that become bfloat16, see `rounded_weights`; the others are trained as they are.
-        **settings: AdamW's.
+    Parameters that are not in ``rounded``, see `rounded_weights`, are trained as they are.
 
     Examples:
         >>> layer = nn.Linear(2, 1)

@@ -62,10 +62,8 @@ class Schedule:
     """Learning rates that are a function of the step alone: a run of another length goes on by that length's.
 
     A group's own rate at the beginning is its peak; ``lr_scale`` of a group scales what it gets (timm's convention).
-
-    Args:
-        optimizer: whose learning rates are set, those of step 0 at once; call ``step_update(step)`` before each step.
-        rate: from step and peak to the learning rate.
+    ``rate`` leads from step and peak to the learning rate. Those of step 0 are set at once; call ``step_update(step)``
+    before each step.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, rate: Callable[[int, float], float]) -> None:

@@ -170,13 +170,9 @@ def whole_weights(model: nn.Module) -> Iterator[None]:
 
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:
     """Transformer blocks: the members of lists whose members are all of one class, and have parameters."""
-    blocks = []
-    for part in model.modules():
-        if isinstance(part, (nn.ModuleList, nn.Sequential)) and len(part) > 1:
-            kinds = {type(member) for member in part}
-            if len(kinds) == 1 and all(any(True for _ in member.parameters()) for member in part):
-                blocks += list(part)
-    return blocks
+    lists = [list(part) for part in model.modules() if isinstance(part, nn.ModuleList | nn.Sequential)]
+    alike = [part for part in lists if len(part) > 1 and len({type(member) for member in part}) == 1]
+    return [block for part in alike if all([*member.parameters()] for member in part) for block in part]
 
 
 def one_for_none(count: torch.Tensor) -> torch.Tensor:

@@ -35,9 +35,7 @@ class StepLog(pl.Callback):
         if pl_module.step_is_done and trainer.global_step % self.every == 0:
             self._later.use(pl_module.latest, partial(_log, trainer, trainer.global_step - 1))
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: pl.Trainer, *_: Any) -> None:
         """Write what a run that goes on from this checkpoint will not log again."""
         self._later.catch_up()
         for logger in trainer.loggers:
@@ -134,9 +132,7 @@ class RichRunProgress(pl.Callback):
         elif self.console.is_terminal:
             self.bar = TerminalBar(self.console, self.title, total, self.first_step)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Refresh now and then, with values of a GPU a step later."""
         assert isinstance(pl_module, Loop)
         self._later.catch_up()

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,8 +84,7 @@ def replay_step(
         raise ValueError(f"the step is of another model: {' '.join(str(error).split())[:300]}") from None
     model.to(device).train()
     task.before_step(task.plan.progress(step))
-    seen = _Seen()
-    with seen.of(model), torch.random.fork_rng():
+    with _watched(model) as seen, torch.random.fork_rng():
         losses = list(_parts(task, dump["batches"], step, torch.device(device), autocast_dtype))
     weights_of = dump[MARK]["weights_of"]
     later = "" if weights_of == step else f", weights as they were before step {weights_of}"
@@ -95,13 +95,13 @@ def replay_step(
         lines.append(f"weights that are not finite before the step: {len(broken)} of {len(state)}, {broken[0]} first")
     lines += [f"loss of part {number}: {loss:g}" for number, loss in enumerate(losses)]
     between = "" if torch.tensor(losses).isfinite().all() else ", and the loss made of it is not"
-    lines.append(f"forward: {seen.forward or f'what modules return is finite{between}'}")
-    lines.append(f"backward: {seen.backward or 'gradients of what modules return are finite'}")
+    lines.append(f"forward: {seen['forward'] or f'what modules return is finite{between}'}")
+    lines.append(f"backward: {seen['backward'] or 'gradients of what modules return are finite'}")
     bad = [name for name, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
     graded = sum(p.grad is not None for p in model.parameters())
     first = f", {bad[0]} first" if bad else ""
     lines.append(f"parameters whose gradient is not finite: {len(bad)} of {graded}{first}")
-    if not (bad or seen.forward or seen.backward or not torch.tensor(losses).isfinite().all()):
+    if not (bad or any(seen.values()) or not torch.tensor(losses).isfinite().all()):
         lines.append("all is finite this time: another device, precision or library may have made the difference")
     return lines
 
@@ -123,41 +123,32 @@ def _parts(
             yield float(loss.detach())
 
 
-class _Seen:
-    """The first of what modules return, and of its gradients, that is not finite."""
+@contextmanager
+def _watched(model: nn.Module) -> Iterator[dict[str, str]]:
+    """Say meanwhile, forward and backward, what is the first of all that modules return that is not finite."""
+    seen = {"forward": "", "backward": ""}
 
-    def __init__(self) -> None:
-        self.forward = self.backward = ""
+    def look(name: str, module: nn.Module, given: Any, returned: Any) -> None:
+        what = f"{name} ({type(module).__name__})"
+        for value in _floats(returned):
+            if not seen["forward"] and not value.isfinite().all():
+                clean = all(x.isfinite().all() for x in _floats(given))
+                of = "finite numbers" if clean else "what is not finite itself"
+                seen["forward"] = f"{what} is the first to return what is not finite, of {of}"
+            if value.requires_grad:
+                value.register_hook(partial(look_back, what))  # type: ignore[no-untyped-call]
 
-    @contextmanager
-    def of(self, model: nn.Module) -> Iterator[None]:
-        """Look at all modules of a model while it is used."""
-        modules = model.named_modules()
-        hooks = [module.register_forward_hook(self._look(name or "the model")) for name, module in modules]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+    def look_back(what: str, gradient: Tensor) -> None:
+        if not seen["backward"] and not gradient.isfinite().all():
+            seen["backward"] = f"the gradient of what {what} returned is the first that is not finite"
 
-    def _look(self, name: str) -> Any:
-        def look(module: nn.Module, given: Any, returned: Any) -> None:
-            what = f"{name} ({type(module).__name__})"
-            for value in _floats(returned):
-                if not self.forward and not value.isfinite().all():
-                    clean = all(x.isfinite().all() for x in _floats(given))
-                    of = "finite numbers" if clean else "what is not finite itself"
-                    self.forward = f"{what} is the first to return what is not finite, of {of}"
-                if value.requires_grad:
-                    value.register_hook(  # type: ignore[no-untyped-call]
-                        lambda gradient: self._look_back(what, gradient)
-                    )
-
-        return look
-
-    def _look_back(self, what: str, gradient: Tensor) -> None:
-        if not self.backward and not gradient.isfinite().all():
-            self.backward = f"the gradient of what {what} returned is the first that is not finite"
+    named = model.named_modules()
+    hooks = [module.register_forward_hook(partial(look, name or "the model")) for name, module in named]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _floats(values: Any) -> list[Tensor]:

@@ -20,10 +20,8 @@ from ssl_blocks.files import atomically
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Lightning's way to files: whole or absent, on disk before old ones go, plain values only.
 
-    Args:
-        keep: how many of the newest checkpoints stay.
-        beside: whether to write while training goes on. What is written is the state in which it was saved, and an
-            error ends the run at the next `look` or `join`.
+    The newest ``keep`` checkpoints stay. With ``beside`` it writes while training goes on: the state in which it was
+    saved; and an error ends the run at the next `look` or `join`.
     """
 
     def __init__(self, keep: int, *, beside: bool = False) -> None:

@@ -1,13 +1,12 @@
 """Settings that loops share: what a configuration model is, and the sections on data, optimizer and trainer."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
-from pydantic.fields import FieldInfo
 
 from ssl_blocks.bounds import (
     Batch,
@@ -42,6 +41,11 @@ def section(name: str) -> Iterator[None]:
         raise kind(f"{name}: {error}") from error
 
 
+def values_of(model: BaseModel, *names: str) -> dict[str, Any]:
+    """Some fields by name, for what calls them alike."""
+    return {name: getattr(model, name) for name in names}
+
+
 class StrictModel(BaseModel):
     """A configuration in which an unknown field is an error, and so is a number that cannot be meant."""
 
@@ -60,18 +64,12 @@ class StrictModel(BaseModel):
             return given
         kinds = {name: kind for name, part in given.items() if (kind := default_kind(cls, name, part)) is not None}
         whole = given | {name: {"kind": kind, **given[name]} for name, kind in kinds.items()}
-        return words_for_truth(whole, cls.model_fields)
-
-
-def words_for_truth(given: Mapping[str, Any], fields: Mapping[str, FieldInfo]) -> dict[str, Any]:
-    """Write ``true`` as a word in fields of numbers, which then refuse it: Python takes it for 1."""
-    return {
-        name: _worded(value) if name in fields and not _takes_bool(fields[name].annotation) else value
-        for name, value in given.items()
-    }
+        numbers = {name for name, field in cls.model_fields.items() if not _takes_bool(field.annotation)}
+        return {name: _worded(value) if name in numbers else value for name, value in whole.items()}
 
 
 def _worded(value: Any) -> Any:
+    """Truth as a word, which fields of numbers refuse: Python takes it for 1."""
     if isinstance(value, list | tuple):
         return [_worded(member) for member in value]
     return str(value).lower() if isinstance(value, bool) else value

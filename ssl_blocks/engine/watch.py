@@ -16,15 +16,10 @@ LOOK_EVERY = 25  # steps between two looks on a GPU
 
 
 class Verdict(NamedTuple):
-    """What a step came to, as numbers that nobody has read yet: few kernels, for they are a part of every step.
+    """What a step came to, as numbers that nobody has read yet: few kernels, for they are a part of every step."""
 
-    Attributes:
-        numbers: the loss, and of every gradient its largest entry ``[1 + n]``, none of which is finite unless all are.
-        parameters: whose gradients these are.
-    """
-
-    numbers: Tensor
-    parameters: Sequence[Any]
+    numbers: Tensor  # the loss, and of every gradient its largest entry [1 + n], none of them finite unless all are
+    parameters: Sequence[Any]  # whose gradients these are
 
     def is_bad(self) -> Tensor:
         """Whether anything was not finite."""
@@ -52,11 +47,6 @@ class Watch:
 
     The message names the last good checkpoint in the folder, if there is one, and what may help. ``every`` is the
     number of steps between two looks; ``None``: 1 on a CPU, and on a GPU some.
-
-    Attributes:
-        before_telling: is called before the message names a file: one may be under way.
-        keep: is told the bad step and may say where it left what it was made of.
-        name: of a parameter.
     """
 
     def __init__(self, folder: Path | None, advice: str, *, every: int | None = None) -> None:
@@ -64,9 +54,9 @@ class Watch:
         self._seen: Tensor | None = None  # since the last look
         self._parameters: list[Sequence[Any]] = []  # of the steps that were seen
         self._next_step = 0
-        self.before_telling: Callable[[], None] = lambda: None
-        self.keep: Callable[[int], str] = lambda step: ""
-        self.name: Callable[[Any], str] = str
+        self.before_telling: Callable[[], None] = lambda: None  # the message names a file, and one may be under way
+        self.keep: Callable[[int], str] = lambda step: ""  # may say where it left what a bad step was made of
+        self.name: Callable[[Any], str] = str  # of a parameter
         self._later = Later()
 
     def see(self, verdict: Verdict, step: int) -> None:

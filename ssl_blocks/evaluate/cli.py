@@ -10,7 +10,7 @@ from typing import Any
 from ssl_blocks.cli.arguments import list_options, pair_options, sub_models
 from ssl_blocks.cli.command import WRONG_WISH, parse_config
 from ssl_blocks.cli.ending import ending_in_a_line, fail
-from ssl_blocks.cli.helptext import WIDEST, meaning_of, option_row, option_table
+from ssl_blocks.cli.helptext import NOTE, WIDEST, meaning_of, option_row, option_table
 from ssl_blocks.code import import_named, is_code
 from ssl_blocks.engine.errors import RunStopped
 from ssl_blocks.engine.rank import check_environment
@@ -146,11 +146,7 @@ def configure(wish: Wish, word: str) -> Any:
 
 
 def help_text(
-    call: str,
-    config: type[GeneralConfig],
-    *,
-    own: Sequence[type[Protocol[Any, Any]]] = (),
-    width: int | None = None,
+    call: str, config: type[GeneralConfig], *, own: Sequence[type[Protocol[Any, Any]]] = (), width: int | None = None
 ) -> str:
     """Explain the command line, and with it protocols of the user's ``own`` code."""
     width = min(shutil.get_terminal_size().columns, WIDEST) if width is None else width
@@ -169,9 +165,8 @@ def help_text(
         option_table("protocols:", what, width),
         option_table("encoder:", who, width),
         *_option_tables(config, width),
+        textwrap.fill(NOTE, width),
     ]
-    note = "Lists are written 2,4; true and false are spelled out; None puts a value back to its default meaning."
-    sections.append(textwrap.fill(note, width))
     return "\n\n".join(sections) + "\n"
 
 

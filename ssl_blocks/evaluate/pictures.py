@@ -9,11 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_blocks.data import to_float
-from ssl_blocks.encoders import RegionEncoder, TokenEncoder
 from ssl_blocks.evaluation.labelled import Labelled
-from ssl_blocks.evaluation.pooling import encode_all
 from ssl_blocks.evaluation.subject import Subject
 from ssl_blocks.modes import modes_kept
+from ssl_blocks.pretrain.figures import find_places
 from ssl_blocks.visualize import draw_features, draw_neighbours, save_figure
 
 if TYPE_CHECKING:
@@ -72,19 +71,11 @@ def _neighbours(subject: Subject, data: Labelled) -> "matplotlib.figure.Figure":
 
 def _features(subject: Subject, data: Labelled) -> "matplotlib.figure.Figure | None":
     own, images = subject.extractor, data.test.read(_some(data))
-    encoder = own.encoder
     x = to_float(images, own.mean, own.std).to(own.device)
-    encoder.module.to(own.device)
-    with torch.no_grad(), modes_kept(encoder.module, training=False):
-        if isinstance(encoder, TokenEncoder):
-            tokens = encode_all(encoder, x if own.tokenizer is None else own.tokenizer(x))
-            places, grid = tokens.final[:, encoder.num_prefix :], encoder.grid
-        elif isinstance(encoder, RegionEncoder):
-            regions = encoder.regions(x)
-            places, grid = regions.map, regions.grid
-        else:
-            return None
-    return draw_features(_plain(images), places.float().cpu(), grid)
+    own.encoder.module.to(own.device)
+    with torch.no_grad(), modes_kept(own.encoder.module, training=False):
+        places = find_places(own.encoder, x, own.tokenizer)
+    return None if places is None else draw_features(_plain(images), places[0].float().cpu(), places[1])
 
 
 def _plain(images: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from ssl_blocks.data import ImageData, load
 from ssl_blocks.encoders.card import write_card
 from ssl_blocks.engine.devices import choose_device
 from ssl_blocks.engine.errors import RunStopped
-from ssl_blocks.engine.settings import section
+from ssl_blocks.engine.settings import section, values_of
 from ssl_blocks.evaluate.cli import Wish
 from ssl_blocks.evaluate.pictures import draw_pictures
 from ssl_blocks.evaluate.results import Rows, add_entry, read_results, results_table
@@ -160,12 +160,9 @@ def _load(subject: Subject, config: Any) -> ImageData:
         settings.name,
         image_size=None if size is None else (size[0], size[1]),
         channels=len(subject.extractor.mean),
-        root=settings.root,
-        max_train=settings.max_train,
-        max_test=settings.max_test,
         seed=config.seed,
         max_bytes=int(settings.max_memory_gib * 2**30),
-        corrupt=settings.corrupt,
+        **values_of(settings, "root", "max_train", "max_test", "corrupt"),
     )
     with section("data"):
         data = own(value_range=settings.value_range)

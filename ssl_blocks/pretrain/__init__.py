@@ -5,46 +5,25 @@ from typing import TYPE_CHECKING
 from ssl_blocks.lazy import lazily
 
 if TYPE_CHECKING:
-    from ssl_blocks.pretrain.badsteps import dumped_config, replay
+    from ssl_blocks.pretrain.badsteps import dumped_config as dumped_config, replay as replay
     from ssl_blocks.pretrain.config import (
-        BlobSegments,
-        DecoderConfig,
-        RunConfig,
-        SegmentsConfig,
-        SquareSegments,
-        TokenSegments,
+        BlobSegments as BlobSegments,
+        DecoderConfig as DecoderConfig,
+        RunConfig as RunConfig,
+        SegmentsConfig as SegmentsConfig,
+        SquareSegments as SquareSegments,
+        TokenSegments as TokenSegments,
     )
-    from ssl_blocks.pretrain.dryrun import describe
+    from ssl_blocks.pretrain.dryrun import describe as describe
     from ssl_blocks.pretrain.encoders import (
-        EncoderConfig,
-        TokenEncoderConfig,
-        TorchvisionEncoderConfig,
-        TransformersEncoderConfig,
+        EncoderConfig as EncoderConfig,
+        TokenEncoderConfig as TokenEncoderConfig,
+        TorchvisionEncoderConfig as TorchvisionEncoderConfig,
+        TransformersEncoderConfig as TransformersEncoderConfig,
     )
-    from ssl_blocks.pretrain.module import PretrainModule
-    from ssl_blocks.pretrain.recipe import Recipe
-    from ssl_blocks.pretrain.resume import run_folder, stored_config
-    from ssl_blocks.pretrain.run import Run
+    from ssl_blocks.pretrain.module import PretrainModule as PretrainModule
+    from ssl_blocks.pretrain.recipe import Recipe as Recipe
+    from ssl_blocks.pretrain.resume import run_folder as run_folder, stored_config as stored_config
+    from ssl_blocks.pretrain.run import Run as Run
 else:
     __getattr__, __dir__ = lazily(__name__, __file__)
-
-__all__ = [
-    "BlobSegments",
-    "DecoderConfig",
-    "EncoderConfig",
-    "PretrainModule",
-    "Recipe",
-    "Run",
-    "RunConfig",
-    "SegmentsConfig",
-    "SquareSegments",
-    "TokenEncoderConfig",
-    "TokenSegments",
-    "TorchvisionEncoderConfig",
-    "TransformersEncoderConfig",
-    "describe",
-    "dumped_config",
-    "replay",
-    "run_folder",
-    "stored_config",
-]

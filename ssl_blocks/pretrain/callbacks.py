@@ -14,14 +14,8 @@ from ssl_blocks.pretrain.scoring import Features, Sample
 class OnlineScores(pl.Callback):
     """Watch what the features are worth while they form: accuracy of kNN and of a linear probe on the test images.
 
-    Both are of the same features. What cannot be scored is told, and the run goes on.
-
-    Args:
-        objective: whose encoder is watched.
-        sample: labelled images.
-        knn_every: optimizer steps between two scores by kNN; there is one after the last step, too. ``None``: never.
-        probe_every: the same of the probe.
-        tell: called with a line for the user.
+    Both are of the same features, every so many optimizer steps and after the last one; ``None``: never. What cannot be
+    scored is told, and the run goes on.
     """
 
     def __init__(

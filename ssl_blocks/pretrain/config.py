@@ -11,7 +11,14 @@ from pydantic import Field, field_validator, model_validator
 
 import ssl_blocks as sb
 from ssl_blocks.bounds import Clusters, Depth, Heads, Number, Seed, Tokens, Width
-from ssl_blocks.engine.settings import CroppedDataConfig, OptimizerConfig, StrictModel, TrainerConfig, section
+from ssl_blocks.engine.settings import (
+    CroppedDataConfig,
+    OptimizerConfig,
+    StrictModel,
+    TrainerConfig,
+    section,
+    values_of,
+)
 from ssl_blocks.pretrain.encoders import NOT_TOKENS, EncoderConfig
 
 
@@ -164,19 +171,9 @@ class RunConfig(StrictModel):
             if isinstance(data, sb.data.ImageData):
                 _check_shape(data.shape, settings.image_size, settings.channels)
                 return data
-            return sb.data.load(
-                data,
-                image_size=settings.image_size,
-                channels=settings.channels,
-                root=settings.root,
-                max_train=settings.max_train,
-                max_test=settings.max_test,
-                seed=self.seed,
-                storage=settings.storage,
-                max_bytes=int(settings.max_memory_gib * 2**30),
-                corrupt=settings.corrupt,
-                value_range=settings.value_range,
-            )
+            names = ("image_size", "channels", "root", "max_train", "max_test", "storage", "corrupt", "value_range")
+            most = int(settings.max_memory_gib * 2**30)
+            return sb.data.load(data, seed=self.seed, max_bytes=most, **values_of(settings, *names))
 
     def augmentation(
         self, shape: sb.data.ImageShape, mean: Sequence[float], std: Sequence[float]

@@ -39,11 +39,7 @@ NUM_IMAGES = {  # in the train splits of data sets that are not counted cheaply
     "fashion-mnist": 60_000,
     "imagenet": 1_281_167,
 }
-KERNELS = {
-    "fp32": "fp32",
-    "bf16": "bf16 on a GPU (fused attention)",
-    "bf16 on CPU": "bf16 on a CPU (plain attention)",
-}
+KERNELS = {"fp32": "fp32", "bf16": "bf16 on a GPU (fused attention)", "bf16 on CPU": "bf16 on a CPU (plain attention)"}
 
 
 def describe(config: C, assemble: Assemble[C], *, data: Any = None) -> str:
@@ -70,45 +66,31 @@ def describe(config: C, assemble: Assemble[C], *, data: Any = None) -> str:
     try:
         with without_weights():
             objective = assemble(config, images)
-        costs, segments = _looked_at(config, objective, images.shape, augmentation)
+        found = _looked_at(config, objective, images.shape, augmentation)
     except Exception:  # what goes wrong without weights may be right with them, or says what is wrong
-        costs, segments = _looked_at(config, build(config, assemble, images), images.shape, augmentation)
-    parts = [
-        _configuration(config),
-        f"images: {'x'.join(map(str, images.shape))}{remark}",
-        *costs,
-        schedule,
-        segments,
-        "dry run: nothing was downloaded, trained or written",
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+        found = _looked_at(config, build(config, assemble, images), images.shape, augmentation)
+    *costs, segments = found
+    shown = f"images: {'x'.join(map(str, images.shape))}{remark}"
+    end = "dry run: nothing was downloaded, trained or written"
+    return "\n\n".join(filter(None, [_configuration(config), shown, *costs, schedule, segments, end])) + "\n"
 
 
-def _looked_at(
-    config: RunConfig, objective: Objective, shape: ImageShape, augmentation: Augmentation
-) -> tuple[list[str], str]:
+def _looked_at(config: RunConfig, objective: Objective, shape: ImageShape, augmentation: Augmentation) -> list[str]:
+    """What it costs, and last its segments, which are looked at first."""
     segments = segments_text(objective, shape, augmentation, seed=config.seed)
-    costs = [
-        _parameters(objective),
-        _flops(objective, shape, augmentation),
-        _memory(config, objective, shape, augmentation),
-    ]
-    return costs, segments
+    costs = _flops(objective, shape, augmentation), _memory(config, objective, shape, augmentation)
+    return [_parameters(objective), *costs, segments]
 
 
 def _data(config: RunConfig) -> tuple[ImageData, str]:
+    """The images, or noise of their shape, and what was assumed where they are not there."""
     if type(config).load_data is not RunConfig.load_data:
         return config.load_data(), ""
-    shape, remark = _shape(config)
-    return ImageData.stand_in(shape), remark
-
-
-def _shape(config: RunConfig) -> tuple[ImageShape, str]:
-    """Shape of the images, and what was assumed where they are not there."""
     data = config.data
     with section("data"):
         try:
-            return find_shape(data.name, image_size=data.image_size, channels=data.channels, root=data.root), ""
+            shape = find_shape(data.name, image_size=data.image_size, channels=data.channels, root=data.root)
+            return ImageData.stand_in(shape), ""
         except FileNotFoundError as error:
             missing = " ".join(str(error).split())
     if data.image_size is None:
@@ -119,7 +101,8 @@ def _shape(config: RunConfig) -> tuple[ImageShape, str]:
     shape = ImageShape(data.channels or 3, *((size, size) if isinstance(size, int) else size))
     guess = "data.image_size as configured" + ("" if data.channels else " and 3 channels")
     note = f"NOTE: the data was not found; assumed: {guess} ({missing})"
-    return shape, "\n" + textwrap.fill(note, 100, initial_indent="  ", subsequent_indent="  ", break_long_words=False)
+    remark = textwrap.fill(note, 100, initial_indent="  ", subsequent_indent="  ", break_long_words=False)
+    return ImageData.stand_in(shape), f"\n{remark}"
 
 
 def _configuration(config: RunConfig) -> str:
@@ -138,8 +121,8 @@ def _parameters(objective: Objective) -> str:
 
 def _flops(objective: Objective, shape: ImageShape, augmentation: Augmentation) -> str:
     flops = count_flops(objective, shape, augmentation)
-    rows = [(name, _giga(getattr(flops, name))) for name in ("forward", "backward")]
-    table = _columns([("FLOPs per image", ""), *rows, ("training step", _giga(flops.forward + flops.backward))])
+    rows = {**flops._asdict(), "training step": sum(flops)}
+    table = _columns([("FLOPs per image", ""), *((name, f"{number / 1e9:.4g} G") for name, number in rows.items())])
     return f"{table}\n  matrix products alone, 2 for each multiply-add; attention over all pairs, masked or not"
 
 
@@ -147,8 +130,7 @@ def _memory(config: RunConfig, objective: Objective, shape: ImageShape, augmenta
     processes, settings = count_processes(config.trainer, config.optimizer).world_size, config.optimizer
     images = settings.batch_size // (processes * settings.accumulate)
     shards = processes if config.trainer.strategy == "fsdp" else 1
-    states = state_bytes(objective)
-    fixed = {"parameters": states.parameters, "gradients": states.gradients, "AdamW": states.optimizer}
+    fixed = dict(zip(("parameters", "gradients", "AdamW"), state_bytes(objective), strict=True))
     static = [("memory per process", ""), *((name, _bytes(number / shards)) for name, number in fixed.items())]
     rows = [("activations", "an image", f"{images} images", "and all above")]
     for precision in PRECISIONS:
@@ -208,8 +190,9 @@ def segments_text(
         return ""
     grid = objective.tokenizer.grid
     steps = draw.put(draw.step)[0].tolist()
-    letters = _letters(steps)
-    number = len(set(steps))
+    number, names = len(set(steps)), string.ascii_uppercase + string.ascii_lowercase
+    wide = names if number <= len(names) else [a + b for a in names for b in names]
+    letters = dict(zip(dict.fromkeys(steps), wide, strict=False))  # in raster order
     width = len(str(number))
     left = _lines([letters[step] for step in steps], grid)
     right = _lines([str(step + 1).rjust(width) for step in steps], grid)
@@ -220,14 +203,6 @@ def segments_text(
     caption = f"{number} segments of one image, drawn with seed {seed}, on a {grid} grid; the order of reading:"
     picture = "\n".join([*textwrap.wrap(order, 76), "", title, *lines])
     return f"{caption}\n{textwrap.indent(picture, '  ')}"
-
-
-def _letters(steps: list[int]) -> dict[int, str]:
-    """A name for every segment, in raster order; of two letters where one does not suffice."""
-    seen = list(dict.fromkeys(steps))
-    single = string.ascii_uppercase + string.ascii_lowercase
-    names = list(single) if len(seen) <= len(single) else [a + b for a in single for b in single]
-    return {step: names[i] for i, step in enumerate(seen)}
 
 
 def _lines(cells: list[str], grid: Grid) -> list[str]:
@@ -245,10 +220,6 @@ def _columns(rows: Sequence[tuple[str, ...]]) -> str:
         cells = [name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
-
-
-def _giga(number: int) -> str:
-    return f"{number / 1e9:.4g} G"
 
 
 def _bytes(number: int | float) -> str:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 import ssl_blocks as sb
 from ssl_blocks.bounds import Depth, Heads, Tokens, Width
-from ssl_blocks.engine.settings import StrictModel, section
+from ssl_blocks.engine.settings import StrictModel, section, values_of
 
 PRETRAINED = "start from the weights of the name; default: whether it names weights (a tag, local-dir: or hf-hub:)"
 
@@ -24,20 +24,46 @@ WITHOUT_POSITIONS = {
     ),
 }
 
+# fields, and what timm's models call them
+TIMM = {name: name for name in ("patch_size", "window_size", "depth", "positions", "class_token")} | {
+    "width": "embed_dim",
+    "heads": "num_heads",
+    "stage_depths": "depths",
+    "stage_heads": "num_heads",
+    "drop_path": "drop_path_rate",
+    "dropout": "proj_drop_rate",
+}
+
 
 class NamedEncoder(StrictModel):
     """What all encoders by name have."""
 
     name: str
     pretrained: bool | None = Field(None, description=PRETRAINED)
+    kind: str
 
     @property
     def loads(self) -> bool:
         """Whether to start from weights: as told, or because the name is that of weights and not of a model alone."""
         return any(mark in self.name for mark in ":.") if self.pretrained is None else self.pretrained
 
+    def for_timm(self) -> dict[str, Any]:
+        """What is set, as timm's models call it."""
+        given = {TIMM[name]: getattr(self, name) for name in type(self).model_fields if name in TIMM}
+        return {name: value for name, value in given.items() if value is not None} | {"pretrained": self.loads}
 
-class EncoderConfig(NamedEncoder):
+
+class _SizedEncoder(NamedEncoder):
+    patch_size: Tokens | None = Field(None, description="side of a patch in pixels; default: the model's")
+    width: Width | None = Field(None, description="token width; default: the model's")
+    depth: Depth | None = Field(None, description="number of blocks; default: the model's")
+    heads: Heads | None = Field(None, description="attention heads; default: the model's")
+
+    def _arguments(self) -> dict[str, Any]:
+        return values_of(self, "patch_size", "width", "depth", "heads") | {"pretrained": self.loads}
+
+
+class EncoderConfig(_SizedEncoder):
     """A vision transformer of timm: ViT, DeiT, CLIP, SigLIP, DINOv2, or with rotary positions EVA-02, DINOv3."""
 
     kind: Literal["vit"] = "vit"
@@ -46,10 +72,6 @@ class EncoderConfig(NamedEncoder):
         description="timm model that gives all sizes not set here; with a tag, local-dir:FOLDER of an export or "
         "hf-hub:OWNER/NAME it starts from weights",
     )
-    patch_size: Tokens | None = Field(None, description="side of a patch in pixels; default: the model's")
-    width: Width | None = Field(None, description="token width; default: the model's")
-    depth: Depth | None = Field(None, description="number of blocks; default: the model's")
-    heads: Heads | None = Field(None, description="attention heads; default: the model's")
     positions: Literal["sincos", "learned", "none"] | None = Field(
         None, description="position table; default: sincos, or the pretrained model's; rotary models have their own"
     )
@@ -68,16 +90,7 @@ class EncoderConfig(NamedEncoder):
             FileNotFoundError: if the folder holds no model.
             TypeError: if the model is no plain vision transformer.
         """
-        given = {
-            "patch_size": self.patch_size,
-            "positions": self.positions,
-            "class_token": self.class_token,
-            "embed_dim": self.width,
-            "depth": self.depth,
-            "num_heads": self.heads,
-        }
-        arguments: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        arguments |= {"image_size": image_size, "channels": channels, "pretrained": self.loads, **more}
+        arguments = self.for_timm() | {"image_size": image_size, "channels": channels, **more}
         with section("encoder"):
             if not sb.encoders.is_eva(self.name):
                 return sb.encoders.timm_vit(self.name, **arguments)
@@ -86,17 +99,6 @@ class EncoderConfig(NamedEncoder):
                     f"positions={self.positions!r} goes with tables, but {self.name!r} has rotary ones: leave it out"
                 )
             return sb.encoders.timm_eva(self.name, **arguments)
-
-
-class _SizedEncoder(NamedEncoder):
-    patch_size: Tokens | None = Field(None, description="side of a patch in pixels; default: the model's")
-    width: Width | None = Field(None, description="token width; default: the model's")
-    depth: Depth | None = Field(None, description="number of blocks; default: the model's")
-    heads: Heads | None = Field(None, description="attention heads; default: the model's")
-
-    def _arguments(self) -> dict[str, Any]:
-        sizes = {"patch_size": self.patch_size, "width": self.width, "depth": self.depth, "heads": self.heads}
-        return {**sizes, "pretrained": self.loads}
 
 
 class TorchvisionEncoderConfig(_SizedEncoder):

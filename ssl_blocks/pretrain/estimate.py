@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
@@ -28,24 +27,21 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "bf16 on CPU")
 _IN_16_BITS = {F.linear, F.conv2d, torch.matmul, torch.bmm, Tensor.matmul, Tensor.__matmul__}
 
 
-@dataclass(frozen=True)
-class Count:
+class Count(NamedTuple):
     """Number of parameters: all, and those that are trained."""
 
     total: int
     trainable: int
 
 
-@dataclass(frozen=True)
-class Flops:
+class Flops(NamedTuple):
     """Floating point operations of the matrix products of one image; a multiplication and an addition are two."""
 
     forward: int
     backward: int
 
 
-@dataclass(frozen=True)
-class States:
+class States(NamedTuple):
     """Bytes that weights and what belongs to them take, whatever the batch."""
 
     parameters: int
@@ -53,8 +49,7 @@ class States:
     optimizer: int
 
 
-@dataclass(frozen=True)
-class Activations:
+class Activations(NamedTuple):
     """Bytes kept for the backward pass: those of each image, and those that a batch of any size takes."""
 
     per_image: int
@@ -68,9 +63,8 @@ class Activations:
 def count_parameters(objective: nn.Module) -> dict[str, Count]:
     """Count parameters by part, in the order of the objective's attributes; parts without any are left out.
 
-    Of a reader or a student each part is counted, such as router and decoder, encoder and heads.
-
-    Parameters that several parts share count for the first of them.
+    Of a reader or a student each part is counted, such as router and decoder, encoder and heads. Parameters that
+    several parts share count for the first of them.
     """
     counts: dict[str, Count] = {}
     seen: set[int] = set()
@@ -103,12 +97,7 @@ def count_flops(objective: Objective, shape: ImageShape, augmentation: Augmentat
     """Count the matrix products of a training step on one image, in all views of it.
 
     Attention counts as products over all pairs of tokens, masked or not; nothing counts twice that a fused kernel
-    computes anew in its backward pass.
-
-    Args:
-        objective: whose training step.
-        shape: of the images.
-        augmentation: makes the views for an objective that takes some.
+    computes anew in its backward pass. ``augmentation`` makes the views for an objective that takes some.
     """
     images = 2  # a batch norm takes no single one
 
@@ -128,12 +117,8 @@ def activation_bytes(
 ) -> Activations:
     """Count what autograd keeps from the forward to the backward pass, parameters left out.
 
-    Args:
-        objective: whose training step.
-        shape: of the images.
-        precision: ``"fp32"`` and ``"bf16"`` with a fused attention kernel, as on a GPU; ``"bf16 on CPU"`` with
-            attention in plain operations, which keeps the weights of all pairs of tokens.
-        augmentation: makes the views for an objective that takes some.
+    ``"fp32"`` and ``"bf16"`` are with a fused attention kernel, as on a GPU; ``"bf16 on CPU"`` with attention in plain
+    operations, which keeps the weights of all pairs of tokens.
     """
 
     def count(step: _Step) -> int:
@@ -219,9 +204,7 @@ def _without_values(objective: Objective, device: str) -> Objective:
 class _OnMeta(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Let every operation have shapes alone: what comes from elsewhere, such as a draw, is taken for meta."""
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if _is_elsewhere([*args, *kwargs.values()]):
             args, kwargs = tree_map_only(Tensor, lambda x: x.to("meta"), (args, kwargs))
@@ -261,21 +244,17 @@ class _Kernels(TorchFunctionMode):
         super().__init__()
         self.is_16_bit, self.attention = is_16_bit, attention
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         is_attention = func is F.scaled_dot_product_attention
         if self.is_16_bit and (is_attention or func in _IN_16_BITS):
-            args, kwargs = tree_map_only(Tensor, _in_16_bits, (args, kwargs))
+            args, kwargs = tree_map_only(
+                Tensor, lambda x: x.to(torch.bfloat16) if x.is_floating_point() else x, (args, kwargs)
+            )
         if not is_attention:
             return func(*args, **kwargs)
         known = {name: value for name, value in kwargs.items() if name not in ("is_causal", "enable_gqa")}
         return self.attention(*args, **known)
-
-
-def _in_16_bits(values: Tensor) -> Tensor:
-    return values.to(torch.bfloat16) if values.is_floating_point() else values
 
 
 def _fused_attention(

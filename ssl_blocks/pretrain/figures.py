@@ -9,14 +9,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ssl_blocks.data import Augmentation, ImageData, denormalize, to_float
-from ssl_blocks.encoders import RegionEncoder, TokenEncoder, attention_weights
+from ssl_blocks.encoders import FeatureEncoder, RegionEncoder, TokenEncoder, attention_weights
 from ssl_blocks.evaluation import Scores
+from ssl_blocks.evaluation.pooling import encode_all
 from ssl_blocks.grid import Grid
 from ssl_blocks.modes import modes_kept
 from ssl_blocks.objectives import Objective, PatchPuzzle, SegmentPrediction, ViewRegionDistillation, WeightedSum
 from ssl_blocks.objectives.objective import seen_by
 from ssl_blocks.parts.region_loss import match_regions
 from ssl_blocks.parts.target import PictureTarget, PositionTarget
+from ssl_blocks.parts.tokenize import Tokenizer
 from ssl_blocks.randomness import random_ranks, seeded_generator
 from ssl_blocks.values import Views
 from ssl_blocks.visualize import (
@@ -42,13 +44,8 @@ def write_figures(
 ) -> list[Path]:
     """Write what there is to see of an objective on a few test images; return the files.
 
-    Another kind of objective brings its pictures with ``draw_examples.register``.
-
-    Args:
-        objective: on CPU; its mode is left as it was.
-        data: images.
-        folder: where to.
-        augment: makes views for an objective that takes them.
+    Another kind of objective brings its pictures with ``draw_examples.register``. It is on the CPU, and its mode is
+    left as it was; ``augment`` makes views for one that takes them.
     """
     images = example_images(data)
     views = augment(images, generator=seeded_generator("cpu", 0)) if augment and objective.takes_views else images
@@ -60,12 +57,8 @@ def write_figures(
 def write_features(objective: Objective, data: ImageData, folder: Path) -> list[Path]:
     """Write what the encoder that a run leaves behind makes of the places of a few test images; return the files.
 
-    Its features as colours, and where its class token looks; of encoders without places there is nothing to see.
-
-    Args:
-        objective: on CPU; its mode is left as it was.
-        data: images.
-        folder: where to.
+    Its features as colours, and where its class token looks; of encoders without places there is nothing to see. The
+    objective is on the CPU, and its mode is left as it was.
     """
     images = example_images(data)
     with modes_kept(objective.export_encoder().module, training=False):
@@ -85,20 +78,24 @@ def look_at_places(objective: Objective, images: Tensor) -> tuple[Tensor, Grid, 
     ``None``: the encoder has no places. Training mode is the caller's.
     """
     encoder = objective.export_encoder()
+    places = find_places(encoder, images, objective.tokenizer)
+    return None if places is None else (*places, _attention(encoder, images))
+
+
+def find_places(encoder: FeatureEncoder, images: Tensor, tokenizer: Tokenizer | None) -> tuple[Tensor, Grid] | None:
+    """Features ``[B, N, D]`` of the places of normalised images, and their grid; ``None``: it has no places."""
     if isinstance(encoder, RegionEncoder):
         found = encoder.regions(images)
-        return found.map, found.grid, None
+        return found.map, found.grid
     if not isinstance(encoder, TokenEncoder):
         return None
-    tokens = encoder.embed(images if objective.tokenizer is None else objective.tokenizer(images))
-    index = torch.arange(encoder.grid.num_tokens, device=images.device).expand(len(images), -1)
-    features = encoder.encode(tokens, index).final[:, encoder.num_prefix :]
-    return features, encoder.grid, _attention(encoder, images)
+    tokens = encode_all(encoder, images if tokenizer is None else tokenizer(images))
+    return tokens.final[:, encoder.num_prefix :], encoder.grid
 
 
-def _attention(encoder: TokenEncoder, images: Tensor) -> Float[Tensor, "b n"] | None:
+def _attention(encoder: FeatureEncoder, images: Tensor) -> Float[Tensor, "b n"] | None:
     """How much the first prefix token looks at each patch; ``None`` where there is none, or nobody can tell."""
-    if not encoder.num_prefix:
+    if not isinstance(encoder, TokenEncoder) or not encoder.num_prefix:
         return None
     try:
         return attention_weights(encoder, images)[:, :, 0, encoder.num_prefix :].mean(1)

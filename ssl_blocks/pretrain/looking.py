@@ -31,13 +31,10 @@ ADVICE = (
 
 
 class QualitySample:
-    """Images, always the same, whose features are measured without labels.
+    """Images in memory, always the same, whose features are measured without labels.
 
-    Args:
-        data: in memory; test images are looked at, or training images where there are none.
-        augment: makes the two views that `alignment` compares.
-        autocast_dtype: precision of the encoder.
-        batch_size: images at a time.
+    Test images are looked at, or training images where there are none; ``augment`` makes the two views that `alignment`
+    compares.
     """
 
     def __init__(
@@ -98,14 +95,8 @@ class Look(pl.Callback):
     """Look now and then, and after the last step: measures into the logs, and a sheet of pictures into a folder.
 
     It draws from generators of its own and leaves everything as it was, so that training computes the same bits. On a
-    GPU what was computed is copied beside training, and read a step later. Whatever fails is a line for the user.
-
-    Args:
-        objective: that is trained.
-        sample: images whose features are measured.
-        folder: where the sheets go.
-        every: optimizer steps between two looks.
-        tell: called with a line for the user.
+    GPU what was computed is copied beside training, and read a step later. Whatever fails is a line for the user, for
+    which ``tell`` is called. ``every`` counts optimizer steps.
     """
 
     def __init__(
@@ -146,9 +137,7 @@ class Look(pl.Callback):
         if self._looked is not None and self._looked.values.is_there:
             self._show(trainer, pl_module)
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Write what a run that goes on from this checkpoint will not look at again."""
         if self._looked is not None:
             self._show(trainer, pl_module)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from ssl_blocks.data import ImageData, share_of_cores, to_float, train_loader
+from ssl_blocks.engine.settings import values_of
 from ssl_blocks.engine.task import CountedLoss, Moment, Plan, Portion, Task
 from ssl_blocks.modes import buffers_kept, modes_kept
 from ssl_blocks.noise import Pure
@@ -112,16 +113,8 @@ class PretrainModule(Task):
             epochs=epochs,
             lr=settings.lr,
             seed=self.config.seed,
-            batch_size=settings.batch_size,
-            accumulate=settings.accumulate,
             warmup_steps=settings.warmup_steps(steps_per_epoch=steps, epochs=epochs),
-            warmup_start=settings.warmup_start,
-            min_lr=settings.min_lr,
-            weight_decay=settings.weight_decay,
-            weight_decay_end=settings.weight_decay_end,
-            betas=settings.betas,
-            clip_grad=settings.clip_grad,
-            schedule=settings.schedule,
+            **values_of(settings, *(name for name in type(settings).model_fields if name in Plan.__annotations__)),
         )
 
     def batches(self, portion: Portion) -> Iterable[UInt[Tensor, "b c h w"]]:

@@ -23,10 +23,8 @@ FILES = {"imagefolder", "csv", "zip", "shards", "parquet", "array"}  # sources t
 def starting_point(config: RunConfig, resume: Path | bool | None) -> Path | None:
     """Find the checkpoint from which a run starts; ``None`` means from the beginning.
 
-    Args:
-        config: of the run.
-        resume: ``None``: the run is a new one; ``True``: go on where the run's folder exists; a path: go on from
-            this run, or from this checkpoint.
+    ``resume`` is ``None``: the run is a new one; ``True``: go on where the run's folder exists; a path: go on from this
+    run, or from this checkpoint.
 
     Raises:
         FileExistsError: if the folder holds a run already and ``resume`` is ``None``, or holds something else.

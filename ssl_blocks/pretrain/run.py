@@ -164,30 +164,30 @@ class Run(Generic[C]):
         seal(folder, figures)
 
     def _export(self, folder: Path) -> None:
-        objective, place = self.module.objective, folder / "encoder"
-        data = self.data
-        clear_damaged(place)
-        export_encoder(
-            objective.export_encoder(),
-            place,
-            tokenizer=objective.tokenizer,
-            mean=data.mean,
-            std=data.std,
-            value_range=data.value_range,
-        )
+        objective, data = self.module.objective, self.data
+        whole: dict[str, Any] = {"tokenizer": objective.tokenizer, "mean": data.mean, "std": data.std}
+        clear_damaged(folder / "encoder")
+        export_encoder(objective.export_encoder(), folder / "encoder", **whole, value_range=data.value_range)
 
     def _remarks(self) -> list[str]:
         machine = self.machine  # the loop learns of its device when it begins
         return [*self.data.remarks, *self.module.remarks(machine.processes.world_size, on_gpu=machine.on_gpu)]
 
     def _fit(self, folder: Path, console: Console) -> None:
+        from ssl_blocks.engine.loggers import open_loggers
         from ssl_blocks.pretrain.watching import Watcher
 
         if is_rank_zero():
             self._open(folder, console)
             for remark in self._remarks():
                 console.print(f"note: {remark}", soft_wrap=True)
-        loggers = self._loggers(folder, console)
+        loggers = open_loggers(
+            self.config.trainer.loggers,
+            folder,
+            resumed_step=self.loop.resumed_step,
+            hyperparameters=self.module.configuration(),
+            tell=partial(console.print, soft_wrap=True),
+        )
         # where weights are dealt out, every process has to help with scoring while training
         helps = is_rank_zero() or self.machine.strategy == "fsdp"
         images = self._images_for_scores(console) if helps else None
@@ -243,27 +243,14 @@ class Run(Generic[C]):
         progress = RichRunProgress(console, "pretraining", watcher.remark, every=settings.log_every)
         fit(self.loop, record=record, checkpoint=self.checkpoint, callbacks=[*watcher.callbacks, progress])
 
-    def _loggers(self, folder: Path, console: Console) -> "list[Logger]":
-        from ssl_blocks.engine.loggers import open_loggers
-
-        return open_loggers(
-            self.config.trainer.loggers,
-            folder,
-            resumed_step=self.loop.resumed_step,
-            hyperparameters=self.config.model_dump(mode="json"),
-            tell=partial(console.print, soft_wrap=True),
-        )
-
     def _draw(self, folder: Path, scores: list[Scores], console: Console) -> list[Path]:
         """Draw what there is to see; a picture that fails is one line."""
         from ssl_blocks.pretrain.figures import write_curves, write_features, write_figures
 
-        module, figures = self.module, folder / "figures"
+        objective, augment, figures = self.module.objective, self.module.augment, folder / "figures"
         pictures: dict[str, Callable[[], list[Path]]] = {
-            type(module.objective).__name__: lambda: write_figures(
-                module.objective, self.data, figures, module.augment
-            ),
-            "features": lambda: write_features(module.objective, self.data, figures),
+            type(objective).__name__: lambda: write_figures(objective, self.data, figures, augment),
+            "features": lambda: write_features(objective, self.data, figures),
             "curves": lambda: [write_curves(folder, scores)],
         }
         if "csv" not in self.config.trainer.loggers:

@@ -17,14 +17,7 @@ RESIDENT_BYTES = 2**30  # images that may stay on a GPU
 
 @dataclass(frozen=True)
 class Features:
-    """Features of a sample and their labels.
-
-    Args:
-        train: ``[N, D]``.
-        train_labels: ``[N]``.
-        test: ``[M, D]``.
-        test_labels: ``[M]``.
-    """
+    """Features of a sample ``[N, D]`` and their labels ``[N]``."""
 
     train: Tensor
     train_labels: Tensor
@@ -49,10 +42,6 @@ class Sample:
     """Labelled images of both splits, in memory, which features are made of again and again.
 
     Those that went to a GPU stay there, unless they are many.
-
-    Args:
-        data: in memory, with labels in both splits.
-        autocast_dtype: precision of encoders.
     """
 
     def __init__(self, data: ImageData, *, autocast_dtype: torch.dtype | None) -> None:
@@ -98,12 +87,9 @@ class Sample:
 def num_scored(sample: "Sample", bank: int | None, *, images_seen: int) -> tuple[int, int]:
     """How many training and test images scores look at.
 
-    An image that is scored, before training and again after it, costs about half of one that is trained on.
-
-    Args:
-        sample: what there is.
-        bank: training images; ``None``: all, and all test images, unless that would take more than about 5 % of a run.
-        images_seen: in training, each as often as it is seen.
+    An image that is scored, before training and again after it, costs about half of one that is trained on. ``bank`` is
+    a number of training images; ``None``: all, and all test images, unless that would take more than about 5 % of a
+    run, in which ``images_seen`` are trained on, each as often as it is seen.
     """
     num_train, num_test = len(sample.train), len(sample.test)
     most = max(LEAST_SCORED, images_seen // 10)
@@ -119,13 +105,9 @@ def num_scored(sample: "Sample", bank: int | None, *, images_seen: int) -> tuple
 def measure_objective(
     objective: Objective, data: ImageData, *, device: str, autocast_dtype: torch.dtype | None
 ) -> dict[str, float]:
-    """Average what an objective measures of itself over the test images; nothing where there are none.
+    """Average what an objective measures of itself over test images in memory; nothing where there are none.
 
-    Args:
-        objective: its modes are left as they were, and it ends up on CPU.
-        data: in memory.
-        device: where to compute.
-        autocast_dtype: precision under autocast; ``None`` switches autocast off.
+    Its modes are left as they were, and it ends up on CPU.
     """
     if data.test is None:
         return {}

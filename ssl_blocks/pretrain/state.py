@@ -11,7 +11,6 @@ import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from ssl_blocks.data import ImageData, ImageShape
 from ssl_blocks.engine.checkpoints import MARK, check_checkpoint, list_checkpoints
@@ -33,13 +32,7 @@ def write_state(run: str | Path, folder: str | Path) -> Path:
     ``model.safetensors`` holds all of its weights and buffers (encoder, decoder, heads, teacher, statistics),
     ``config.yaml`` the configuration that it is assembled by, and ``state.json`` the recipe, the step, shape and
     statistics of the images, and versions. The optimizer's state stays with the run, which goes on by ``--resume``.
-
-    Args:
-        run: folder of a run with a checkpoint.
-        folder: where to; must not be there, or be empty.
-
-    Returns:
-        The folder.
+    Returned is the folder, which must not be there before, or be empty.
 
     Raises:
         FileExistsError: if the folder holds anything.
@@ -89,7 +82,12 @@ def begin_with(objective: Objective, folder: str | Path) -> None:
         FileNotFoundError: if the folder holds no state.
         ValueError: if it is damaged, of another format, or of other parts: the first of them is named.
     """
-    _, state = _read(folder)
+    place = at_home(folder)
+    _notes(place)
+    try:
+        state = load_file(place / WEIGHTS)
+    except SafetensorError as error:
+        raise ValueError(f"{place / WEIGHTS} is damaged: {error}") from None
     ours = {name: tuple(value.shape) for name, value in objective.state_dict().items()}
     theirs = {name: tuple(value.shape) for name, value in state.items()}
     differing = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
@@ -110,7 +108,7 @@ def load_state(folder: str | Path, recipe: Recipe[Any]) -> Objective:
         FileNotFoundError: if the folder holds no state.
         ValueError: if it is damaged, or of another recipe.
     """
-    notes, _ = _read(folder)
+    notes = _notes(at_home(folder))
     name = recipe.config.__name__
     if notes["recipe"] != name:
         raise ValueError(f"folder={str(folder)!r} is of {notes['recipe']}, not of recipe={recipe.name} ({name})")
@@ -139,12 +137,3 @@ def _notes(folder: Path) -> Mapping[str, Any]:
         found = notes.get("format_version")
         raise ValueError(f"{folder / NOTES} has format {found!r}; this version reads {FORMAT_VERSION}")
     return notes
-
-
-def _read(folder: str | Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
-    folder = at_home(folder)
-    notes = _notes(folder)
-    try:
-        return notes, load_file(folder / WEIGHTS)
-    except SafetensorError as error:
-        raise ValueError(f"{folder / WEIGHTS} is damaged: {error}") from None

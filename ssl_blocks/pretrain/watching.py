@@ -1,5 +1,6 @@
 """What is watched of a run, as its configuration asks."""
 
+from dataclasses import dataclass
 from functools import cached_property, partial
 
 import pytorch_lightning as pl
@@ -19,30 +20,19 @@ from ssl_blocks.pretrain.scoring import Sample
 NUM_TEST, LOOKS, IMAGES_AT_A_TIME = 10_000, 10, 256
 
 
+@dataclass
 class Watcher:
-    """Scores with labels, looks without, and what they tell.
+    """Scores with labels, looks without, and what they tell."""
 
-    Args:
-        config: of the run.
-        module: that is trained.
-        machine: where.
-        images: in memory; ``None`` in processes that do not help.
-        sample: those with labels; ``None`` where there are none.
-        console: for the user.
-    """
+    config: RunConfig
+    module: PretrainModule
+    machine: Machine
+    images: ImageData | None  # in memory; ``None`` in processes that do not help
+    sample: Sample | None  # those with labels, where there are some
+    console: Console
 
-    def __init__(
-        self,
-        config: RunConfig,
-        module: PretrainModule,
-        machine: Machine,
-        images: ImageData | None,
-        sample: Sample | None,
-        console: Console,
-    ) -> None:
-        self.config, self.module, self.machine = config, module, machine
-        self.images, self.sample, self.console = images, sample, console
-        self.tell = partial(console.print, soft_wrap=True)
+    def __post_init__(self) -> None:
+        self.tell = partial(self.console.print, soft_wrap=True)
         self.online, self.look = self._online(), self._look()
 
     @property

@@ -13,14 +13,14 @@ Results   docs/results.md
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 import ssl_blocks as sb
 from ssl_blocks.bounds import Depth, Heads, Times, Whole, Width
 from ssl_blocks.engine import OptimizerConfig, StrictModel, section
-from ssl_blocks.engine.settings import Schedules
+from ssl_blocks.engine.settings import Schedules, values_of
 from ssl_blocks.pretrain import Recipe, RunConfig
 from ssl_blocks.pretrain.encoders import WITHOUT_POSITIONS, NamedEncoder
 
@@ -38,15 +38,12 @@ class OriginalEncoder(StrictModel):
         """Build the encoder of these patches."""
         from ssl_blocks.parts.tokenize import pair  # not above: --help would wait for torch
 
-        grid, patch = (tokenizer.grid.height, tokenizer.grid.width), pair(tokenizer.patch)
         return sb.encoders.PostNormTransformer(
-            grid=grid,
-            patch=patch,
+            grid=(tokenizer.grid.height, tokenizer.grid.width),
+            patch=pair(tokenizer.patch),
             channels=tokenizer.channels,
-            depth=self.depth,
             num_heads=self.heads,
-            mlp_ratio=self.mlp_ratio,
-            dropout=self.dropout,
+            **values_of(self, "depth", "mlp_ratio", "dropout"),
         )
 
 
@@ -67,7 +64,6 @@ class ViTEncoder(NamedEncoder):
         if sb.encoders.is_eva(self.name):
             raise ValueError(f"name={self.name!r} has rotary positions, which would give the places away: take a ViT")
         grid, patch = tokenizer.grid, pair(tokenizer.patch)
-        sizes: dict[str, Any] = {"embed_dim": self.width, "depth": self.depth, "num_heads": self.heads}
         return sb.encoders.timm_vit(
             self.name,
             image_size=(grid.height * patch[0], grid.width * patch[1]),
@@ -75,9 +71,7 @@ class ViTEncoder(NamedEncoder):
             channels=tokenizer.channels,
             # of weights with positions the objective says why they do not fit
             positions=None if self.loads else "none",
-            pretrained=self.loads,
-            proj_drop_rate=self.dropout,
-            **{name: size for name, size in sizes.items() if size is not None},
+            **self.for_timm(),
         )
 
 
@@ -112,9 +106,8 @@ def assemble(config: APLConfig, data: sb.data.ImageData) -> sb.PatchPuzzle:
     from timm.layers import Mlp  # not above: --help would wait for them
     from torch import nn
 
-    shape = data.shape
     tokenizer = sb.PatchTokenizer.from_grid(
-        image_size=(shape.height, shape.width), grid=config.grid, channels=shape.channels, crop=config.crop
+        image_size=data.shape[1:], grid=config.grid, channels=data.shape.channels, crop=config.crop
     )
     with section("encoder"):
         encoder = config.encoder.build(tokenizer)

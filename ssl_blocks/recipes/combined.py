@@ -21,6 +21,7 @@ from pydantic import Field
 import ssl_blocks as sb
 from ssl_blocks.bounds import Classes, Crops, NotNegative, Pixels, Width
 from ssl_blocks.engine import DataConfig, StrictModel, section
+from ssl_blocks.engine.settings import values_of
 from ssl_blocks.pretrain import (
     DecoderConfig,
     EncoderConfig,
@@ -77,8 +78,7 @@ class CombinedConfig(RunConfig):
 
 def assemble(config: CombinedConfig, data: sb.data.ImageData) -> sb.WeightedSum:
     """Put the objective together from its parts."""
-    shape = data.shape
-    channels, image_size = shape.channels, (shape.height, shape.width)
+    channels, image_size = data.shape.channels, data.shape[1:]
     encoder = config.encoder.build(image_size=image_size, channels=channels)
     tokenizer = sb.PatchTokenizer(image_size=image_size, patch_size=encoder.patch, channels=channels)
     randsac = sb.SegmentPrediction(
@@ -99,8 +99,7 @@ def assemble(config: CombinedConfig, data: sb.data.ImageData) -> sb.WeightedSum:
             region_weight=0.0,
         )
     with section("weights"):
-        weights = {"randsac": config.weights.randsac, "dino": config.weights.dino}
-        return sb.WeightedSum({"randsac": randsac, "dino": dino}, weights=weights)
+        return sb.WeightedSum({"randsac": randsac, "dino": dino}, weights=values_of(config.weights, "randsac", "dino"))
 
 
 RECIPE = Recipe("combined", CombinedConfig, assemble, presets=Path(__file__).parent / "presets")

@@ -24,7 +24,7 @@ from pydantic import Field
 import ssl_blocks as sb
 from ssl_blocks.bounds import Classes, Crops, Depth, Heads, NotNegative, Number, Pixels, Positive, Tokens, Whole, Width
 from ssl_blocks.engine import DataConfig, OptimizerConfig, StrictModel, section
-from ssl_blocks.engine.settings import Schedules
+from ssl_blocks.engine.settings import Schedules, values_of
 from ssl_blocks.pretrain import EncoderConfig, Recipe, RunConfig, TorchvisionEncoderConfig, TransformersEncoderConfig
 from ssl_blocks.pretrain.encoders import NOT_TOKENS, NamedEncoder
 
@@ -47,19 +47,8 @@ class MapEncoderConfig(NamedEncoder):
 
     def build(self, *, image_size: tuple[int, int], channels: int) -> sb.encoders.TimmRegions:
         """Build the encoder for global crops of this size."""
-        sizes = {
-            "patch_size": self.patch_size,
-            "window_size": self.window_size,
-            "embed_dim": self.width,
-            "depths": self.stage_depths,
-            "num_heads": self.stage_heads,
-            "drop_path_rate": self.drop_path,
-        }
-        given = {name: value for name, value in sizes.items() if value is not None}
         with section("encoder"):
-            return sb.encoders.timm_regions(
-                self.name, image_size=image_size, channels=channels, pretrained=self.loads, **given
-            )
+            return sb.encoders.timm_regions(self.name, image_size=image_size, channels=channels, **self.for_timm())
 
 
 class ViTEncoderConfig(EncoderConfig):
@@ -104,17 +93,8 @@ class CropsConfig(StrictModel):
                 sigma=self.blur_sigma,
                 solarize=self.solarize,
             )
-            return sb.data.MultiCrop(
-                (shape.height, shape.width),
-                self.local_size,
-                num_local=self.num_local,
-                global_scale=self.global_scale,
-                local_scale=self.local_scale,
-                flip=flip,
-                mean=mean,
-                std=std,
-                colors=colors,
-            )
+            own = values_of(self, "local_size", "num_local", "global_scale", "local_scale")
+            return sb.data.MultiCrop((shape.height, shape.width), flip=flip, mean=mean, std=std, colors=colors, **own)
 
 
 class HeadConfig(StrictModel):
@@ -164,27 +144,20 @@ class EsViTConfig(RunConfig):
 
 def assemble(config: EsViTConfig, data: sb.data.ImageData) -> sb.ViewRegionDistillation:
     """Put the objective together from its parts."""
-    shape = data.shape
-    encoder = config.encoder.build(image_size=(shape.height, shape.width), channels=shape.channels)
+    encoder = config.encoder.build(image_size=data.shape[1:], channels=data.shape.channels)
     regions = sb.encoders.TokenRegions(encoder) if isinstance(encoder, sb.encoders.TokenEncoder) else encoder
     head, teacher = config.head, config.teacher
     return sb.ViewRegionDistillation(
         encoder=regions,
         out_dim=head.out_dim,
         head=partial(
-            sb.dino_head,
-            hidden_dim=head.hidden,
-            bottleneck_dim=head.bottleneck,
-            norm_last_layer=head.norm_last_layer,
+            sb.dino_head, hidden_dim=head.hidden, bottleneck_dim=head.bottleneck, norm_last_layer=head.norm_last_layer
         ),
         region_weight=config.region_weight,
         koleo_weight=config.koleo_weight,
         student_temperature=config.student_temperature,
         schedule=sb.TeacherSchedule(
-            temperature=teacher.temperature,
-            warmup_temperature=teacher.warmup_temperature,
-            warmup_epochs=teacher.warmup_epochs,
-            momentum=teacher.momentum,
+            **values_of(teacher, "temperature", "warmup_temperature", "warmup_epochs", "momentum")
         ),
         center_momentum=teacher.center_momentum,
         freeze_epochs=head.freeze_epochs,

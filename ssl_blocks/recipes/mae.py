@@ -58,8 +58,7 @@ def choose_partitioner(config: MAEConfig) -> sb.parts.SegmentPartitioner:
 
 def assemble(config: MAEConfig, data: sb.data.ImageData) -> sb.SegmentPrediction:
     """Put the objective together from its parts."""
-    shape = data.shape
-    channels, image_size = shape.channels, (shape.height, shape.width)
+    channels, image_size = data.shape.channels, data.shape[1:]
     encoder = config.encoder.build(image_size=image_size, channels=channels)
     tokenizer = sb.PatchTokenizer(image_size=image_size, patch_size=encoder.patch, channels=channels)
     with section("decoder"):

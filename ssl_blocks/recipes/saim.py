@@ -67,8 +67,7 @@ def assemble(config: SAIMConfig, data: sb.data.ImageData) -> sb.SegmentPredictio
     from timm.layers import Mlp  # not above: --help would wait for them
     from torch import nn
 
-    shape = data.shape
-    channels, image_size = shape.channels, (shape.height, shape.width)
+    channels, image_size = data.shape.channels, data.shape[1:]
     encoder = config.encoder.build(image_size=image_size, channels=channels)
     tokenizer = sb.PatchTokenizer(image_size=image_size, patch_size=encoder.patch, channels=channels)
     target = sb.PixelTarget(tokenizer, normalize=config.normalize_target, blur=config.blur)
@@ -96,11 +95,7 @@ def build_decoder(config: SAIMConfig, encoder: sb.encoders.TokenEncoder, depth: 
     if config.share_weights:
         return sb.QueryStreamDecoder.sharing(encoder, depth=depth)
     return sb.QueryStreamDecoder(
-        grid=encoder.grid,
-        dim=encoder.dim,
-        depth=depth,
-        num_heads=sb.encoders.num_heads(encoder),
-        norm=encoder.norm,
+        grid=encoder.grid, dim=encoder.dim, depth=depth, num_heads=sb.encoders.num_heads(encoder), norm=encoder.norm
     )
 
 
