@@ -116,7 +116,9 @@ def parse_config(config_class: type[M], overrides: Mapping[str, str], *, base: M
     Raises:
         ValueError: naming every wrong field, its value and what was expected.
     """
-
+    for name in base:
+        if name.startswith("_"):  # pydantic-settings would take it for an argument of its own
+            raise ValueError(f"{name} is no known field (in {source})")
     settings, options = _sources(config_class)
     kept = {name: part for name, part in base.items() if not _another_kind(config_class, name, part, overrides)}
     try:

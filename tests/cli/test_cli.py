@@ -7,7 +7,7 @@ import yaml
 
 from ssl_blocks.cli import load_config, main
 from ssl_blocks.cli.arguments import closest_word, list_options
-from ssl_blocks.cli.command import fail, list_presets, read_preset
+from ssl_blocks.cli.command import fail, list_presets
 from ssl_blocks.cli.helptext import help_text
 from ssl_blocks.engine.errors import RunStopped
 from ssl_blocks.pretrain import Run
@@ -72,12 +72,20 @@ def test_mistakes_are_value_errors_of_one_line(argv: tuple[str, ...], message: s
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("text", "message"), [("name: [", "not valid YAML"), ("- 1", "must hold a mapping")])
-def test_preset_that_is_no_mapping_is_refused(tmp_path: Path, text: str, message: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: [", "not valid YAML"),
+        ("- 1", "must hold a mapping"),
+        ("naming: x", "naming is no known field"),
+        ("_env_file: x", "_env_file is no known field"),  # an argument of pydantic-settings
+    ],
+)
+def test_preset_that_holds_no_configuration_is_refused(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
-        read_preset(str(path), RECIPE)
+        load("--preset", str(path))
 
 
 @pytest.mark.parametrize(
