@@ -185,7 +185,7 @@ def pure_functions() -> dict[str, dict[str, Any]]:
     return {name: pure(function, images(2)) for name, function in functions.items()}
 
 
-if __name__ == "__main__":
+def main() -> None:
     torch.set_num_threads(1)
     gc.disable()  # what tracing leaves behind is little, and to look for it takes long
     torch._dynamo.guards.profile_guard_manager = lambda *_: 0.0  # how quick guards are, is not asked

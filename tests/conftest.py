@@ -22,7 +22,7 @@ import tests.shapes  # noqa: F401 - before the package is imported, whose functi
 
 ROOT = Path(__file__).parents[1]
 # fixtures that one worker makes for the whole suite
-SHARED = {"divided": "two processes", "compiled": "compile checks", "bare": "bare processes"}
+SHARED = {"divided": "two processes", "bare": "bare processes"}
 
 # what takes long although it may start no process; `make quick` does not even collect it
 LONG = (
@@ -105,16 +105,6 @@ def numbers_come_late(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def compiled() -> dict[str, Any]:
-    """What came of compiling: all cases in one process, for it is the start that takes long."""
-    command = [sys.executable, "-m", "tests.compile_check"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    found: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
-    return found
-
-
-@pytest.fixture(scope="session")
 def divided(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what two processes made: one folder for each part of tests/two_processes.py."""
     from tests.two_processes import launch
@@ -145,3 +135,10 @@ def bare() -> Iterator[Callable[[str], str]]:
             return str(printed).strip()
 
         yield run
+
+
+@pytest.fixture(scope="session")
+def compiled(bare: Callable[[str], str]) -> dict[str, Any]:
+    """What came of compiling: all cases in one process, for it is the start that takes long."""
+    found: dict[str, Any] = json.loads(bare("from tests.compile_check import main; main()").splitlines()[-1])
+    return found
