@@ -147,15 +147,20 @@ def test_names_used_of_the_whole_package_count_as_imports():
     )
 
 
-@pytest.fixture(scope="module")
-def loaded():
-    """What is loaded after each of these steps, in one process, for it is the start that takes long."""
-    script = """
-import contextlib, io, json, sys
+# print which of them are loaded, after each step
+LOADED = """
+import json, sys
 loaded = {}
 def note(step):
     names = ("torch", "timm", "pytorch_lightning", "lightly", "matplotlib", "sklearn", "transformers")
     loaded[step] = [name for name in names if name in sys.modules]
+"""
+
+
+@pytest.mark.process
+def test_help_and_the_plain_import_wait_for_nothing():
+    script = """
+import contextlib, io
 import ssl_blocks
 note("plain import")
 from ssl_blocks.__main__ import main
@@ -166,26 +171,19 @@ with contextlib.redirect_stdout(io.StringIO()) as text:
         assert main(argv) == 0
         note(" ".join(argv))
 assert text.getvalue().count("--trainer.epochs N") == len(RECIPES)
-for name in ssl_blocks.__all__:
-    getattr(ssl_blocks, name)
-note("all public names")
 print(json.dumps(loaded))
 """
     run = subprocess.run(
-        [sys.executable, "-c", script], cwd=PACKAGE.parent, capture_output=True, text=True, check=False
+        [sys.executable, "-c", LOADED + script], cwd=PACKAGE.parent, capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout)
-
-
-@pytest.mark.process
-def test_help_and_the_plain_import_wait_for_nothing(loaded):
+    loaded = json.loads(run.stdout)
     assert len(loaded) > 8
-    assert {step: found for step, found in loaded.items() if found and step != "all public names"} == {}
+    assert {step: found for step, found in loaded.items() if found} == {}
 
 
-@pytest.mark.process
-def test_all_public_names_load_nothing_that_composing_does_without(loaded):
+def test_all_public_names_load_nothing_that_composing_does_without(bare):
+    loaded = json.loads(bare(LOADED + 'note("all public names")\nprint(json.dumps(loaded))'))
     assert loaded["all public names"] == ["torch", "timm"]
 
 
