@@ -234,7 +234,7 @@ def test_presets_for_own_images_take_all_of_them_at_full_size(name: str) -> None
     assert config.optimizer.warmup_remark(config.trainer.epochs) is None
 
 
-@pytest.mark.parametrize("name", VIEWS)
+@pytest.mark.parametrize("name", [name for name in VIEWS if name != "esvit_cifar_small"])  # that one: test_waits.py
 def test_presets_of_views_build_at_full_size_and_compare(name: str) -> None:
     config, objective = load(name), build(name)
     shape = shape_of(name)
