@@ -60,6 +60,7 @@ def describe(config: C, assemble: Assemble[C], *, data: Any = None) -> str:
     """
     if data is not None:
         config = with_data_in_code(config)
+    count_processes(config.trainer, config.optimizer)  # batches that cannot be dealt out are refused at once
     images, remark = _data(config) if data is None else (config.load_given(data), "")
     schedule = _schedule(config, _num_images(config) if data is None else len(images.train))
     augmentation = config.augmentation(images.shape, images.mean, images.std)

@@ -144,8 +144,8 @@ BESIDE: dict[tuple[str, str], dict[str, Any]] = {  # what an option has an effec
     ("probe", "crop_scale"): {"augment": True, "lrs": (3.0, 30.0)},
     ("probe", "cs"): {"solver": "logistic"},
     ("finetune", "deviation"): {"magnitude": 5},
-    ("finetune", "layer_decay"): {"base_lr": 1.0, "epochs": 4},  # the head starts at 0, the encoder a step later
-    ("finetune", "train_fixed"): {"base_lr": 1.0, "epochs": 4, "layer_decay": 1.0},
+    ("finetune", "layer_decay"): {"base_lr": 1.0, "epochs": 3},  # the head starts at 0, the encoder a step later
+    ("finetune", "train_fixed"): {"base_lr": 1.0, "epochs": 3, "layer_decay": 1.0},
 }
 # rows and columns of their own, and data, which a run of the command shows
 ELSEWHERE = {
@@ -155,11 +155,15 @@ ELSEWHERE = {
 }  # fmt: skip
 
 
+def small_subject(depth: int) -> Subject:
+    torch.manual_seed(0)
+    encoder = encoders.timm_vit(image_size=16, patch_size=4, channels=1, depth=depth, embed_dim=16, num_heads=2)
+    return Subject("own", Extractor(encoder, (0.4,), (0.3,)), image_size=(16, 16))
+
+
 @pytest.fixture(scope="module")
 def subject() -> Subject:
-    torch.manual_seed(0)
-    encoder = encoders.timm_vit(image_size=16, patch_size=4, channels=1, depth=4, embed_dim=16, num_heads=2)
-    return Subject("own", Extractor(encoder, (0.4,), (0.3,)), image_size=(16, 16))
+    return small_subject(depth=4)
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +183,7 @@ def scored(subject: Subject, images: Labelled) -> Scored:
     masks = SegmentationData(*shapes, ("background", "circle", "square", "triangle"))
     few = Labelled(images.train.take(torch.arange(40)), images.test.take(torch.arange(60)))
     data: dict[str, Any] = {"segment": masks, "finetune": few}
+    shallow = small_subject(depth=2)
     known: dict[str, dict[str, Any]] = {}
 
     def score(name: str, changes: dict[str, Any], *, again: bool = False) -> dict[str, Any]:
@@ -186,7 +191,7 @@ def scored(subject: Subject, images: Labelled) -> Scored:
         if key not in known or again:
             kind = next(protocol for protocol in PROTOCOLS if protocol.name == name)
             protocol = kind(kind.Settings(**(BASES.get(name, {}) | changes)), seed=1)
-            known[key] = dict(protocol.score(subject, data.get(name, images)).values)
+            known[key] = dict(protocol.score(shallow if name == "finetune" else subject, data.get(name, images)).values)
         return known[key]
 
     return score

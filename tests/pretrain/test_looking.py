@@ -121,12 +121,12 @@ def test_a_collapse_is_told_once_and_in_words(tmp_path: Path, capsys: pytest.Cap
         objective.after_step = again
 
     options = ("--trainer.look_every=1", "--data.max_train=64")
-    prepare(tmp_path / "a", *options, build=acting(keep_collapsed, 3)).fit()
+    prepare(tmp_path / "a", *options, "--trainer.epochs=2", build=acting(keep_collapsed, 1)).fit()
     warned = re.findall(r"^warning: (.*)$", capsys.readouterr().out, re.MULTILINE)
     assert len(warned) == 1
-    assert re.match(r"after step 4 features have collapsed: their spread is [\de.-]+, below 0.01, so that", warned[0])
+    assert re.match(r"after step 2 features have collapsed: their spread is [\de.-]+, below 0.01, so that", warned[0])
     assert f"Look at the newest sheet in {tmp_path / 'a' / 'run' / 'figures' / 'steps'}" in warned[0]
-    prepare(tmp_path / "b", *options, "--trainer.epochs=2").fit()
+    prepare(tmp_path / "b", *options, "--trainer.epochs=1").fit()
     assert "warning" not in capsys.readouterr().out
 
 
@@ -134,10 +134,10 @@ def test_a_collapse_is_told_once_and_in_words(tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("name", "told", "is_measured"),
     [
-        ("make_rows", "no pictures after step 2: IndexError: no colour is left", True),
-        ("draw_sheet", "no pictures after step 2: IndexError: no colour is left", True),
-        ("quality_of", "features after step 2 are not measured: IndexError: no colour is left", False),
-        ("untouched", "no look after step 2: IndexError: no colour is left", False),
+        ("make_rows", "no pictures after step 1: IndexError: no colour is left", True),
+        ("draw_sheet", "no pictures after step 1: IndexError: no colour is left", True),
+        ("quality_of", "features after step 1 are not measured: IndexError: no colour is left", False),
+        ("untouched", "no look after step 1: IndexError: no colour is left", False),
     ],
 )
 def test_what_fails_is_a_line_and_costs_nothing(
@@ -152,7 +152,8 @@ def test_what_fails_is_a_line_and_costs_nothing(
         raise IndexError("no colour\nis left")
 
     monkeypatch.setattr(looking, name, fail)
-    folder = prepare(tmp_path, "--trainer.look_every=1", "--trainer.epochs=2", "--data.max_train=64").fit()
+    short = ("--trainer.epochs=2", "--data.max_train=32", "--trainer.knn_every=None")
+    folder = prepare(tmp_path, "--trainer.look_every=1", *short).fit()
     printed = capsys.readouterr().out
     assert re.findall(r"^warning: (.*)$", printed, re.MULTILINE)[0] == told
     assert printed.count("warning") == 2  # after the last step, too
@@ -168,7 +169,7 @@ def test_what_cannot_be_scored_is_a_line(tmp_path: Path, capsys: pytest.CaptureF
     def mend(objective) -> None:
         objective.encoder.module.norm.bias.data.zero_()
 
-    options = ("--trainer.knn_every=1", "--trainer.epochs=2", "--trainer.probe_every=1")
+    options = ("--trainer.knn_every=1", "--trainer.epochs=2", "--trainer.probe_every=1", "--data.max_train=32")
     run = prepare(tmp_path, *options)
     run.module.objective.after_step = lambda: None
     of_encoder = Sample.of_encoder
@@ -184,7 +185,7 @@ def test_what_cannot_be_scored_is_a_line(tmp_path: Path, capsys: pytest.CaptureF
         patch.setattr(Sample, "of_encoder", broken)
         run.fit()
     printed = capsys.readouterr().out
-    assert printed.count("warning: no knn and probe after step 4: the encoder must return finite features") == 1
+    assert printed.count("warning: no knn and probe after step 1: the encoder must return finite features") == 1
 
 
 def test_the_default_is_a_tenth_of_the_run(tmp_path: Path) -> None:

@@ -103,8 +103,9 @@ class Losses(pl.Callback):
             self.losses.append(float(pl_module.latest["loss"]))
 
 
-def fit(objective, *callbacks: pl.Callback, config: RunConfig | None = None) -> PretrainModule:
-    module = PretrainModule(objective, some_data(), some_config() if config is None else config)
+def fit(objective, *callbacks: pl.Callback, config: RunConfig | None = None, num: int = 16) -> PretrainModule:
+    """Train for two epochs, of two steps where there are 16 images."""
+    module = PretrainModule(objective, some_data(num), some_config() if config is None else config)
     fit_loop(Loop(module), *callbacks)
     return module
 
@@ -122,9 +123,9 @@ def small_objective() -> SegmentPrediction:
 def test_every_step_calls_before_draw_forward_after_in_this_order() -> None:
     recorder = Recorder(small_objective())
     fit(recorder)
-    assert [name for name, _ in recorder.calls] == ["before", "draw", "forward", "after"] * 10
+    assert [name for name, _ in recorder.calls] == ["before", "draw", "forward", "after"] * 4
     told = [value for name, value in recorder.calls if name == "before"]
-    assert told == [Progress(step=s, epoch=s // 5, num_steps=10, steps_per_epoch=5) for s in range(10)]
+    assert told == [Progress(step=s, epoch=s // 2, num_steps=4, steps_per_epoch=2) for s in range(4)]
     weights = [value for name, value in recorder.calls if name == "after"]
     assert all(not torch.equal(a, b) for a, b in itertools.pairwise(weights[1:]))  # after the update
 
@@ -154,25 +155,25 @@ def test_progress_prints_plain_lines_where_there_is_no_terminal() -> None:
     text = io.StringIO()
     fit(small_objective(), RichRunProgress(Console(file=text, width=120), "training"))
     lines = text.getvalue().splitlines()
-    assert len(lines) == 10
-    assert lines[-1].startswith("step 10/10  loss ")
+    assert len(lines) == 4
+    assert lines[-1].startswith("step 4/4  loss ")
     for word in ("lr ", "images/s", "left "):
         assert word in lines[-1]
 
 
 @pytest.mark.usefixtures("numbers_come_late")
-@pytest.mark.parametrize(("every", "steps"), [(4, [4, 8, 10]), (None, list(range(1, 11)))])
+@pytest.mark.parametrize(("every", "steps"), [(4, [4, 6]), (None, list(range(1, 7)))])
 def test_progress_prints_the_numbers_of_the_steps_that_were_asked_for(every: int | None, steps: list[int]) -> None:
     text, recorder = io.StringIO(), Losses()
-    fit(small_objective(), RichRunProgress(Console(file=text, width=120), "training", every=every), recorder)
+    fit(small_objective(), RichRunProgress(Console(file=text, width=120), "training", every=every), recorder, num=24)
     shown = [(line.split()[1], line.split()[3]) for line in text.getvalue().splitlines()]
-    assert shown == [(f"{step}/10", f"{recorder.losses[step - 1]:.4f}") for step in steps]
+    assert shown == [(f"{step}/6", f"{recorder.losses[step - 1]:.4f}") for step in steps]
 
 
 def test_progress_draws_a_bar_in_a_terminal() -> None:
     text = io.StringIO()
     fit(small_objective(), RichRunProgress(Console(file=text, width=160, force_terminal=True), "[/home/me] {x}"))
-    assert "10/10" in text.getvalue()
+    assert "4/4" in text.getvalue()
     assert "[/home/me] {x}" in text.getvalue()
 
 
@@ -191,8 +192,8 @@ def test_progress_draws_a_bar_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> 
     fit(small_objective(), RichRunProgress(console, "<b>", lambda: "  kNN > 3"))
     assert len(shown) > 3
     assert all("<progress" in line and "&lt;b&gt;" in line for line in shown)
-    assert re.search(r'value="0" max="10".* 0/10 ', shown[0])
-    assert re.search(r'value="10" max="10".* 10/10  loss .* images/s  kNN &gt; 3  left 0 s', shown[-1])
+    assert re.search(r'value="0" max="4".* 0/4 ', shown[0])
+    assert re.search(r'value="4" max="4".* 4/4  loss .* images/s  kNN &gt; 3  left 0 s', shown[-1])
     assert text.getvalue() == ""
 
 
@@ -212,7 +213,7 @@ def test_online_knn_equals_knn_of_the_features_afterwards() -> None:
     data = some_data()
     objective = small_objective()
     knn = OnlineScores(objective, Sample(data, autocast_dtype=None), knn_every=10)
-    fit(objective, knn)
+    fit(objective, knn, num=len(data.train))
     encoder = objective.encoder
     with torch.no_grad():
         bank, test = (encoder.features(to_float(s.images, data.mean, data.std)) for s in (data.train, data.test))
@@ -232,10 +233,10 @@ def test_scoring_leaves_every_module_in_its_mode() -> None:
 def test_every_epoch_shuffles_anew_and_every_step_augments() -> None:
     from ssl_blocks.data import RunSampler, to_float
 
-    data, recorder = some_data(), Recorder(small_objective())
+    data, recorder = some_data(16), Recorder(small_objective())
     fit(recorder)
     seen = [value for name, value in recorder.calls if name == "forward"]
-    for step, places in enumerate(RunSampler(40, 8, seed=0, epochs=2)):
+    for step, places in enumerate(RunSampler(16, 8, seed=0, epochs=2)):
         plain = to_float(data.train.images[[place.image for place in places]], data.mean, data.std)
         augment = RandomResizedCropFlip((16, 16), scale=(0.5, 1.0))
         expected = augment(plain, generator=seeded_generator("cpu", 0, 0, step))
@@ -248,7 +249,7 @@ def test_accumulated_parts_make_the_step_of_the_whole_batch() -> None:
     runs = {}
     for parts in (1, 2):
         recorder = OneDrawPerStep(build(BlobPartitioner(counts=(5,)), seed=0), parts=parts)
-        module = PretrainModule(recorder, some_data(), some_config(accumulate=parts))
+        module = PretrainModule(recorder, some_data(24), some_config(accumulate=parts))
         module.augment = Untouched()
         # AdamW would make steps of full size out of gradients that are rounding errors (the keys' biases)
         sgd = torch.optim.SGD(recorder.parameters(), lr=0.1)
@@ -266,7 +267,7 @@ def test_accumulated_parts_make_the_step_of_the_whole_batch() -> None:
 def test_hooks_are_called_once_a_step_where_batches_are_accumulated() -> None:
     recorder = Recorder(small_objective())
     fit(recorder, config=some_config(accumulate=2))
-    assert [name for name, _ in recorder.calls] == ["before", "draw", "forward", "draw", "forward", "after"] * 10
+    assert [name for name, _ in recorder.calls] == ["before", "draw", "forward", "draw", "forward", "after"] * 4
     first, second = [value for name, value in recorder.calls if name == "draw"][:2]
     assert not torch.equal(first, second)
 
@@ -274,7 +275,7 @@ def test_hooks_are_called_once_a_step_where_batches_are_accumulated() -> None:
 def test_gradients_of_squares_are_left_exactly_as_they_are() -> None:
     """Every row counts, so the scale is 1 and not nearly 1: the plain step in PyTorch gives the same bits."""
     recorder = Recorder(small_objective())
-    module = PretrainModule(recorder, some_data(), some_config(clip_grad=None))
+    module = PretrainModule(recorder, some_data(8), some_config(clip_grad=None))
     grads: list[torch.Tensor] = []
     recorder.after_step = lambda: grads.append(recorder.inner.head.weight.grad.clone())
     fit_loop(Loop(module))

@@ -50,8 +50,11 @@ def load(name: str, *overrides: str) -> RunConfig:
     return load_config(RECIPES[name.partition("_")[0]], ["--preset", name, *overrides])
 
 
-# one of each recipe and shape of images: all blocks of a model are alike
-OF_A_KIND = {(name.partition("_")[0], shape_of(name)): name for name in PRESETS}.values()
+# one of each recipe, and of each shape of images: all blocks of a model are alike
+OF_A_KIND = {
+    *{shape_of(name): name for name in PRESETS}.values(),
+    *{name.partition("_")[0]: name for name in PRESETS}.values(),
+}
 
 
 @cache
@@ -151,11 +154,12 @@ def test_numbers_are_the_papers(
 def test_norms_biases_positions_and_tokens_do_not_decay(recipe: str) -> None:
     objective = build(next(name for name in PAPER if name.startswith(recipe)), *LEARNED[recipe])
     names = {id(p): n for n, p in objective.named_parameters()}
+    dims = {n: p.ndim for n, p in objective.named_parameters()}
     decaying, spared = parameter_groups(objective, weight_decay=0.05, no_weight_decay=objective.no_weight_decay())
     of = [{names[id(p)] for p in group["params"]} for group in (decaying, spared)]  # type: ignore[attr-defined]
     assert (decaying["weight_decay"], spared["weight_decay"]) == (0.05, 0.0)
     assert all(n.endswith(("weight", ".original1")) and "norm." not in n for n in of[0])
-    spared_matrices = {n for n in of[1] if dict(objective.named_parameters())[n].ndim > 1}
+    spared_matrices = {n for n in of[1] if dims[n] > 1}
     assert {n.rpartition(".")[2] for n in spared_matrices} == NOT_DECAYING[recipe]
 
 
@@ -230,7 +234,7 @@ def test_presets_for_own_images_take_all_of_them_at_full_size(name: str) -> None
     assert config.optimizer.warmup_remark(config.trainer.epochs) is None
 
 
-@pytest.mark.parametrize("name", VIEWS)
+@pytest.mark.parametrize("name", [name for name in VIEWS if name != "esvit_cifar_small"])  # that one: test_waits.py
 def test_presets_of_views_build_at_full_size_and_compare(name: str) -> None:
     config, objective = load(name), build(name)
     shape = shape_of(name)

@@ -8,7 +8,7 @@ import torch
 
 from ssl_blocks.cli import load_config
 from ssl_blocks.data import ImageData
-from ssl_blocks.engine import Machine
+from ssl_blocks.engine import Machine, graph
 from ssl_blocks.engine.fit import fit
 from ssl_blocks.engine.loop import Loop
 from ssl_blocks.objectives import prediction
@@ -68,7 +68,8 @@ def test_a_recipe_leaves_the_same_bits_where_steps_are_replayed_and_nearly_the_s
 ) -> None:
     for module in (attention, serialize, prediction, decode):  # as on a GPU
         monkeypatch.setattr(module, "can_be_looked_at", lambda _: False)
-    data, dtype = some_data(64), torch.bfloat16
+    monkeypatch.setattr(graph, "WARM_UP", 1)  # enough for moments
+    data, dtype = some_data(32), torch.bfloat16
     losses, plain = trained(name, Machine(autocast_dtype=dtype), data, FusedLoop)
     same, taped = trained(name, Machine(autocast_dtype=dtype, graph="on"), data, TapeLoop)
     assert losses == same
@@ -91,16 +92,17 @@ def test_what_is_compiled_is_the_step_alone(monkeypatch: pytest.MonkeyPatch) -> 
     config = some_config()
     trainer = config.trainer.model_copy(update={"compile": True, "compile_mode": "max-autotune-no-cudagraphs"})
     plain, objective = small_objective(), small_objective()
-    fit(Loop(PretrainModule(plain, some_data(), config)))
+    data = some_data(16)
+    fit(Loop(PretrainModule(plain, data, config)))
     assert asked == []
-    module = PretrainModule(objective, some_data(), config.model_copy(update={"trainer": trainer}))
+    module = PretrainModule(objective, data, config.model_copy(update={"trainer": trainer}))
     module.check()
     assert ran == []  # it tries two images, of another shape and maybe on another device
     fit(Loop(module))
     assert asked == [{"dynamic": False, "mode": "max-autotune-no-cudagraphs"}] * 2
-    assert ran == ["noise", 8] * 10
+    assert ran == ["noise", 8] * 4
     assert objective(torch.zeros(2, 3, 16, 16)).loss.isfinite()
-    assert len(ran) == 20
+    assert len(ran) == 8
     assert all(map(torch.equal, plain.parameters(), objective.parameters()))
 
 
@@ -119,10 +121,10 @@ def test_plain_numbers_of_the_parts_that_follow_a_schedule_are_named() -> None:
     assert found[0] == found[1] != found[2]
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # in what torch 2.11 compiles with
 def test_a_run_is_told_of_what_its_options_choose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ssl_blocks.pretrain import Run
 
+    monkeypatch.setattr(torch, "compile", lambda model, **_: model)
     options = [
         f"--output_dir={tmp_path}",
         "--data.name=digits",

@@ -30,6 +30,8 @@ SMALL = {  # so that building takes no time
     "saim": ("--encoder.depth=2", "--encoder.heads=2", "--query_depth=2"),
     "apl": ("--encoder.heads=12",),  # which fits both kinds
     "esvit": ("--head.out_dim=16", "--head.hidden=16", "--head.bottleneck=8"),
+    "esvit map": ("--encoder.stage_depths=1,1",),
+    **dict.fromkeys(("esvit vit", "esvit torchvision", "esvit transformers"), ("--encoder.depth=2",)),
 }
 CHOICES = {"randsac": ["--two_stream=true"], "mae": ["--mask=block", "--mask=grid"]}  # beside kinds of parts
 OTHERS = {  # values that fit where half or twice the default does not, or where there is none
@@ -45,6 +47,7 @@ OTHERS = {  # values that fit where half or twice the default does not, or where
     "esvit encoder.patch_size": "8",
     "esvit encoder.depth": "6",
     "esvit encoder.heads": "6",
+    "encoder.stage_depths": "1,2",
     "encoder.width": "192",
     "randsac decoder.width": "48",
     "combined decoder.width": "48",
@@ -89,17 +92,21 @@ class Reads:
 
 def configure(recipe: str, *options: str) -> RunConfig:
     preset = next(name for name in RECIPES[recipe].preset_files() if name.endswith("cifar_small"))
-    given = {option.partition("=")[0]: option for option in [f"--preset={preset}", *SMALL[recipe], *options] if option}
+    kind = next((option.partition(".kind=")[2] for option in options if option.startswith("--encoder.kind=")), "map")
+    options = (f"--preset={preset}", *SMALL[recipe], *SMALL.get(f"{recipe} {kind}", ()), *options)
+    given = {option.partition("=")[0]: option for option in options if option}
     return load_config(RECIPES[recipe], list(given.values()))
 
 
 def variants() -> list[tuple[str, str]]:
-    """Every recipe as its preset has it, with every kind of its parts, and with choices that idle something."""
-    found = [(name, "") for name in RECIPES]
+    """Every recipe as its preset has it, with every kind of parts that another has not had, and with other choices."""
+    found, seen = [(name, "") for name in RECIPES], set()
     for name, recipe in RECIPES.items():
         for field, info in recipe.config.model_fields.items():
-            models = sub_models(info)
-            found += [(name, f"--{field}.kind={kind_of(model)}") for model in models if len(models) > 1]
+            models = tuple(sub_models(info))
+            if len(models) > 1 and models not in seen:
+                found += [(name, f"--{field}.kind={kind_of(model)}") for model in models]
+            seen.add(models)
         found += [(name, option) for option in CHOICES.get(name, [])]
     return found
 
