@@ -113,8 +113,8 @@ class Method:
         own += self.tried_on or [f"--data.image_size={8 if self.pixel_tokens else 32}"]
         return [*own, *([f"--num_local={self.num_local}"] if self.num_local else [])]
 
-    def tiny(self, channels: int = 3, depth: int = 2) -> tuple[sb.Objective, Any]:
-        """The objective on a grid of 4x4 tokens, and four images or views that it takes: for checks."""
+    def tiny(self, channels: int = 3, depth: int = 2, batch: int = 4) -> tuple[sb.Objective, Any]:
+        """The objective on a grid of 4x4 tokens, and images or views that it takes: for checks."""
         patch = 1 if self.pixel_tokens else 4
         data = CroppedDataConfig(name="noise")
         encoder = EncoderConfig(patch_size=patch, width=16, depth=depth, heads=2, class_token=self.class_token)
@@ -122,14 +122,14 @@ class Method:
         config = self.config(name="tiny", data=data, encoder=encoder)
         objective = self.assemble(config, sb.data.ImageData.stand_in(shape))
         generator = seeded_generator("cpu", 1)
-        images = torch.randn(3, 4, *shape, generator=generator)
+        images = torch.randn(3, batch, *shape, generator=generator)
         small = images[:, :, :, : 2 * patch, : 2 * patch][:, :, :, :, : 2 * patch].unbind()
         views = sb.Views((*images[:2].unbind(), *small[: self.num_local]), num_global=2)
         return objective, views if self.views else images[0]
 
-    def check(self, draws: int = 32) -> None:
+    def check(self, draws: int = 32, **size: int) -> None:
         """Prove that nothing leaks, or say why that is no question."""
-        objective, images = self.tiny()
+        objective, images = self.tiny(**size)
         try:
             report = assert_no_leak(objective, images, draws=draws)
         except NotApplicableError as reason:

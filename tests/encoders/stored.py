@@ -118,8 +118,7 @@ TIMM = {
     f"timm, {positions}{', class token' * token}": lambda positions=positions, token=token: encoders.timm_vit(
         positions=positions, class_token=token, **RECTANGLE
     )
-    for positions in ("sincos", "learned", "none")
-    for token in (False, True)
+    for positions, token in (("sincos", False), ("learned", True), ("none", False))
 }
 TIMM |= {
     "timm, registers": lambda: encoders.timm_vit(reg_tokens=2, class_token=True, positions="learned", **RECTANGLE),

@@ -17,6 +17,7 @@ OBJECTIVES = [  # of every adapter, and of every kind of decoder
     *(("transformers DINOv3", "autoregression"), ("nn.TransformerEncoder, norm last", "query stream")),
     ("GridTransformer, volumes", "autoregression"),
 ]
+PRECISIONS = [*((name, False) for name in FAMILIES), *((name, True) for name, _ in OBJECTIVES)]
 
 
 def objective(encoder, kind):
@@ -102,13 +103,13 @@ def test_features_under_a_mask_are_those_of_encode_under_it(name):
 
 @pytest.mark.parametrize(("name", "kind"), OBJECTIVES)
 def test_objectives_train_and_do_not_leak(name, kind):
-    model = objective(family(name), kind)
+    model = objective(family(name, depth=1), kind)
     assert_no_leak(model, images_for(model.encoder), generator=torch.Generator().manual_seed(0), draws=2)
     model.train()
     optimizer, batch = torch.optim.AdamW(model.parameters(), lr=1e-2), images_for(model.encoder, 4)
     draw = model.draw(batch, generator=torch.Generator().manual_seed(0))
     losses = []
-    for _ in range(12):
+    while len(losses) < 12 and not (losses and losses[-1] < 0.9 * losses[0]):
         optimizer.zero_grad()
         torch.manual_seed(0)  # torch's layers drop out by default
         loss = model(batch, draw).loss
@@ -147,8 +148,7 @@ def test_every_block_attends_by_way_of_the_seam_under_autocast(name, monkeypatch
     torch.testing.assert_close(half.float(), precise, rtol=0.1, atol=0.1)
 
 
-@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "autocast"), PRECISIONS)
 def test_gradient_checkpointing_recomputes_and_gives_equal_gradients_in_training_mode(name, autocast):
     encoder = family(name).train()
     found = []
@@ -193,8 +193,7 @@ def test_wrapping_changes_nothing_and_state_has_the_models_own_names(name):
         assert torch.equal(again.eval().features(images_for(encoder)), encoder.eval().features(images_for(encoder)))
 
 
-@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "autocast"), PRECISIONS)
 def test_a_token_that_sees_nothing_makes_no_nan(name, autocast):
     encoder = family(name)
     mask = causal(encoder).clone()

@@ -10,6 +10,7 @@ from torch import nn
 import ssl_blocks as sb
 from ssl_blocks.encoders import TimmRegions, TokenRegions, TorchEncoder, export_encoder, load_encoder
 from ssl_blocks.parts.position import resample_positions
+from tests.encoders.families import FAMILIES
 from tests.encoders.stored import ALL, REGIONS, TORCHVISION, build, images_for
 
 HALF = (0.5, 0.25, 0.125)
@@ -17,7 +18,7 @@ ALIKE = {  # the same adapter, table and rows for the prefix as another
     *("timm CLIP", "timm SigLIP", "timm rope-vit, axial", "transformers DINOv2 with registers", "timm rope, rectangle"),
     *("nn.TransformerEncoder, norm last", "torch, gelu without biases", "torch, activations as modules"),
     *("torchvision, no head", "torchvision, representation", "ViT, mask token", "transformers ViT"),
-    *("tokens of timm, class token", "tokens of torch, mean", "timm, learned", "timm, sincos", "timm, none"),
+    *("tokens of timm, class token", "tokens of torch, mean"),
 }
 SQUARES = {*TORCHVISION, "torchvision ViT", "tokens of torchvision, class token"}
 TOKEN_KINDS = [name for name in ALL if name not in REGIONS and name not in ALIKE]
@@ -67,7 +68,8 @@ def test_another_size_is_what_resampling_by_hand_gives(name: str, tmp_path: Path
         if not rotary and not isinstance(encoder, TokenRegions):
             assert torch.equal(features, by_hand(encoder, resized.grid, table, rows))
         # what was loaded at another size is saved at that size
-        assert torch.equal(load_encoder(save(again, tmp_path / "second")).features(images), features)
+        if name in FAMILIES or name == "PostNormTransformer":  # every adapter
+            assert torch.equal(load_encoder(save(again, tmp_path / "second")).features(images), features)
 
 
 @pytest.mark.parametrize("name", ["timm rope-vit, axial", "timm rope-vit, mixed", "timm EVA-02", "transformers DINOv3"])

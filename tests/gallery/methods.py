@@ -23,10 +23,15 @@ def method(name: str) -> Method:
     return found
 
 
-def tiny(name: str, depth: int = 2):
-    """The method at tiny size, its weights always the same, and four images or views."""
+def tiny(name: str, **size: int):
+    """The method at tiny size, its weights always the same, and images or views."""
     torch.manual_seed(0)
-    return method(name).tiny(depth=depth)
+    return method(name).tiny(**size)
+
+
+def shallow(name: str) -> dict[str, int]:
+    """A size for checks: one layer where the method takes that, and two images."""
+    return {"depth": 2 if name == "data2vec" else 1, "batch": 2}
 
 
 def draw(objective, images, seed=0):

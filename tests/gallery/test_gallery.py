@@ -10,7 +10,7 @@ import ssl_blocks as sb
 from docs.make_gallery import header, leak_checked, new_lines
 from ssl_blocks.testing import check_objective
 from tests.gallery.compile_check import COMPILED, TARGETS
-from tests.gallery.methods import FOLDER, NAMES, OWN, draw, method, tiny
+from tests.gallery.methods import FOLDER, NAMES, OWN, draw, method, shallow, tiny
 from tests.gallery.two_processes import DIVIDED, SIZE, gradients
 
 MOST_LINES, MOST_NEW = 130, 40
@@ -21,7 +21,7 @@ class Training:
     """A plain loop over an objective, which can be left and taken up again."""
 
     def __init__(self, name):
-        self.objective, self.images = tiny(name)
+        self.objective, self.images = tiny(name, **shallow(name))
         self.optimizer = torch.optim.AdamW(self.objective.parameters(), lr=1e-3)
 
     def run(self, steps):
@@ -60,7 +60,7 @@ def test_it_trains_and_goes_on_in_the_same_bits(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_leaks_nothing_or_says_why_that_is_no_question(name, capsys):
-    method(name).check(draws=2)
+    method(name).check(draws=2, **shallow(name))
     printed = capsys.readouterr().out
     if "no leak test" in printed:
         assert method(name).views
@@ -72,14 +72,14 @@ def test_it_leaks_nothing_or_says_why_that_is_no_question(name, capsys):
 
 def test_what_goes_wrong_in_a_leak_test_is_no_excuse_for_none(monkeypatch):
     objective, images = tiny("simmim")
-    monkeypatch.setattr(type(method("simmim")), "tiny", lambda _: (objective, images[..., :-1]))
+    monkeypatch.setattr(type(method("simmim")), "tiny", lambda _, **size: (objective, images[..., :-1]))
     with pytest.raises(ValueError, match="do not fit this tokenizer"):
         method("simmim").check()
 
 
 @pytest.mark.parametrize("name", OWN)
 def test_it_keeps_what_a_training_loop_relies_on(name):
-    objective, images = tiny(name)
+    objective, images = tiny(name, **shallow(name))
     whole_batch = isinstance(objective, sb.WeightedSum) or objective.takes_views
     check_objective(objective, images, whole_batch=whole_batch, looks=method(name).draw_looks)
 
@@ -115,7 +115,9 @@ def test_it_is_short(name):
 @pytest.mark.process
 def test_the_command_trains_and_goes_on(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    small = ["--data", "digits", "--data.max_train=256", "--data.max_test=64", "--trainer.epochs=1"]
+    check = type(method("simmim")).check
+    monkeypatch.setattr(type(method("simmim")), "check", lambda self: check(self, draws=2, **shallow("simmim")))
+    small = ["--data", "digits", "--data.max_train=64", "--data.max_test=16", "--trainer.epochs=1"]
     small += ["--encoder.width=16", "--encoder.depth=1", "--data.image_size=16", "--trainer.device=cpu"]
     assert method("simmim").main(small) == 0
     printed = capsys.readouterr().out

@@ -332,8 +332,8 @@ def test_the_loss_falls_and_the_whole_thing_can_be_copied_and_saved() -> None:
     objective, crops = build(swin, freeze_epochs=0), views(batch=8)
     optimizer = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], lr=3e-3)
     losses = []
-    for step in range(10):
-        objective.before_step(progress(step, num_steps=10))
+    for step in range(5):
+        objective.before_step(progress(step, num_steps=5))
         out = objective(crops)
         optimizer.zero_grad()
         out.loss.backward()

@@ -61,7 +61,7 @@ def test_it_equals_mae_written_out(class_token: bool) -> None:
 def test_hidden_patches_have_no_say_and_visible_ones_have() -> None:
     for class_token in (True, False):
         mae = build(class_token=class_token, image_size=8)
-        assert_no_leak(mae, images(2, 8), generator=torch.Generator().manual_seed(0), draws=8)
+        assert_no_leak(mae, images(2, 8), generator=torch.Generator().manual_seed(0), draws=2)
 
 
 class Peeking(sb.SegmentPrediction):
@@ -108,6 +108,8 @@ def test_every_parameter_gets_a_gradient_and_the_loss_falls() -> None:
         loss = mae(batch, draw).loss
         loss.backward()
         optimizer.step()
+        if loss < 0.85 * first:
+            break
     assert loss < 0.85 * first
     assert mae.no_weight_decay() == {
         "encoder.module.cls_token",
@@ -122,12 +124,12 @@ def test_a_cross_attending_decoder_fits_too() -> None:
         decoder=sb.SegmentDecoder(grid=sb.Grid(4, 4), dim=24, depth=2, num_heads=2, memory_dim=16),
         router=sb.LearnedSkipRouter(encoder_depth=2, decoder_depth=2),
     )
-    assert_no_leak(mae, images(2, 8), draws=8)
+    assert_no_leak(mae, images(2, 8), draws=2)
 
 
 @pytest.mark.parametrize("partitioner", [sb.BlockSubsetPartitioner(hidden=0.5), sb.GridSubsetPartitioner(period=2)])
 def test_any_mask_of_two_parts_fits(partitioner: sb.parts.SegmentPartitioner) -> None:
-    assert_no_leak(build(partitioner=partitioner, image_size=8), images(2, 8), draws=8)
+    assert_no_leak(build(partitioner=partitioner, image_size=8), images(2, 8), draws=2)
 
 
 @pytest.mark.parametrize(

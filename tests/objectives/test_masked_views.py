@@ -113,7 +113,7 @@ def test_patches_that_the_student_does_not_see_are_proven_to_be_hidden():
     shared = pass_of()
     of_views, of_tokens = parts(shared)
     both = sb.WeightedSum({"views": of_views, "tokens": of_tokens}, shared=shared)
-    report = assert_no_leak(both, views(), generator=torch.Generator().manual_seed(0), draws=8)
+    report = assert_no_leak(both, views(), generator=torch.Generator().manual_seed(0), draws=2)
     assert report.passed == ("tokens",)
     assert list(report.not_applicable) == ["views"]
     check_objective(both, views(), whole_batch=True)

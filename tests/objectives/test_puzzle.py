@@ -140,6 +140,8 @@ def test_every_parameter_gets_a_gradient_and_the_puzzle_is_learned(kind: str) ->
         out = puzzle(x, dropping(number=4))
         out.loss.backward()
         optimizer.step()
+        if out.loss < 0.3 * first and out.metrics["puzzle_top1"] > 0.9:
+            break
     assert out.loss < 0.3 * first
     assert out.metrics["puzzle_top1"] > 0.9
 
@@ -319,7 +321,7 @@ def test_a_grid_with_a_remainder_leaks_nothing_elsewhere() -> None:
             sb.LastLayerRouter(decoder_depth=1), sb.SegmentDecoder(grid=encoder.grid, dim=16, depth=1, num_heads=2)
         ),
     )
-    assert_no_leak(objective, batch(2), draws=8)
+    assert_no_leak(objective, batch(2), draws=2)
     assert objective.target.to_pixels(objective.target(batch(2)), batch(2)).shape == (2, 3, 17, 17)
 
 

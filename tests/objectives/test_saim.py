@@ -64,14 +64,15 @@ def written_out(objective: sb.SegmentPrediction, batch: Tensor, noise: Tensor) -
     vit, decoder = objective.encoder.module, objective.reader.decoder
     shared = decoder._shared is not None
     table = torch.cat([torch.zeros(1, vit.embed_dim, dtype=batch.dtype), decoder.positions.table.to(batch.dtype)])
+    n = objective.encoder.grid.num_tokens
     every = len(vit.blocks) // decoder.depth
     predictions, class_tokens, total = [], [], 0.0
     blurred = blur_images(batch, 9, 1.0)
     for image, smooth, key in zip(batch, blurred, noise, strict=True):
-        content, query = torch.zeros(65, 65, dtype=torch.bool), torch.zeros(65, 65, dtype=torch.bool)
+        content, query = (torch.zeros(n + 1, n + 1, dtype=torch.bool) for _ in range(2))
         content[:, 0] = query[:, 0] = True  # all see the class token, and it sees itself
-        for i in range(64):
-            for j in range(64):
+        for i in range(n):
+            for j in range(n):
                 content[1 + i, 1 + j] = key[i] >= key[j]
                 query[1 + i, 1 + j] = key[i] > key[j]
         tokens = vit.patch_embed(image[None])[0] + vit.pos_embed[0, 1:]
@@ -93,12 +94,12 @@ def written_out(objective: sb.SegmentPrediction, batch: Tensor, noise: Tensor) -
 
 @pytest.mark.parametrize(("share", "query_depth"), [(False, 4), (False, 1), (True, 2)])
 def test_outputs_loss_and_gradients_equal_saim_written_out(share: bool, query_depth: int) -> None:
-    objective = build(share=share, query_depth=query_depth).double()
-    batch = images(2, dtype=torch.float64)
+    objective = build(image_size=8, share=share, query_depth=query_depth).double()
+    batch = images(2, 8, dtype=torch.float64)
     draw = objective.draw(batch, generator=seeded())
     out = objective(batch, draw)
     predictions, loss, class_tokens = written_out(objective, batch, draw.rank)
-    assert out.predictions.shape == (2, 64, 12)
+    assert out.predictions.shape == (2, 16, 12)
     assert out.is_target.all()
     torch.testing.assert_close(draw.put(out.predictions), predictions, rtol=0, atol=1e-10)
     torch.testing.assert_close(out.loss, loss, rtol=0, atol=1e-10)
@@ -112,8 +113,8 @@ def test_outputs_loss_and_gradients_equal_saim_written_out(share: bool, query_de
 
 
 def test_a_step_with_shared_weights_runs_the_block_of_its_own_number() -> None:
-    objective = build(share=True, query_depth=2).double()
-    batch = images(1, dtype=torch.float64)
+    objective = build(image_size=8, share=True, query_depth=2).double()
+    batch = images(1, 8, dtype=torch.float64)
     draw = objective.draw(batch, generator=seeded())
     blocks = objective.encoder.module.blocks
     objective.reader.decoder._shared = (
@@ -169,7 +170,7 @@ def test_the_class_token_of_the_content_is_the_same_in_all_images() -> None:
 @pytest.mark.parametrize("options", [{"query_depth": 1}, {"share": True}])
 def test_it_leaks_nothing(options: dict) -> None:
     small = {"image_size": 8, "depth": 2, "query_depth": 2}
-    assert_no_leak(build(**(small | options)), images(2, 8), generator=seeded(), draws=8)
+    assert_no_leak(build(**(small | options)), images(2, 8), generator=seeded(), draws=2)
 
 
 class Altered:
@@ -193,7 +194,7 @@ class Altered:
 def test_leaks_are_found(wrong: str) -> None:
     objective = build(image_size=8, depth=2, query_depth=2, mask=Altered(wrong))
     with pytest.raises(LeakError, match="depends on position"):
-        assert_no_leak(objective, images(2, 8), generator=seeded(), draws=8)
+        assert_no_leak(objective, images(2, 8), generator=seeded(), draws=2)
 
 
 def test_the_full_length_path_equals_the_sliced_one() -> None:
@@ -218,6 +219,8 @@ def test_the_loss_falls_on_one_batch(share: bool) -> None:
         loss = objective(batch, draw).loss
         loss.backward()
         optimizer.step()
+        if loss < 0.9 * first:
+            break
     assert loss < 0.9 * first
     assert objective.no_weight_decay() == {"encoder.module.cls_token", "encoder.module.pos_embed"}
 
@@ -261,4 +264,4 @@ def test_it_reads_larger_segments_too() -> None:
             reader=base.reader,
             predict_first=predict_first,
         )
-        assert_no_leak(objective, images(2, 8), generator=seeded(), draws=8)
+        assert_no_leak(objective, images(2, 8), generator=seeded(), draws=2)

@@ -71,7 +71,7 @@ def test_the_mask_token_is_trained_and_spared_by_weight_decay():
 
 
 def prove(objective):
-    assert_no_leak(objective, images(2, 8), generator=torch.Generator().manual_seed(0), draws=8)
+    assert_no_leak(objective, images(2, 8), generator=torch.Generator().manual_seed(0), draws=2)
 
 
 @pytest.mark.parametrize("options", PREFIXES)

@@ -50,7 +50,7 @@ def test_the_first_token_follows_the_last_prefix_token():
     assert out.index.shape == (2, 16)
     assert torch.equal(out.predictions[0, 0], out.predictions[1, 0])  # it has seen nothing
     assert not torch.equal(out.predictions[0, 1], out.predictions[1, 1])
-    assert_no_leak(objective, images(2), draws=8)
+    assert_no_leak(objective, images(2), draws=2)
 
 
 @pytest.mark.parametrize(("step", "whole"), [(1, True), (4, False)])
@@ -58,7 +58,7 @@ def test_nothing_leaks(step, whole):
     objective = build(step)
     objective.serializer = Whole() if whole else objective.serializer
     told = "the reader counts on the order of tokens, so whether rows follow their own queries was not looked at"
-    assert told in assert_no_leak(objective, images(2), draws=8).hints
+    assert told in assert_no_leak(objective, images(2), draws=2).hints
 
 
 class Whole(sb.OrderedSerializer):
@@ -176,7 +176,7 @@ def test_what_is_left_out_changes_nothing_and_is_not_encoded(mask):
     assert torch.equal(out.given.gather(1, draw.order).long(), (draw.step == 0).long())
     if steps == 2:  # under a full mask queries see each other
         torch.testing.assert_close(out.predictions, whole.predictions[:, :8], rtol=1e-4, atol=1e-5)
-    assert_no_leak(some, batch, draws=8)
+    assert_no_leak(some, batch, draws=2)
 
 
 def test_a_leak_out_of_what_is_left_out_is_found():
@@ -187,7 +187,7 @@ def test_a_leak_out_of_what_is_left_out_is_found():
         return slice(0, 16), real(draw)[1]
 
     objective._windows = windows
-    assert_no_leak(objective, images(2), draws=8)  # the mask hides it
+    assert_no_leak(objective, images(2), draws=2)  # the mask hides it
     objective.mask = lambda draw, e, p, prefix, first: sb.AttentionMasks(
         None, torch.ones(1, 1, 4, 4, dtype=torch.bool), torch.ones(1, 1, 4, 16, dtype=torch.bool)
     )

@@ -86,7 +86,7 @@ def objective(mask, partitioner=None, **options):
 )
 def test_nothing_leaks_under_a_prefix(partitioner, class_token):
     model = objective(sb.PrefixCausalMask(num_steps=2), partitioner, class_token=class_token)
-    assert_no_leak(model, images(2, 8), generator=torch.Generator().manual_seed(0), draws=8)
+    assert_no_leak(model, images(2, 8), generator=torch.Generator().manual_seed(0), draws=2)
 
 
 def test_a_prefix_that_is_predicted_is_found():

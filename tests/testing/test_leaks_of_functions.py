@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from ssl_blocks.testing import LeakReport, Predicted, check_leaks, watch_loss
+from ssl_blocks.testing import LeakError, LeakReport, Predicted, assert_no_leak, check_leaks, watch_loss
 from tests.testing.sabotage import SABOTAGES, Masked, N, P, cut, noise, normalised
 
 
@@ -17,13 +17,23 @@ def report(model, images=None, **options):
     generator = torch.Generator().manual_seed(0)
     images = noise() if images is None else images
     function = model.predict if isinstance(model, nn.Module) else model
-    return check_leaks(function, images, **{"patch_size": 2, "generator": generator, "draws": 16, **options})
+    return check_leaks(function, images, **{"patch_size": 2, "generator": generator, "draws": 2, **options})
+
+
+def refuse(function, **options):
+    """At the first leak, where a report looks on."""
+    with pytest.raises(LeakError):
+        assert_no_leak(function, generator=torch.Generator().manual_seed(0), **options)
 
 
 @pytest.mark.parametrize("name", SABOTAGES)
 def test_a_leak_is_found(name):
-    found = report(Masked(SABOTAGES[name]), draws=128)
-    assert found.leaks, name
+    refuse(Masked(SABOTAGES[name]).predict, images=noise(), draws=128)
+
+
+def test_a_report_names_all_that_leaks():
+    found = report(Masked(SABOTAGES["own patch"]))
+    assert len(found.leaks) > 2
     assert not found.passed
 
 
@@ -37,11 +47,9 @@ def test_an_honest_function_passes():
 
 def peek(model):
     """The control: the same function with its own patch added must not pass."""
-    if not isinstance(model, nn.Module):
-        return lambda images: dataclasses.replace(rows := model(images), predictions=rows.predictions + rows.targets)
     inner = model.predict
     model.predict = lambda images: dataclasses.replace(
-        rows := inner(images), predictions=rows.predictions + rows.targets
+        rows := inner(images), predictions=rows.predictions + rows.targets, loss=None
     )
     return model
 
@@ -118,9 +126,9 @@ HONEST = {
 def test_what_is_honest_is_not_refused(name):
     model, images = HONEST[name]()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    assert report(model, images).leaks == ()
+    assert report(model, images, draws=2).leaks == ()
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
-    assert report(peek(model), images, draws=2).leaks, "the control"
+    refuse(peek(model).predict, images=images, draws=2)  # the control
 
 
 # What a function may return
@@ -168,8 +176,8 @@ def test_positions_are_found_by_the_targets(make):
         targets = make(images).gather(1, pick)
         return rows + extra * targets, targets
 
-    assert check_leaks(predict, noise()).leaks == ()  # the patch size is told by the targets
-    assert check_leaks(functools.partial(predict, extra=1e-3), noise()).leaks
+    assert check_leaks(predict, noise(), draws=2).leaks == ()  # the patch size is told by the targets
+    refuse(functools.partial(predict, extra=1e-3), images=noise(), draws=2)
 
 
 def test_rows_of_a_reference_implementation():
@@ -209,22 +217,24 @@ class Lightning(nn.Module):
 
 def test_a_lightning_module_takes_one_line():
     module = Lightning()
-    assert check_leaks(watch_loss(module, module.criterion), noise()).passed == ("Lightning",)
+    assert check_leaks(watch_loss(module, module.criterion), noise(), draws=2).passed == ("Lightning",)
     module = Lightning(leak=True)
-    found = check_leaks(watch_loss(module, module.criterion), noise())
+    found = check_leaks(watch_loss(module, module.criterion), noise(), draws=2)
     assert found.leaks[0].startswith("Lightning: by gradient: the prediction of step 0 in image 0 depends on position")
     assert not module.criterion._forward_hooks
 
 
 def test_weights_are_those_that_the_function_names_or_that_are_given():
     hidden = {"model": Masked(SABOTAGES["a zero branch"])}
-    assert check_leaks(lambda images: hidden["model"].predict(images), noise(), patch_size=2).leaks
+    assert check_leaks(lambda images: hidden["model"].predict(images), noise(), patch_size=2, draws=2).leaks
 
     class Far:
         inside = (((hidden["model"],),),)
 
-    assert check_leaks(lambda images: Far.inside[0][0][0].predict(images), noise(), patch_size=2).leaks == ()
-    far = check_leaks(lambda images: Far.inside[0][0][0].predict(images), noise(), patch_size=2, module=hidden["model"])
+    assert check_leaks(lambda images: Far.inside[0][0][0].predict(images), noise(), patch_size=2, draws=2).leaks == ()
+    far = check_leaks(
+        lambda images: Far.inside[0][0][0].predict(images), noise(), patch_size=2, draws=2, module=hidden["model"]
+    )
     assert far.leaks
 
 
@@ -276,7 +286,7 @@ from tests.testing.sabotage import Masked, noise
 def spoil(model, rows, patches, given):
     return rows + 1e-3 * patches if torch.compiler.is_compiling() else rows
 
-assert check_leaks(Masked(spoil).predict, noise(), patch_size=2).leaks == ()
+assert check_leaks(Masked(spoil).predict, noise(), patch_size=2, draws=2).leaks == ()
 assert check_leaks(Masked().predict, noise(), patch_size=2, compiled=True).leaks == ()
 print(check_leaks(Masked(spoil).predict, noise(), patch_size=2, compiled=True).leaks)
 """

@@ -64,7 +64,7 @@ def test_a_reader_that_knows_tokens_by_their_slots_says_so():
     objective = spoiled(build(SQUARES, image_size=8, depth=2), rolled(4))
     objective.reader.in_order = True
     hint = "the reader counts on the order of tokens, so whether rows follow their own queries was not looked at"
-    assert hint in check(objective, draws=8).hints
+    assert hint in check(objective, draws=2).hints
 
 
 def test_queries_that_are_exchanged_in_pairs_are_found():
@@ -87,7 +87,7 @@ class Foreseeing(sb.SegmentPrediction):
         return dataclasses.replace(out, predictions=predictions, loss=loss)
 
 
-@pytest.mark.parametrize(("at", "ahead"), [(1, 1), (1, 2), (1, 5), (2, 3), (3, 4), (5, 2)])
+@pytest.mark.parametrize(("at", "ahead"), [(1, 1), (1, 5), (5, 2)])
 def test_the_place_of_any_later_step_is_found(at, ahead):
     objective = pairs()
     objective.__class__ = Foreseeing
@@ -112,7 +112,7 @@ def partial_prediction():
 
 
 def test_a_prediction_of_some_steps_passes():
-    check(partial_prediction())
+    check(partial_prediction(), draws=2)
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-4])
@@ -141,7 +141,7 @@ def test_blocks_of_ijepa_pass_in_any_draw():
         decoder=sb.MaskTokenDecoder(grid=base.encoder.grid, dim=16, depth=1, num_heads=2),
         target=sb.EncoderTarget(sb.MovingAverage(base.encoder, momentum=0.9), norm="token"),
     )
-    assert check(objective).leaks == ()
+    assert check(objective, draws=16).leaks == ()
 
 
 def test_all_that_is_found_is_reported():
@@ -150,7 +150,7 @@ def test_all_that_is_found_is_reported():
             masks = sb.SegmentCausalMask()(*args)
             return dataclasses.replace(masks, memory=masks.memory | True)
 
-    found = check_leaks(build(SQUARES, image_size=8, depth=2, mask=Open()), images(2, 8), draws=8)
+    found = check_leaks(build(SQUARES, image_size=8, depth=2, mask=Open()), images(2, 8), draws=2)
     assert len(found.leaks) > 3
     assert found.passed == ()
 
@@ -158,7 +158,7 @@ def test_all_that_is_found_is_reported():
 def test_half_precision_is_looked_at_in_double():
     objective = build(SQUARES, image_size=8, depth=2).half()
     nn.init.zeros_(objective.head.weight)
-    found = assert_no_leak(objective, images(2, 8).half(), draws=8)
+    found = assert_no_leak(objective, images(2, 8).half(), draws=2)
     assert "weights that are zero (head.weight) were shaken" in found.hints[0]
     assert objective.head.weight.dtype == torch.float16
     assert not objective.head.weight.any()
