@@ -81,19 +81,19 @@ class TestDigits:
 
 
 class TestGenerated:
-    @pytest.mark.parametrize(("name", "classes"), [("volumes", 5), ("waves", 5), ("cells", 4)])
+    @pytest.mark.parametrize(("name", "classes", "count"), [("volumes", 5, 400), ("waves", 5, 400), ("cells", 4, 2000)])
     def test_it_is_the_same_for_everyone_in_equal_classes_that_differ(
-        self, name: str, classes: int, monkeypatch: pytest.MonkeyPatch
+        self, name: str, classes: int, count: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(sources, "NUM_TRAIN", 400)
-        monkeypatch.setattr(sources, "NUM_TEST", 100)
+        monkeypatch.setattr(sources, "NUM_TRAIN", count)
+        monkeypatch.setattr(sources, "NUM_TEST", count // 4)
         data, again = load(name, seed=1), load(name, seed=2)
         assert_equal(data, again)
         assert data.shape == find_shape(name)
         assert len(data.class_names) == classes
         assert data.test is not None
         assert data.train.labels is not None
-        assert data.train.labels.bincount().tolist() == [400 // classes] * classes
+        assert data.train.labels.bincount().tolist() == [count // classes] * classes
         assert not torch.equal(data.train.images[: len(data.test)], data.test.images)
         train, test = (split.images.flatten(1).float() for split in (data.train, data.test))
         guessed = data.train.labels[torch.cdist(test, train).argmin(1)]

@@ -73,7 +73,9 @@ def test_a_run_goes_on_from_a_folder_and_leaves_another(tmp_path: Path, name: st
 def test_each_recipe_starts_from_the_weights(recipe: str, tmp_path: Path, name: str) -> None:
     argv = ["--name=on", f"--encoder.name={name}", "--encoder.pretrained=true"]
     heads = {"randsac": ["--decoder.heads=2"], "mae": ["--decoder.heads=2", "--decoder.width=16"]}
-    argv += heads.get(recipe, []) + (["--encoder.kind=vit", "--head.out_dim=8", "--head.hidden=8"] if recipe == "esvit" else [])
+    argv += heads.get(recipe, []) + (
+        ["--encoder.kind=vit", "--head.out_dim=8", "--head.hidden=8"] if recipe == "esvit" else []
+    )
     argv += ["--decoder.heads=2"] if recipe == "combined" else []
     objective = RECIPES[recipe].assemble(load_config(RECIPES[recipe], argv), DATA)
     state, found = state_of(name), objective.export_encoder().module.state_dict()
