@@ -165,10 +165,7 @@ def test_parquet_as_hugging_face_writes_it(named: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["shards", "parquet"])
-@pytest.mark.parametrize("workers", [0, 2])
-def test_processes_and_workers_see_every_image_once_and_go_on_in_mid_epoch(
-    kind: str, workers: int, tmp_path: Path
-) -> None:
+def test_processes_and_workers_see_every_image_once_and_go_on_in_mid_epoch(kind: str, tmp_path: Path) -> None:
     shards(tmp_path) if kind == "shards" else parquet(tmp_path)
     split = load(
         f"{kind}:{tmp_path}/train-*.{'tar' if kind == 'shards' else 'parquet'}",
@@ -179,15 +176,15 @@ def test_processes_and_workers_see_every_image_once_and_go_on_in_mid_epoch(
 
     def batches(**options: int) -> list[torch.Tensor]:
         crop = RandomResizedCropFlip((6, 8), scale=(1.0, 1.0), ratio=(8 / 6, 8 / 6), flip=False)
-        return list(train_loader(split, seed=1, epochs=2, batch_size=4, crop=crop, workers=workers, **options))
+        return list(train_loader(split, seed=1, epochs=2, batch_size=4, crop=crop, **{"workers": 0, **options}))
 
     everything = batches()
     epochs = [torch.cat(everything[i : i + len(everything) // 2]) for i in (0, len(everything) // 2)]
     assert all(len(epoch.flatten(1).unique(dim=0)) == len(epoch) for epoch in epochs)
     assert not torch.equal(*epochs)
-    shares = [batches(rank=rank, world_size=2) for rank in (0, 1)]
+    shares = [batches(rank=rank, world_size=2, workers=2 * rank) for rank in (0, 1)]
     assert all(torch.equal(torch.cat(parts), one) for *parts, one in zip(*shares, everything, strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(batches(first_step=3), everything[3:], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(batches(first_step=3, workers=2), everything[3:], strict=True))
 
 
 def test_hugging_face_in_code_reads_files_and_bytes_undecoded(tmp_path: Path) -> None:

@@ -119,12 +119,11 @@ def test_streamed_images_are_augmented_anew_every_epoch(folder: Path) -> None:
         assert all(not torch.equal(crops[0], other) for other in crops[1:])
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_crops_do_not_depend_on_workers_processes_parts_or_interruptions(workers: int, folder: Path) -> None:
+def test_crops_do_not_depend_on_workers_processes_parts_or_interruptions(folder: Path) -> None:
     whole = run(folder)
-    later = run(folder, first_step=3, workers=workers)
+    later = run(folder, first_step=3, workers=2)
     assert all(torch.equal(a, b) for a, b in zip(later, whole[3:], strict=True))
-    shares = [run(folder, world_size=2, rank=rank, accumulate=2, workers=workers) for rank in (0, 1)]
+    shares = [run(folder, world_size=2, rank=rank, accumulate=2, workers=2 * rank) for rank in (0, 1)]
     for step, batch in enumerate(whole):
         parts = [shares[rank][2 * step + part] for part in (0, 1) for rank in (0, 1)]
         assert torch.equal(torch.cat(parts), batch)

@@ -9,7 +9,7 @@ import torchvision
 from sklearn.datasets import load_digits
 from torchvision.transforms.v2 import functional as TF
 
-from ssl_blocks.data import ImageData, ImageSplit, crowds, load
+from ssl_blocks.data import ImageData, ImageSplit, crowds, load, sources
 from ssl_blocks.data.crowds import make_crowds
 from ssl_blocks.data.sources import find_shape
 
@@ -81,15 +81,19 @@ class TestDigits:
 
 
 class TestGenerated:
-    @pytest.mark.parametrize(("name", "classes"), [("volumes", 5), ("waves", 5), ("cells", 4)])
-    def test_it_is_the_same_for_everyone_in_equal_classes_that_differ(self, name: str, classes: int) -> None:
+    @pytest.mark.parametrize(("name", "classes", "count"), [("volumes", 5, 400), ("waves", 5, 400), ("cells", 4, 2000)])
+    def test_it_is_the_same_for_everyone_in_equal_classes_that_differ(
+        self, name: str, classes: int, count: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sources, "NUM_TRAIN", count)
+        monkeypatch.setattr(sources, "NUM_TEST", count // 4)
         data, again = load(name, seed=1), load(name, seed=2)
         assert_equal(data, again)
         assert data.shape == find_shape(name)
         assert len(data.class_names) == classes
         assert data.test is not None
         assert data.train.labels is not None
-        assert data.train.labels.bincount().tolist() == [2000 // classes] * classes
+        assert data.train.labels.bincount().tolist() == [count // classes] * classes
         assert not torch.equal(data.train.images[: len(data.test)], data.test.images)
         train, test = (split.images.flatten(1).float() for split in (data.train, data.test))
         guessed = data.train.labels[torch.cdist(test, train).argmin(1)]
@@ -126,12 +130,14 @@ class TestCrowds:
             crowds.make_crowds(torch.zeros(99, 1, 8, 8, dtype=torch.uint8), labels, 20, torch.Generator())
 
     def test_no_digit_is_in_both_splits(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(crowds, "NUM_TRAIN", 600)
+        monkeypatch.setattr(crowds, "NUM_TEST", 100)
         pools = []
         monkeypatch.setattr(crowds, "make_crowds", lambda *given: pools.append(given[:3]) or make_crowds(*given))
         data, digits = load("crowds", seed=1), load("digits")
         assert data.shape == find_shape("crowds")
         assert data.class_names == digits.class_names
-        assert [len(split) for split in (data.train, data.test)] == [6000, 1000]
+        assert [len(split) for split in (data.train, data.test)] == [600, 100]
         for (images, labels, _), split in zip(pools, (digits.train, digits.test), strict=True):
             assert torch.equal(images, split.images)
             assert torch.equal(labels, split.labels)

@@ -21,7 +21,7 @@ def main(folder: Path) -> None:
     ):
         split = load(data, image_size=(6, 8), storage="stream", root=folder).train
         for first in (0, 2):
-            loaded = loader(split, first_step=first, rank=rank, world_size=dist.get_world_size(), workers=2)
+            loaded = loader(split, first_step=first, rank=rank, world_size=dist.get_world_size(), workers=first)
             torch.save(list(loaded), folder / f"{name}-{first}-{rank}.pt")
 
 

@@ -18,7 +18,13 @@ from ssl_blocks.evaluation import (
 )
 from tests.pretrain.small import config, prepare
 
-SHORT = ("--trainer.epochs=1", "--optimizer.warmup_epochs=0.5", "--data.max_train=64", "--data.max_test=16")
+SHORT = (
+    "--trainer.epochs=1",
+    "--optimizer.warmup_epochs=0.5",
+    "--data.max_train=64",
+    "--data.max_test=16",
+    "--encoder.depth=1",
+)
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 

@@ -63,11 +63,13 @@ def test_parquet_holds_the_same_with_splits_and_labels(run: Path, tmp_path: Path
     assert notes["image_size"] == [8, 8]
 
 
-def test_layers_and_sizes_are_options(run: Path, photos: Path, tmp_path: Path) -> None:
+def test_layers_and_sizes_are_options(photos: Path, tmp_path: Path) -> None:
     only = photos / "a.png"
-    plain = embed(run, only, tmp_path / "a.npy", **CPU)
-    deeper = embed(run, only, tmp_path / "b.npy", layers=2, **CPU)
-    larger = embed(run, only, tmp_path / "c.npy", image_size=16, **CPU)
+    encoder = timm_vit(image_size=8, patch_size=4, channels=1, depth=2, embed_dim=16, num_heads=2)
+    deep = export_encoder(encoder, tmp_path / "deep", tokenizer=None, mean=(0.5,), std=(0.5,))
+    plain = embed(deep, only, tmp_path / "a.npy", **CPU)
+    deeper = embed(deep, only, tmp_path / "b.npy", layers=2, **CPU)
+    larger = embed(deep, only, tmp_path / "c.npy", image_size=16, **CPU)
     assert (plain.dim, deeper.dim, larger.dim) == (16, 32, 16)
     one, two, three = (np.load(tmp_path / f"{name}.npy") for name in "abc")
     np.testing.assert_allclose(two[:, 16:], one, rtol=1e-5)

@@ -252,7 +252,7 @@ def test_the_entry_holds_what_the_numbers_were_made_with(run: Path) -> None:
 
 def test_processes_share_the_images_and_find_what_one_finds(divided: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one.json", divided / "command" / "scores.json"
-    assert main(["knn", str(divided / "training" / "squares"), f"--output={one}", *CPU]) == 0
+    assert main(["knn", str(divided / "training" / "blobs"), f"--output={one}", *CPU]) == 0
     found = [
         {row["name"]: row["knn"]["accuracy"] for row in entry["scores"]} for entry in (results(one)[0], results(two)[0])
     ]

@@ -25,7 +25,7 @@ def meet_elsewhere() -> None:
 
 
 def main(folder: Path) -> None:
-    rank, run = dist.get_rank(), folder.parent / "training" / "squares"
+    rank, run = dist.get_rank(), folder.parent / "training" / "blobs"
     meet_elsewhere()  # the command connects the processes itself
     arguments = ["knn", str(run), f"--output={folder / 'scores.json'}", "--device=cpu", "--precision=fp32"]
     with (folder / f"{rank}.txt").open("w") as said, redirect_stdout(said), mock.patch.object(sys, "argv"):

@@ -32,11 +32,11 @@ from tests.evaluation.test_layers import Plain
 
 pytestmark = pytest.mark.process  # takes long
 
-TRAIN, TEST = bright_and_dark(24, 0), bright_and_dark(8, 1)
+TRAIN, TEST = bright_and_dark(16, 0), bright_and_dark(8, 1)
 SETTINGS = FinetuneSettings(
     base_lr=0.1, batch_size=8, accumulate=2, epochs=2, warmup_epochs=1, drop_path=0.3, crop_scale=(0.5, 1.0)
 )
-TRAINING = SegmentationTraining(epochs=2, batch_size=3, lr=3e-3)
+TRAINING = SegmentationTraining(epochs=2, batch_size=2, lr=3e-3)
 
 
 def finetune(**options: Any) -> Any:
@@ -46,8 +46,8 @@ def finetune(**options: Any) -> Any:
 def segment(**options: Any) -> Any:
     return evaluate_segmentation(
         dense.fed(dense.make_encoder(drop_path_rate=0.2)),
-        dense.make_data(),
-        **{"width": 8, "training": TRAINING, **options},
+        dense.make_data(4, 2),
+        **{"width": 4, "training": TRAINING, **options},
     )
 
 
@@ -77,7 +77,7 @@ def same(one: Any, other: Any) -> bool:
 
 @pytest.mark.parametrize(
     ("run", "task", "at_step"),
-    [(finetune, FinetuneTask, 5), (segment, SegmentationTask, 3)],
+    [(finetune, FinetuneTask, 3), (segment, SegmentationTask, 3)],
     ids=["finetune", "segment"],
 )
 def test_interrupted_training_ends_in_the_same_bits(

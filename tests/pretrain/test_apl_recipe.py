@@ -23,7 +23,7 @@ SMALL = [
     "--data.name=digits",
     "--data.image_size=17",
     "--data.crop_scale=1,1",
-    "--data.max_train=128",
+    "--data.max_train=64",
     "--data.max_test=40",
     "--grid=3",
     "--crop=1",
@@ -32,7 +32,7 @@ SMALL = [
     "--encoder.heads=2",
     "--optimizer.batch_size=32",
     "--optimizer.warmup_epochs=0.5",
-    "--trainer.epochs=2",
+    "--trainer.epochs=1",
     "--trainer.device=cpu",
     *BARE,
 ]
@@ -56,7 +56,7 @@ def test_a_run_leaves_an_encoder_and_the_accuracy_of_its_puzzles(
     run = Run.prepare(configure(tmp_path, *KINDS[kind], *shown), RECIPE.assemble)
     folder = run.fit()
     objective = run.module.objective.eval()
-    data = load("digits", image_size=17, max_train=128, max_test=40)
+    data = load("digits", image_size=17, max_train=64, max_test=40)
     images = to_float(data.test.images, data.mean, data.std)
     patches = objective.tokenizer(images)
     assert patches.shape == (40, 9, 1, 4, 4)

@@ -17,7 +17,7 @@ SMALL = [
     "--name=both",
     "--data.name=digits",
     "--data.image_size=16",
-    "--data.max_train=128",
+    "--data.max_train=64",
     "--data.max_test=40",
     "--encoder.patch_size=4",
     "--encoder.depth=2",
@@ -32,7 +32,7 @@ SMALL = [
     "--dino.local_size=8",
     "--optimizer.batch_size=32",
     "--optimizer.warmup_epochs=0.5",
-    "--trainer.epochs=2",
+    "--trainer.epochs=1",
     "--trainer.device=cpu",
     *BARE,
 ]
@@ -62,15 +62,15 @@ def test_a_run_trains_one_encoder_which_is_saved_once(tmp_path: Path) -> None:
     header = (folder / "metrics.csv").read_text().splitlines()[0]
     assert all(name in header for name in ("randsac_loss", "dino_loss", "dino_teacher_entropy"))
     model = timm.create_model(f"local-dir:{folder / 'encoder'}", pretrained=True).eval()
-    data = load("digits", image_size=16, max_train=128, max_test=40)
+    data = load("digits", image_size=16, max_train=64, max_test=40)
     images = to_float(data.test.images, data.mean, data.std)
     with torch.no_grad():
         torch.testing.assert_close(model(images), objective.encoder.eval().features(images), rtol=1e-5, atol=1e-6)
 
 
 def test_what_reads_segments_does_not_leak(tmp_path: Path) -> None:
-    objective = Run.prepare(configure(tmp_path), RECIPE.assemble).module.objective
-    assert_no_leak(objective.parts["randsac"], torch.randn(2, 1, 16, 16))
+    objective = Run.prepare(configure(tmp_path, "--encoder.depth=1"), RECIPE.assemble).module.objective
+    assert_no_leak(objective.parts["randsac"], torch.randn(1, 1, 16, 16))
 
 
 @pytest.mark.parametrize(

@@ -71,10 +71,11 @@ STAGES = {
     "writing results": "ssl_blocks.pretrain.run.write_results",
     "writing the card": "ssl_blocks.pretrain.run.write_card",
 }
-CASES = [(stage, signalled(15), "stopped by SIGTERM", 143) for stage in STAGES]
+STOPPED = (signalled(15), "stopped by SIGTERM", 143)
+CASES = [(stage, *STOPPED) for stage in ("loading", "exporting", "writing the card")]
 CASES += [
     ("scoring", signalled(2), "stopped by SIGINT", 130),
-    ("exporting", no_memory, "memory did not suffice", 1),
+    ("measuring", no_memory, "memory did not suffice", 1),
     ("exporting", half_written, "No space left", 1),
     ("writing results", full, "No space left", 1),
 ]

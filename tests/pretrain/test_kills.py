@@ -18,7 +18,7 @@ import torch
 from ssl_blocks.engine.checkpoints import checkpoint_path
 from tests.pretrain.small import NUM_STEPS, differences, final, prepare
 
-KILLS = 8
+KILLS = 6
 NUM_OPERATIONS = 16  # of two checkpoints
 LAST = checkpoint_path(Path(), NUM_STEPS).name
 
@@ -92,8 +92,8 @@ def test_killed_again_and_again_a_run_ends_in_the_same_bits(tmp_path: Path) -> N
         if (run / "checkpoints" / LAST).is_file() and (process.exitcode == 0 or chance.random() < 0.7):
             ended.append(run.rename(tmp_path / f"finished-{kill}"))
     assert {*codes} == {0, -signal.SIGKILL}
-    assert codes.count(-signal.SIGKILL) > 4
-    assert codes[1::2].count(-signal.SIGKILL) > 2  # amid file operations
+    assert codes.count(-signal.SIGKILL) > 3
+    assert codes[1::2].count(-signal.SIGKILL) > 1  # amid file operations
     for folder in ended:
         assert differences(final(whole), final(folder)) == []
         assert (folder / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()

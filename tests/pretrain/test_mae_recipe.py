@@ -17,7 +17,7 @@ SMALL = [
     "--name=mae",
     "--data.name=digits",
     "--data.image_size=16",
-    "--data.max_train=128",
+    "--data.max_train=64",
     "--data.max_test=40",
     "--encoder.patch_size=4",
     "--encoder.depth=2",
@@ -29,7 +29,7 @@ SMALL = [
     "--decoder.heads=2",
     "--optimizer.batch_size=32",
     "--optimizer.warmup_epochs=0.5",
-    "--trainer.epochs=2",
+    "--trainer.epochs=1",
     "--trainer.device=cpu",
     *BARE,
 ]
@@ -45,7 +45,7 @@ def test_a_run_leaves_an_encoder_that_plain_timm_loads(tmp_path: Path) -> None:
     folder = run.fit()
     assert (folder / "figures" / "reconstructions.png").is_file()
     model = timm.create_model(f"local-dir:{folder / 'encoder'}", pretrained=True).eval()
-    data = load("digits", image_size=16, max_train=128, max_test=40)
+    data = load("digits", image_size=16, max_train=64, max_test=40)
     images = to_float(data.test.images, data.mean, data.std)
     encoder = run.module.objective.export_encoder()
     encoder.module.eval()

@@ -1,5 +1,6 @@
 """Recipes go on from an exported encoder: by its folder, with its sizes, or not at all."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from ssl_blocks.encoders import export_encoder, timm_vit
 from ssl_blocks.pretrain import EncoderConfig, Run
 from ssl_blocks.recipes import RECIPES
 from ssl_blocks.recipes.mae import RECIPE
+from tests.pretrain.small import BARE
 
 DATA = ImageData.stand_in(ImageShape(3, 16, 16))
 SMALL = [
@@ -28,11 +30,12 @@ SMALL = [
     "--optimizer.warmup_epochs=0.5",
     "--trainer.epochs=1",
     "--trainer.device=cpu",
+    *BARE,
 ]
 
 
-@pytest.fixture
-def name(tmp_path: Path) -> str:
+@pytest.fixture(scope="module")
+def name(tmp_path_factory: pytest.TempPathFactory) -> str:
     """An encoder with a patch, a class token and positions that are no recipe's defaults."""
     torch.manual_seed(0)
     size = {"image_size": 16, "patch_size": 2, "depth": 2, "embed_dim": 16, "num_heads": 2}
@@ -42,7 +45,8 @@ def name(tmp_path: Path) -> str:
             parameter.add_(torch.randn_like(parameter) * 0.1)
     tokenizer = sb.PatchTokenizer(image_size=16, patch_size=2)
     half = (0.5, 0.5, 0.5)
-    return f"local-dir:{export_encoder(encoder, tmp_path / 'old', tokenizer=tokenizer, mean=half, std=half)}"
+    folder = tmp_path_factory.mktemp("old")
+    return f"local-dir:{export_encoder(encoder, folder / 'old', tokenizer=tokenizer, mean=half, std=half)}"
 
 
 def state_of(name: str) -> dict[str, torch.Tensor]:
@@ -69,7 +73,9 @@ def test_a_run_goes_on_from_a_folder_and_leaves_another(tmp_path: Path, name: st
 def test_each_recipe_starts_from_the_weights(recipe: str, tmp_path: Path, name: str) -> None:
     argv = ["--name=on", f"--encoder.name={name}", "--encoder.pretrained=true"]
     heads = {"randsac": ["--decoder.heads=2"], "mae": ["--decoder.heads=2", "--decoder.width=16"]}
-    argv += heads.get(recipe, []) + (["--encoder.kind=vit"] if recipe == "esvit" else [])
+    argv += heads.get(recipe, []) + (
+        ["--encoder.kind=vit", "--head.out_dim=8", "--head.hidden=8"] if recipe == "esvit" else []
+    )
     argv += ["--decoder.heads=2"] if recipe == "combined" else []
     objective = RECIPES[recipe].assemble(load_config(RECIPES[recipe], argv), DATA)
     state, found = state_of(name), objective.export_encoder().module.state_dict()
@@ -156,6 +162,7 @@ def test_mistakes_are_one_line(
 
 
 def test_a_dry_run_needs_no_weights(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "old" / "model.safetensors").unlink()
-    assert main(RECIPE, argv=[*options(tmp_path, name), "--dry-run"]) == 0
+    old = shutil.copytree(name.partition(":")[2], tmp_path / "old")
+    (old / "model.safetensors").unlink()
+    assert main(RECIPE, argv=[*options(tmp_path, f"local-dir:{old}"), "--dry-run"]) == 0
     assert "pretrained: true" in capsys.readouterr().out

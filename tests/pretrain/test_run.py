@@ -25,7 +25,7 @@ pytestmark = pytest.mark.process  # takes long
 
 
 def options(folder: Path, *more: str) -> list[str]:
-    return arguments(folder, "--name=randsac_digits", "--trainer.epochs=3", "--trainer.knn_every=1", *more)
+    return arguments(folder, "--name=randsac_digits", "--trainer.epochs=2", "--trainer.knn_every=1", *more)
 
 
 def run(folder: Path, *more: str) -> Run:
@@ -47,7 +47,7 @@ def test_run_folder_holds_what_the_docs_promise(finished: Run) -> None:
         "config.yaml",
         "metrics.csv",
         "results.json",
-        "checkpoints/step-00000012.ckpt",
+        "checkpoints/step-00000008.ckpt",
         "encoder/config.json",
         "encoder/model.safetensors",
         "figures/segments.png",
@@ -60,7 +60,7 @@ def test_run_folder_holds_what_the_docs_promise(finished: Run) -> None:
 
 def test_resolved_config_makes_the_same_run_again(finished: Run) -> None:
     path = finished.config.folder / "config.yaml"
-    assert yaml.safe_load(path.read_text())["trainer"]["epochs"] == 3
+    assert yaml.safe_load(path.read_text())["trainer"]["epochs"] == 2
     again = load_config(RECIPE, [f"--preset={path}"])
     assert again == finished.config
 
@@ -68,9 +68,9 @@ def test_resolved_config_makes_the_same_run_again(finished: Run) -> None:
 def test_metrics_tell_loss_rate_and_knn(finished: Run) -> None:
     rows = list(csv.DictReader((finished.config.folder / "metrics.csv").read_text().splitlines()))
     losses = [float(r["loss"]) for r in rows if r["loss"]]
-    assert len(losses) == 3
+    assert len(losses) == 2
     assert all(0 < x < 10 for x in losses)
-    assert sum(bool(r["knn"]) for r in rows) == 3
+    assert sum(bool(r["knn"]) for r in rows) == 2
     assert all(0 <= float(r["knn"]) <= 1 for r in rows if r["knn"])
 
 
@@ -104,10 +104,10 @@ def test_a_picture_that_fails_is_one_line_and_costs_nothing(
         raise IndexError("no colour\nis left")
 
     monkeypatch.setattr(figures, "write_figures", fail)
-    folder = run(tmp_path, "--trainer.epochs=2", "--trainer.figures=true").config.folder
+    folder = run(tmp_path, "--trainer.epochs=1", "--trainer.figures=true").config.folder
     printed = capsys.readouterr().out
     assert re.search(r"^warning: no pictures of \w+: IndexError: no colour is left$", printed, re.MULTILINE)
-    assert "pretrained 2 epochs" in printed
+    assert "pretrained 1 epochs" in printed
     assert (folder / "figures" / "curves.png").is_file()
     assert "pretrained" in (folder / "encoder" / "README.md").read_text()
 
@@ -180,7 +180,7 @@ def test_run_leaves_the_global_random_state_alone(tmp_path: Path) -> None:
 
 
 def test_checkpoint_holds_every_weight_once_and_nothing_to_unpickle(finished: Run) -> None:
-    saved = torch.load(finished.config.folder / "checkpoints" / "step-00000012.ckpt", weights_only=True)["state_dict"]
+    saved = torch.load(finished.config.folder / "checkpoints" / "step-00000008.ckpt", weights_only=True)["state_dict"]
     assert set(saved) == {f"model.{name}" for name in finished.module.objective.state_dict()}
 
 
@@ -213,7 +213,7 @@ def test_without_labels_a_run_says_that_it_cannot_score(
     for i in range(40):
         Image.new("L", (8, 8), 6 * i).save(tmp_path / "photos" / f"{i}.png")
     photos = (f"--data.name=imagefolder:{tmp_path / 'photos'}", "--optimizer.batch_size=20", "--data.channels=1")
-    prepared = run(tmp_path, *photos, "--trainer.score=true", "--trainer.figures=true")
+    prepared = run(tmp_path, *photos, "--trainer.epochs=1", "--trainer.score=true", "--trainer.figures=true")
     printed = capsys.readouterr().out
     assert "trainer.knn_every has no effect" in printed
     assert "no scores" in printed
@@ -243,7 +243,7 @@ def test_data_of_ones_own_is_trained_on_and_looked_at_when_parts_are_made(tmp_pa
         "encoder": {"patch_size": 2, "width": 16, "depth": 1, "heads": 2},
         "optimizer": {"batch_size": 16, "warmup_epochs": 0},
     }
-    trainer = {"epochs": 1, "device": "cpu"}
+    trainer = {"epochs": 1, "device": "cpu", "score": False, "figures": False, "look_every": None}
     config = Stripes(name="stripes", output_dir=tmp_path, trainer=trainer, **sizes)
     run = Run.prepare(config, with_levels)
     assert run.module.objective.levels.tolist() == [100, 200]

@@ -14,7 +14,7 @@ def test_a_run_without_a_decoder_ends_with_an_encoder_and_pictures(tmp_path: Pat
     options = arguments(
         tmp_path,
         "--two_stream=true",
-        "--trainer.epochs=2",
+        "--trainer.epochs=1",
         "--segments.kind=blob",
         "--segments.counts=4",
         "--trainer.figures=true",
@@ -31,9 +31,9 @@ def test_a_run_without_a_decoder_ends_with_an_encoder_and_pictures(tmp_path: Pat
 
 
 def test_pictures_are_those_of_an_autoregression(tmp_path: Path) -> None:
-    tokenizer = sb.PatchTokenizer(image_size=16, patch_size=2)
+    tokenizer = sb.PatchTokenizer(image_size=16, patch_size=4)
     objective = sb.SegmentPrediction(
-        encoder=sb.encoders.timm_vit(image_size=16, patch_size=2, embed_dim=16, depth=1, num_heads=2, class_token=True),
+        encoder=sb.encoders.timm_vit(image_size=16, patch_size=4, embed_dim=16, depth=1, num_heads=2, class_token=True),
         reader=sb.QueryReader(16),
         tokenizer=tokenizer,
         partitioner=sb.TokenPartitioner(),

@@ -21,11 +21,11 @@ from tests.pretrain.small import Untouched, config
 SCORED = ["--trainer.score=true", "--trainer.look_every=1"]
 BLOBS = ["--segments.kind=blob", "--segments.counts=[4]"]
 CASES = {
-    "squares": ["--segments.kind=square", "--segments.sides=[2]", *SCORED],
-    "blobs": BLOBS,
+    "blobs": [*BLOBS, *SCORED],
     "blobs-sharded-accumulated": [*BLOBS, "--trainer.strategy=fsdp", "--optimizer.accumulate=2", *SCORED],
 }
 OPTIONS = ["--trainer.epochs=2", "--data.max_train=96", "--optimizer.clip_grad=0.5", "--trainer.precision=fp32"]
+OPTIONS += ["--trainer.checkpoint_every=2", "--encoder.depth=1"]
 
 
 def build(config, data):

@@ -6,7 +6,7 @@ from ssl_blocks.pretrain import Run
 from ssl_blocks.recipes.saim import RECIPE
 from tests.pretrain.test_saim_recipe import configure
 
-OPTIONS = ("--trainer.precision=fp32", "--data.max_train=64")
+OPTIONS = ("--trainer.precision=fp32", "--data.max_train=48")
 
 
 def main(folder: Path) -> None:

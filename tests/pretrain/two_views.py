@@ -14,9 +14,8 @@ from tests.pretrain.test_esvit_recipe import MAP, configure
 
 APART = "--koleo_weight=0.1"  # of the images of both processes, but of accumulated parts at each
 CASES = {
-    "ddp": [APART],
     "ddp-accumulated": ["--optimizer.accumulate=2"],
-    "sharded": ["--trainer.strategy=fsdp"],
+    "sharded": ["--trainer.strategy=fsdp", APART],
 }
 OPTIONS = ["--trainer.precision=fp32", "--teacher.momentum=0.5", "--head.freeze_epochs=0", "--encoder.drop_path=0"]
 OPTIONS += ["--data.max_train=32"]
