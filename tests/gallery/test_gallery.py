@@ -60,7 +60,8 @@ def test_it_trains_and_goes_on_in_the_same_bits(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_leaks_nothing_or_says_why_that_is_no_question(name, capsys):
-    method(name).check(draws=2, **shallow(name))
+    torch.manual_seed(0)
+    method(name).check(draws=2, **(shallow(name) | {"batch": 4}))  # of fewer views none may be masked
     printed = capsys.readouterr().out
     if "no leak test" in printed:
         assert method(name).views
