@@ -25,7 +25,7 @@ CASES = {
     "blobs-sharded-accumulated": [*BLOBS, "--trainer.strategy=fsdp", "--optimizer.accumulate=2", *SCORED],
 }
 OPTIONS = ["--trainer.epochs=2", "--data.max_train=96", "--optimizer.clip_grad=0.5", "--trainer.precision=fp32"]
-OPTIONS += ["--trainer.checkpoint_every=2", "--encoder.depth=1"]
+OPTIONS += ["--trainer.checkpoint_every=2"]
 
 
 def build(config, data):
