@@ -136,21 +136,13 @@ class _Copies(TorchDispatchMode):
         found = func(*args, **dict(named))
         given = _tensors((args, named))
         on_meta = [x.is_meta for x in (*given, *_tensors(found))]
-        if (
-            on_meta
-            and all(on_meta)
-            and not func._schema.is_mutable
-            and not any(x.alias_info for x in func._schema.returns)
-        ):
+        makes_alone = not func._schema.is_mutable and not any(x.alias_info for x in func._schema.returns)
+        if on_meta and all(on_meta) and makes_alone and func not in _WRITING:  # those are looked at every time
             _MADE[key] = mapped(found, _anew)
         if self.watched and any(on_meta) and any(x.device.type == "cpu" for x in given):
             _fail_here("a copy from the host", f"{func} of a tensor on the CPU")
-        if (
-            self.watched
-            and func in _WRITING
-            and args[2].numel() > 1
-            and any(x.dtype == torch.bool for x in _tensors(args[1]))
-        ):
+        writes_much = self.watched and func in _WRITING and args[2].numel() > 1
+        if writes_much and any(x.dtype == torch.bool for x in _tensors(args[1])):
             _fail_here("a read of its values", f"{func} through a mask")
         return found
 

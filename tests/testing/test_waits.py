@@ -42,6 +42,7 @@ WAITS = {
     "where.self of a tensor on the CPU": lambda x, m: torch.where(m, x, torch.tensor(0.0)),
     "a tensor of the host": lambda x, m: x + HOST,
     "through a mask": lambda x, m: write(x, m, torch.zeros(4, device=x.device)),
+    "index_put.default through a mask": lambda x, m: torch.index_put(x, (m,), x.new_zeros(4)),
     "nonzero": lambda x, m: x[m],
     "item": lambda x, m: float(x[0, 0]),
     "item\\(\\) cannot": lambda x, m: 1 if (x > 0).any() else 0,
