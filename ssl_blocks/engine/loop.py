@@ -17,7 +17,7 @@ from ssl_blocks.engine.graph import CudaCapture, StepGraph
 from ssl_blocks.engine.late import Later
 from ssl_blocks.engine.masters import MasterAdamW, rounded_weights
 from ssl_blocks.engine.optimizers import cosine_weight_decay
-from ssl_blocks.engine.parallel import Machine, one_for_none, shard, sum_over_processes
+from ssl_blocks.engine.parallel import Machine, one_for_none, repeated_blocks, shard, sum_over_processes
 from ssl_blocks.engine.replay import keep_step
 from ssl_blocks.engine.task import Moment, Portion, Task
 from ssl_blocks.engine.watch import Verdict, Watch
@@ -42,6 +42,9 @@ class Loop(pl.LightningModule):
         self, task: Task, machine: Machine = HERE, *, folder: Path | None = None, tell: Callable[[str], None] = print
     ) -> None:
         super().__init__()
+        if machine.strategy == "fsdp" and not repeated_blocks(task.model):
+            name = type(task.model).__name__
+            raise ValueError(f"trainer.strategy='fsdp' needs alike blocks to deal out, but {name} has no two: use ddp")
         self.task, self.model, self.machine, self.tell = task, task.model, machine, tell
         self.world = machine.processes.world_size
         self.folder = folder

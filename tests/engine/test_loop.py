@@ -93,6 +93,11 @@ def test_parts_weigh_what_they_count(unit: float) -> None:
     assert not any(grad.any() for grad in nothing.grads)
 
 
+def test_a_model_without_blocks_is_not_dealt_out() -> None:
+    with pytest.raises(ValueError, match=r"strategy='fsdp' needs alike blocks to deal out, but \w+ has no two"):
+        Loop(Weighed(), Machine(strategy="fsdp", processes=Processes(2)))
+
+
 def test_every_process_step_and_part_draws_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for rank in range(2):
