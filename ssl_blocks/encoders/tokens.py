@@ -101,9 +101,9 @@ class TokenAdapter(Adapter[M]):
     def native(self, images: Float[Tensor, "b c *s"]) -> Float[Tensor, "b s d"]:
         """The model's own normalised output, prefix first: what ``encode`` must reproduce."""
 
+    @abstractmethod
     def _stem(self) -> Any:
         """The convolution that embeds patches, or what has its ``kernel_size``, ``in_channels`` and weights."""
-        raise NotImplementedError
 
     def _embedded(self, tokens: Tensor) -> Tensor:
         """What follows the convolution."""
